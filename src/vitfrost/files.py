@@ -1,0 +1,116 @@
+"""Files that appear whole or not at all: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import VitfrostError
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _prepare_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VitfrostError(f"cannot create the folder {path.parent}: {_reason(error)}") from error
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; rename it to `path` when the block ends well.
+
+    Raises VitfrostError when the folder cannot be written or the disk is full; `path` is then as it was before.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise VitfrostError(f"{path} is a folder; name a file to write")
+    _prepare_parent(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VitfrostError(f"cannot write {path}: {_reason(error)}; nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; rename it to `path` when the block ends well.
+
+    An existing empty folder is taken over; one with content is an error unless `overwrite`.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    _prepare_parent(path)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise VitfrostError(f"cannot write into {path.parent}: {_reason(error)}") from error
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise VitfrostError(f"cannot write {path}: {_reason(error)}; nothing was changed") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path, overwrite: bool = False) -> None:
+    """Raise VitfrostError when `path` is a file, or a folder with content and `overwrite` is not set."""
+    if path.is_file():
+        raise VitfrostError(f"{path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise VitfrostError(f"the folder {path} exists and is not empty; name another one or add --overwrite")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given, one final newline."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; raise VitfrostError naming the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VitfrostError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VitfrostError(f"{path} is not readable JSON: {error}") from error
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""How a Vision Transformer is seen: the only package that knows timm."""

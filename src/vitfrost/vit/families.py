@@ -1,0 +1,69 @@
+"""Which family a model belongs to, and why a model is refused. A new family is one module with `matches` and `find_sites`."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModel
+from . import plain, swin
+from .attention import MapAttention
+from .sites import ModelSites
+
+_FAMILIES = (plain, swin)
+
+# Class names of timm models whose attention is understood well enough to say why it is refused.
+_REFUSALS = {
+    "Eva": "rotary position embedding (rope)",
+    "VisionTransformerRope": "rotary position embedding (rope)",
+    "Xcit": "cross-covariance (channel) attention",
+    "Cait": "talking-heads attention",
+    "NaFlexVit": "NaFlex inputs (dictionaries of patches)",
+    "SwinTransformerV2": "scaled cosine attention with a continuous position bias (Swin V2)",
+    "BEiT": "relative position bias over global attention (BEiT)",
+    "Beit": "relative position bias over global attention (BEiT)",
+    "VisionTransformerRelPos": "relative position bias over global attention",
+    "VisionTransformerSAM": "decomposed relative positions (SAM)",
+    "DeitDistilled": "an unknown distilled form",
+}
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """Sites of any supported timm model.
+
+    Raises UnsupportedModel in one line that names what is unsupported.
+    """
+    for family in _FAMILIES:
+        if family.matches(model):
+            return family.find_sites(model)
+    name = type(model).__name__
+    if name in _REFUSALS:
+        raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; supported are vit_*, deit_* and swin_*")
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        if "Attention" in kind or "Attn" in kind:
+            raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; supported are vit_*, deit_* and swin_*")
+    raise UnsupportedModel(f"{name} has no attention layers (not a transformer); supported are vit_*, deit_* and swin_*")
+
+
+def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
+    """The pairs of a site that may attend to each other; None where all may (everything but shifted windows)."""
+    block = model.get_submodule(site_name.rpartition(".")[0])
+    return swin.allowed_pairs(block) if swin.matches(model) else None
+
+
+def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
+    """Replace every attention layer of `model` in place by MapAttention; layers already replaced are kept.
+
+    Returns the run-time attention modules by site name. Outputs equal the original's (fp32, max abs difference 1e-5).
+    """
+    modules: dict[str, MapAttention] = {}
+    if any(isinstance(module, MapAttention) for module in model.modules()):
+        return {name: module for name, module in model.named_modules() if isinstance(module, MapAttention)}
+    for site in find_sites(model).attention:
+        parent_name, _, attribute = site.name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        module = MapAttention(getattr(parent, attribute), site, scale_queries_first=swin.matches(model))
+        setattr(parent, attribute, module)
+        modules[site.name] = module
+    return modules

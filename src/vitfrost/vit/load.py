@@ -1,0 +1,161 @@
+"""From a model's name and a weights file to a loaded timm model that knows who it is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import VitfrostError
+from .compat import import_timm
+
+timm = import_timm()
+RANDOM_WEIGHTS = "random"
+
+
+@dataclass
+class LoadedModel:
+    """A timm model in evaluation mode with its identity and its preprocessing.
+
+    `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation.
+    `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artefacts are bound to it.
+    """
+
+    model: nn.Module
+    name: str
+    image_size: tuple[int, int]
+    weight_tag: str
+    state_hash: str
+    preprocessing: dict[str, Any]
+    classes: int
+
+    def identity(self) -> dict[str, Any]:
+        """What is written into statistics, plans and artefacts."""
+        return {
+            "name": self.name,
+            "image_size": list(self.image_size),
+            "weight_tag": self.weight_tag,
+            "state_hash": self.state_hash,
+            "classes": self.classes,
+        }
+
+
+def hash_state(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the state dict, independent of the order of its keys."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file or a plain state dict (tensors only, no pickled code).
+
+    Raises VitfrostError when the file is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VitfrostError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the two libraries raise many types; each means the file is no weights file
+        raise VitfrostError(f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise VitfrostError(f"{path} holds no state dict of tensors")
+    return state
+
+
+def _names(keys: set[str]) -> str:
+    shown = sorted(keys)
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load strictly; raise VitfrostError that names the keys that are missing, unexpected or of another shape."""
+    own = model.state_dict()
+    problems = []
+    if missing := own.keys() - state.keys():
+        problems.append(f"missing {_names(missing)}")
+    if unexpected := state.keys() - own.keys():
+        problems.append(f"unexpected {_names(unexpected)}")
+    shapes = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    if shapes:
+        first = sorted(shapes)[0]
+        problems.append(
+            f"other shapes at {_names(shapes)} ({first}: {list(state[first].shape)} in the file, {list(own[first].shape)} in the model)"
+        )
+    if problems:
+        raise VitfrostError(f"the weights {path} do not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Create a timm model; raise VitfrostError for an unknown name or options the model does not take."""
+    from . import digits  # noqa: F401  (registers the bundled model)
+
+    if not timm.is_model(name):
+        import difflib
+
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
+        raise VitfrostError(f"timm has no model '{name}'{hint}")
+    if image_size is not None:
+        options["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
+        raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
+
+
+def load_model(
+    name: str,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> LoadedModel:
+    """Load a timm model in evaluation mode (fp32).
+
+    `weights`: a safetensors or state-dict file; None for timm's pretrained weights; "random" for untrained ones
+    drawn from `seed` (for measurements and tests). Raises VitfrostError as the functions above do.
+    """
+    from timm.data import resolve_model_data_config
+
+    random = str(weights) == RANDOM_WEIGHTS
+    torch.manual_seed(seed)
+    model = create_model(name, image_size, pretrained=weights is None, **options)
+    config = model.pretrained_cfg
+    tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
+    if random:
+        tag = f"random:{seed}"
+    elif weights is not None:
+        from .resize import fit_state
+
+        load_state(model, fit_state(model, read_weights(weights)), weights)
+        tag = f"file:{Path(weights).name}"
+    model.eval()
+    preprocessing = resolve_model_data_config(model)
+    if crop_pct is not None:
+        preprocessing["crop_pct"] = crop_pct
+    if crop_mode is not None:
+        preprocessing["crop_mode"] = crop_mode
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = tuple(built_for or preprocessing["input_size"][1:])
+    preprocessing["input_size"] = (preprocessing["input_size"][0], *size)
+    return LoadedModel(model, name, size, tag, hash_state(model), preprocessing, int(model.num_classes))

@@ -1,0 +1,77 @@
+"""timm's plain Vision Transformers: `vit_*`, `deit_*`, distilled ones, registers, any resolution."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import UnsupportedModel
+from .compat import import_timm
+from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
+
+import_timm()
+from timm.layers import Attention, Mlp  # noqa: E402  (timm must be imported through the guard)
+from timm.models.deit import VisionTransformerDistilled  # noqa: E402
+from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
+
+
+def matches(model: nn.Module) -> bool:
+    """True for timm's VisionTransformer and its distilled form (not for their other subclasses)."""
+    return type(model) in (VisionTransformer, VisionTransformerDistilled)
+
+
+def has_affine_norm(norm: nn.Module) -> bool:
+    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterise."""
+    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
+
+
+def check_feed_forward(mlp: nn.Module, name: str) -> None:
+    """Raise UnsupportedModel for gated or otherwise unusual feed-forward blocks."""
+    if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.norm, nn.Identity):
+        raise UnsupportedModel(f"{name} is a {type(mlp).__name__} feed-forward block; only fc1-activation-fc2 is supported")
+
+
+def _check_block(block: nn.Module, name: str) -> None:
+    if type(block) is not Block:
+        raise UnsupportedModel(f"{name} is a {type(block).__name__}; only the pre-norm Block is supported")
+    if type(block.attn) is not Attention:
+        raise UnsupportedModel(f"{name}.attn is {type(block.attn).__name__}; only plain multi-head self-attention is supported")
+    if getattr(block.attn, "gate", None) is not None:
+        raise UnsupportedModel(f"{name}.attn is gated attention, which is not supported")
+    check_feed_forward(block.mlp, f"{name}.mlp")
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """Attention, feed-forward and linear sites of a plain ViT.
+
+    Raises UnsupportedModel naming the first part that is not supported.
+    """
+    grid = tuple(model.patch_embed.grid_size or ())
+    if len(grid) != 2:
+        raise UnsupportedModel("the patch embedding has no fixed grid; give the model a fixed image size")
+    if not isinstance(model.patch_embed.proj, nn.Conv2d):
+        raise UnsupportedModel(f"the patch embedding is a {type(model.patch_embed.proj).__name__}; a convolution is supported")
+    prefix = model.num_prefix_tokens
+    tokens = grid[0] * grid[1] + prefix
+    attention, feed_forward = [], []
+    linears = [LinearSite("patch_embed.proj", "stem", grid[0] * grid[1])]
+    for index, block in enumerate(model.blocks):
+        name = f"blocks.{index}"
+        _check_block(block, name)
+        attn = block.attn
+        attention.append(
+            AttentionSite(
+                f"{name}.attn", index, attn.num_heads, attn.head_dim, attn.qkv.in_features,
+                tokens, tokens, prefix, grid,
+            )
+        )  # fmt: skip
+        feed_forward.append(
+            FeedForwardSite(f"{name}.mlp", index, block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
+        )
+        linears += [
+            LinearSite(f"{name}.attn.qkv", "qkv", tokens, f"{name}.norm1" if has_affine_norm(block.norm1) else None),
+            LinearSite(f"{name}.attn.proj", "proj", tokens),
+            LinearSite(f"{name}.mlp.fc1", "fc1", tokens, f"{name}.norm2" if has_affine_norm(block.norm2) else None),
+            LinearSite(f"{name}.mlp.fc2", "fc2", tokens),
+        ]
+    linears += [LinearSite(name, "head", 1) for name in ("head", "head_dist") if isinstance(getattr(model, name, None), nn.Linear)]
+    return ModelSites("vit", tuple(model.patch_embed.img_size), tuple(attention), tuple(feed_forward), tuple(linears))

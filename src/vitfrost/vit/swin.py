@@ -1,0 +1,82 @@
+"""timm's Swin Transformers: windowed attention, shifted windows, relative position bias."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModel
+from .compat import import_timm
+from .plain import check_feed_forward, has_affine_norm
+from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
+
+import_timm()
+from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported through the guard)
+    PatchMerging,
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+)
+
+
+def matches(model: nn.Module) -> bool:
+    """True for timm's SwinTransformer (version 1), not for its subclasses."""
+    return type(model) is SwinTransformer
+
+
+def allowed_pairs(block: nn.Module) -> Bool[Tensor, "windows queries keys"] | None:
+    """Which (query, key) pairs of each window see each other; None where all do (no shift)."""
+    mask = block.attn_mask
+    return None if mask is None else mask == 0
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """Attention, feed-forward and linear sites of a Swin Transformer.
+
+    Raises UnsupportedModel naming the first part that is not supported.
+    """
+    image_size = tuple(model.patch_embed.img_size)
+    stem = tuple(model.patch_embed.grid_size)
+    attention, feed_forward = [], []
+    linears = [LinearSite("patch_embed.proj", "stem", stem[0] * stem[1])]
+    for stage_index, stage in enumerate(model.layers):
+        if isinstance(stage.downsample, PatchMerging):
+            name = f"layers.{stage_index}.downsample"
+            height, width = stage.output_resolution
+            norm = f"{name}.norm" if has_affine_norm(stage.downsample.norm) else None
+            linears.append(LinearSite(f"{name}.reduction", "reduction", height * width, norm))
+        for block_index, block in enumerate(stage.blocks):
+            name = f"layers.{stage_index}.blocks.{block_index}"
+            if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
+                raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Swin version 1 blocks are supported")
+            if block.dynamic_mask:
+                raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
+            check_feed_forward(block.mlp, f"{name}.mlp")
+            height, width = block.input_resolution
+            windows_high = math.ceil(height / block.window_size[0])
+            windows_wide = math.ceil(width / block.window_size[1])
+            padded = (windows_high * block.window_size[0], windows_wide * block.window_size[1]) != (height, width)
+            windows, area, tokens = windows_high * windows_wide, block.attn.window_area, height * width
+            head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
+            attention.append(
+                AttentionSite(
+                    f"{name}.attn", len(attention), block.attn.num_heads, head_dim, block.attn.qkv.in_features,
+                    area, area, 0, tuple(block.window_size), windows, tuple(block.shift_size), block.attn_mask is not None,
+                )
+            )  # fmt: skip
+            feed_forward.append(
+                FeedForwardSite(f"{name}.mlp", len(feed_forward), block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
+            )
+            # Zero padding happens between norm1 and qkv, so scales moved across it would change the padded tokens.
+            norm1 = f"{name}.norm1" if has_affine_norm(block.norm1) and not padded else None
+            linears += [
+                LinearSite(f"{name}.attn.qkv", "qkv", windows * area, norm1),
+                LinearSite(f"{name}.attn.proj", "proj", windows * area),
+                LinearSite(f"{name}.mlp.fc1", "fc1", tokens, f"{name}.norm2" if has_affine_norm(block.norm2) else None),
+                LinearSite(f"{name}.mlp.fc2", "fc2", tokens),
+            ]
+    if isinstance(model.head.fc, nn.Linear):
+        linears.append(LinearSite("head.fc", "head", 1))
+    return ModelSites("swin", image_size, tuple(attention), tuple(feed_forward), tuple(linears))
