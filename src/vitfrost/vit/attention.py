@@ -26,7 +26,7 @@ class MapAttention(nn.Module):
     Attributes set by the compressor (None: nothing happens there):
         query_quantizer, key_quantizer, value_quantizer: modules over [B*W, H, N, D]
         map_quantizer: module over the softmax output [B*W, H, N, M]
-        frozen: module with `heads` (indices whose maps have frozen entries) that merges constants into the maps
+        frozen: module that merges constants into the maps and groups the heads (see compression.frozen)
         observer: called with (maps, values) after the softmax, or with quantised maps if `observe_quantized`
     """
 
@@ -71,50 +71,46 @@ class MapAttention(nn.Module):
         mask = mask.reshape(rows, 1, *mask.shape[3:])
         return mask if bias is None else bias + mask
 
-    def needs_maps(self) -> bool:
-        """True where every head's map must be explicit (it is quantised or observed)."""
-        return self.observer is not None or self.map_quantizer is not None
-
-    def explicit_maps(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries keys"]:
-        """Softmax maps of equation 11, then observer, quantiser and frozen entries in this order."""
-        maps = q @ k.transpose(-2, -1)
-        if bias is not None:
-            maps = maps + bias
-        maps = torch.softmax(maps, dim=-1)
+    def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
+        """Softmax maps (equation 11) of `heads` (None: all), then observer, quantiser and frozen entries, in this order."""
+        if heads is not None:
+            q, k = q[:, heads], k[:, heads]
+            bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
+        logits = q @ k.transpose(-2, -1)
+        maps = torch.softmax(logits if bias is None else logits + bias, dim=-1)
         if self.observer is not None and not self.observe_quantized:
             self.observer(maps, v)
-        if self.frozen is None:
-            if self.map_quantizer is not None:
-                maps = self.map_quantizer(maps)
-        else:
-            maps = self.frozen(maps, self.map_quantizer)
+        if self.frozen is not None:
+            maps = self.frozen(maps, self.map_quantizer, heads)
+        elif self.map_quantizer is not None:
+            maps = self.map_quantizer(maps)
         if self.observer is not None and self.observe_quantized:
             self.observer(maps, v)
         return maps
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
-        """Mix the values: explicit maps where something needs them, fused attention for all other heads."""
-        if self.needs_maps():
-            return self.explicit_maps(q, k, v, bias) @ v
-        if self.frozen is None:
+        """Mix the values. Maps are explicit only where something needs them: heads that are neither observed, quantised
+        nor frozen go through fused attention, wholly frozen heads need no queries and keys at all."""
+        quantised = self.map_quantizer is not None
+        if self.frozen is None and not quantised and self.observer is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        frozen = self.frozen.heads
-        fused = self.frozen.other_heads
-        if len(fused) == 0:
-            return self.frozen(self.explicit_logits(q, k, bias), None) @ v
-        per_head = bias is not None and bias.shape[1] > 1
+        if self.frozen is None or self.observer is not None:
+            return self.maps_of(None, q, k, v, bias) @ v
+        constant, fused = self.frozen.constant_heads, [] if quantised else self.frozen.other_heads
+        explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantised else []))
+        if len(explicit) == self.site.heads:
+            return self.maps_of(None, q, k, v, bias) @ v
         out = torch.empty_like(v)
-        bias_fused = bias[:, fused] if per_head else bias
-        out[:, fused] = F.scaled_dot_product_attention(q[:, fused], k[:, fused], v[:, fused], attn_mask=bias_fused, scale=1.0)
-        bias_frozen = bias[:, frozen] if per_head else bias
-        out[:, frozen] = self.frozen(self.explicit_logits(q[:, frozen], k[:, frozen], bias_frozen), None) @ v[:, frozen]
+        if fused:
+            bias_fused = bias[:, fused] if bias is not None and bias.shape[1] > 1 else bias
+            out[:, fused] = F.scaled_dot_product_attention(q[:, fused], k[:, fused], v[:, fused], attn_mask=bias_fused, scale=1.0)
+        if explicit:
+            out[:, explicit] = self.maps_of(explicit, q, k, v, bias) @ v[:, explicit]
+        if constant:
+            maps = self.frozen.constant_maps(self.map_quantizer)
+            windows = v[:, constant].reshape(-1, maps.shape[0], len(constant), *v.shape[2:])
+            out[:, constant] = (maps @ windows).reshape(v.shape[0], len(constant), *v.shape[2:])
         return out
-
-    @staticmethod
-    def explicit_logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """Softmax of the logits of some heads, without observer or quantiser."""
-        logits = q @ k.transpose(-2, -1)
-        return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
     def forward(
         self,

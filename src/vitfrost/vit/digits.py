@@ -19,8 +19,8 @@ WEIGHTS = Path(__file__).parent.parent / "example" / "digits.safetensors"
 
 @register_model
 def vitfrost_digits(pretrained: bool = False, **options: Any) -> nn.Module:
-    """32x32 px RGB, patches of 4, 64 + 1 tokens, six layers of four heads, ten classes."""
-    defaults = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 4, "num_classes": 10}
+    """32x32 px RGB, patches of 4, 64 + 1 tokens of width 64, six layers of four heads, ten classes."""
+    defaults = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 10}
     options.pop("pretrained_cfg", None)
     options.pop("pretrained_cfg_overlay", None)
     options.pop("cache_dir", None)

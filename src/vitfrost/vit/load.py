@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class LoadedModel:
     """A timm model in evaluation mode with its identity and its preprocessing.
 
     `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation.
+    `options` are the further arguments it was created with.
     `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artefacts are bound to it.
     """
 
@@ -32,6 +33,7 @@ class LoadedModel:
     state_hash: str
     preprocessing: dict[str, Any]
     classes: int
+    options: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What is written into statistics, plans and artefacts."""
@@ -158,4 +160,4 @@ def load_model(
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = tuple(built_for or preprocessing["input_size"][1:])
     preprocessing["input_size"] = (preprocessing["input_size"][0], *size)
-    return LoadedModel(model, name, size, tag, hash_state(model), preprocessing, int(model.num_classes))
+    return LoadedModel(model, name, size, tag, hash_state(model), preprocessing, int(model.num_classes), options)

@@ -41,7 +41,7 @@ class AttentionSite:
 
     def signature(self) -> dict[str, Any]:
         """What must agree for statistics or a plan to fit this site."""
-        return {"name": self.name, "heads": self.heads, "maps": list(self.maps_shape)}
+        return {"name": self.name, "heads": self.heads, "maps": list(self.maps_shape), "prefix_tokens": self.prefix_tokens}
 
 
 @dataclass(frozen=True)

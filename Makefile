@@ -1,0 +1,32 @@
+# `make demo` runs the main path on the bundled model; `make test` runs the tests. Both install what they need into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: install demo test lint digits clean
+
+install: $(VENV)/.installed
+
+# torch, torchvision and timm in one pinned command: unpinned, any of them may pull several GB of CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision timm
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/vitfrost demo
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
+
+# Trains the bundled digits model anew (within ten minutes on two cores).
+digits: install
+	$(BIN)/python scripts/train_digits.py
+
+clean:
+	rm -rf $(VENV) vitfrost-demo build dist

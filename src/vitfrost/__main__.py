@@ -1,0 +1,5 @@
+"""`python -m vitfrost`, and what torchrun starts."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,326 @@
+"""The command line: one subcommand per verb. Everything heavy is imported when a verb starts, so `--help` is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from .errors import VitfrostError
+
+Criterion = Literal["entropy", "mean", "variance", "random", "output-error"]
+Crop = Literal["center", "squash", "border"]
+ArtefactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTEFACT", help="an artefact folder (or give --model)")]
+Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
+Weights = Annotated[str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")]
+Size = Annotated[int | None, arg(metavar="PX", help="input size, if not the model's own")]
+CropShare = Annotated[float | None, arg(metavar="SHARE", help="share of the resized image that is kept; else the model's own")]
+CropMode = Annotated[Crop | None, arg(help="how the crop is made; 'squash' resizes both sides to the input size")]
+
+
+def _one_of(artefact: Path | None, model: str | None) -> str | Path:
+    if (artefact is None) == (model is None):
+        raise VitfrostError("give either an ARTEFACT folder or --model NAME")
+    return artefact if artefact is not None else str(model)
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(renderable)
+
+
+def demo(out: Path = Path("vitfrost-demo")) -> None:
+    """Run the whole path on a bundled digits model: no network, no data of yours, two minutes.
+
+    Args:
+        out: folder for the run.
+    """
+    from . import demo as verb
+
+    verb(out)
+
+
+def inspect(
+    artefact: ArtefactOrNone = None, /, model: Model = None, weights: Weights = None, image_size: Size = None, json: Path | None = None
+) -> None:
+    """Say whether a model is supported; list its attention sites, parameters and multiply-accumulates by part.
+
+    Args:
+        json: also write what was found to this file.
+    """
+    from . import inspect as verb
+    from .files import write_json
+    from .measure.inspection import format_inspection
+
+    found = verb(_one_of(artefact, model), weights=weights, image_size=image_size)
+    _print(format_inspection(found))
+    if json is not None:
+        write_json(json, found)
+
+
+def calibrate(
+    artefact: ArtefactOrNone = None,
+    /,
+    *,
+    images: Path,
+    out: Path,
+    model: Model = None,
+    weights: Weights = None,
+    limit: int = 1000,
+    seed: int = 0,
+    image_size: Size = None,
+    crop_pct: CropShare = None,
+    crop_mode: CropMode = None,
+    batch_size: int = 16,
+    maps: Literal["before", "after"] = "before",
+    memory_limit: float = 4.0,
+) -> None:
+    """Measure the attention maps of a model or an artefact on images: entropy, mean, variance of every weight.
+
+    Args:
+        images: folder of pictures (class folders, a folder with labels.csv, or any folder).
+        out: statistics file (.safetensors).
+        limit: how many images, a seeded draw.
+        seed: seed of the draw.
+        batch_size: images per forward pass.
+        maps: of a quantised artefact, the maps before or after its map quantiser.
+        memory_limit: GB for counters; beyond it the images are passed several times.
+    """
+    from . import calibrate as verb
+
+    found = verb(
+        _one_of(artefact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
+        crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9),
+    )  # fmt: skip
+    header = found.header
+    print(f"{out}: {len(found.sites)} sites, {header.images} images ({header.skipped} skipped), {header.precision}")
+
+
+def plan(
+    *,
+    statistics: Path,
+    out: Path,
+    freeze: float = 0.2,
+    by: Criterion = "entropy",
+    scope: Literal["head", "layer", "model"] = "head",
+    unit: Literal["entry"] = "entry",
+    ties: Literal["rank", "strict", "le"] = "rank",
+    protect: tuple[Literal["cls-rows", "cls-columns"], ...] = (),
+    renormalise: Literal["none", "mass", "renorm"] = "none",
+    frozen_bits: int = 4,
+    frozen_grid: Literal["layer", "head"] = "layer",
+    order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge",
+    weight_bits: int = 4,
+    activation_bits: int = 4,
+    levels: Literal["published", "strict"] = "published",
+    seed: int = 0,
+) -> None:
+    """Choose the entries to freeze (equation 15 of EAM) and the bits; write a plan that you can read, edit and diff.
+
+    Args:
+        statistics: file from `vitfrost calibrate`.
+        out: plan file (.yaml).
+        freeze: share of attention weights to freeze, 0 to 1.
+        by: criterion; the lowest are frozen.
+        scope: where the share is taken: every head's map, every layer, or the whole model.
+        unit: what is frozen.
+        ties: exactly the share by rank; or thresholds: 'strict' as printed (ties become zero), 'le' (ties are frozen).
+        protect: rows or columns of the prefix tokens that are never frozen.
+        renormalise: none as printed; 'mass' scales the computed entries so that rows sum to one; 'renorm' divides the row.
+        frozen_bits: bits of the frozen constants, 2 to 8 or 32.
+        frozen_grid: log grid of the constants: the layer's own map quantiser's, or one fitted per head.
+        order: quantise the computed entries and then merge, or the other way round.
+        weight_bits: 2 to 8, or 32 for floating point.
+        activation_bits: 2 to 8, or 32 for floating point.
+        levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
+        seed: seed of the random criterion.
+    """
+    from . import plan as verb
+    from .plans.choose import summary
+
+    made = verb(
+        statistics, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect, renormalise=renormalise, frozen_bits=frozen_bits,
+        frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits, levels=levels, seed=seed, out=out,
+    )  # fmt: skip
+    found = summary(made)
+    print(f"{out}: {found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)")
+
+
+def compress(
+    *,
+    model: Annotated[str, arg(metavar="NAME")],
+    plan: Path,
+    out: Path,
+    weights: Weights = None,
+    statistics: Path | None = None,
+    images: Path | None = None,
+    seed: int = 0,
+    calibration_images: int = 32,
+    image_size: Size = None,
+    crop_pct: CropShare = None,
+    crop_mode: CropMode = None,
+    overwrite: bool = False,
+) -> None:
+    """Apply a plan: quantise with RepQ-ViT, freeze, and save an artefact (safetensors and JSON).
+
+    Args:
+        model: the timm model that the plan was made for.
+        plan: file from `vitfrost plan`.
+        out: artefact folder.
+        statistics: the file that the plan was made from, where it freezes anything.
+        images: folder from which the calibration images are drawn, where activations are quantised.
+        seed: seed of that draw.
+        calibration_images: how many are drawn.
+        overwrite: replace an existing folder.
+    """
+    from . import compress as verb
+
+    made = verb(
+        model, plan, statistics=statistics, images=images, weights=weights, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode,
+        seed=seed, calibration_images=calibration_images, out=out, overwrite=overwrite,
+    )  # fmt: skip
+    print(f"{out}: {made.size_bytes / 1e6:.3f} MB")
+
+
+def evaluate(
+    artefact: ArtefactOrNone = None,
+    /,
+    *,
+    images: Path,
+    model: Model = None,
+    weights: Weights = None,
+    labels: Path | None = None,
+    reference: str | None = None,
+    reference_weights: Weights = None,
+    limit: int | None = None,
+    seed: int = 0,
+    image_size: Size = None,
+    crop_pct: CropShare = None,
+    crop_mode: CropMode = None,
+    batch_size: int = 16,
+    json: Path | None = None,
+) -> None:
+    """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference.
+
+    Args:
+        images: class folders, or a folder with labels.csv; without labels a reference is needed.
+        labels: CSV with the columns file and label, if not labels.csv in the folder.
+        reference: timm name or artefact folder to compare with on the same images.
+        reference_weights: weights of the reference; for an artefact, --weights is taken as well.
+        limit: how many images, a seeded draw; all if not given.
+        seed: seed of the draw.
+        batch_size: images per forward pass.
+        json: write the result row to this file.
+    """
+    from . import evaluate as verb
+    from .measure.results import format_rows
+
+    if artefact is not None and weights is not None:
+        if reference is None:
+            raise VitfrostError("an artefact has its own weights; --weights goes with --model, or with --reference")
+        weights, reference_weights = None, reference_weights or weights
+    row = verb(
+        _one_of(artefact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
+        limit=limit, seed=seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=batch_size, json=json,
+    )  # fmt: skip
+    if row is not None:
+        _print(format_rows([row]))
+
+
+def report(run: Annotated[Positional[Path], arg(metavar="RUN")], /, out: Path | None = None) -> None:
+    """Make one HTML page of a run's folder that needs no network.
+
+    Args:
+        run: folder made by `vitfrost run`.
+        out: HTML file; report.html in the folder if not given.
+    """
+    from . import report as verb
+
+    print(verb(run, out))
+
+
+def run(
+    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")],
+    /,
+    *,
+    out: Path,
+    resume: bool = False,
+    weights: Weights = None,
+    calibration: Path | None = None,
+    images: Path | None = None,
+) -> None:
+    """Run a recipe from statistics to report; every stage can be resumed.
+
+    Args:
+        recipe: YAML file.
+        out: folder for the run.
+        resume: go on with a run that was stopped.
+        calibration: calibration images, instead of the recipe's.
+        images: evaluation images, instead of the recipe's.
+    """
+    from . import run as verb
+    from .measure.results import format_rows, load_results
+
+    folder = verb(recipe, out, resume=resume, weights=weights, calibration=calibration, images=images)
+    if (folder / "results.json").is_file():
+        _print(format_rows(load_results(folder / "results.json").rows))
+    print(folder / "report.html")
+
+
+def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The same signature and help, but called it only returns what is to be done: parsing and doing stay apart."""
+
+    @functools.wraps(verb)
+    def collect(*args: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(verb, *args, **options)
+
+    return collect
+
+
+COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run)}
+
+
+def _parse(arguments: list[str] | None) -> Callable[[], None]:
+    """Turn the command line into something to do; a mistake in it ends in one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="vitfrost", args=arguments, config=(tyro.conf.FlagCreatePairsOff,),
+                description="Make Vision Transformers smaller and faster by using what their attention maps repeat.",
+            )  # fmt: skip
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines() if not line.startswith("╭")]
+        words = " ".join(itertools.takewhile(lambda line: not line.startswith("For full helptext"), (line for line in lines if line)))
+        raise VitfrostError(f"{words or 'the command line is not understood'} (vitfrost --help, or vitfrost COMMAND --help)") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
+    try:
+        _parse(arguments)()
+    except VitfrostError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        sys.exit(_fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
+
+
+def _fail(message: str) -> int:
+    print(f"vitfrost: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,180 @@
+"""Batches of images with a fixed composition, decoded by a few threads while the caller computes.
+
+The memory in use is that of the images ahead (about one batch), whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import VitfrostError
+from .decode import Decoded, decode_file
+from .preprocess import Preprocess
+from .source import ImageSet
+
+
+@dataclass
+class Batch:
+    """Usable images in order. `positions` index the ImageSet, as do the keys of `digests` (SHA-256 of the file of each
+    image here) and `skipped` (the reason for each image that belongs to the batch but could not be used)."""
+
+    pixels: Float[Tensor, "images 3 height width"]
+    labels: list[int] | None
+    positions: list[int]
+    digests: dict[int, str]
+    skipped: dict[int, str]
+
+
+class BatchLoader:
+    """Iterate over the batches of an ImageSet; a new iteration starts again.
+
+    Batch b holds the positions [b * batch_size, (b + 1) * batch_size), less unusable files; a batch without a usable image is
+    left out. Process `rank` of `world` takes the batches rank, rank + world, ..., so no batch depends on `world`.
+    After an iteration `skipped` holds {position: reason} and `digests` {position: SHA-256 of the file} of this process.
+    `keep_decoded` keeps the uint8 pixels (3 * height * width bytes per image) so that another iteration decodes nothing.
+
+    Raises VitfrostError for sizes out of range and, with `world` 1, at the end of an iteration that found no usable image.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        preprocess: Preprocess,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        keep_decoded: bool = False,
+    ):
+        for name, value in (("batch size", batch_size), ("number of threads", threads), ("number of processes", world)):
+            if value < 1:
+                raise VitfrostError(f"the {name} must be at least 1, not {value}")
+        if not 0 <= rank < world:
+            raise VitfrostError(f"the rank {rank} is not one of {world} processes; ranks are 0 to {world - 1}")
+        self.image_set = image_set
+        self.preprocess = preprocess
+        self.batch_size = batch_size
+        self.skipped: dict[int, str] = {}
+        self.digests: dict[int, str] = {}
+        self._rank, self._world, self._threads = rank, world, threads
+        self._kept: dict[int, Decoded] | None = {} if keep_decoded else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.skipped, self.digests = {}, {}
+        decoded = decode_in_order(self.image_set, self.preprocess, self._positions(), self._threads, self.batch_size, self._kept)
+        with closing(decoded):
+            for _, members in groupby(decoded, key=lambda item: item[0] // self.batch_size):
+                batch = _collect(self.image_set, self.preprocess, list(members), self.skipped)
+                if batch is not None:
+                    self.digests |= batch.digests
+                    yield batch
+        if self._world == 1 and not self.digests:
+            raise _nothing_usable(self.image_set, self.skipped)
+
+    def _positions(self) -> Iterator[int]:
+        size = len(self.image_set)
+        for start in range(self._rank * self.batch_size, size, self._world * self.batch_size):
+            yield from range(start, min(start + self.batch_size, size))
+
+
+def decode_in_order(
+    image_set: ImageSet,
+    preprocess: Preprocess,
+    positions: Iterable[int],
+    threads: int,
+    ahead: int,
+    kept: dict[int, Decoded] | None = None,
+) -> Generator[tuple[int, Decoded], None, None]:
+    """Yield (position, decoded file) in the order of `positions`, at most `ahead` + `threads` files in advance.
+
+    `kept`: take from and add to these decoded files.
+    """
+    pending: deque[tuple[int, Future[Decoded]]] = deque()
+
+    def work(position: int) -> Decoded:
+        if kept is not None and position in kept:
+            return kept[position]
+        return decode_file(image_set.root / image_set.files[position], preprocess)
+
+    def oldest() -> tuple[int, Decoded]:
+        position, future = pending.popleft()
+        decoded = future.result()
+        if kept is not None:
+            kept[position] = decoded
+        return position, decoded
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-decode")
+    try:
+        for position in positions:
+            pending.append((position, pool.submit(work, position)))
+            if len(pending) >= ahead + threads:
+                yield oldest()
+        while pending:
+            yield oldest()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def take_usable(image_set: ImageSet, preprocess: Preprocess, count: int, *, threads: int = 2) -> Batch:
+    """The first `count` usable images in order, as one batch; fewer where the set has no more.
+
+    `skipped` names the unusable files met on the way. Raises VitfrostError for a count below 1 and when nothing is usable.
+    """
+    if count < 1:
+        raise VitfrostError(f"cannot take {count} images; the number must be at least 1")
+    taken: list[tuple[int, Decoded]] = []
+    usable = 0
+    with closing(decode_in_order(image_set, preprocess, range(len(image_set)), threads, 2 * threads)) as decoded:
+        for item in decoded:
+            taken.append(item)
+            usable += item[1].pixels is not None
+            if usable == count:
+                break
+    skipped: dict[int, str] = {}
+    batch = _collect(image_set, preprocess, taken, skipped)
+    if batch is None:
+        raise _nothing_usable(image_set, skipped)
+    return batch
+
+
+def images_hash(image_set: ImageSet, digests: Mapping[int, str]) -> str:
+    """One SHA-256 over (relative name, digest) of the used files in the order of their positions."""
+    total = hashlib.sha256()
+    for position in sorted(digests):
+        total.update(f"{image_set.files[position]}\0{digests[position]}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _collect(image_set: ImageSet, preprocess: Preprocess, members: list[tuple[int, Decoded]], skipped: dict[int, str]) -> Batch | None:
+    """Build a batch from decoded files and add the unusable ones to `skipped`; None when no file is usable."""
+    unusable = {position: decoded.reason for position, decoded in members if decoded.pixels is None}
+    skipped |= unusable
+    usable = [(position, decoded.pixels) for position, decoded in members if decoded.pixels is not None]
+    if not usable:
+        return None
+    positions = [position for position, _ in usable]
+    return Batch(
+        pixels=preprocess.normalise(np.stack([pixels for _, pixels in usable])),
+        labels=None if image_set.labels is None else [image_set.labels[position] for position in positions],
+        positions=positions,
+        digests={position: decoded.digest for position, decoded in members if decoded.pixels is not None},
+        skipped=unusable,
+    )
+
+
+def _nothing_usable(image_set: ImageSet, skipped: Mapping[int, str]) -> VitfrostError:
+    first = min(skipped)
+    return VitfrostError(
+        f"none of the {len(image_set)} images of {image_set.root} is usable; the first, {image_set.files[first]}: {skipped[first]}"
+    )

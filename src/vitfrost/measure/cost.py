@@ -1,0 +1,137 @@
+"""What a model costs: multiply-accumulates and parameters by part, and what freezing maps saves of them.
+
+Counts are per image. Multiply-accumulates cover matrix products and convolutions only, as the published figures do.
+Shapes: N tokens, d width, H heads, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from ..errors import VitfrostError
+from ..vit.sites import AttentionSite, ModelSites
+
+MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "map_value_product", "value_output_projection",
+             "feed_forward", "patch_merging", "head")  # fmt: skip
+PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "value_output_projection",
+                   "feed_forward", "patch_merging", "head")  # fmt: skip
+
+
+def attention_complexity(tokens: int, width: int) -> int:
+    """Multiply-accumulates of one multi-head self-attention: 4 N d^2 + 2 N^2 d (EAM, equation 6)."""
+    return 4 * tokens * width**2 + 2 * tokens**2 * width
+
+
+def feed_forward_complexity(tokens: int, width: int) -> int:
+    """Multiply-accumulates of one feed-forward block with hidden width 4 d: 8 N d^2 (EAM, equation 7)."""
+    return 8 * tokens * width**2
+
+
+def layer_complexity(tokens: int, width: int) -> int:
+    """Multiply-accumulates of one layer: equations 6 + 7 = 12 N d^2 + 2 N^2 d (EAM, equations 8 and 9)."""
+    return attention_complexity(tokens, width) + feed_forward_complexity(tokens, width)
+
+
+def logit_macs(site: AttentionSite) -> int:
+    """Multiply-accumulates of Q K^T at a site; A V costs the same."""
+    return site.entries * site.head_dim
+
+
+def softmax_elements(sites: ModelSites) -> int:
+    """Attention weights of one image that pass through a softmax (about five element operations each)."""
+    return sum(site.entries for site in sites.attention)
+
+
+def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
+    """Multiply-accumulates of one image by part (`MAC_PARTS`).
+
+    `model` is a timm model as timm builds it; `sites` are its sites. Swin's windows count with their padding.
+    """
+    macs = dict.fromkeys(MAC_PARTS, 0)
+    tokens = {linear.name: linear.tokens for linear in sites.linears}
+    for site in sites.attention:
+        inner = site.heads * site.head_dim
+        macs["query_key_projection"] += tokens[f"{site.name}.qkv"] * site.width * 2 * inner
+        macs["query_key_product"] += logit_macs(site)
+        macs["map_value_product"] += logit_macs(site)
+        macs["value_output_projection"] += (tokens[f"{site.name}.qkv"] + tokens[f"{site.name}.proj"]) * site.width * inner
+    macs["feed_forward"] = sum(2 * site.tokens * site.width * site.hidden for site in sites.feed_forward)
+    part_of_role = {"stem": "stem", "reduction": "patch_merging", "head": "head"}
+    for linear in sites.linears:
+        if linear.role in part_of_role:
+            macs[part_of_role[linear.role]] += linear.tokens * model.get_parameter(f"{linear.name}.weight").numel()
+    return macs
+
+
+def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
+    """Parameters by part (`PARAMETER_PARTS`); the parts add up to all parameters of the model.
+
+    "embeddings" are positions, class and register tokens, relative biases and layer scales; biases count with their layer.
+    """
+    counts = dict.fromkeys(PARAMETER_PARTS, 0)
+    part_of_role = {"stem": "stem", "proj": "value_output_projection", "fc1": "feed_forward", "fc2": "feed_forward",
+                    "reduction": "patch_merging", "head": "head"}  # fmt: skip
+    roles = {linear.name: linear.role for linear in sites.linears}
+    for path, module in model.named_modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        role = roles.get(path)
+        if role == "qkv":
+            counts["query_key_projection"] += own * 2 // 3
+            counts["value_output_projection"] += own - own * 2 // 3
+        elif role is not None:
+            counts[part_of_role[role]] += own
+        else:
+            counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
+    return counts
+
+
+@dataclass(frozen=True)
+class FrozenSavings:
+    """What frozen maps save per image, in multiply-accumulates.
+
+    `dense_saved_macs`: Q K^T of wholly frozen heads, the only logits a dense machine need not compute.
+    `ideal_saved_macs`: Q K^T of every frozen entry, the bound of a machine with free sparsity and known normalisers.
+    """
+
+    frozen_entries: int
+    entries: int
+    whole_heads: int
+    dense_saved_macs: int
+    ideal_saved_macs: int
+    why: str
+
+
+def frozen_savings(frozen: Mapping[str, Sequence[int]], sites: ModelSites) -> FrozenSavings:
+    """Multiply-accumulates saved by freezing `frozen[site name][head]` entries of the maps (all windows together).
+
+    The normaliser of a row needs all its logits, so an entry-wise frozen map saves nothing on dense hardware.
+    Raises VitfrostError for unknown sites, other head counts, or more frozen entries than there are.
+    """
+    known = {site.name: site for site in sites.attention}
+    entries = whole = dense = ideal = total = 0
+    for name, counts in frozen.items():
+        if name not in known:
+            raise VitfrostError(f"the plan freezes entries at '{name}', which the model does not have; make a plan for this model")
+        site = known[name]
+        per_head = prod(site.maps_shape) // site.heads
+        if len(counts) != site.heads or not all(0 <= count <= per_head for count in counts):
+            raise VitfrostError(f"the plan's frozen entries at {name} do not fit {site.heads} heads of {per_head} entries each")
+        complete = sum(count == per_head for count in counts)
+        whole += complete
+        dense += complete * per_head * site.head_dim
+        entries += sum(counts)
+        ideal += sum(counts) * site.head_dim
+    total = softmax_elements(sites)
+    return FrozenSavings(entries, total, whole, dense, ideal, _reason(entries, whole))
+
+
+def _reason(entries: int, whole: int) -> str:
+    if entries == 0:
+        return "no entry is frozen"
+    if whole == 0:
+        return "no head is frozen wholly: a row's softmax needs all its logits, so every product of a dense machine remains"
+    return f"only the logits of the {whole} wholly frozen heads can be left out; their Q and K projections are still computed"

@@ -1,0 +1,119 @@
+"""Result rows: what one model did on one set of images, and the file that holds them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import VitfrostError
+from ..files import read_json, write_json
+
+Percent = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+Interval = tuple[Percent, Percent]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Difference(_Strict):
+    """A paired difference in percentage points with its 95 % interval."""
+
+    value: Percent
+    interval: Interval
+
+
+class Row(_Strict):
+    """One model on one set of images. Percent unless said; intervals are 95 %.
+
+    `kind`: "executed" where the numbers come from arithmetic as deployed, "simulated" where quantisation is imitated in
+    floating point. `agreement`, `kl` (nats, KL(reference || model)) and `top1_difference` (model - reference) compare with
+    the model called `reference`. `interval` belongs to `top1`.
+    """
+
+    name: str
+    kind: Literal["executed", "simulated"]
+    runtime: str
+    threads: int = Field(ge=1)
+    precision: str
+    images: int = Field(ge=1)
+    images_hash: str
+    skipped: Count = 0
+    labelled: bool
+    top1: Percent | None = None
+    top5: Percent | None = None
+    interval: Interval | None = None
+    reference: str | None = None
+    agreement: Percent | None = None
+    agreement_interval: Interval | None = None
+    kl: float | None = Field(default=None, ge=0)
+    kl_interval: tuple[float, float] | None = None
+    top1_difference: Difference | None = None
+    seeds: dict[str, int] = Field(default_factory=dict)
+    weight_tag: str
+    state_hash: str
+    plan_hash: str | None = None
+    size_bytes: Count | None = None
+    macs: Count | None = None
+    seconds_per_image: float | None = Field(default=None, ge=0)
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+class Results(_Strict):
+    """The results file: rows in the order in which they were measured."""
+
+    kind: Literal["vitfrost results"] = "vitfrost results"
+    version: Literal[1] = 1
+    rows: list[Row]
+
+
+def save_results(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write a results file atomically. Raises VitfrostError when it cannot be written."""
+    write_json(path, Results(rows=list(rows)).model_dump(mode="json"))
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a results file.
+
+    Raises VitfrostError when the file is missing, damaged, of another kind, or from a newer vitfrost.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("kind") != "vitfrost results":
+        raise VitfrostError(f"{path} is not a vitfrost results file; give the results.json of a run")
+    if data.get("version") != 1:
+        raise VitfrostError(f"{path} has results version {data.get('version')}, this vitfrost reads version 1; update vitfrost")
+    try:
+        return Results.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise VitfrostError(f"{path} is damaged at {where}: {first['msg']}; measure again") from error
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured with: python, torch, timm, processor, platform."""
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "timm": version("timm"),
+        "cpu": processor_name(),
+        "platform": platform.platform(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or platform.machine()

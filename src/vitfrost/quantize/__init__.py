@@ -1,0 +1,1 @@
+"""Quantisers, range search, LayerNorm scale re-parameterisation and exact bit packing."""

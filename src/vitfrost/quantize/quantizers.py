@@ -1,0 +1,75 @@
+"""Quantiser formulas of RepQ-ViT, free of state.
+
+Uniform asymmetric: s = (hi - lo) / (2^b - 1), z = round(-lo / s), q = clamp(round(x / s) + z, 0, 2^b - 1), x^ = (q - z) s.
+Log-sqrt2 for attention maps: k = round(-2 log2(x / d)), value 2^(-k/2) d; small values become exactly zero.
+
+Levels: "published" keeps the behaviour of the authors' code, in which a b-bit log quantiser has 2^b non-zero values and a
+separate zero, and in which zero points need not be integers; "strict" keeps to 2^b values, one of them zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Levels = Literal["published", "strict"]
+
+
+def uniform_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the range [low, high], per group.
+
+    A constant group (low == high) gets the range that reaches from zero to its value, so that it is met exactly.
+    """
+    constant = low == high
+    low = torch.where(constant, low.clamp(max=0), low)
+    high = torch.where(constant, high.clamp(min=0), high)
+    scale = (high - low) / (2**bits - 1)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return scale, torch.round(-low / scale)
+
+
+def uniform_codes(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, bits: int) -> Float[Tensor, "*shape"]:
+    """Integer codes 0 .. 2^b - 1 as floats (for an integer zero point)."""
+    return torch.clamp(torch.round(x / scale) + zero_point, 0, 2**bits - 1)
+
+
+def uniform_values(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The values that codes stand for."""
+    return (codes - zero_point) * scale
+
+
+def fake_uniform(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, bits: int) -> Float[Tensor, "*shape"]:
+    """Quantise and dequantise in one go: clamp(round(x/s), -z, 2^b - 1 - z) s, one temporary.
+
+    With a non-integer zero point this has 2^b + 1 values, as in the authors' code.
+    """
+    return torch.div(x, scale).round_().clamp_(-zero_point, 2**bits - 1 - zero_point).mul_(scale)
+
+
+def zero_code(bits: int, levels: Levels) -> int:
+    """The code that stands for exactly zero: 2^b (a 2^b + 1st value) as published, 2^b - 1 if strict."""
+    return 2**bits if levels == "published" else 2**bits - 1
+
+
+def log_codes(x: Float[Tensor, "*shape"], step: Tensor | float, bits: int, levels: Levels) -> Int[Tensor, "*shape"]:
+    """Codes k = round(-2 log2(x / d)) clamped below at 0; everything beyond the last level gets the zero code."""
+    codes = torch.log2(x / step).mul_(-2).round_().clamp_(0, zero_code(bits, levels))
+    return codes.to(torch.int16)
+
+
+def log_values(codes: Int[Tensor, "*shape"], step: Tensor | float, bits: int, levels: Levels) -> Float[Tensor, "*shape"]:
+    """2^(-k/2) d, and 0 for the zero code."""
+    values = torch.exp2(codes.float() * -0.5) * step
+    return torch.where(codes >= zero_code(bits, levels), torch.zeros_like(values), values)
+
+
+def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int, levels: Levels) -> Float[Tensor, "*shape"]:
+    """Quantise and dequantise attention maps on the log-sqrt2 grid with step d."""
+    exponent = torch.div(x, step).log2_().mul_(2).round_().clamp_(max=0)  # -k
+    values = torch.exp2(exponent.mul_(0.5)).mul_(step)
+    # exp2 of the first level that is zero, so that the comparison does not need the codes
+    threshold = step * 2 ** (-(zero_code(bits, levels) - 0.5) / 2)
+    return torch.nn.functional.threshold_(values, float(threshold), 0.0)

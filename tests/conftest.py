@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests; jaxtyping's shape annotations are checked with beartype under pytest only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("vitfrost", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from PIL import Image  # noqa: E402
+
+settings.register_profile("vitfrost", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vitfrost")
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real weights and images beside the repository; skips where it is absent."""
+    if not (SHARED_DATA / "deit_tiny_patch16_224" / "model.safetensors").is_file():
+        pytest.skip(f"no real weights and images at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+def write_pictures(folder: Path, count: int, size: int = 40, seed: int = 0, classes: int = 10) -> Path:
+    """Coloured noise with a bright blob, one PNG each, and labels.csv; deterministic."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    lines = ["file,label"]
+    for index in range(count):
+        pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+        y, x = rng.integers(0, size - 8, 2)
+        pixels[y : y + 8, x : x + 8] += 120
+        Image.fromarray(pixels).save(folder / f"{index:04d}.png")
+        lines.append(f"{index:04d}.png,{index % classes}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty labelled pictures."""
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "images", 40)

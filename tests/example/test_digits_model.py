@@ -1,0 +1,62 @@
+"""The bundled weights: they load, are small, and recognise held-out digits; the script that made them is deterministic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from vitfrost.example.data import load_split
+from vitfrost.images.preprocess import Preprocess
+from vitfrost.vit.digits import WEIGHTS
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.load import load_model
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_digits.py"
+
+
+def test_bundled_weights_are_small_single_precision_and_known_by_name() -> None:
+    assert WEIGHTS.stat().st_size < 3_000_000
+    state = load_file(WEIGHTS)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    loaded = load_model("vitfrost_digits")
+    assert loaded.weight_tag == "vitfrost_digits.digits"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_it_has_sites_worth_showing() -> None:
+    sites = find_sites(load_model("vitfrost_digits").model).attention
+    assert len(sites) >= 4
+    assert all(site.heads >= 4 and site.keys == 65 and site.prefix_tokens == 1 for site in sites)
+
+
+def test_it_recognises_98_percent_of_the_held_out_digits() -> None:
+    loaded = load_model("vitfrost_digits")
+    preprocess = Preprocess(loaded.preprocessing)
+    images, labels = load_split("test")
+    pixels = torch.stack([preprocess(Image.fromarray(image).convert("RGB")) for image in images])
+    with torch.inference_mode():
+        predicted = torch.cat([loaded.model(part).argmax(1) for part in pixels.split(71)])
+    assert (predicted == torch.from_numpy(labels)).double().mean() >= 0.98
+
+
+def _train(out: Path, seed: int) -> bytes:
+    options = ["--epochs", "1", "--threads", "1", "--batch", "240", "--seed", str(seed), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "held-out accuracy" in done.stdout
+    return out.read_bytes()
+
+
+def test_training_gives_the_same_file_for_the_same_seed_only(tmp_path: Path) -> None:
+    first = _train(tmp_path / "first.safetensors", 0)
+    assert _train(tmp_path / "second.safetensors", 0) == first
+    assert _train(tmp_path / "third.safetensors", 1) != first
+    assert {name: value.shape for name, value in load_file(tmp_path / "first.safetensors").items()} == {
+        name: value.shape for name, value in load_file(WEIGHTS).items()
+    }
