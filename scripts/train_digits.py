@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfrost.example.data import load_split
+from vitfrost.example.data import Split, load_split
 from vitfrost.files import atomic_file
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.vit.digits import MODEL_NAME, WEIGHTS
 from vitfrost.vit.load import create_model
 
 
-def preprocessed(model: nn.Module, name: str) -> tuple[Float[Tensor, "images 1 32 32"], Int64[Tensor, " images"]]:
+def preprocessed(model: nn.Module, name: Split) -> tuple[Float[Tensor, "images 1 32 32"], Int64[Tensor, " images"]]:
     """One split as the model sees it at evaluation; the three equal channels are kept as one."""
     from timm.data import resolve_model_data_config
 
@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> nn.Module:
     )
     started = time.perf_counter()
     for epoch in range(args.epochs):
-        if epoch == args.epochs * 4 // 5:
+        if epoch == args.epochs - args.epochs // 5:
             model.patch_drop = nn.Identity()
         order = torch.randperm(len(images), generator=generator)[: steps_per_epoch * args.batch]
         total = 0.0

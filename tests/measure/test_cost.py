@@ -17,7 +17,15 @@ from vitfrost.measure.cost import (
     parameters_by_part,
     softmax_elements,
 )
-from vitfrost.measure.inspection import skeleton
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.load import create_model
+from vitfrost.vit.sites import ModelSites
+
+
+def skeleton(name: str, image_size: int | None) -> tuple[nn.Module, ModelSites]:
+    model = create_model(name, image_size)
+    return model, find_sites(model)
+
 
 PUBLISHED = [
     ("deit_tiny_patch16_224", 224, 1.254, {"query_key_projection": 13.9, "query_key_product": 7.1, "feed_forward": 55.6}),
@@ -81,9 +89,7 @@ def test_equations_6_to_9_are_the_layers_of_a_plain_transformer() -> None:
     _, sites = skeleton("vitfrost_digits", None)
     macs = macs_by_part(*skeleton("vitfrost_digits", None))
     tokens, width, layers = 65, 96, 6
-    attention = sum(
-        macs[part] for part in ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection")
-    )
+    attention = sum(macs[part] for part in ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection"))
     assert attention == layers * attention_complexity(tokens, width)
     assert macs["feed_forward"] == layers * feed_forward_complexity(tokens, width)
     assert layer_complexity(tokens, width) == 12 * tokens * width**2 + 2 * tokens**2 * width
@@ -108,6 +114,14 @@ def test_wholly_frozen_heads_drop_their_logits() -> None:
     assert savings.dense_saved_macs == logit_macs(site) // 2
     assert savings.ideal_saved_macs == savings.dense_saved_macs + 10 * site.head_dim
     assert savings.frozen_entries == 2 * 65 * 65 + 10
+
+
+def test_entries_behind_a_shift_mask_need_not_be_frozen() -> None:
+    _, sites = skeleton("vitfrost_digits", None)
+    site = sites.attention[0]
+    counts = {site.name: [4000, 3999, 0, 0]}
+    assert frozen_savings(counts, sites).whole_heads == 0
+    assert frozen_savings(counts, sites, {site.name: 4000}).whole_heads == 1
 
 
 def test_frozen_savings_refuses_another_models_plan() -> None:

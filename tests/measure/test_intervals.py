@@ -99,7 +99,7 @@ def test_divergence_is_kl_of_softmax(pair: tuple[np.ndarray, np.ndarray]) -> Non
 
 
 def test_divergence_refuses_other_classes() -> None:
-    with pytest.raises(VitfrostError, match="same classes"):
+    with pytest.raises(VitfrostError, match="the same classes"):
         divergences(np.zeros((2, 3)), np.zeros((2, 4)))
 
 

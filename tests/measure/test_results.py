@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from vitfrost.errors import VitfrostError
-from vitfrost.measure.results import Difference, Row, environment, load_results, save_results
+from vitfrost.measure.results import Difference, Results, Row, environment, format_rows, load_results, save_results
 
 
 def a_row(**changes: Any) -> Row:
@@ -27,7 +27,7 @@ def a_row(**changes: Any) -> Row:
 
 def test_round_trip_rounds_percent_to_four_decimals(tmp_path: Path) -> None:
     rows = [a_row(), a_row(name="original", top1=None, interval=None, labelled=False)]
-    save_results(tmp_path / "results.json", rows)
+    save_results(Results(rows=rows), tmp_path / "results.json")
     loaded = load_results(tmp_path / "results.json")
     assert loaded.rows == rows
     assert loaded.rows[0].top1 == 67.1235
@@ -51,7 +51,7 @@ def test_rows_are_strict(changes: dict[str, Any]) -> None:
 )
 def test_bad_files_are_named(tmp_path: Path, change: Any, message: str) -> None:
     path = tmp_path / "results.json"
-    save_results(path, [a_row()])
+    save_results(Results(rows=[a_row()]), path)
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
@@ -65,7 +65,19 @@ def test_missing_and_truncated_files(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     with pytest.raises(VitfrostError, match="no file"):
         load_results(path)
-    save_results(path, [a_row()])
+    save_results(Results(rows=[a_row()]), path)
     path.write_text(path.read_text()[:100])
     with pytest.raises(VitfrostError, match="not readable JSON"):
         load_results(path)
+
+
+def test_table_leaves_empty_columns_out() -> None:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, quiet=True)
+    console.print(format_rows([a_row(agreement=None, agreement_interval=None, skipped=2), a_row(name="original", agreement=None)]))
+    text = console.export_text()
+    assert "67.12 [63.40, 70.60]" in text
+    assert "-12.40 [-15.20, -9.60]" in text
+    assert "650 (2 skipped)" in text
+    assert "agreement" not in text

@@ -12,11 +12,11 @@ from jaxtyping import Int64, UInt8
 
 from ..files import atomic_folder, write_text
 
-SPLITS = ("training", "calibration", "test")
+Split = Literal["training", "calibration", "test"]
 _FOLD = 5  # of every five images of a digit the last one is held out; the first two also serve for calibration
 
 
-def load_split(name: Literal["training", "calibration", "test"]) -> tuple[UInt8[np.ndarray, "images 8 8"], Int64[np.ndarray, " images"]]:
+def load_split(name: Split) -> tuple[UInt8[np.ndarray, "images 8 8"], Int64[np.ndarray, " images"]]:
     """Images (8-bit grey) and labels (0-9) of one split; nothing is downloaded and nothing is random.
 
     Of the images of each digit, in the order of the data set, every fifth one is the test split (355 in all) and the
@@ -34,17 +34,18 @@ def load_split(name: Literal["training", "calibration", "test"]) -> tuple[UInt8[
     return grey[keep], labels[keep].astype(np.int64)
 
 
-def _write_pictures(folder: Path, images: UInt8[np.ndarray, "images 8 8"], labels: Int64[np.ndarray, " images"]) -> None:
+def _write_split(folder: Path, name: Split) -> Path:
     from PIL import Image
 
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("file", "label"))
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = f"{index:04d}.png"
-        Image.fromarray(image).save(folder / name)
-        rows.writerow((name, label))
-    write_text(folder / "labels.csv", table.getvalue())
+    with atomic_folder(folder / name, overwrite=True) as temporary:
+        for index, (image, label) in enumerate(zip(*load_split(name), strict=True)):
+            Image.fromarray(image).save(temporary / f"{index:04d}.png")
+            rows.writerow((f"{index:04d}.png", label))
+        write_text(temporary / "labels.csv", table.getvalue())
+    return folder / name
 
 
 def write_digit_images(folder: str | Path) -> tuple[Path, Path]:
@@ -53,8 +54,4 @@ def write_digit_images(folder: str | Path) -> tuple[Path, Path]:
     The same bytes every time; each of the two folders appears whole or not at all and replaces an earlier one.
     Raises VitfrostError when the folder cannot be written.
     """
-    calibration, test = Path(folder) / "calibration", Path(folder) / "test"
-    for name, place in (("calibration", calibration), ("test", test)):
-        with atomic_folder(place, overwrite=True) as temporary:
-            _write_pictures(temporary, *load_split(name))
-    return calibration, test
+    return _write_split(Path(folder), "calibration"), _write_split(Path(folder), "test")

@@ -27,14 +27,14 @@ def demo(out: str | Path | None = None) -> Path:
     A second call takes up an earlier demo in the same folder where it stopped. Returns the path of the HTML report.
     Raises VitfrostError when `out` is a file, holds anything but such a demo, or cannot be written.
     """
+    folder = Path("vitfrost-demo" if out is None else out)
+    recipe = folder / "recipe.yaml"
+    _refuse_foreign(folder, recipe)
     from rich.console import Console
 
     from ..measure.results import format_rows, load_results
     from ..pipeline import run
 
-    folder = Path("vitfrost-demo" if out is None else out)
-    recipe = folder / "recipe.yaml"
-    _refuse_foreign(folder, recipe)
     write_text(recipe, RECIPE)
     write_digit_images(folder / "data")
     made = run(recipe, out=folder / "run", resume=True)

@@ -39,12 +39,13 @@ def evaluate(
     json: str | Path | None = None,
     progress: bool = True,
     name: str | None = None,
-) -> Row:
+) -> Row | None:
     """Measure a model on images, against labels, a reference model, or both.
 
     `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or an artefact's folder.
     `limit`: a draw of so many images by `seed`. `crop_pct` and `crop_mode` replace the preprocessing of both models.
-    `json`: where to write the row; under torchrun process 0 writes it. The row's shares and intervals are in percent.
+    `json`: where to write the row. The row's shares and intervals are in percent. Under torchrun every process takes its
+    share of the images; process 0 writes and returns the row of the whole, the others return None.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
     if reference is None and reference_weights is not None:
@@ -57,7 +58,9 @@ def evaluate(
         {name or loaded.name: loaded}, images, labels=labels, reference=compared,
         limit=limit, seed=seed, batch_size=batch_size, progress=progress,
     )[0]  # fmt: skip
-    if json is not None and rank() == 0:
+    if rank() != 0:
+        return None
+    if json is not None:
         write_json(json, row.model_dump(mode="json"))
     return row
 
@@ -66,7 +69,7 @@ def evaluate_many(
     models: Mapping[str, LoadedModel],
     images: str | Path | ImageSet,
     *,
-    reference: LoadedModel | None = None,
+    reference: str | LoadedModel | None = None,
     labels: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -75,15 +78,21 @@ def evaluate_many(
 ) -> list[Row]:
     """Measure several models in one pass over the images; one row per model in the order of `models`.
 
-    The reference may be one of the models (it then runs once) or another one. Raises VitfrostError as `evaluate` does.
+    The reference is one of the models, by its name here, or another one; every model runs once. Raises VitfrostError as `evaluate` does.
     """
-    everyone = [*models.values(), *([] if reference is None else [reference])]
     if not models:
         raise VitfrostError("no model to evaluate; give at least one")
+    if isinstance(reference, str):
+        if reference not in models:
+            raise VitfrostError(f"the reference '{reference}' is not one of the models {', '.join(models)}")
+        reference = models[reference]
+    everyone = [*models.values(), *([] if reference is None else [reference])]
     classes = everyone[0].classes
     for loaded in everyone:
         if loaded.classes != classes or classes < 1:
-            raise VitfrostError(f"{loaded.name} has {loaded.classes} classes and {everyone[0].name} {classes}; give classifiers with the same classes")
+            raise VitfrostError(
+                f"{loaded.name} has {loaded.classes} classes, {everyone[0].name} has {classes}; give classifiers of the same classes"
+            )
     image_set = images if isinstance(images, ImageSet) else find_images(images, labels, classes, reference is not None)
     if image_set.labels is None and reference is None:
         raise VitfrostError(f"the images of {image_set.root} have no labels and there is no reference; give labels or a reference model")
@@ -141,7 +150,7 @@ def _row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured,
         row.kl, row.kl_interval = mean(outcomes.divergence)
         if row.labelled:
             value, interval = paired_difference(outcomes.correct1, measured.reference.correct1)
-            row.top1_difference = Difference(value=value, interval=interval)
+            row.top1_difference = Difference.model_validate({"value": value, "interval": interval})
     return Row.model_validate(row.model_dump())
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from ..compression.frozen import FrozenMaps
 from ..errors import VitfrostError
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, load_model
-from .cost import macs_by_part
+from .cost import logit_macs, macs_by_part
 from .inspection import skeleton
-
-if TYPE_CHECKING:
-    from ..plans.schema import Plan
 
 FULL_PRECISION_BITS = 32
 
@@ -34,14 +33,17 @@ def open_model(
 
     Raises VitfrostError when weights or an image size are given for something that has its own.
     """
-    if isinstance(model, LoadedModel) or Path(model).is_dir():
-        if weights is not None or image_size is not None:
-            raise VitfrostError(f"{_shown(model)} brings its own weights and image size; give neither")
-        loaded = model if isinstance(model, LoadedModel) else _load_artefact(Path(model))
-        return _with_crop(loaded, crop_pct, crop_mode)
-    if "/" in str(model) or "\\" in str(model):
-        raise VitfrostError(f"there is no artefact folder {model}; give the folder that `vitfrost compress` wrote, or a timm name")
-    return load_model(str(model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    if not isinstance(model, LoadedModel) and not names_artefact(model):
+        return load_model(str(model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    if weights is not None or image_size is not None:
+        shown = f"the loaded model {model.name}" if isinstance(model, LoadedModel) else f"the artefact {model}"
+        raise VitfrostError(f"{shown} brings its own weights and image size; give neither")
+    return _with_crop(model if isinstance(model, LoadedModel) else _load_artefact(model), crop_pct, crop_mode)
+
+
+def names_artefact(model: str | Path) -> bool:
+    """True for a path, and for a name with a separator or of a folder with an artefact's config.json; else a timm name."""
+    return isinstance(model, Path) or "/" in model or "\\" in model or (Path(model) / "config.json").is_file()
 
 
 def open_reference(
@@ -63,7 +65,7 @@ def open_reference(
         loaded.preprocessing = dict(model.preprocessing)
     if loaded.classes != model.classes:
         raise VitfrostError(
-            f"the reference {loaded.name} has {loaded.classes} classes, {model.name} has {model.classes}; give a reference with the same classes"
+            f"the reference {loaded.name} has {loaded.classes} classes, {model.name} has {model.classes}; they must have the same classes"
         )
     return loaded
 
@@ -81,41 +83,38 @@ class Description:
 
 
 def describe(loaded: LoadedModel) -> Description:
-    """Kind, precision, seeds, plan, size and multiply-accumulates of a loaded model or artefact.
+    """Kind, precision ("fp32", "W4/A4"), seeds, plan, size and multiply-accumulates of a loaded model or artefact.
 
-    Size is that of an artefact's file, else of the parameters. Fake-quantised models are "simulated".
+    Size is that of an artefact's folder, else of the parameters. Fake-quantised models are "simulated".
     """
-    quantization: dict[str, Any] | None = getattr(loaded, "quantization", None)
-    plan: Plan | None = getattr(loaded, "plan", None)
-    size = getattr(loaded, "size_bytes", None)
-    if size is None:
+    from ..artefact import Artefact
+
+    macs = executed_macs(loaded)
+    if not isinstance(loaded, Artefact):
         size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+        return Description("executed", "fp32", {}, None, size, macs)
+    weight_bits, activation_bits = loaded.plan.quantize.weight_bits, loaded.plan.quantize.activation_bits
+    full = weight_bits == activation_bits == FULL_PRECISION_BITS
     return Description(
-        kind="executed" if quantization is None else "simulated",
-        precision="fp32" if quantization is None or plan is None else precision_of(plan),
-        seeds=dict(getattr(loaded, "seeds", {})),
-        plan_hash=getattr(loaded, "plan_hash", None),
-        size_bytes=int(size),
-        macs=dense_macs(loaded),
+        kind="executed" if full else "simulated",
+        precision="fp32" if full else f"W{weight_bits}/A{activation_bits}",
+        seeds=dict(loaded.seeds),
+        plan_hash=loaded.plan_hash,
+        size_bytes=loaded.size_bytes,
+        macs=macs,
     )
 
 
-def precision_of(plan: Plan) -> str:
-    """ "W4/A4" for 4-bit weights and activations, "fp32" where both stay in floating point."""
-    weight_bits, activation_bits = plan.quantization.weight_bits, plan.quantization.activation_bits
-    if weight_bits == activation_bits == FULL_PRECISION_BITS:
-        return "fp32"
-    return f"W{weight_bits}/A{activation_bits}"
-
-
-def dense_macs(loaded: LoadedModel) -> int:
-    """Multiply-accumulates per image that a dense machine executes; entry-wise frozen maps leave out none of them."""
+def executed_macs(loaded: LoadedModel) -> int:
+    """Multiply-accumulates per image that are executed: those of the original less Q K^T of wholly frozen heads."""
     model: nn.Module = loaded.model
-    if any(isinstance(module, MapAttention) for module in model.modules()):
-        model, sites = skeleton(loaded.name, loaded.image_size, loaded.classes)
-    else:
-        sites = find_sites(model)
-    return sum(macs_by_part(model, sites).values())
+    attention = [module for module in model.modules() if isinstance(module, MapAttention)]
+    saved = 0
+    for module in attention:
+        if isinstance(module.frozen, FrozenMaps):
+            saved += logit_macs(module.site) // module.site.heads * len(module.frozen.constant_heads)
+    plain, sites = skeleton(loaded) if attention else (model, find_sites(model))
+    return sum(macs_by_part(plain, sites).values()) - saved
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -130,15 +129,13 @@ def runtime_of(model: nn.Module) -> str:
     return f"torch {torch.__version__.partition('+')[0]} {device_of(model).type}"
 
 
-def _load_artefact(folder: Path) -> LoadedModel:
+def _load_artefact(folder: str | Path) -> LoadedModel:
     from ..artefact import load_artefact
 
     return load_artefact(folder)
 
 
 def _with_crop(loaded: LoadedModel, crop_pct: float | None, crop_mode: str | None) -> LoadedModel:
-    from copy import copy
-
     changed = copy(loaded)
     changed.preprocessing = dict(loaded.preprocessing)
     if crop_pct is not None:
@@ -146,7 +143,3 @@ def _with_crop(loaded: LoadedModel, crop_pct: float | None, crop_mode: str | Non
     if crop_mode is not None:
         changed.preprocessing["crop_mode"] = crop_mode
     return changed
-
-
-def _shown(model: str | Path | LoadedModel) -> str:
-    return f"the loaded model {model.name}" if isinstance(model, LoadedModel) else f"the artefact {model}"

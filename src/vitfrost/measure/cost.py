@@ -105,14 +105,15 @@ class FrozenSavings:
     why: str
 
 
-def frozen_savings(frozen: Mapping[str, Sequence[int]], sites: ModelSites) -> FrozenSavings:
+def frozen_savings(frozen: Mapping[str, Sequence[int]], sites: ModelSites, selectable: Mapping[str, int] | None = None) -> FrozenSavings:
     """Multiply-accumulates saved by freezing `frozen[site name][head]` entries of the maps (all windows together).
 
     The normaliser of a row needs all its logits, so an entry-wise frozen map saves nothing on dense hardware.
+    `selectable`: entries per head of a site that are not cut off by a shift mask; all of them where a site is not named.
     Raises VitfrostError for unknown sites, other head counts, or more frozen entries than there are.
     """
     known = {site.name: site for site in sites.attention}
-    entries = whole = dense = ideal = total = 0
+    entries = whole = dense = ideal = 0
     for name, counts in frozen.items():
         if name not in known:
             raise VitfrostError(f"the plan freezes entries at '{name}', which the model does not have; make a plan for this model")
@@ -120,13 +121,12 @@ def frozen_savings(frozen: Mapping[str, Sequence[int]], sites: ModelSites) -> Fr
         per_head = prod(site.maps_shape) // site.heads
         if len(counts) != site.heads or not all(0 <= count <= per_head for count in counts):
             raise VitfrostError(f"the plan's frozen entries at {name} do not fit {site.heads} heads of {per_head} entries each")
-        complete = sum(count == per_head for count in counts)
+        complete = sum(count >= (selectable or {}).get(name, per_head) for count in counts)
         whole += complete
         dense += complete * per_head * site.head_dim
         entries += sum(counts)
         ideal += sum(counts) * site.head_dim
-    total = softmax_elements(sites)
-    return FrozenSavings(entries, total, whole, dense, ideal, _reason(entries, whole))
+    return FrozenSavings(entries, softmax_elements(sites), whole, dense, ideal, _reason(entries, whole))
 
 
 def _reason(entries: int, whole: int) -> str:

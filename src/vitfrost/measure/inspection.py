@@ -15,16 +15,12 @@ if TYPE_CHECKING:
     from ..vit.sites import ModelSites
 
 
-def skeleton(name: str, image_size: int | tuple[int, int] | None, classes: int | None = None) -> tuple[nn.Module, ModelSites]:
-    """The model as timm builds it, with untrained weights, and its sites.
-
-    Raises VitfrostError for an unknown name and UnsupportedModel, in one line, for a model that is not supported.
-    """
+def skeleton(loaded: LoadedModel) -> tuple[nn.Module, ModelSites]:
+    """The model as timm builds it, before anything was compressed, with untrained weights; and its sites."""
     from ..vit.families import find_sites
     from ..vit.load import create_model
 
-    options = {} if classes is None else {"num_classes": classes}
-    model = create_model(name, image_size, **options)
+    model = create_model(loaded.name, loaded.image_size, **loaded.options)
     return model, find_sites(model)
 
 
@@ -38,13 +34,16 @@ def inspect(
     site), parameters and macs (by part), parameters_total, macs_total, softmax_elements, supported (always True).
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names and weights.
     """
-    from .contestant import open_model
+    from ..vit.families import find_sites
+    from ..vit.load import create_model
+    from .contestant import names_artefact, open_model
 
-    if isinstance(model, str) and weights is None and not Path(model).is_dir():
-        name, plain, sites = model, *skeleton(model, image_size)
+    if isinstance(model, str) and weights is None and not names_artefact(model):
+        name, plain = model, create_model(model, image_size)
+        sites = find_sites(plain)
     else:
         loaded = open_model(model, weights, image_size)
-        name, plain, sites = loaded.name, *skeleton(loaded.name, loaded.image_size, loaded.classes)
+        name, (plain, sites) = loaded.name, skeleton(loaded)
     parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
     return {
         "name": name,

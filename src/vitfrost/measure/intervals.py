@@ -69,7 +69,7 @@ def divergences(
     """
     if reference_logits.shape != model_logits.shape:
         raise VitfrostError(
-            f"outputs of shapes {reference_logits.shape} and {model_logits.shape} cannot be compared; give a reference with the same classes"
+            f"outputs of shapes {reference_logits.shape} and {model_logits.shape} cannot be compared; both need the same classes"
         )
     log_p, log_q = _log_softmax(reference_logits), _log_softmax(model_logits)
     return np.maximum(0.0, np.sum(np.exp(log_p) * (log_p - log_q), axis=1))

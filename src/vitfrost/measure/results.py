@@ -6,15 +6,19 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import VitfrostError
 from ..files import read_json, write_json
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 Percent = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 Interval = tuple[Percent, Percent]
+Nats = Annotated[float, AfterValidator(lambda value: round(value, 8)), Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -52,8 +56,8 @@ class Row(_Strict):
     reference: str | None = None
     agreement: Percent | None = None
     agreement_interval: Interval | None = None
-    kl: float | None = Field(default=None, ge=0)
-    kl_interval: tuple[float, float] | None = None
+    kl: Nats | None = None
+    kl_interval: tuple[Nats, Nats] | None = None
     top1_difference: Difference | None = None
     seeds: dict[str, int] = Field(default_factory=dict)
     weight_tag: str
@@ -74,9 +78,9 @@ class Results(_Strict):
     rows: list[Row]
 
 
-def save_results(path: str | Path, rows: Sequence[Row]) -> None:
+def save_results(results: Results, path: str | Path) -> None:
     """Write a results file atomically. Raises VitfrostError when it cannot be written."""
-    write_json(path, Results(rows=list(rows)).model_dump(mode="json"))
+    write_json(path, results.model_dump(mode="json"))
 
 
 def load_results(path: str | Path) -> Results:
@@ -95,6 +99,40 @@ def load_results(path: str | Path) -> Results:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise VitfrostError(f"{path} is damaged at {where}: {first['msg']}; measure again") from error
+
+
+def format_rows(rows: Sequence[Row]) -> Table:
+    """A table for a terminal, one line per row; columns that no row fills are left out."""
+    from rich.table import Table
+
+    columns: dict[str, list[str]] = {
+        "model": [row.name for row in rows],
+        "precision": [row.precision for row in rows],
+        "images": [str(row.images) + (f" ({row.skipped} skipped)" if row.skipped else "") for row in rows],
+        "top-1 %": [_with_interval(row.top1, row.interval) for row in rows],
+        "top-5 %": [_with_interval(row.top5, None) for row in rows],
+        "difference": [_with_interval(d.value, d.interval, "+") if (d := row.top1_difference) else "" for row in rows],
+        "agreement %": [_with_interval(row.agreement, row.agreement_interval) for row in rows],
+        "KL nats": ["" if row.kl is None else f"{row.kl:.4f}" for row in rows],
+        "MB": ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows],
+        "GMACs": ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows],
+        "ms/image": ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows],
+        "kind": [row.kind for row in rows],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    table = Table()
+    for title in filled:
+        table.add_column(title, justify="left" if title in ("model", "precision", "kind") else "right")
+    for cells in zip(*filled.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    shown = f"{value:{sign}.2f}"
+    return shown if interval is None else f"{shown} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
 
 
 def environment() -> dict[str, str]:

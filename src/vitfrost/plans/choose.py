@@ -1,0 +1,266 @@
+"""The verb `plan`: from statistics to the number of entries frozen in every head, and back to the entries themselves.
+
+Shapes: W windows, H heads, Q queries, K keys. A head's entries are ranked by the criterion, ties by variance, mean and
+position; a plan keeps only how many are frozen, so a person can change any head's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from pydantic import ValidationError
+
+from ..errors import VitfrostError
+from .criteria import CRITERIA, SiteArrays
+from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, describe, save_plan
+from .select import lowest, share, up_to_threshold
+
+OPTION_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
+COMPUTED = HeadPlan(source="computed")
+
+
+class StatisticsRecord(Protocol):
+    """What a plan takes from vitfrost.statistics.record.Statistics."""
+
+    @property
+    def header(self) -> Any: ...
+    @property
+    def sites(self) -> Mapping[str, SiteArrays]: ...
+    @property
+    def content_hash(self) -> str: ...
+
+
+@dataclass
+class _Candidates:
+    """Entries that compete with each other, and how many unmasked ones there are in all."""
+
+    scores: Shaped[np.ndarray, "*shape"]
+    variance: Shaped[np.ndarray, "*shape"]
+    mean: Shaped[np.ndarray, "*shape"]
+    eligible: Bool[np.ndarray, "*shape"]
+    unmasked: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Candidates]) -> _Candidates:
+        """All entries of several heads in one row."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def row(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name).reshape(-1) for part in parts])
+
+        return cls(row("scores"), row("variance"), row("mean"), row("eligible"), sum(part.unmasked for part in parts))
+
+    def rank(self, count: int) -> Bool[np.ndarray, "*shape"]:
+        """Mask of the `count` entries that rank lowest."""
+        return lowest(self.scores, self.variance, self.mean, self.eligible, count)
+
+
+def _eligible(layer: LayerPlan, allowed: np.ndarray | None, protect: Sequence[str]) -> Bool[np.ndarray, "windows queries keys"]:
+    """Entries of a head that may be frozen: neither masked, nor in a protected row or column of a prefix token."""
+    windows, _, queries, keys = layer.maps
+    eligible = np.ones((windows, queries, keys), dtype=bool) if allowed is None else allowed.astype(bool)
+    if "cls-rows" in protect:
+        eligible[:, : layer.prefix_tokens] = False
+    if "cls-columns" in protect:
+        eligible[:, :, : layer.prefix_tokens] = False
+    return eligible
+
+
+def _heads(site: SiteArrays, layer: LayerPlan, index: int, freeze: FreezePlan) -> list[_Candidates]:
+    """The candidates [W, Q, K] of every head of the site at position `index` in the model."""
+    if tuple(site.maps_shape) != layer.maps:
+        raise VitfrostError(f"the statistics of {layer.site} have maps {list(site.maps_shape)}, the plan has {list(layer.maps)}")
+    eligible = _eligible(layer, site.allowed, freeze.protect)
+    scores = CRITERIA[freeze.by](site, freeze.seed, index)
+    heads = [
+        _Candidates(scores[:, head], site.variance[:, head], site.mean[:, head], eligible, layer.entries_per_head)
+        for head in range(layer.maps[1])
+    ]
+    for head in heads:
+        if not all(np.isfinite(key[eligible]).all() for key in (head.scores, head.variance, head.mean)):
+            raise VitfrostError(f"the statistics of {layer.site} hold values that are not finite; calibrate again")
+    return heads
+
+
+def _check_ratio(groups: Iterable[_Candidates], ratio: float) -> None:
+    """Raise VitfrostError naming the highest possible ratio where protected entries leave too few."""
+    possible = [(int(group.eligible.sum()), group.unmasked) for group in groups]
+    if any(share(ratio, unmasked) > eligible for eligible, unmasked in possible):
+        highest = min(Fraction(eligible, unmasked) for eligible, unmasked in possible)
+        raise VitfrostError(
+            f"freeze is {ratio}, but so many entries are protected that at most {math.floor(highest * 10_000) / 10_000} can be frozen"
+        )
+
+
+def _select(group: _Candidates, freeze: FreezePlan) -> tuple[np.ndarray, np.ndarray]:
+    """Masks, flat, of the group's frozen entries and of those among them that become literal zeros."""
+    count = share(freeze.ratio, group.unmasked)
+    if freeze.ties == "rank":
+        chosen = group.rank(count)
+        tied = np.zeros_like(chosen)
+    else:
+        chosen, tied = up_to_threshold(group.scores, group.eligible, count)
+        if freeze.ties == "le":
+            tied = np.zeros_like(chosen)
+    return chosen.reshape(-1), tied.reshape(-1)
+
+
+def _head_plans(heads: list[list[_Candidates]], freeze: FreezePlan) -> list[list[HeadPlan]]:
+    """Per layer and head, how many entries are frozen when `freeze.ratio` of every scope's entries are."""
+    if freeze.scope == "head":
+        groups = [[head] for layer in heads for head in layer]
+    elif freeze.scope == "layer":
+        groups = list(heads)
+    else:
+        groups = [[head for layer in heads for head in layer]]
+    joined = [_Candidates.joined(group) for group in groups]
+    _check_ratio(joined, freeze.ratio)
+    plans: list[HeadPlan] = []
+    for group, together in zip(groups, joined, strict=True):
+        ends = np.cumsum([head.eligible.size for head in group])[:-1]
+        for chosen, tied in zip(*(np.split(mask, ends) for mask in _select(together, freeze)), strict=True):
+            entries = int(chosen.sum())
+            plans.append(HeadPlan(source="frozen", entries=entries, zeros=int(tied.sum())) if entries else COMPUTED)
+    ordered = iter(plans)
+    return [[next(ordered) for _ in layer] for layer in heads]
+
+
+def _empty_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -> LayerPlan:
+    unmasked = None if allowed is None else int(allowed.sum())
+    heads = (COMPUTED,) * site["heads"]
+    return LayerPlan(
+        site=site["name"], maps=tuple(site["maps"]), prefix_tokens=site.get("prefix_tokens", 0), unmasked=unmasked, heads=heads
+    )
+
+
+def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
+    """The plan that computes every head and only quantises.
+
+    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature().
+    """
+    layers = tuple(_empty_layer(site) for site in signature)
+    return Plan(model=ModelIdentity.model_validate(dict(identity)), quantize=quantize, layers=layers)
+
+
+def plan(
+    statistics: StatisticsRecord | str | Path,
+    *,
+    freeze: float | None = 0.2,
+    by: str = "entropy",
+    scope: str = "head",
+    unit: str = "entry",
+    ties: str = "rank",
+    protect: Sequence[str] = (),
+    renormalise: str = "none",
+    frozen_bits: int = 4,
+    frozen_grid: str = "layer",
+    order: str = "quantise-merge",
+    weight_bits: int = 4,
+    activation_bits: int = 4,
+    levels: str = "published",
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> Plan:
+    """Choose the attention weights to freeze (EAM section 4.4) and the bits; save the plan where `out` is given.
+
+    `freeze` is the share of each scope's unmasked entries: of every head's map over all its windows, of each layer, or of
+    the model; None leaves the freezing out. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
+    floor(freeze * n) entries; with eps the score of the last of them, "strict" freezes H < eps and makes H == eps zero
+    (equation 15 as printed), "le" freezes H <= eps. `protect` keeps "cls-rows" and "cls-columns", those of all prefix
+    tokens, computed. The other options are fields of FreezePlan and QuantizePlan.
+    Raises VitfrostError, one line, for options out of range and statistics that cannot be read.
+    """
+    if unit != "entry":
+        raise VitfrostError(f"unit is '{unit}'; the unit that can be frozen is 'entry'")
+    try:
+        quantize = QuantizePlan.model_validate({"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
+        settings = None if freeze is None else FreezePlan.model_validate(
+            {
+                "by": by, "ratio": freeze, "scope": scope, "ties": ties, "protect": protect, "renormalise": renormalise,
+                "bits": frozen_bits, "grid": frozen_grid, "order": order, "seed": seed,
+            }
+        )  # fmt: skip
+    except ValidationError as error:
+        raise VitfrostError(describe(error, OPTION_NAMES)) from error
+    if isinstance(statistics, (str, Path)):
+        from ..statistics.record import Statistics
+
+        statistics = Statistics.load(statistics)
+    made = _chosen_plan(statistics, settings, quantize)
+    if out is not None:
+        save_plan(made, out)
+    return made
+
+
+def _chosen_plan(statistics: StatisticsRecord, freeze: FreezePlan | None, quantize: QuantizePlan) -> Plan:
+    """The plan that these statistics give for these settings; see `plan`."""
+    header = statistics.header
+    layers = [_empty_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
+    if freeze is not None:
+        if freeze.protect and not any(layer.prefix_tokens for layer in layers):
+            raise VitfrostError(f"protect is {', '.join(freeze.protect)}, but the model has no class token or other prefix token")
+        heads = [_heads(statistics.sites[layer.site], layer, index, freeze) for index, layer in enumerate(layers)]
+        layers = [layer.model_copy(update={"heads": tuple(plans)}) for layer, plans in zip(layers, _head_plans(heads, freeze), strict=True)]
+    source = StatisticsIdentity(
+        hash=statistics.content_hash,
+        images_hash=header.images_hash,
+        images=header.images,
+        precision=header.precision,
+        observed=header.observed,
+    )
+    model = ModelIdentity.model_validate(dict(header.model))
+    return Plan(model=model, statistics=source, freeze=freeze, quantize=quantize, layers=tuple(layers))
+
+
+def frozen_maps(
+    plan: Plan, site_statistics: SiteArrays, layer: LayerPlan
+) -> tuple[Bool[np.ndarray, "windows heads queries keys"], Float[np.ndarray, "windows heads queries keys"]]:
+    """Which entries of a layer the plan freezes, and their constants (float32, not yet quantised; 0 outside the mask).
+
+    A head's frozen entries are its `entries` lowest in rank: those that were chosen, whatever the scope, unless the plan was
+    edited since. Constants are the means over images, literal zeros for the last `zeros` in rank.
+    Raises VitfrostError when a head is to freeze more entries than are neither masked nor protected.
+    """
+    mask = np.zeros(layer.maps, dtype=bool)
+    values = np.zeros(layer.maps, dtype=np.float32)
+    if plan.freeze is None:
+        return mask, values
+    index = next(number for number, other in enumerate(plan.layers) if other.site == layer.site)
+    candidates = _heads(site_statistics, layer, index, plan.freeze)
+    for number, (head, entries) in enumerate(zip(layer.heads, candidates, strict=True)):
+        possible = int(entries.eligible.sum())
+        if head.entries > possible:
+            where = f"layers[{index}].heads[{number}].entries"
+            raise VitfrostError(f"{where} is {head.entries}, but only {possible} can be frozen; the others are masked or protected")
+        mask[:, number] = entries.rank(head.entries)
+        kept = entries.rank(head.entries - head.zeros) if head.zeros else mask[:, number]
+        values[:, number][kept] = entries.mean[kept]
+    return mask, values
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """How much a plan freezes: per layer and in all, entries, frozen entries, their fraction, and heads frozen wholly.
+
+    Only unmasked entries count; where the plan has no masks (an unfrozen one) all do.
+    """
+
+    def count(layers: Sequence[LayerPlan]) -> dict[str, Any]:
+        entries = sum(layer.entries_per_head * len(layer.heads) for layer in layers)
+        frozen = sum(head.entries for layer in layers for head in layer.heads)
+        return {
+            "heads": sum(len(layer.heads) for layer in layers),
+            "frozen_heads": sum(head.entries == layer.entries_per_head for layer in layers for head in layer.heads),
+            "entries": entries,
+            "frozen_entries": frozen,
+            "fraction": frozen / max(entries, 1),
+        }
+
+    return count(plan.layers) | {"layers": [{"site": layer.site} | count([layer]) for layer in plan.layers]}

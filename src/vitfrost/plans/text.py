@@ -1,0 +1,69 @@
+"""The YAML text of a plan: short lines that a person reads, edits and diffs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+HEADER = """\
+# A plan: what vitfrost does to every head of the model, and how the model is quantised. You may edit it.
+# - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
+#   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
+# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
+# - freeze.by, seed and protect rank the entries; bits, grid, order and renormalise say how constants are stored and merged.
+# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
+"""
+MAPPING, SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
+
+
+class _Inline(dict[str, Any]):
+    """A mapping that is written on one line."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of scalars and inline mappings on one line, everything else in blocks, no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    scalars = not any(isinstance(item, dict) for item in data)
+    return dumper.represent_sequence(SEQUENCE, data, flow_style=scalars)
+
+
+def _represent_inline(dumper: yaml.SafeDumper, data: _Inline) -> yaml.Node:
+    return dumper.represent_mapping(MAPPING, list(data.items()), flow_style=True)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(_Inline, _represent_inline)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _layer_data(layer: dict[str, Any]) -> dict[str, Any]:
+    heads = [_Inline((key, value) for key, value in head.items() if value != 0) for head in layer["heads"]]
+    return {key: value for key, value in layer.items() if value is not None} | {"heads": heads}
+
+
+def to_yaml(data: dict[str, Any]) -> str:
+    """The commented text of a plan's plain data. Keys keep their order; the same data gives the same text."""
+    document = data | {"layers": [_layer_data(layer) for layer in data["layers"]]}
+    return HEADER + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def from_yaml(text: str) -> Any:
+    """Plain data from YAML text. Raises yaml.YAMLError, ValueError or RecursionError where it is none."""
+    return yaml.load(text, Loader=_Loader)

@@ -1,0 +1,1 @@
+"""Streaming statistics of attention maps: histograms, entropy, mean and variance of every attention weight."""

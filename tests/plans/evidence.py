@@ -1,0 +1,61 @@
+"""Statistics as plain arrays, drawn from a seed, with the ties and masks that real ones have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+IDENTITY = {"name": "vitfrost_digits", "image_size": [32, 32], "weight_tag": "random:0", "state_hash": "ab" * 32, "classes": 10}
+
+
+@dataclass
+class Site:
+    maps_shape: tuple[int, int, int, int]
+    mean: np.ndarray
+    variance: np.ndarray
+    entropy: np.ndarray
+    value_norm: np.ndarray
+    allowed: np.ndarray | None = None
+
+
+@dataclass
+class Record:
+    sites: dict[str, Site]
+    content_hash: str = "cd" * 32
+    prefix_tokens: int = 1
+    header: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        signature = [
+            {"name": name, "heads": site.maps_shape[1], "maps": list(site.maps_shape), "prefix_tokens": self.prefix_tokens}
+            for name, site in self.sites.items()
+        ]
+        self.header = SimpleNamespace(
+            model=IDENTITY, sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32
+        )  # fmt: skip
+
+
+def draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = False, entropy_levels: int = 5) -> Site:
+    """Random statistics; entropy takes few values, so that many entries tie."""
+    rng = np.random.default_rng(seed)
+    windows, heads, queries, keys = shape
+    allowed = None
+    if masked:
+        allowed = rng.random((windows, queries, keys)) < 0.7
+        allowed |= np.eye(queries, keys, dtype=bool)
+    return Site(
+        shape,
+        mean=rng.random(shape, dtype=np.float32),
+        variance=rng.integers(0, 6, shape).astype(np.float32) / 8,
+        entropy=rng.integers(0, entropy_levels, shape).astype(np.float32) / 2,
+        value_norm=rng.random((windows, heads, keys), dtype=np.float32),
+        allowed=allowed,
+    )
+
+
+def draw_record(shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1) -> Record:
+    sites = {f"blocks.{number}.attn": draw_site(shape, seed + 100 * number, masked) for number, shape in enumerate(shapes)}
+    return Record(sites, prefix_tokens=prefix_tokens)

@@ -1,0 +1,142 @@
+"""One flat test over architectures: sites are right, and with every head computed the outputs equal timm's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from vitfrost.errors import UnsupportedModel
+from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
+from vitfrost.vit.load import create_model, load_model
+
+SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+# name, options, (windows, heads, tokens) of the first site, number of sites
+ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
+    ("vit_tiny_patch16_224", {"depth": 3}, (1, 3, 197), 3),
+    ("vit_small_patch16_224", {"depth": 2}, (1, 6, 197), 2),
+    ("vit_base_patch16_224", {"depth": 2}, (1, 12, 197), 2),
+    ("vit_tiny_patch16_384", {"depth": 2}, (1, 3, 577), 2),
+    ("deit_tiny_patch16_224", {"depth": 2}, (1, 3, 197), 2),
+    ("deit_tiny_patch16_224", {"depth": 2, "image_size": (96, 160)}, (1, 3, 61), 2),
+    ("deit_tiny_distilled_patch16_224", {"depth": 2}, (1, 3, 198), 2),
+    ("deit3_small_patch16_224", {"depth": 2}, (1, 6, 197), 2),
+    ("vit_small_patch14_reg4_dinov2", {"depth": 2, "image_size": 112}, (1, 6, 69), 2),
+    ("vit_medium_patch16_gap_240", {"depth": 2}, (1, 8, 225), 2),
+    ("test_vit", {}, (1, 2, 101), 6),
+    ("test_vit2", {}, (1, 2, 101), 8),
+    ("test_vit3", {}, (1, 3, 101), 9),
+    ("test_vit4", {}, (1, 3, 101), 9),
+    ("vitfrost_digits", {}, (1, 4, 65), 6),
+    ("swin_tiny_patch4_window7_224", {**SMALL_SWIN, "image_size": 56}, (4, 2, 49), 4),
+    ("swin_tiny_patch4_window7_224", {**SMALL_SWIN, "image_size": 64}, (9, 2, 49), 4),  # windows that need padding
+    ("swin_small_patch4_window7_224", {**SMALL_SWIN, "image_size": 64, "window_size": 4}, (16, 2, 16), 4),
+    ("swin_tiny_patch4_window7_224", {**SMALL_SWIN, "image_size": (56, 112)}, (8, 2, 49), 4),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "first", "count"), ARCHITECTURES)
+@torch.no_grad()
+def test_sites_and_parity_with_timm(name: str, options: dict[str, Any], first: tuple[int, int, int], count: int) -> None:
+    options = dict(options)
+    loaded = load_model(name, "random", options.pop("image_size", None), **options)
+    sites = find_sites(loaded.model)
+    assert len(sites.attention) == count
+    assert (sites.attention[0].windows, sites.attention[0].heads, sites.attention[0].queries) == first
+    assert sites.image_size == loaded.image_size
+    pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
+    expected = loaded.model(pixels)
+    ours = copy.deepcopy(loaded.model)
+    modules = install_map_attention(ours)
+    assert float((ours(pixels) - expected).abs().max()) < 1e-5  # fused
+    seen: dict[str, tuple[int, ...]] = {}
+    sums: list[float] = []
+    for site_name, module in modules.items():
+
+        def observe(maps: torch.Tensor, values: torch.Tensor, site_name: str = site_name) -> None:
+            seen[site_name] = tuple(maps.shape)
+            sums.append(float((maps.sum(-1) - 1).abs().max()))
+
+        module.observer = observe
+    assert float((ours(pixels) - expected).abs().max()) < 1e-5  # explicit maps
+    assert max(sums) < 1e-5
+    for site in sites.attention:
+        assert seen[site.name] == (2 * site.windows, site.heads, site.queries, site.keys)
+
+
+def test_state_dict_keys_survive_the_replacement() -> None:
+    model = load_model("test_vit", "random").model
+    before = set(model.state_dict())
+    install_map_attention(model)
+    assert set(model.state_dict()) == before
+    assert install_map_attention(model).keys() == {f"blocks.{i}.attn" for i in range(6)}  # a second time changes nothing
+
+
+def test_allowed_pairs_of_shifted_windows_are_what_the_softmax_lets_through() -> None:
+    loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, **SMALL_SWIN)
+    sites = find_sites(loaded.model).attention
+    assert allowed_pairs(loaded.model, sites[0].name) is None
+    assert sites[1].masked
+    allowed = allowed_pairs(loaded.model, sites[1].name)
+    assert allowed.shape == (4, 49, 49)
+    modules = install_map_attention(loaded.model)
+    caught: list[torch.Tensor] = []
+    modules[sites[1].name].observer = lambda maps, values: caught.append(maps)
+    with torch.no_grad():
+        loaded.model(torch.randn(3, 3, 56, 56))
+    maps = caught[0].view(3, 4, 2, 49, 49)
+    assert float(maps.masked_select(~allowed[None, :, None]).max()) < 1e-20
+    assert float(maps.masked_select(allowed[None, :, None]).min()) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("eva02_tiny_patch14_224", "rope"),
+        ("xcit_nano_12_p16_224", "channel"),
+        ("cait_xxs24_224", "talking-heads"),
+        ("swinv2_tiny_window8_256", "cosine"),
+        ("beit_base_patch16_224", "relative position bias"),
+        ("naflexvit_base_patch16_gap", "NaFlex"),
+        ("resnet18", "not a transformer"),
+        ("vit_giant_patch14_dinov2", "GluMlp"),
+        ("test_convnext", "not a transformer"),
+    ],
+)
+def test_unsupported_models_are_refused_in_one_line_that_names_why(name: str, named: str) -> None:
+    if name == "vit_giant_patch14_dinov2":
+        model = create_model(name, 56, depth=1, embed_dim=48, num_heads=2)
+    elif name == "beit_base_patch16_224":
+        model = create_model(name, depth=1)
+    else:
+        model = create_model(name)
+    with pytest.raises(UnsupportedModel, match=named) as caught:
+        find_sites(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_gated_attention_is_refused() -> None:
+    from timm.layers import Attention
+
+    model = create_model("test_vit")
+    model.blocks[1].attn = Attention(64, num_heads=2, gated=True)
+    with pytest.raises(UnsupportedModel, match=r"blocks\.1\.attn is gated"):
+        find_sites(model)
+
+
+@torch.no_grad()
+def test_query_and_key_norms_are_kept() -> None:
+    loaded = load_model("test_vit", "random", qk_norm=True)
+    pixels = torch.randn(2, 3, 160, 160)
+    expected = loaded.model(pixels)
+    install_map_attention(loaded.model)
+    assert float((loaded.model(pixels) - expected).abs().max()) < 1e-5
+
+
+def test_a_mask_from_the_caller_is_not_ignored_silently() -> None:
+    model = load_model("test_vit", "random").model
+    module = install_map_attention(model)["blocks.0.attn"]
+    with pytest.raises(ValueError, match="no caller-given mask"):
+        module(torch.randn(1, 101, 64), attn_mask=torch.zeros(101, 101))

@@ -1,0 +1,109 @@
+"""Loading: identity, misfits named, resolution carried over, and both branches of the torchvision guard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vitfrost.errors import VitfrostError
+from vitfrost.vit.load import create_model, hash_state, load_model, read_weights
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_file(load_model("test_vit", "random", seed=5).model.state_dict(), path)
+    return path
+
+
+def test_weights_make_the_identity(weights: Path) -> None:
+    loaded = load_model("test_vit", weights)
+    assert loaded.state_hash == load_model("test_vit", "random", seed=5).state_hash
+    assert loaded.state_hash != load_model("test_vit", "random", seed=6).state_hash
+    assert loaded.weight_tag == "file:weights.safetensors"
+    assert not loaded.model.training
+
+
+def test_plain_state_dicts_are_read_and_code_is_not_run(tmp_path: Path, weights: Path) -> None:
+    state = read_weights(weights)
+    for name, content in (("plain.pth", state), ("nested.pth", {"model": state})):
+        torch.save(content, tmp_path / name)
+        assert load_model("test_vit", tmp_path / name).state_hash == load_model("test_vit", weights).state_hash
+    torch.save(create_model("test_vit"), tmp_path / "pickled_module.pth")
+    with pytest.raises(VitfrostError, match="not a readable weights file"):
+        read_weights(tmp_path / "pickled_module.pth")
+
+
+def test_misfits_name_the_keys(tmp_path: Path, weights: Path) -> None:
+    state = read_weights(weights)
+    state["head.weight"] = torch.zeros(3, 3)
+    state["extra.weight"] = torch.zeros(1)
+    del state["blocks.0.norm1.bias"]
+    save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(VitfrostError, match=r"missing blocks\.0\.norm1\.bias; unexpected extra\.weight; other shapes at head\.weight") as caught:
+        load_model("test_vit", tmp_path / "bad.safetensors")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(VitfrostError, match="do not fit the model"):
+        load_model("test_vit2", weights)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"\x00" * 100])
+def test_damaged_weights(tmp_path: Path, content: bytes) -> None:
+    for suffix in ("safetensors", "pth"):
+        path = tmp_path / f"damaged.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(VitfrostError, match="not a readable weights file"):
+            read_weights(path)
+
+
+def test_missing_weights_and_unknown_names() -> None:
+    with pytest.raises(VitfrostError, match="no weights file"):
+        load_model("test_vit", "nowhere.safetensors")
+    with pytest.raises(VitfrostError, match="did you mean deit_tiny_patch16_224"):
+        load_model("deit_tiny_patch16_225", "random")
+
+
+@torch.no_grad()
+def test_weights_are_carried_to_another_resolution(weights: Path) -> None:
+    loaded = load_model("test_vit", weights, 192)
+    assert loaded.image_size == (192, 192)
+    assert loaded.preprocessing["input_size"] == (3, 192, 192)
+    assert bool(torch.isfinite(loaded.model(torch.randn(1, 3, 192, 192))).all())
+
+
+def test_the_hash_does_not_depend_on_key_order() -> None:
+    model = create_model("test_vit")
+    before = hash_state(model)
+    model._modules = dict(reversed(model._modules.items()))
+    assert hash_state(model) == before
+
+
+GUARD = """
+import sys
+from vitfrost.vit import compat
+if "{branch}" == "extension":
+    compat.torchvision_extension_loads = lambda: True   # as where the real extension is there
+    declared = compat.declare_torchvision_schemas
+    try:
+        compat.import_timm()
+    except RuntimeError as error:
+        assert "nms" in str(error), error               # nothing was declared, so torchvision met its own absence
+    assert compat._declared is None
+else:
+    compat.torchvision_extension_loads = lambda: False
+    timm = compat.import_timm()
+    assert compat._declared is not None
+    assert timm.create_model("test_vit")(__import__("torch").randn(1, 3, 160, 160)).shape == (1, 1000)
+    compat.import_timm()                                # a second time declares nothing anew
+"""
+
+
+@pytest.mark.parametrize("branch", ["extension", "schemas"])
+def test_both_branches_of_the_torchvision_guard(branch: str) -> None:
+    done = subprocess.run([sys.executable, "-c", GUARD.format(branch=branch)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
