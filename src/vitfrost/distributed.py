@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -50,8 +52,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def raise_together(error: VitfrostError | None) -> None:
-    """Raise the first error of any process in all of them, so that none waits for one that has given up."""
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """Raise a VitfrostError of any process in all of them at the end of the block, so that none waits for one that gave up.
+
+    The end of the block is a barrier; every process must pass it.
+    """
+    error = None
+    try:
+        yield
+    except VitfrostError as problem:
+        error = problem
     if error is not None and world() == 1:
         raise error
     for message in gather_objects(None if error is None else str(error)):

@@ -152,7 +152,7 @@ def run(
 
     `weights`, `calibration` and `images` (evaluation) replace the recipe's paths. With `resume`, stages whose outputs are
     already there and were made from the same inputs are not done again. Raises VitfrostError as the stages do, and when
-    `out` holds something and `resume` is not set, or holds a run of another recipe.
+    `out` holds something and `resume` is not set; a resumed run with a changed recipe redoes what the change touches.
     """
     folder = Path(out)
     loaded = load_recipe(recipe)

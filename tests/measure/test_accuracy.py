@@ -243,7 +243,7 @@ def test_artefacts_say_what_is_executed(digits: LoadedModel, pictures: Path) -> 
     assert (row.kind, row.precision, row.size_bytes, row.seeds) == ("executed", "fp32", 123, {"plan": 5})
     assert row.plan_hash == frozen.plan_hash
     assert row.kl > 0
-    assert row.macs == executed_macs(digits) - 2 * 65 * 65 * 24
+    assert row.macs == executed_macs(digits) - 2 * 65 * 65 * find_sites(digits.model).attention[0].head_dim
     quantised = evaluate(frozen_artefact(digits, heads=0, weight_bits=4), pictures, limit=4, progress=False)
     assert (quantised.kind, quantised.precision, quantised.macs) == ("simulated", "W4/A4", executed_macs(digits))
 

@@ -88,7 +88,7 @@ def test_linear_layers_cost_what_their_run_shows(name: str, image_size: int | No
 def test_equations_6_to_9_are_the_layers_of_a_plain_transformer() -> None:
     _, sites = skeleton("vitfrost_digits", None)
     macs = macs_by_part(*skeleton("vitfrost_digits", None))
-    tokens, width, layers = 65, 96, 6
+    tokens, width, layers = 65, sites.attention[0].width, 6
     attention = sum(macs[part] for part in ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection"))
     assert attention == layers * attention_complexity(tokens, width)
     assert macs["feed_forward"] == layers * feed_forward_complexity(tokens, width)

@@ -80,13 +80,6 @@ def test_paired_difference_covers_the_truth() -> None:
     assert 0.935 < covered / len(draws) < 0.97
 
 
-def test_paired_difference_refuses_other_lengths() -> None:
-    with pytest.raises(VitfrostError, match="same images"):
-        paired_difference(np.ones(3, bool), np.ones(4, bool))
-    with pytest.raises(VitfrostError, match="paired"):
-        paired_difference(np.ones(0, bool), np.ones(0, bool))
-
-
 @given(logits)
 def test_divergence_is_kl_of_softmax(pair: tuple[np.ndarray, np.ndarray]) -> None:
     reference, model = pair
@@ -96,11 +89,6 @@ def test_divergence_is_kl_of_softmax(pair: tuple[np.ndarray, np.ndarray]) -> Non
     assert (found >= 0).all()
     assert (divergences(model, model) == 0).all()
     np.testing.assert_allclose(divergences(reference, model + np.float32(8)), found, atol=1e-4)
-
-
-def test_divergence_refuses_other_classes() -> None:
-    with pytest.raises(VitfrostError, match="the same classes"):
-        divergences(np.zeros((2, 3)), np.zeros((2, 4)))
 
 
 @given(arrays(np.float64, st.integers(2, 100), elements=st.floats(0, 1e3)))
@@ -142,3 +130,5 @@ def test_nothing_measured_is_an_error() -> None:
         mean(np.zeros(0))
     with pytest.raises(VitfrostError):
         bootstrap_mean([])
+    with pytest.raises(VitfrostError):
+        paired_difference(np.ones(0, bool), np.ones(0, bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,9 @@ def test_missing_and_truncated_files(tmp_path: Path) -> None:
 def test_table_leaves_empty_columns_out() -> None:
     from rich.console import Console
 
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     console.print(format_rows([a_row(agreement=None, agreement_interval=None, skipped=2), a_row(name="original", agreement=None)]))
-    text = console.export_text()
+    text = console.file.getvalue()
     assert "67.12 [63.40, 70.60]" in text
     assert "-12.40 [-15.20, -9.60]" in text
     assert "650 (2 skipped)" in text

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vitfrost.plans.select import lowest, share, up_to_threshold
 
 
@@ -47,7 +49,7 @@ def test_exactly_the_count_and_only_eligible_entries(drawn, part):
 @given(entries())
 def test_selections_are_nested(drawn):
     chosen = [lowest(*drawn, count) for count in range(int(drawn[3].sum()) + 1)]
-    for fewer, more in zip(chosen, chosen[1:], strict=False):
+    for fewer, more in pairwise(chosen):
         assert (fewer <= more).all()
 
 
@@ -61,7 +63,7 @@ def test_a_monotone_rescaling_of_the_scores_changes_nothing(drawn, part):
 
 @given(entries(), st.floats(0, 1))
 def test_the_threshold_takes_all_ties_and_no_more(drawn, part):
-    scores, variance, mean, eligible = drawn
+    scores, _, _, eligible = drawn
     count = int(part * eligible.sum())
     chosen, tied = up_to_threshold(scores, eligible, count)
     ranked = lowest(*drawn, count)
@@ -86,7 +88,7 @@ def test_a_count_that_cannot_be_met_is_an_error(count):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "total", "count"), [(0.29, 100, 29), (0.2, 38809, 7761), (0.1, 10, 1), (1.0, 7, 7), (0, 7, 0), (1e-5, 10**6, 10)]
+    ("ratio", "total", "count"), [(0.29, 100, 29), (0.2, 38809, 7761), (0.1, 10, 1), (1.0, 7, 7), (0.0, 7, 0), (1e-5, 10**6, 10)]
 )
 def test_the_share_is_the_floor_of_the_decimal_ratio(ratio, total, count):
     assert share(ratio, total) == count

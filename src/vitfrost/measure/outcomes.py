@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from ..distributed import gather_objects, rank, world
+from ..distributed import gather_objects, rank, shared_errors, world
 from ..errors import VitfrostError
 from ..images.batches import Batch, BatchLoader, images_hash
 from ..images.preprocess import Preprocess
@@ -73,15 +73,12 @@ def measure_outcomes(
     loaders = [BatchLoader(image_set, preprocess, batch_size, rank=rank(), world=world()) for preprocess in preprocesses]
     parts: list[list[Outcomes]] = [[] for _ in everyone]
     digests: dict[int, str] = {}
-    batches = -(-len(image_set) // batch_size)
-    share = len(range(rank(), batches, world()))
-    for batch in track(aligned(loaders, batch_size), total=share, description="evaluate", enabled=progress):
-        digests |= {position: batch[0].digests[position] for position in batch[0].positions}
-        runs = [_timed(loaded, batch[index].pixels) for loaded, index in zip(everyone, which, strict=True)]
-        teacher = None if reference is None else next(run[0] for loaded, run in zip(everyone, runs, strict=True) if loaded is reference)
-        for part, loaded, (logits, seconds) in zip(parts, everyone, runs, strict=True):
-            _check_finite(logits, loaded, batch[0], image_set)
-            part.append(_outcomes(logits, teacher, batch[0], seconds))
+    share = len(range(rank() * batch_size, len(image_set), world() * batch_size))
+    with shared_errors():
+        for batch in track(aligned(loaders, batch_size), share, "evaluate", progress and rank() == 0):
+            digests |= {position: batch[0].digests[position] for position in batch[0].positions}
+            for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
+                part.append(outcomes)
     gathered = gather_objects(([_joined(part) for part in parts], digests, {p for loader in loaders for p in loader.skipped}))
     digests = {position: digest for _, some, _ in gathered for position, digest in some.items()}
     skipped = {position for _, _, some in gathered for position in some}
@@ -122,6 +119,17 @@ def _reduced(batch: Batch, positions: set[int]) -> Batch:
     keep = [index for index, position in enumerate(batch.positions) if position in positions]
     labels = None if batch.labels is None else [batch.labels[index] for index in keep]
     return Batch(batch.pixels[keep], labels, [batch.positions[index] for index in keep], batch.digests, batch.skipped)
+
+
+def _outcomes_of_batch(
+    models: list[LoadedModel], reference: LoadedModel | None, batches: list[Batch], image_set: ImageSet
+) -> list[Outcomes]:
+    """Outcomes of every model on its form of the same images."""
+    runs = [_timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
+    teacher = next((logits for loaded, (logits, _) in zip(models, runs, strict=True) if loaded is reference), None)
+    for loaded, (logits, _) in zip(models, runs, strict=True):
+        _check_finite(logits, loaded, batches[0], image_set)
+    return [_outcomes(logits, teacher, batches[0], seconds) for logits, seconds in runs]
 
 
 def _timed(loaded: LoadedModel, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:

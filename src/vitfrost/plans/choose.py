@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -26,6 +26,7 @@ OPTION_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
 COMPUTED = HeadPlan(source="computed")
 
 
+@runtime_checkable
 class StatisticsRecord(Protocol):
     """What a plan takes from vitfrost.statistics.record.Statistics."""
 
@@ -190,14 +191,18 @@ def plan(
         )  # fmt: skip
     except ValidationError as error:
         raise VitfrostError(describe(error, OPTION_NAMES)) from error
-    if isinstance(statistics, (str, Path)):
-        from ..statistics.record import Statistics
-
-        statistics = Statistics.load(statistics)
-    made = _chosen_plan(statistics, settings, quantize)
+    made = _chosen_plan(_read(statistics), settings, quantize)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _read(statistics: StatisticsRecord | str | Path) -> StatisticsRecord:
+    if not isinstance(statistics, (str, Path)):
+        return statistics
+    from ..statistics.record import Statistics
+
+    return Statistics.load(statistics)
 
 
 def _chosen_plan(statistics: StatisticsRecord, freeze: FreezePlan | None, quantize: QuantizePlan) -> Plan:

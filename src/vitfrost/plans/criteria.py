@@ -6,7 +6,7 @@ Shapes: W windows, H heads, Q queries, K keys; scores are [W, H, Q, K]. A new cr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 Scores = Float[np.ndarray, "windows heads queries keys"]
 
 
+@runtime_checkable
 class SiteArrays(Protocol):
     """The statistics of one attention site that plans need.
 

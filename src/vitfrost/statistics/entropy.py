@@ -6,6 +6,8 @@ ascending order per entry, with their counts. An entry without any count (a mask
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8, UInt16
 
@@ -14,7 +16,7 @@ from .jit import jit
 
 
 @jit
-def _entropy(widths, counts, terms, entropy):
+def _entropy(widths: Any, counts: Any, terms: Any, entropy: Any) -> None:
     at = 0
     for entry in range(len(widths)):
         total = 0.0
@@ -25,30 +27,30 @@ def _entropy(widths, counts, terms, entropy):
 
 
 @jit
-def _divergence(widths_p, bins_p, counts_p, images_p, widths_q, bins_q, counts_q, images_q, divergence):
+def _divergence(
+    widths_p: Any, bins_p: Any, counts_p: Any, images_p: Any, widths_q: Any, bins_q: Any, counts_q: Any, images_q: Any, divergence: Any
+) -> None:
     unit_p, unit_q = 1.0 / (images_p + BINS), 1.0 / (images_q + BINS)
     both_empty = unit_p * np.log2(unit_p / unit_q)
     at_p, at_q = 0, 0
     for entry in range(len(widths_p)):
         end_p, end_q = at_p + widths_p[entry], at_q + widths_q[entry]
-        if at_p == end_p and at_q == end_q:
-            divergence[entry] = 0.0
-            continue
+        counted = at_p < end_p or at_q < end_q
         total = 0.0
         empty = BINS
         while at_p < end_p or at_q < end_q:
-            p = np.int64(bins_p[at_p]) if at_p < end_p else np.int64(BINS)
-            q = np.int64(bins_q[at_q]) if at_q < end_q else np.int64(BINS)
+            from_p = at_q == end_q or (at_p < end_p and bins_p[at_p] <= bins_q[at_q])
+            from_q = at_p == end_p or (at_q < end_q and bins_q[at_q] <= bins_p[at_p])
             mass_p, mass_q = unit_p, unit_q
-            if p <= q:
+            if from_p:
                 mass_p = (counts_p[at_p] + 1.0) * unit_p
-                at_p += 1
-            if q <= p:
+            if from_q:
                 mass_q = (counts_q[at_q] + 1.0) * unit_q
-                at_q += 1
             total += mass_p * np.log2(mass_p / mass_q)
             empty -= 1
-        divergence[entry] = max(total + empty * both_empty, 0.0)
+            at_p += from_p
+            at_q += from_q
+        divergence[entry] = max(total + empty * both_empty, 0.0) if counted else 0.0
 
 
 def entropy_bits(

@@ -13,6 +13,8 @@ A weight a in [0, 1] falls into bin min(floor(256 a), 255).
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
@@ -35,7 +37,7 @@ _PENDING = 1 << 16
 
 
 @jit
-def _accumulate(maps, first, last, recent, high, sums, squares, carried, carries):
+def _accumulate(maps: Any, first: Any, last: Any, recent: Any, high: Any, sums: Any, squares: Any, carried: Any, carries: Any) -> Any:
     """Count the entries [first, last) of maps [images, entries]; `first` is a multiple of the tile.
 
     The flat cells (entry * 240 + bin - 16) that wrapped go to `carried` from entry * images of the tile's first entry on,
@@ -61,9 +63,9 @@ def _accumulate(maps, first, last, recent, high, sums, squares, carried, carries
                     weight = row[entry]
                     bad |= not (weight >= np.float32(0.0) and weight <= np.float32(1.001))
                     weight = min(weight, np.float32(1.0))
-                    k = min(np.int32(weight * np.float32(256.0)), np.int32(255))
-                    code[entry] = k
-                    present |= k
+                    bin_ = min(np.int32(weight * np.float32(256.0)), np.int32(255))
+                    code[entry] = bin_
+                    present |= bin_
                     fixed = np.int64(np.int32(np.rint(weight * np.float32(1073741824.0))))
                     tile_sums[entry] += fixed
                     tile_squares[entry] += (fixed * fixed + 32768) >> 16
@@ -80,19 +82,19 @@ def _accumulate(maps, first, last, recent, high, sums, squares, carried, carries
                 for word in range((size + 7) // 8):
                     if words[image, word] & np.uint64(0xF0F0F0F0F0F0F0F0):
                         for entry in range(8 * word, min(8 * word + 8, size)):
-                            k = np.int64(codes[image, entry]) - LOW_BINS
-                            if k >= 0:
-                                value = np.uint8(high[base + entry, k] + np.uint8(1))
-                                high[base + entry, k] = value
+                            above = np.int64(codes[image, entry]) - LOW_BINS
+                            if above >= 0:
+                                value = np.uint8(high[base + entry, above] + np.uint8(1))
+                                high[base + entry, above] = value
                                 if value == 0:
-                                    carried[used] = (base + entry) * HIGH_BINS + k
+                                    carried[used] = (base + entry) * HIGH_BINS + above
                                     used += 1
         carries[base // _TILE] = used - base * images
     return bad
 
 
 @jit
-def _count_bins(low, high, cells, widths):
+def _count_bins(low: Any, high: Any, cells: Any, widths: Any) -> None:
     """Number of non-zero bins of every entry; `cells` are the sorted high cells that ever wrapped."""
     words = high.view(np.uint64)
     at = 0
@@ -111,7 +113,7 @@ def _count_bins(low, high, cells, widths):
 
 
 @jit
-def _fill_bins(low, high, cells, wraps, bins, counts):
+def _fill_bins(low: Any, high: Any, cells: Any, wraps: Any, bins: Any, counts: Any) -> None:
     """Write the non-zero bins of every entry and their counts one after the other."""
     at, out = 0, 0
     for entry in range(low.shape[1]):
@@ -169,7 +171,7 @@ class Counters:
             def work(span: tuple[int, int], part=part, carried=carried, carries=carries) -> bool:
                 return _accumulate(part, *span, self._recent, self._high, self.sums, self.squares, carried, carries)
 
-            spans = [(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last]
+            spans = [(first, last) for first, last in pairwise(bounds) if first < last]
             if len(spans) == 1:
                 bad = work(spans[0])
             else:
@@ -234,37 +236,36 @@ def count_type(images: int) -> np.dtype:
 
 
 @jit
-def _merged_widths(widths_a, bins_a, widths_b, bins_b, widths):
+def _merged_widths(widths_a: Any, bins_a: Any, widths_b: Any, bins_b: Any, widths: Any) -> None:
     at_a, at_b = 0, 0
     for entry in range(len(widths)):
         end_a, end_b = at_a + widths_a[entry], at_b + widths_b[entry]
-        width = 0
         while at_a < end_a or at_b < end_b:
-            a = np.int64(bins_a[at_a]) if at_a < end_a else np.int64(BINS)
-            b = np.int64(bins_b[at_b]) if at_b < end_b else np.int64(BINS)
-            at_a += a <= b
-            at_b += b <= a
-            width += 1
-        widths[entry] = width
+            from_a = at_b == end_b or (at_a < end_a and bins_a[at_a] <= bins_b[at_b])
+            from_b = at_a == end_a or (at_b < end_b and bins_b[at_b] <= bins_a[at_a])
+            at_a += from_a
+            at_b += from_b
+            widths[entry] += 1
 
 
 @jit
-def _merged_counts(widths_a, bins_a, counts_a, widths_b, bins_b, counts_b, bins, counts):
+def _merged_counts(widths_a: Any, bins_a: Any, counts_a: Any, widths_b: Any, bins_b: Any, counts_b: Any, bins: Any, counts: Any) -> None:
     at_a, at_b, out = 0, 0, 0
     for entry in range(len(widths_a)):
         end_a, end_b = at_a + widths_a[entry], at_b + widths_b[entry]
         while at_a < end_a or at_b < end_b:
-            a = np.int64(bins_a[at_a]) if at_a < end_a else np.int64(BINS)
-            b = np.int64(bins_b[at_b]) if at_b < end_b else np.int64(BINS)
+            from_a = at_b == end_b or (at_a < end_a and bins_a[at_a] <= bins_b[at_b])
+            from_b = at_a == end_a or (at_b < end_b and bins_b[at_b] <= bins_a[at_a])
             count = np.int64(0)
-            if a <= b:
+            if from_a:
+                bins[out] = bins_a[at_a]
                 count += counts_a[at_a]
-                at_a += 1
-            if b <= a:
+            if from_b:
+                bins[out] = bins_b[at_b]
                 count += counts_b[at_b]
-                at_b += 1
-            bins[out] = min(a, b)
             counts[out] = count
+            at_a += from_a
+            at_b += from_b
             out += 1
 
 

@@ -24,7 +24,7 @@ def vitfrost_digits(pretrained: bool = False, **options: Any) -> nn.Module:
     options.pop("pretrained_cfg", None)
     options.pop("pretrained_cfg_overlay", None)
     options.pop("cache_dir", None)
-    model = VisionTransformer(**{**defaults, **options})
+    model: Any = VisionTransformer(**{**defaults, **options})
     model.pretrained_cfg = model.default_cfg = {
         "architecture": MODEL_NAME, "tag": "digits", "input_size": (3, 32, 32), "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5), "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic", "num_classes": 10,

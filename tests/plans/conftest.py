@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 IDENTITY = {"name": "vitfrost_digits", "image_size": [32, 32], "weight_tag": "random:0", "state_hash": "ab" * 32, "classes": 10}
 
@@ -38,7 +39,7 @@ class Record:
         )  # fmt: skip
 
 
-def draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = False, entropy_levels: int = 5) -> Site:
+def _draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = False, entropy_levels: int = 5) -> Site:
     """Random statistics; entropy takes few values, so that many entries tie."""
     rng = np.random.default_rng(seed)
     windows, heads, queries, keys = shape
@@ -56,6 +57,24 @@ def draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = Fa
     )
 
 
-def draw_record(shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1) -> Record:
-    sites = {f"blocks.{number}.attn": draw_site(shape, seed + 100 * number, masked) for number, shape in enumerate(shapes)}
+def _draw_record(shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1) -> Record:
+    sites = {f"blocks.{number}.attn": _draw_site(shape, seed + 100 * number, masked) for number, shape in enumerate(shapes)}
     return Record(sites, prefix_tokens=prefix_tokens)
+
+
+@pytest.fixture(scope="session")
+def draw_site():
+    """Function (maps_shape, seed=0, masked=False, entropy_levels=5) -> statistics of one site."""
+    return _draw_site
+
+
+@pytest.fixture(scope="session")
+def draw_record():
+    """Function (list of maps_shape, seed=0, masked=False, prefix_tokens=1) -> statistics of a model."""
+    return _draw_record
+
+
+@pytest.fixture(scope="session")
+def identity() -> dict[str, Any]:
+    """The model that the statistics are of."""
+    return IDENTITY

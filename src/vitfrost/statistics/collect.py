@@ -1,0 +1,161 @@
+"""The verb calibrate: images through a model, statistics of its attention maps out."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .. import distributed
+from ..errors import VitfrostError
+from ..images.batches import BatchLoader, images_hash
+from ..images.preprocess import Preprocess
+from ..images.source import open_images
+from ..progress import track
+from ..vit.families import install_map_attention
+from ..vit.load import load_model
+from ..vit.sites import AttentionSite
+from .collector import MapCollector, group_sites
+from .histogram import MAX_IMAGES
+from .record import SiteStatistics, Statistics, StatisticsHeader
+
+__all__ = ["MapCollector", "calibrate"]
+
+DEFAULT_MEMORY_LIMIT = 4e9
+
+
+def calibrate(
+    model: Any,
+    images: str | Path,
+    *,
+    limit: int | None = 1000,
+    seed: int = 0,
+    out: str | Path | None = None,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    batch_size: int = 16,
+    maps: Literal["before", "after"] = "before",
+    memory_limit: float = DEFAULT_MEMORY_LIMIT,
+    progress: bool = True,
+) -> Statistics:
+    """Collect the statistics of every attention weight over `limit` images of a folder, drawn by `seed`.
+
+    `model` is a timm name (with `weights` and `image_size` as in `load_model`), a LoadedModel, or an artefact folder.
+    `maps` chooses the side of the map quantiser: before (softmax output) or after it and the frozen entries.
+    Memory does not grow with the number of images; where the counters of all sites exceed `memory_limit` bytes, the images
+    pass several times, for some sites each. `out` is written whole or not at all. Under torchrun every process takes its
+    share of the batches; the result is that of one process and every process returns it (`out` is needed then).
+
+    Raises VitfrostError for bad arguments, a model or folder that cannot be used, or when no image is usable.
+    """
+    if maps not in ("before", "after"):
+        raise VitfrostError(f"maps must be 'before' or 'after' the map quantiser, not '{maps}'")
+    if limit is not None and limit > MAX_IMAGES:
+        raise VitfrostError(f"cannot calibrate on {limit} images; at most {MAX_IMAGES} fit into the counters")
+    if out is not None:
+        _refuse_unwritable(Path(out))
+    elif distributed.world() > 1:
+        raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
+    loaded = _resolve(model, weights, image_size)
+    chosen = {key: value for key, value in (("crop_pct", crop_pct), ("crop_mode", crop_mode)) if value is not None}
+    preprocess = Preprocess({**loaded.preprocessing, **chosen})
+    image_set = open_images(images).subset(limit, seed)
+    sites = [module.site for module in install_map_attention(loaded.model).values()]
+    groups = group_sites(sites, memory_limit)
+    loader = BatchLoader(image_set, preprocess, batch_size, rank=distributed.rank(), world=distributed.world())
+    with distributed.shared_errors():
+        collected = _collect(loaded.model, groups, loader, maps == "after", progress)
+    quantization = getattr(loaded, "quantization", None)
+    header = StatisticsHeader(
+        model=loaded.identity(),
+        sites=[site.signature() for site in sites],
+        precision="fp32" if quantization is None else "quantised",
+        observed=maps,
+        quantization=quantization,
+        images=len(loader.digests),
+        skipped=len(loader.skipped),
+        images_hash=images_hash(image_set, loader.digests),
+        seed=seed,
+        limit=limit,
+    )
+    statistics = Statistics(header, collected)
+    if distributed.world() > 1:
+        return _join(statistics, loader, Path(str(out)))
+    if out is not None:
+        statistics.save(out)
+    return statistics
+
+
+def _resolve(model: Any, weights: str | Path | None, image_size: int | tuple[int, int] | None) -> Any:
+    """A LoadedModel or a loaded artefact (which has the same fields)."""
+    if isinstance(model, str | Path) and not Path(model).is_dir():
+        return load_model(str(model), weights, image_size)
+    if weights is not None or image_size is not None:
+        raise VitfrostError("weights and image size are those of the loaded model or artefact; leave them out")
+    if isinstance(model, str | Path):
+        from ..artefact import load_artefact
+
+        return load_artefact(model)
+    return model
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Find out before the work, not after it, that a file cannot be written."""
+    if out.is_dir():
+        raise VitfrostError(f"{out} is a folder; name a file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise VitfrostError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _collect(
+    model: nn.Module, groups: list[list[AttentionSite]], loader: BatchLoader, observe_quantized: bool, progress: bool
+) -> dict[str, SiteStatistics]:
+    """Let the images pass once per group of sites."""
+    batches = -(-len(loader.image_set) // (loader.batch_size * distributed.world()))
+    collected: dict[str, SiteStatistics] = {}
+    digests = None
+    for number, sites in enumerate(groups, 1):
+        text = "calibrate" if len(groups) == 1 else f"calibrate, pass {number} of {len(groups)}"
+        with MapCollector(model, sites, observe_quantized) as collector, torch.inference_mode():
+            for batch in track(loader, batches, text, progress and distributed.rank() == 0):
+                model(batch.pixels)
+        if digests is not None and digests != loader.digests:
+            raise VitfrostError(f"the images in {loader.image_set.root} changed while they were read; calibrate again")
+        digests = loader.digests
+        collected |= collector.finish()
+    return collected
+
+
+def _join(part: Statistics, loader: BatchLoader, out: Path) -> Statistics:
+    """Merge the statistics of all processes through files beside `out`; every process returns the whole."""
+
+    def place(rank: int) -> Path:
+        return out.parent / f".{out.name}.rank{rank}.part"
+
+    own = place(distributed.rank())
+    try:
+        with distributed.shared_errors():
+            part.save(own)
+        digests: dict[int, str] = {}
+        for share in distributed.gather_objects(loader.digests):
+            digests |= share
+        with distributed.shared_errors():
+            if not digests:
+                raise VitfrostError(f"none of the {len(loader.image_set)} images of {loader.image_set.root} is usable")
+            if distributed.rank() == 0:
+                merged = Statistics.merge(Statistics.load(place(rank)) for rank in range(distributed.world()))
+                header = replace(merged.header, images_hash=images_hash(loader.image_set, digests))
+                Statistics(header, merged.sites).save(out)
+    finally:
+        own.unlink(missing_ok=True)
+    return Statistics.load(out)

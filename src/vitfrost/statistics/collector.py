@@ -1,0 +1,123 @@
+"""Watches the attention maps of a running model and counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..errors import VitfrostError
+from ..vit.attention import MapAttention
+from ..vit.families import allowed_pairs, install_map_attention
+from ..vit.sites import AttentionSite
+from .histogram import BYTES_PER_ENTRY, Counters
+from .record import VALUE_SCALE, SiteStatistics
+
+
+class MapCollector:
+    """Observe the attention maps of some sites of a model inside a `with` block, then `finish`.
+
+    Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind.
+    `observe_quantized`: see maps after the map quantiser (and frozen entries) instead of before.
+    Running the model raises VitfrostError when a map holds anything but numbers between 0 and 1.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool = False):
+        self._model = model
+        self._observe_quantized = observe_quantized
+        self._sites = sites
+        self._modules: dict[str, MapAttention] = {}
+        self._counters: dict[str, _SiteCounters] = {}
+
+    def __enter__(self) -> MapCollector:
+        installed = install_map_attention(self._model)
+        for site in self._sites:
+            module = installed[site.name]
+            counters = _SiteCounters(site, head_grams(module), allowed_pairs(self._model, site.name))
+            module.observer, module.observe_quantized = counters.observe, self._observe_quantized
+            self._modules[site.name], self._counters[site.name] = module, counters
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for module in self._modules.values():
+            module.observer, module.observe_quantized = None, False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the counters."""
+        return sum(counters.counters.nbytes for counters in self._counters.values())
+
+    def finish(self) -> dict[str, SiteStatistics]:
+        """Statistics by site name; the counters are given up one after the other, so memory does not rise."""
+        return {name: self._counters.pop(name).finish() for name in list(self._counters)}
+
+
+class _SiteCounters:
+    """Counters of one site and the observer that fills them."""
+
+    def __init__(self, site: AttentionSite, grams: Tensor, allowed: Bool[Tensor, "windows queries keys"] | None):
+        self.site = site
+        self.grams = grams
+        self.allowed = None if allowed is None else allowed.cpu().numpy()
+        self.counters = Counters(site.entries)
+        self.value_sums = np.zeros((site.windows, site.heads, site.keys), np.int64)
+
+    def observe(self, maps: Float[Tensor, "rows heads queries keys"], values: Float[Tensor, "rows heads keys width"]) -> None:
+        """Count the maps and value norms of rows = images * windows maps."""
+        norms = ((values @ self.grams) * values).sum(-1, dtype=torch.float64)
+        flat = maps.detach().to("cpu", torch.float32).reshape(-1, self.site.entries).contiguous().numpy()
+        try:
+            if not torch.isfinite(norms).all():
+                raise ValueError("values that are not finite")
+            self.counters.accumulate(flat, torch.get_num_threads())
+        except ValueError as error:
+            raise VitfrostError(f"cannot calibrate: site {self.site.name} has {error}") from error
+        fixed = (norms * VALUE_SCALE).round().to("cpu", torch.int64)
+        self.value_sums += fixed.reshape(-1, *self.value_sums.shape).sum(0).numpy()
+
+    def finish(self) -> SiteStatistics:
+        """The statistics so far; masked pairs are cleared first."""
+        site = self.site
+        if self.allowed is not None:
+            masked = np.broadcast_to(~self.allowed[:, None], site.maps_shape)
+            self.counters.forget(masked.reshape(-1))
+        return SiteStatistics(
+            site.name, site.maps_shape, self.counters.images, *self.counters.sparse(),
+            self.counters.sums, self.counters.squares, self.value_sums, self.allowed,
+        )  # fmt: skip
+
+
+def head_grams(module: MapAttention) -> Float[Tensor, "heads width width"]:
+    """W_O^T W_O of every head's slice of the output projection: v^T G v = ||W_O^h v||^2."""
+    projection: Any = module.proj
+    weight = getattr(projection, "float_weight", None)
+    weight = projection.weight if weight is None else weight
+    slices = weight.detach().float().reshape(-1, module.site.heads, module.site.head_dim)
+    return torch.einsum("ohd,ohe->hde", slices, slices)
+
+
+def group_sites(sites: Sequence[AttentionSite], memory_limit: float) -> list[list[AttentionSite]]:
+    """Split the sites into consecutive groups whose counters each fit into `memory_limit` bytes.
+
+    Raises VitfrostError naming a site that is too large alone.
+    """
+    groups: list[list[AttentionSite]] = []
+    used = memory_limit
+    for site in sites:
+        need = site.entries * BYTES_PER_ENTRY
+        if need > memory_limit:
+            raise VitfrostError(
+                f"the maps of {site.name} alone need {need / 1e9:.1f} GB of counters, more than the memory limit of "
+                f"{memory_limit / 1e9:.1f} GB; raise it or use a smaller image size"
+            )
+        if used + need > memory_limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(site)
+        used += need
+    return groups

@@ -1,0 +1,260 @@
+"""Statistics of a model's attention maps as one value: per site and per attention weight, with what they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt16, UInt32
+
+from ..errors import VitfrostError
+from ..files import atomic_file
+from . import entropy, histogram
+
+FORMAT_VERSION = 1
+VALUE_SCALE = 2.0**20
+_METADATA_KEY = "vitfrost.statistics"
+_ARRAYS = {
+    "widths": np.uint16,
+    "bins": np.uint8,
+    "counts": None,
+    "sums": np.int64,
+    "squares": np.int64,
+    "value_sums": np.int64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStatistics:
+    """What is known about the maps of one attention site after `images` images.
+
+    Per entry, in the order of `maps_shape` = (windows, heads, queries, keys): the sparse histogram of 256 bins (see
+    `statistics.entropy`) and fixed-point sums (see `statistics.histogram`). `value_sums` [windows, heads, keys] are sums of
+    ||W_O^h v_j||^2, scaled by 2^20. `allowed` [windows, queries, keys] marks the pairs that may see each other; None: all do.
+    Masked pairs are never counted; every statistic of theirs is 0.
+    """
+
+    name: str
+    maps_shape: tuple[int, int, int, int]
+    images: int
+    widths: UInt16[np.ndarray, " entries"]
+    bins: UInt8[np.ndarray, " cells"]
+    counts: UInt8[np.ndarray, " cells"] | UInt16[np.ndarray, " cells"] | UInt32[np.ndarray, " cells"]
+    sums: Int64[np.ndarray, " entries"]
+    squares: Int64[np.ndarray, " entries"]
+    value_sums: Int64[np.ndarray, "windows heads keys"]
+    allowed: Bool[np.ndarray, "windows queries keys"] | None = None
+
+    @cached_property
+    def mean(self) -> Float32[np.ndarray, "windows heads queries keys"]:
+        """Mean map over the images (A^mu of equation 15)."""
+        return entropy.mean_of(self.sums, self.images).reshape(self.maps_shape)
+
+    @cached_property
+    def variance(self) -> Float32[np.ndarray, "windows heads queries keys"]:
+        """Variance over the images (population)."""
+        return entropy.variance_of(self.sums, self.squares, self.images).reshape(self.maps_shape)
+
+    @cached_property
+    def entropy(self) -> Float32[np.ndarray, "windows heads queries keys"]:
+        """Entropy in bits of equation 13."""
+        return entropy.entropy_bits(self.widths, self.counts, self.images).reshape(self.maps_shape)
+
+    @cached_property
+    def value_norm(self) -> Float32[np.ndarray, "windows heads keys"]:
+        """Mean over the images of the squared norm of a value after its head's slice of the output projection."""
+        return (self.value_sums / (VALUE_SCALE * max(self.images, 1))).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are stored, by name."""
+        stored = {name: getattr(self, name) for name in _ARRAYS}
+        return stored if self.allowed is None else stored | {"allowed": self.allowed}
+
+    def check(self, where: str) -> None:
+        """Raise VitfrostError when the arrays do not fit each other (a damaged or edited file)."""
+        windows, heads, queries, keys = self.maps_shape
+        entries = windows * heads * queries * keys
+        cells = int(self.widths.sum(dtype=np.int64))
+        shapes = {
+            "widths": (entries,), "bins": (cells,), "counts": (cells,), "sums": (entries,), "squares": (entries,),
+            "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys),
+        }  # fmt: skip
+        kinds = {**_ARRAYS, "counts": histogram.count_type(self.images), "allowed": np.bool_}
+        for name, array in self.arrays().items():
+            if array.shape != shapes[name] or array.dtype != kinds[name]:
+                raise VitfrostError(f"{where} is damaged: {name} of site {self.name} does not fit; calibrate again")
+        if cells and (int(self.counts.max()) > self.images or int(self.widths.max()) > histogram.BINS):
+            raise VitfrostError(f"{where} is damaged: the counts of site {self.name} are out of range; calibrate again")
+
+
+def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "windows heads queries keys"]:
+    """KL divergence D(p || q) in bits per attention weight (equation 14), add-one smoothed; 0 at masked pairs.
+
+    Raises VitfrostError when the maps have different shapes.
+    """
+    if p.maps_shape != q.maps_shape:
+        raise VitfrostError(f"the maps of {p.name} {list(p.maps_shape)} and {q.name} {list(q.maps_shape)} cannot be compared")
+    divergence = entropy.kl_bits(p.widths, p.bins, p.counts, p.images, q.widths, q.bins, q.counts, q.images)
+    return divergence.reshape(p.maps_shape)
+
+
+@dataclass(frozen=True)
+class StatisticsHeader:
+    """Where statistics come from.
+
+    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` says on which model the maps
+    were observed, `observed` on which side of the map quantiser. `limit` and `seed` drew the images from their folder
+    (None where merged statistics differ); `skipped` counts the unusable ones.
+    """
+
+    model: dict[str, Any]
+    sites: list[dict[str, Any]]
+    precision: Literal["fp32", "quantised"]
+    observed: Literal["before", "after"]
+    quantization: dict[str, Any] | None
+    images: int
+    skipped: int
+    images_hash: str
+    seed: int | None
+    limit: int | None
+    version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Statistics of all attention sites of a model, in the order in which data passes them. Treated as immutable."""
+
+    header: StatisticsHeader
+    sites: dict[str, SiteStatistics]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the header and all arrays; plans and artefacts name their statistics by it."""
+        digest = hashlib.sha256(_header_json(self.header).encode())
+        for name, array in sorted(self._tensors().items()):
+            digest.update(f"{name}|{array.dtype}|{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return {f"{site.name}/{name}": array for site in self.sites.values() for name, array in site.arrays().items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all; equal statistics give equal bytes.
+
+        Raises VitfrostError when the place cannot be written.
+        """
+        from safetensors.numpy import save
+
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(save(self._tensors(), metadata={_METADATA_KEY: _header_json(self.header)}))
+
+    @staticmethod
+    def load(path: str | Path) -> Statistics:
+        """Read statistics. Raises VitfrostError for a file that is missing, truncated, foreign, damaged or too new."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise VitfrostError(f"no statistics file {path}; vitfrost calibrate writes one")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = _read_header((file.metadata() or {}).get(_METADATA_KEY), path)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise VitfrostError(f"{path} is no readable statistics file ({error}); it may be truncated: calibrate again") from error
+        return Statistics(header, _read_sites(header, tensors, path))
+
+    @staticmethod
+    def merge(parts: Iterable[Statistics]) -> Statistics:
+        """Add statistics of disjoint sets of images: exactly those of all images together.
+
+        The merged `images_hash` is the sum of the parts' modulo 2^256. Parts may be given one by one (an iterator).
+        Raises VitfrostError when models, sites, precision or quantisation differ, or when there is no part.
+        """
+        merged: Statistics | None = None
+        for part in parts:
+            merged = part if merged is None else merged._plus(part)
+        if merged is None:
+            raise VitfrostError("no statistics to merge; name at least one file")
+        return merged
+
+    def _plus(self, other: Statistics) -> Statistics:
+        mine, theirs = self.header, other.header
+        other.check_fits(mine.model, mine.sites)
+        for what in ("precision", "observed", "quantization"):
+            if getattr(mine, what) != getattr(theirs, what):
+                raise VitfrostError(f"statistics that differ in {what} cannot be merged: {getattr(mine, what)} and {getattr(theirs, what)}")
+        if mine.images + theirs.images > histogram.MAX_IMAGES:
+            raise VitfrostError(f"merged statistics would hold {mine.images + theirs.images} images; at most {histogram.MAX_IMAGES} fit")
+        header = replace(
+            mine,
+            images=mine.images + theirs.images,
+            skipped=mine.skipped + theirs.skipped,
+            images_hash=f"{(int(mine.images_hash, 16) + int(theirs.images_hash, 16)) % 2**256:064x}",
+            seed=mine.seed if mine.seed == theirs.seed else None,
+            limit=mine.limit if mine.limit == theirs.limit else None,
+        )
+        return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()})
+
+    def check_fits(self, identity: dict[str, Any], signature: list[dict[str, Any]]) -> None:
+        """Raise VitfrostError, saying what differs, unless the statistics belong to this model and these sites."""
+        own = self.header.model
+        for key, what in (("name", "model"), ("image_size", "resolution"), ("state_hash", "weights")):
+            if own.get(key) != identity.get(key):
+                shown = "weight_tag" if key == "state_hash" else key
+                raise VitfrostError(
+                    f"the statistics belong to another {what}: theirs {own.get(shown)} ({str(own.get(key))[:24]}), "
+                    f"here {identity.get(shown)} ({str(identity.get(key))[:24]}); calibrate this model"
+                )
+        if self.header.sites != signature:
+            differing = [site["name"] for site in signature if site not in self.header.sites] or ["their number"]
+            raise VitfrostError(f"the statistics belong to other attention sites ({differing[0]} differs); calibrate this model")
+
+
+def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
+    images = a.images + b.images
+    widths, bins, counts = histogram.merge_sparse((a.widths, a.bins, a.counts), (b.widths, b.bins, b.counts), images)
+    return SiteStatistics(
+        a.name, a.maps_shape, images, widths, bins, counts,
+        a.sums + b.sums, a.squares + b.squares, a.value_sums + b.value_sums, a.allowed,
+    )  # fmt: skip
+
+
+def _header_json(header: StatisticsHeader) -> str:
+    return json.dumps(asdict(header), sort_keys=True, allow_nan=False)
+
+
+def _read_header(text: str | None, path: Path) -> StatisticsHeader:
+    if text is None:
+        raise VitfrostError(f"{path} is a safetensors file without attention statistics; vitfrost calibrate writes one")
+    try:
+        values = json.loads(text)
+        version = int(values["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error
+    if version > FORMAT_VERSION:
+        raise VitfrostError(f"{path} has format version {version}, newer than {FORMAT_VERSION}, which this vitfrost reads; update vitfrost")
+    if values.keys() != {field.name for field in fields(StatisticsHeader)}:
+        raise VitfrostError(f"{path} has an incomplete header; calibrate again")
+    return StatisticsHeader(**values)
+
+
+def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> dict[str, SiteStatistics]:
+    sites = {}
+    for signature in header.sites:
+        name, shape = signature["name"], signature["maps"]
+        missing = [array for array in _ARRAYS if f"{name}/{array}" not in tensors]
+        if missing:
+            raise VitfrostError(f"{path} is damaged: {missing[0]} of site {name} is missing; calibrate again")
+        arrays = {array: tensors[f"{name}/{array}"] for array in _ARRAYS}
+        site = SiteStatistics(name, tuple(shape), header.images, **arrays, allowed=tensors.get(f"{name}/allowed"))
+        site.check(str(path))
+        sites[name] = site
+    return sites
