@@ -82,3 +82,15 @@ def test_the_estimated_size_is_that_of_the_resized_picture() -> None:
 def test_values_without_a_meaning_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(VitfrostError, match=message):
         Preprocess(CONFIG | change)
+
+
+@pytest.mark.parametrize(("side", "whole"), [(227, True), (247, True), (248, False), (300, False)])
+def test_small_squares_are_taken_whole_where_that_is_wanted(side: int, whole: bool) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8))
+    config = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}
+    cropped, squashed = Preprocess(config), Preprocess(config | {"crop_mode": "squash", "crop_pct": 1.0})
+    ours = Preprocess(config | {"whole_squares": True})
+    assert np.array_equal(ours.pixels(picture), (squashed if whole else cropped).pixels(picture))
+    oblong = picture.resize((side, side - 20))
+    assert np.array_equal(ours.pixels(oblong), cropped.pixels(oblong))

@@ -78,7 +78,7 @@ def test_table_leaves_empty_columns_out() -> None:
     console = Console(width=200, file=io.StringIO())
     console.print(format_rows([a_row(agreement=None, agreement_interval=None, skipped=2), a_row(name="original", agreement=None)]))
     text = console.file.getvalue()
-    assert "67.12 [63.40, 70.60]" in text
-    assert "-12.40 [-15.20, -9.60]" in text
+    for cell in ("67.12 ", "[63.40, 70.60]", "-12.40 ", "[-15.20, -9.60]"):
+        assert cell in text
     assert "650 (2 skipped)" in text
     assert "agreement" not in text

@@ -23,6 +23,10 @@ class Preprocess:
 
     `config` is timm's data configuration: input_size (3, height, width), mean, std, crop_pct, crop_mode ("squash" with
     crop_pct 1 resizes straight to the input size), interpolation. Raises VitfrostError for values timm has no meaning for.
+
+    One addition, `whole_squares` (false if not in the configuration): a square picture smaller than what the centre crop is cut
+    from has been prepared for the model already; enlarging it only to cut its border off would undo that, so it is taken
+    whole, resized straight to the input size.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -33,14 +37,21 @@ class Preprocess:
             "crop_pct": float(config["crop_pct"]),
             "crop_mode": str(config["crop_mode"]),
             "interpolation": str(config["interpolation"]),
+            "whole_squares": bool(config.get("whole_squares", False)),
         }
         self._check()
         import_timm()
         from timm.data import create_transform
         from timm.data.transforms import MaybePILToTensor
 
-        transform = create_transform(**self._config, is_training=False, normalize=False)
-        self._geometry = [step for step in transform.transforms if not isinstance(step, MaybePILToTensor)]
+        options = {key: value for key, value in self._config.items() if key != "whole_squares"}
+
+        def geometry(**changes: Any) -> list[Any]:
+            transform = create_transform(**options | changes, is_training=False, normalize=False)
+            return [step for step in transform.transforms if not isinstance(step, MaybePILToTensor)]
+
+        self._geometry = geometry()
+        self._whole = geometry(crop_mode="squash", crop_pct=1.0)
         self._mean = torch.tensor(self._config["mean"]).view(3, 1, 1)
         self._std = torch.tensor(self._config["std"]).view(3, 1, 1)
 
@@ -67,9 +78,14 @@ class Preprocess:
         scale = max(resized_height / height, resized_width / width)
         return int(width * scale * height * scale)
 
+    def _is_prepared(self, image: Image.Image) -> bool:
+        _, height, width = self._config["input_size"]
+        cut_from = int(min(height, width) / self._config["crop_pct"])
+        return self._config["whole_squares"] and self._config["crop_mode"] == "center" and image.width == image.height < cut_from
+
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 height width"]:
         """Resize and crop an RGB picture; channels first."""
-        for step in self._geometry:
+        for step in self._whole if self._is_prepared(image) else self._geometry:
             image = step(image)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 

@@ -14,7 +14,7 @@ from ..compression.frozen import FrozenMaps
 from ..errors import VitfrostError
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, load_model
+from ..vit.load import LoadedModel, load_model, set_crop
 from .cost import logit_macs, macs_by_part
 from .inspection import skeleton
 
@@ -138,8 +138,5 @@ def _load_artefact(folder: str | Path) -> LoadedModel:
 def _with_crop(loaded: LoadedModel, crop_pct: float | None, crop_mode: str | None) -> LoadedModel:
     changed = copy(loaded)
     changed.preprocessing = dict(loaded.preprocessing)
-    if crop_pct is not None:
-        changed.preprocessing["crop_pct"] = crop_pct
-    if crop_mode is not None:
-        changed.preprocessing["crop_mode"] = crop_mode
+    set_crop(changed.preprocessing, crop_pct, crop_mode)
     return changed

@@ -102,12 +102,13 @@ def load_results(path: str | Path) -> Results:
 
 
 def format_rows(rows: Sequence[Row]) -> Table:
-    """A table for a terminal, one line per row; columns that no row fills are left out."""
+    """A table for a terminal, intervals below their values; columns that no row fills are left out."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     columns: dict[str, list[str]] = {
         "model": [row.name for row in rows],
-        "precision": [row.precision for row in rows],
+        "precision": [f"{row.precision}\n{row.kind}" for row in rows],
         "images": [str(row.images) + (f" ({row.skipped} skipped)" if row.skipped else "") for row in rows],
         "top-1 %": [_with_interval(row.top1, row.interval) for row in rows],
         "top-5 %": [_with_interval(row.top5, None) for row in rows],
@@ -117,12 +118,11 @@ def format_rows(rows: Sequence[Row]) -> Table:
         "MB": ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows],
         "GMACs": ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows],
         "ms/image": ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows],
-        "kind": [row.kind for row in rows],
     }
     filled = {title: cells for title, cells in columns.items() if any(cells)}
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     for title in filled:
-        table.add_column(title, justify="left" if title in ("model", "precision", "kind") else "right")
+        table.add_column(title, justify="left" if title in ("model", "precision") else "right", overflow="fold")
     for cells in zip(*filled.values(), strict=True):
         table.add_row(*cells)
     return table
@@ -132,7 +132,7 @@ def _with_interval(value: float | None, interval: Interval | None, sign: str = "
     if value is None:
         return ""
     shown = f"{value:{sign}.2f}"
-    return shown if interval is None else f"{shown} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+    return shown if interval is None else f"{shown}\n[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,8 +40,8 @@ def calibrate(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     batch_size: int = 16,
-    maps: Literal["before", "after"] = "before",
-    memory_limit: float = DEFAULT_MEMORY_LIMIT,
+    maps: str = "before",
+    memory_limit: float | int = DEFAULT_MEMORY_LIMIT,
     progress: bool = True,
 ) -> Statistics:
     """Collect the statistics of every attention weight over `limit` images of a folder, drawn by `seed`.
@@ -124,11 +124,12 @@ def _collect(
     batches = -(-len(loader.image_set) // (loader.batch_size * distributed.world()))
     collected: dict[str, SiteStatistics] = {}
     digests = None
+    device = next(model.parameters()).device
     for number, sites in enumerate(groups, 1):
         text = "calibrate" if len(groups) == 1 else f"calibrate, pass {number} of {len(groups)}"
         with MapCollector(model, sites, observe_quantized) as collector, torch.inference_mode():
             for batch in track(loader, batches, text, progress and distributed.rank() == 0):
-                model(batch.pixels)
+                model(batch.pixels.to(device))
         if digests is not None and digests != loader.digests:
             raise VitfrostError(f"the images in {loader.image_set.root} changed while they were read; calibrate again")
         digests = loader.digests

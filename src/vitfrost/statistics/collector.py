@@ -101,7 +101,7 @@ def head_grams(module: MapAttention) -> Float[Tensor, "heads width width"]:
     return torch.einsum("ohd,ohe->hde", slices, slices)
 
 
-def group_sites(sites: Sequence[AttentionSite], memory_limit: float) -> list[list[AttentionSite]]:
+def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int) -> list[list[AttentionSite]]:
     """Split the sites into consecutive groups whose counters each fit into `memory_limit` bytes.
 
     Raises VitfrostError naming a site that is too large alone.

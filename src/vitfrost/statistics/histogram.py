@@ -69,7 +69,7 @@ def _accumulate(maps: Any, first: Any, last: Any, recent: Any, high: Any, sums: 
                     fixed = np.int64(np.int32(np.rint(weight * np.float32(1073741824.0))))
                     tile_sums[entry] += fixed
                     tile_squares[entry] += (fixed * fixed + 32768) >> 16
-            for k in range(min(present, LOW_BINS - 1) + 1):
+            for k in range(min(int(present), LOW_BINS - 1) + 1):
                 wanted = np.uint8(k)
                 counter = recent[k, base : base + size]
                 for image in range(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import unwrap
 from typing import Any
 
 from numba import njit
@@ -14,7 +15,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     numba raises RuntimeError at decoration when it finds no cache folder, and OSError during the first call when it
     cannot write there; the compiled code is already registered then, so the call is made once more.
+    Wrappers that check annotations are taken off: numba compiles the plain function.
     """
+    function = unwrap(function)
     try:
         compiled = njit(nogil=True, cache=True)(function)
     except RuntimeError:

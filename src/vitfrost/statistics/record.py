@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt16, UInt32
@@ -76,22 +76,6 @@ class SiteStatistics:
         stored = {name: getattr(self, name) for name in _ARRAYS}
         return stored if self.allowed is None else stored | {"allowed": self.allowed}
 
-    def check(self, where: str) -> None:
-        """Raise VitfrostError when the arrays do not fit each other (a damaged or edited file)."""
-        windows, heads, queries, keys = self.maps_shape
-        entries = windows * heads * queries * keys
-        cells = int(self.widths.sum(dtype=np.int64))
-        shapes = {
-            "widths": (entries,), "bins": (cells,), "counts": (cells,), "sums": (entries,), "squares": (entries,),
-            "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys),
-        }  # fmt: skip
-        kinds = {**_ARRAYS, "counts": histogram.count_type(self.images), "allowed": np.bool_}
-        for name, array in self.arrays().items():
-            if array.shape != shapes[name] or array.dtype != kinds[name]:
-                raise VitfrostError(f"{where} is damaged: {name} of site {self.name} does not fit; calibrate again")
-        if cells and (int(self.counts.max()) > self.images or int(self.widths.max()) > histogram.BINS):
-            raise VitfrostError(f"{where} is damaged: the counts of site {self.name} are out of range; calibrate again")
-
 
 def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "windows heads queries keys"]:
     """KL divergence D(p || q) in bits per attention weight (equation 14), add-one smoothed; 0 at masked pairs.
@@ -108,15 +92,15 @@ def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "window
 class StatisticsHeader:
     """Where statistics come from.
 
-    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` says on which model the maps
-    were observed, `observed` on which side of the map quantiser. `limit` and `seed` drew the images from their folder
+    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says on
+    which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and `seed` drew the images from their folder
     (None where merged statistics differ); `skipped` counts the unusable ones.
     """
 
     model: dict[str, Any]
     sites: list[dict[str, Any]]
-    precision: Literal["fp32", "quantised"]
-    observed: Literal["before", "after"]
+    precision: str
+    observed: str
     quantization: dict[str, Any] | None
     images: int
     skipped: int
@@ -254,7 +238,25 @@ def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: 
         if missing:
             raise VitfrostError(f"{path} is damaged: {missing[0]} of site {name} is missing; calibrate again")
         arrays = {array: tensors[f"{name}/{array}"] for array in _ARRAYS}
-        site = SiteStatistics(name, tuple(shape), header.images, **arrays, allowed=tensors.get(f"{name}/allowed"))
-        site.check(str(path))
-        sites[name] = site
+        if f"{name}/allowed" in tensors:
+            arrays["allowed"] = tensors[f"{name}/allowed"]
+        _check_arrays(arrays, shape, header.images, f"{path} is damaged: at site {name}")
+        sites[name] = SiteStatistics(name, tuple(shape), header.images, **arrays)
     return sites
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], maps_shape: Sequence[int], images: int, where: str) -> None:
+    """Raise VitfrostError when the arrays of a site do not fit each other (a damaged or edited file)."""
+    windows, heads, queries, keys = maps_shape
+    entries = windows * heads * queries * keys
+    cells = int(arrays["widths"].sum(dtype=np.int64))
+    shapes = {
+        "widths": (entries,), "bins": (cells,), "counts": (cells,), "sums": (entries,), "squares": (entries,),
+        "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys),
+    }  # fmt: skip
+    kinds = {**_ARRAYS, "counts": histogram.count_type(images), "allowed": np.bool_}
+    for name, array in arrays.items():
+        if array.shape != shapes[name] or array.dtype != kinds[name]:
+            raise VitfrostError(f"{where} {name} does not fit; calibrate again")
+    if cells and (int(arrays["counts"].max()) > images or int(arrays["widths"].max()) > histogram.BINS):
+        raise VitfrostError(f"{where} counts are out of range; calibrate again")

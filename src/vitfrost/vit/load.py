@@ -21,7 +21,7 @@ RANDOM_WEIGHTS = "random"
 class LoadedModel:
     """A timm model in evaluation mode with its identity and its preprocessing.
 
-    `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation.
+    `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation; and whole_squares.
     `options` are the further arguments it was created with.
     `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artefacts are bound to it.
     """
@@ -122,6 +122,16 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
 
 
+def set_crop(preprocessing: dict[str, Any], crop_pct: float | None, crop_mode: str | None) -> None:
+    """Replace the model's own crop, in place. A crop that is asked for is made on every picture (see images.preprocess)."""
+    asked = crop_pct is not None or crop_mode is not None
+    preprocessing["whole_squares"] = not asked and preprocessing.get("whole_squares", True)
+    if crop_pct is not None:
+        preprocessing["crop_pct"] = crop_pct
+    if crop_mode is not None:
+        preprocessing["crop_mode"] = crop_mode
+
+
 def load_model(
     name: str,
     weights: str | Path | None = None,
@@ -153,10 +163,7 @@ def load_model(
         tag = f"file:{Path(weights).name}"
     model.eval()
     preprocessing = resolve_model_data_config(model)
-    if crop_pct is not None:
-        preprocessing["crop_pct"] = crop_pct
-    if crop_mode is not None:
-        preprocessing["crop_mode"] = crop_mode
+    set_crop(preprocessing, crop_pct, crop_mode)
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = tuple(built_for or preprocessing["input_size"][1:])
     preprocessing["input_size"] = (preprocessing["input_size"][0], *size)

@@ -1,0 +1,73 @@
+"""The verb `report`: a run's folder becomes one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from .. import __version__
+from ..files import write_text
+from . import summary
+from .figures import HeatMap, by_head, heat_map
+from .heads import build_gallery, frozen_shares
+from .parts import RunParts, read_parts
+
+TEMPLATE = "page.html.j2"
+OPEN_LAYERS = 2
+
+
+def report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run's folder (default: `report.html` in it) and return its path.
+
+    Parts that the folder does not hold are left out, and the page says so. Equal folders give equal bytes.
+    Raises VitfrostError when the folder is missing or holds no run, when a part is damaged or of another model, and when
+    the page cannot be written.
+    """
+    folder = Path(run)
+    parts = read_parts(folder)
+    target = folder / "report.html" if out is None else Path(out)
+    write_text(target, render(parts))
+    return target
+
+
+def render(parts: RunParts) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    gallery = build_gallery(parts)
+    divergence = gallery.divergence if gallery else None
+    rows = parts.results.rows if parts.results else []
+    return environment.get_template(TEMPLATE).render(
+        version=__version__,
+        parts=parts,
+        name=parts.identity["name"] if parts.identity else "a model",
+        done=summary.what_was_done(parts.plan) if parts.plan else None,
+        cards=summary.key_numbers(parts),
+        facts=summary.facts(parts),
+        rows=rows,
+        columns=summary.result_columns(rows),
+        savings=parts.savings,
+        bars=summary.mac_bars(parts),
+        gallery=gallery,
+        open_layers=OPEN_LAYERS,
+        entropy=heat_map("mean entropy, bits", gallery.mean_entropy, "viridis", ".2f") if gallery else None,
+        shares=_shares(parts),
+        divergence=divergence,
+        divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
+        divergence_means=heat_map("mean KL, bits (log)", divergence.mean, "cividis", ".3f", log=True) if divergence else None,
+        recipe=summary.recipe_text(parts),
+        settings=summary.settings(parts),
+        versions=summary.versions(parts),
+        hashes=summary.file_hashes(parts),
+        commands=summary.commands(parts),
+    )
+
+
+def _shares(parts: RunParts) -> HeatMap | None:
+    if parts.savings is None or parts.plan is None or not parts.savings.frozen_entries:
+        return None
+    return heat_map("frozen share, %", frozen_shares(parts.plan.layers), "cividis", ".1f", limits=(0.0, 100.0))

@@ -1,0 +1,219 @@
+"""Every head of a run as arrays that can be drawn and numbers that can be read: its maps, its CLS row, its frozen share.
+
+Windowed attention has many maps per head; they are shown as the mean over the windows. Shapes: W windows, H heads, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ..plans.choose import frozen_maps
+from ..plans.schema import LayerPlan, Plan
+from ..statistics.record import SiteStatistics, Statistics, kl_maps
+from ..vit.sites import AttentionSite
+from .figures import Scale, picture
+from .parts import RunParts
+
+MAP_PIXELS = 128
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """Maps [H, Q, K] of one layer, mean over the windows, NaN at pairs that see each other in no window."""
+
+    site: AttentionSite
+    entropy: Float[np.ndarray, "heads queries keys"]
+    mean: Float[np.ndarray, "heads queries keys"]
+    frozen: Float[np.ndarray, "heads queries keys"] | None
+    divergence: Float[np.ndarray, "heads queries keys"] | None
+
+    def patch_row(self, maps: Float[np.ndarray, "heads queries keys"]) -> Float[np.ndarray, "heads rows columns"]:
+        """Query 0 of every head over the patch grid; the prefix tokens' own keys are left out."""
+        return maps[:, 0, self.site.prefix_tokens :].reshape(-1, *self.site.grid)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A caption, a sentence for those who cannot see it, and the data URI."""
+
+    caption: str
+    alt: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head of the gallery. `frozen_share` is of its unmasked entries, all windows together."""
+
+    number: int
+    mean_entropy: float
+    frozen_share: float
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(fp32 || quantised) in bits per layer and head (Figure 4 of EAM); `rows` are CLS-row pictures, where there is such a row."""
+
+    of_class_token: bool
+    mean: list[list[float]]
+    highest: list[list[float]]
+    rows: list[list[Picture]]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All layers with their heads, and the scales of the colours."""
+
+    layers: list[tuple[AttentionSite, list[Head]]]
+    scales: list[Scale]
+    windowed: bool
+    class_token: bool
+    mean_entropy: list[list[float]]
+    divergence: Divergence | None
+
+
+def over_windows(
+    maps: Float[np.ndarray, "windows heads queries keys"], allowed: Bool[np.ndarray, "windows queries keys"] | None
+) -> Float[np.ndarray, "heads queries keys"]:
+    """Mean over the windows in which a pair is allowed; NaN where it is allowed in none."""
+    if allowed is None:
+        return maps.mean(axis=0, dtype=np.float64)
+    seen = allowed.sum(axis=0)
+    total = (maps * allowed[:, None]).sum(axis=0, dtype=np.float64)
+    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)
+
+
+def shrink(values: Float[np.ndarray, "queries keys"], prefix_tokens: int, limit: int = MAP_PIXELS) -> Float[np.ndarray, "rows columns"]:
+    """Block means, NaN left out, so that the patches take at most `limit` pixels per side; prefix tokens keep their own."""
+    factor = max(1, math.ceil((max(values.shape) - prefix_tokens) / limit))
+    if factor == 1:
+        return values
+    known = np.isfinite(values)
+    totals, counts = np.where(known, values, 0.0), known.astype(np.int64)
+    for axis, side in enumerate(values.shape):
+        starts = _block_starts(side, prefix_tokens, factor)
+        totals, counts = np.add.reduceat(totals, starts, axis=axis), np.add.reduceat(counts, starts, axis=axis)
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+
+
+def _block_starts(side: int, prefix_tokens: int, factor: int) -> Int[np.ndarray, " blocks"]:
+    return np.concatenate([np.arange(prefix_tokens), np.arange(prefix_tokens, side, factor)])
+
+
+def _layer_maps(
+    site: AttentionSite, shown: SiteStatistics, plan: Plan | None, ranking: Statistics | None, other: SiteStatistics | None
+) -> LayerMaps:
+    frozen = None
+    if plan is not None and plan.freeze is not None and ranking is not None:
+        mask, _ = frozen_maps(plan, ranking.sites[site.name], next(layer for layer in plan.layers if layer.site == site.name))
+        frozen = over_windows(mask.astype(np.float32), shown.allowed)
+    return LayerMaps(
+        site,
+        over_windows(shown.entropy, shown.allowed),
+        over_windows(shown.mean, shown.allowed),
+        frozen,
+        None if other is None else over_windows(kl_maps(shown, other), shown.allowed),
+    )
+
+
+def frozen_shares(layers: tuple[LayerPlan, ...]) -> list[list[float]]:
+    """Percent of every head's unmasked entries that are frozen."""
+    return [[100 * head.entries / layer.entries_per_head for head in layer.heads] for layer in layers]
+
+
+def build_gallery(parts: RunParts) -> Gallery | None:
+    """Draw every head of the shown statistics; None where the run has no statistics."""
+    shown, anatomy = parts.shown, parts.anatomy
+    if shown is None or anatomy is None:
+        return None
+    other = parts.quantised if parts.statistics else None
+    layers = [
+        _layer_maps(site, shown.sites[site.name], parts.plan, parts.ranking, other.sites[site.name] if other else None)
+        for site in anatomy.sites.attention
+    ]
+    drawings = _drawings(layers, anatomy.class_token)
+    planned = frozen_shares(parts.plan.layers) if parts.plan else [[0.0] * layer.site.heads for layer in layers]
+    means = [np.nanmean(layer.entropy, axis=(1, 2)).tolist() for layer in layers]
+    return Gallery(
+        layers=[
+            (
+                layer.site,
+                [
+                    Head(head + 1, means[number][head], planned[number][head], _pictures(drawings, layer.site, number, head))
+                    for head in range(layer.site.heads)
+                ],
+            )
+            for number, layer in enumerate(layers)
+        ],
+        scales=[drawing.scale for drawing in drawings],
+        windowed=any(layer.site.windows > 1 for layer in layers),
+        class_token=anatomy.class_token,
+        mean_entropy=means,
+        divergence=_divergence(layers, anatomy.class_token) if other else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """One kind of picture: values [H, rows, columns] per layer, and their colours; over tokens or over the patch grid."""
+
+    caption: str
+    scale: Scale
+    values: list[np.ndarray]
+    over_patches: bool
+
+
+def _drawings(layers: list[LayerMaps], class_token: bool) -> list[_Drawing]:
+    """The kinds of pictures of a head, in the order in which they stand."""
+
+    def drawing(caption: str, title: str, values: list[np.ndarray], colours: str, log: bool, over_patches: bool = False) -> _Drawing:
+        return _Drawing(caption, Scale.covering(title, values, colours, log), values, over_patches)
+
+    drawn = [
+        drawing("Entropy map", "entropy, bits", [layer.entropy for layer in layers], "viridis", log=False),
+        drawing("Mean map", "mean weight, log", [layer.mean for layer in layers], "magma", log=True),
+    ]
+    frozen = [layer.frozen for layer in layers if layer.frozen is not None]
+    if frozen:
+        drawn.append(_Drawing("Frozen entries", Scale("share of frozen entries", 0.0, 1.0, "frost"), frozen, False))
+    if class_token:
+        rows = [layer.patch_row(layer.entropy) for layer in layers]
+        drawn.append(drawing("CLS row, entropy", "entropy of the CLS row, bits", rows, "viridis", log=False, over_patches=True))
+        rows = [layer.patch_row(layer.mean) for layer in layers]
+        drawn.append(drawing("CLS row, mean", "mean weight of the CLS row, log", rows, "magma", log=True, over_patches=True))
+    return drawn
+
+
+def _pictures(drawings: list[_Drawing], site: AttentionSite, layer: int, head: int) -> list[Picture]:
+    made = []
+    for drawing in drawings:
+        values = shrink(drawing.values[layer][head], 0 if drawing.over_patches else site.prefix_tokens)
+        where = f"layer {layer + 1}, head {head + 1}" + (", over the patch grid" if drawing.over_patches else "")
+        made.append(Picture(drawing.caption, f"{drawing.caption} of {where}", picture(values, drawing.scale)))
+    return made
+
+
+def _divergence(layers: list[LayerMaps], class_token: bool) -> Divergence:
+    maps = [layer.divergence for layer in layers if layer.divergence is not None]
+    read = [one[:, 0] if class_token else one.reshape(one.shape[0], -1) for one in maps]
+    rows = [layer.patch_row(one) for layer, one in zip(layers, maps, strict=True)] if class_token else []
+    scale = Scale.covering("KL divergence, bits (log)", rows or read, "cividis", log=True)
+    return Divergence(
+        of_class_token=class_token,
+        mean=[np.nanmean(one, axis=1).tolist() for one in read],
+        highest=[np.nanmax(one, axis=1).tolist() for one in read],
+        rows=[
+            [
+                Picture(f"L{number}H{head}", f"KL divergence of the CLS row of layer {number}, head {head}", picture(grid, scale))
+                for head, grid in enumerate(heads, 1)
+            ]
+            for number, heads in enumerate(rows, 1)
+        ],
+        scale=scale,
+    )

@@ -1,0 +1,167 @@
+"""The parts of a run's folder that the page shows, read and checked to belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..artefact import CONFIG_FILE, KIND, WEIGHTS_FILE
+from ..errors import VitfrostError
+from ..files import read_json
+from ..measure.cost import FrozenSavings, frozen_savings, macs_by_part
+from ..measure.results import Results, Row, load_results
+from ..plans.schema import Plan, check_fits, load_plan, parse_plan, plan_hash
+from ..recipe import Recipe, load_recipe
+from ..statistics.record import Statistics
+from ..vit.families import find_sites
+from ..vit.load import create_model
+from ..vit.sites import ModelSites
+
+RECIPE, PLAN, RESULTS, ARTEFACT = "recipe.yaml", "plan.yaml", "results.json", "artefact"
+ARTEFACT_KEYS = {"model", "plan", "seeds", "versions", "weights_sha256"}
+STATISTICS, QUANTISED = "statistics.safetensors", "statistics.quantised.safetensors"
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the model's architecture tells: its sites, whether query 0 is a class token, and its costs per image."""
+
+    sites: ModelSites
+    class_token: bool
+    macs: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What was found in the folder of a run; parts that are not there are None.
+
+    `plan` is the one inside the artefact where there is one (it is what runs), else `plan.yaml`.
+    """
+
+    recipe: Recipe | None
+    statistics: Statistics | None
+    quantised: Statistics | None
+    plan: Plan | None
+    plan_differs: bool
+    artefact: dict[str, Any] | None
+    artefact_bytes: int | None
+    results: Results | None
+
+    @cached_property
+    def identity(self) -> dict[str, Any] | None:
+        """Name, image size, weight tag and hash of the model."""
+        found = [identity for _, identity in self._identities()]
+        return found[0] if found else None
+
+    def _identities(self) -> list[tuple[str, dict[str, Any]]]:
+        """Which model each part is of; the plan inside the artefact names the artefact's."""
+        return [
+            *([(PLAN, self.plan.model.model_dump(mode="json"))] if self.plan else []),
+            *([(STATISTICS, self.statistics.header.model)] if self.statistics else []),
+            *([(QUANTISED, self.quantised.header.model)] if self.quantised else []),
+        ]
+
+    @cached_property
+    def anatomy(self) -> Anatomy | None:
+        """Sites and costs of the model, built anew by timm with untrained weights; None where its name is not known.
+
+        Raises VitfrostError when the statistics or the plan do not fit its sites.
+        """
+        if self.identity is None:
+            return None
+        options = self.artefact["model"].get("options", {}) if self.artefact else {}
+        model = create_model(self.identity["name"], tuple(self.identity["image_size"]), **options)
+        sites = find_sites(model)
+        for statistics in (self.statistics, self.quantised):
+            if statistics is not None:
+                statistics.check_fits(self.identity, sites.signature())
+        if self.plan is not None:
+            check_fits(self.plan, self.identity, sites.signature())
+        return Anatomy(sites, getattr(model, "cls_token", None) is not None, macs_by_part(model, sites))
+
+    @property
+    def shown(self) -> Statistics | None:
+        """The statistics whose maps are drawn: the original model's where there are any."""
+        return self.statistics or self.quantised
+
+    @property
+    def ranking(self) -> Statistics | None:
+        """The statistics that the plan was made from; None where they are not in the folder."""
+        if self.plan is None or self.plan.statistics is None:
+            return None
+        found = [one for one in (self.statistics, self.quantised) if one and one.content_hash == self.plan.statistics.hash]
+        return found[0] if found else None
+
+    @property
+    def savings(self) -> FrozenSavings | None:
+        """What the plan's frozen entries save."""
+        if self.plan is None or self.anatomy is None:
+            return None
+        frozen = {layer.site: [head.entries for head in layer.heads] for layer in self.plan.layers}
+        return frozen_savings(frozen, self.anatomy.sites, {layer.site: layer.entries_per_head for layer in self.plan.layers})
+
+    @property
+    def original(self) -> Row | None:
+        """The first result row without a plan."""
+        return next((row for row in self._rows() if row.plan_hash is None), None)
+
+    @property
+    def compressed(self) -> Row | None:
+        """The last result row with a plan."""
+        return next((row for row in reversed(self._rows()) if row.plan_hash is not None), None)
+
+    def _rows(self) -> list[Row]:
+        return self.results.rows if self.results else []
+
+    def check(self, folder: Path) -> None:
+        """Raise VitfrostError when nothing was found, or when two parts are of different models."""
+        identities = self._identities()
+        if not identities and self.results is None:
+            raise VitfrostError(f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTEFACT}, {RESULTS}; make one with vitfrost run")
+        hashes = [(name, identity["state_hash"]) for name, identity in identities]
+        hashes += [(f"row '{row.name}' of {RESULTS}", row.state_hash) for row in (self.original, self.compressed) if row]
+        for name, state_hash in hashes[1:]:
+            if state_hash != hashes[0][1]:
+                raise VitfrostError(
+                    f"{folder} mixes runs: {hashes[0][0]} is of the weights {hashes[0][1][:12]}, {name} of {state_hash[:12]}; "
+                    f"give the folder of one run"
+                )
+
+
+def read_parts(folder: Path) -> RunParts:
+    """Read every part that is there.
+
+    Raises VitfrostError for a folder that is missing or holds no run, a damaged part, or parts of different models.
+    """
+    if not folder.is_dir():
+        raise VitfrostError(f"no run folder {folder}; vitfrost run makes one")
+
+    def optional(name: str, read: Any) -> Any:
+        return read(folder / name) if (folder / name).exists() else None
+
+    artefact = optional(ARTEFACT, _read_artefact)
+    written = optional(PLAN, load_plan)
+    plan = parse_plan(artefact["plan"], source=str(folder / ARTEFACT / CONFIG_FILE)) if artefact else written
+    parts = RunParts(
+        recipe=optional(RECIPE, load_recipe),
+        statistics=optional(STATISTICS, Statistics.load),
+        quantised=optional(QUANTISED, Statistics.load),
+        plan=plan,
+        plan_differs=written is not None and plan is not None and plan_hash(written) != plan_hash(plan),
+        artefact=artefact,
+        artefact_bytes=sum(file.stat().st_size for file in (folder / ARTEFACT).iterdir()) if artefact else None,
+        results=optional(RESULTS, load_results),
+    )
+    parts.check(folder)
+    return parts
+
+
+def _read_artefact(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG_FILE)
+    if not isinstance(config, dict) or config.get("kind") != KIND or not config.keys() >= ARTEFACT_KEYS:
+        raise VitfrostError(f"{folder / CONFIG_FILE} is not of a whole vitfrost artefact; compress again")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise VitfrostError(f"the artefact {folder} has no {WEIGHTS_FILE}; compress again")
+    return config

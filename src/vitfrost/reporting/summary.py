@@ -1,0 +1,265 @@
+"""What the page says in words and numbers: the headline, the key numbers, the table of results, hashes and versions."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from ..measure.cost import MAC_PARTS
+from ..measure.results import Interval, Row
+from ..plans.choose import summary as count_frozen
+from ..plans.schema import Plan, plan_hash
+from .parts import QUANTISED, STATISTICS, RunParts
+
+Kind = Literal["executed", "simulated"]
+
+MAC_NAMES = {
+    "stem": "Patch embedding",
+    "query_key_projection": "Q and K projections",
+    "query_key_product": "Q·Kᵀ, the logits",
+    "map_value_product": "A·V, maps times values",
+    "value_output_projection": "V and output projections",
+    "feed_forward": "Feed-forward",
+    "patch_merging": "Patch merging",
+    "head": "Classifier",
+}
+CRITERIA = {
+    "entropy": "those of lowest entropy",
+    "mean": "those of lowest mean",
+    "variance": "those of lowest variance",
+    "random": "chosen at random",
+    "output-error": "those with the lowest estimated output error",
+}
+SCOPES = {"head": "in every head", "layer": "in every layer", "model": "in the whole model"}
+FULL_PRECISION = 32
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with what stands below it and where it comes from."""
+
+    value: str
+    note: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A card of the headline: one number, or the original's and the compressed model's, and a closing line."""
+
+    title: str
+    figures: list[Figure]
+    closing: str
+    closing_kind: Kind | None = None
+
+
+@dataclass(frozen=True)
+class MacBar:
+    """A bar: millions of multiply-accumulates, percent of all, percent of the longest bar, and of it what ideal sparsity would save."""
+
+    name: str
+    millions: str
+    share: str
+    length: float
+    saved: float
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign, a true minus sign included; no sign on zero."""
+    shown = f"{value:+.{digits}f}"
+    return shown.replace("-", "−") if float(shown) else f"{0:.{digits}f}"
+
+
+def interval(bounds: Interval | None, with_sign: bool = False) -> str:
+    """An interval in words of numbers: '66.10 to 68.90'."""
+    if bounds is None:
+        return ""
+    return " to ".join(signed(bound) if with_sign else f"{bound:.2f}" for bound in bounds)
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{count / 1e6:.2f} MB"
+
+
+def what_was_done(plan: Plan) -> str:
+    """The plan in one or two sentences."""
+    counted = count_frozen(plan)
+    sentences = []
+    if plan.freeze is not None and plan.statistics is not None and counted["frozen_entries"]:
+        kept = "in full precision" if plan.freeze.bits == FULL_PRECISION else f"at {plan.freeze.bits} bits"
+        source = " of the quantised model" if plan.statistics.precision == "quantised" else ""
+        sentences.append(
+            f"{100 * counted['fraction']:.1f} % of the attention weights ({counted['frozen_entries']:,} of {counted['entries']:,}) "
+            f"are frozen to their means over {plan.statistics.images:,} images{source}: "
+            f"{CRITERIA.get(plan.freeze.by, plan.freeze.by)}, {SCOPES[plan.freeze.scope]}, stored {kept}."
+        )
+    else:
+        sentences.append("No attention weight is frozen.")
+    weight, activation = plan.quantize.weight_bits, plan.quantize.activation_bits
+    if weight == activation == FULL_PRECISION:
+        sentences.append("Nothing is quantised.")
+    else:
+        named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
+        sentences.append(f"RepQ-ViT quantises {' and '.join(named)}.")
+    return " ".join(sentences)
+
+
+def key_numbers(parts: RunParts) -> list[KeyNumber]:
+    """The headline's cards, as far as the run has their numbers."""
+    original, compressed = parts.original, parts.compressed
+    cards = []
+    if original and compressed and original.top1 is not None and compressed.top1 is not None:
+        difference = compressed.top1_difference
+        cards.append(
+            KeyNumber(
+                "Top-1 accuracy",
+                [Figure(f"{row.top1:.2f} %", interval(row.interval), row.kind) for row in (original, compressed)],
+                f"Paired difference {signed(difference.value)} points ({interval(difference.interval, True)})." if difference else "",
+                compressed.kind if difference else None,
+            )
+        )
+    if compressed and compressed.agreement is not None:
+        closing = "" if compressed.kl is None else f"KL divergence of its outputs {compressed.kl:.4f} nats."
+        figure = Figure(f"{compressed.agreement:.2f} %", interval(compressed.agreement_interval), compressed.kind)
+        cards.append(KeyNumber("Same top-1 as the original", [figure], closing, compressed.kind if closing else None))
+    if parts.artefact_bytes is not None:
+        before = [] if original is None or original.size_bytes is None else [original.size_bytes]
+        figures = [Figure(megabytes(size), "fp32 parameters", "executed") for size in before]
+        figures.append(Figure(megabytes(parts.artefact_bytes), "artefact, all files", "executed"))
+        ratio = f"{before[0] / parts.artefact_bytes:.1f} times smaller, frozen maps included." if before else "Frozen maps included."
+        cards.append(KeyNumber("Size on disk", figures, ratio))
+    savings = parts.savings
+    if parts.anatomy is not None and savings is not None:
+        total = sum(parts.anatomy.macs.values())
+        done, ideal = total - savings.dense_saved_macs, total - savings.ideal_saved_macs
+        cards.append(
+            KeyNumber(
+                "Multiply-accumulates per image",
+                [Figure(f"{total / 1e9:.3f} G", "original", "executed"), Figure(f"{done / 1e9:.3f} G", "compressed", "executed")],
+                f"Ideal sparse bound {ideal / 1e9:.3f} G ({signed(100 * (ideal / total - 1))} %)." if savings.frozen_entries else "",
+                "simulated" if savings.frozen_entries else None,
+            )
+        )
+    return cards
+
+
+def result_columns(rows: list[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Columns of the results table, of cells (value, interval); those that no row fills are left out."""
+
+    def plain(texts: list[str]) -> list[tuple[str, str]]:
+        return [(text, "") for text in texts]
+
+    compared = [row if row.name != row.reference else None for row in rows]
+    columns = {
+        "Precision": plain([row.precision for row in rows]),
+        "Runtime": plain([row.runtime for row in rows]),
+        "Threads": plain([str(row.threads) for row in rows]),
+        "Images": [(f"{row.images:,}", f"{row.skipped:,} skipped" if row.skipped else "") for row in rows],
+        "Top-1 %": [("", "") if row.top1 is None else (f"{row.top1:.2f}", interval(row.interval)) for row in rows],
+        "Top-5 %": plain(["" if row.top5 is None else f"{row.top5:.2f}" for row in rows]),
+        "Difference, points": [
+            (signed(row.top1_difference.value), interval(row.top1_difference.interval, True)) if row and row.top1_difference else ("", "")
+            for row in compared
+        ],
+        "Agreement %": [
+            (f"{row.agreement:.2f}", interval(row.agreement_interval)) if row and row.agreement is not None else ("", "")
+            for row in compared
+        ],
+        "KL, nats": plain([f"{row.kl:.4f}" if row and row.kl is not None else "" for row in compared]),
+        "Size, MB": plain(["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}" for row in rows]),
+    }
+    return [(title, cells) for title, cells in columns.items() if any(value for value, _ in cells)]
+
+
+def mac_bars(parts: RunParts) -> list[MacBar]:
+    """Multiply-accumulates by part, in the order in which data passes them; Q·Kᵀ carries what ideal sparsity would save."""
+    if parts.anatomy is None:
+        return []
+    macs, savings = parts.anatomy.macs, parts.savings
+    total, longest = sum(macs.values()), max(macs.values())
+    saved = {"query_key_product": savings.ideal_saved_macs} if savings else {}
+    return [
+        MacBar(
+            MAC_NAMES[part], f"{macs[part] / 1e6:,.1f}", f"{100 * macs[part] / total:.1f}",
+            100 * macs[part] / longest, 100 * saved.get(part, 0) / macs[part],
+        )
+        for part in MAC_PARTS if macs[part]
+    ]  # fmt: skip
+
+
+def facts(parts: RunParts) -> list[tuple[str, str, str]]:
+    """What the numbers hang on: a name, its value in short, and the full hash where there is one."""
+    found = []
+    row = parts.compressed or parts.original
+    if parts.identity is not None:
+        found.append(("Weights", parts.identity["weight_tag"], parts.identity["state_hash"]))
+    if row is not None:
+        found.append(("Evaluation images", f"{row.images:,}", row.images_hash))
+    for name, statistics in (("Calibration images", parts.statistics), ("Calibration images, quantised model", parts.quantised)):
+        if statistics is not None:
+            found.append((name, f"{statistics.header.images:,}", statistics.header.images_hash))
+    if parts.plan is not None:
+        found.append(("Plan", "", plan_hash(parts.plan)))
+    seeds = parts.artefact["seeds"] if parts.artefact else (row.seeds if row else {})
+    if seeds:
+        found.append(("Seeds", ", ".join(f"{name} {seed}" for name, seed in sorted(seeds.items())), ""))
+    return found
+
+
+def file_hashes(parts: RunParts) -> list[tuple[str, str]]:
+    """Full hashes by what they are of."""
+    found = [(f"{name} ({value})" if value else name, digest) for name, value, digest in facts(parts) if digest]
+    found += [
+        (f"Contents of {name}", one.content_hash) for name, one in ((STATISTICS, parts.statistics), (QUANTISED, parts.quantised)) if one
+    ]
+    if parts.artefact is not None:
+        found.append(("File artefact/model.safetensors", parts.artefact["weights_sha256"]))
+    return found
+
+
+def settings(parts: RunParts) -> str:
+    """The plan without its layers, as YAML."""
+    if parts.plan is None:
+        return ""
+    return _yaml(parts.plan.model_dump(mode="json", include={"freeze", "quantize"}, exclude_none=True))
+
+
+def recipe_text(parts: RunParts) -> str:
+    """The recipe as YAML, without the paths of this machine."""
+    return "" if parts.recipe is None else _yaml(parts.recipe.without_paths())
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def versions(parts: RunParts) -> list[tuple[str, str]]:
+    """Versions behind the artefact, and the environment of the measurements."""
+    row = parts.compressed or parts.original
+    found = dict(parts.artefact["versions"]) if parts.artefact else {}
+    return list((found | (row.environment if row else {})).items())
+
+
+def commands(parts: RunParts) -> list[str]:
+    """How to make the run and this page again; capitals stand for files and folders of the reader."""
+    made = []
+    if parts.recipe is not None:
+        replaced = [
+            ("--weights", "WEIGHTS", parts.recipe.model.weights not in (None, "random")),
+            ("--calibration", "CALIBRATION_IMAGES", True),
+            ("--images", "EVALUATION_IMAGES", parts.recipe.evaluation is not None),
+        ]
+        options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
+        made.append(" \\\n    ".join(["vitfrost run recipe.yaml --out NEW_RUN", *options]))
+    elif parts.plan is not None and parts.plan.freeze is not None:
+        freeze, quantize = parts.plan.freeze, parts.plan.quantize
+        made.append(
+            f"vitfrost plan --statistics STATISTICS --freeze {freeze.ratio} --by {shlex.quote(freeze.by)} --scope {freeze.scope} \\\n    "
+            f"--frozen-bits {freeze.bits} --weight-bits {quantize.weight_bits} --activation-bits {quantize.activation_bits} "
+            f"--seed {freeze.seed} --out plan.yaml"
+        )
+    return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]

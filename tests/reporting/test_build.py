@@ -1,0 +1,299 @@
+"""The page: what it says agrees with the files of the run, it is well formed, and it needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitfrost.errors import VitfrostError
+from vitfrost.measure.results import load_results
+from vitfrost.plans.choose import frozen_maps, plan
+from vitfrost.plans.schema import load_plan, plan_hash
+from vitfrost.reporting.build import report
+from vitfrost.reporting.heads import build_gallery
+from vitfrost.reporting.parts import read_parts
+from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.record import Statistics, kl_maps
+from vitfrost.vit.load import load_model
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+LAYERS, HEADS = 6, 4
+
+
+class Page(HTMLParser):
+    """Fails on unbalanced tags; collects pictures, text, and every reference to something outside the page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert tag not in ("script", "iframe", "object")
+        if tag == "img":
+            assert found.get("alt")
+            self.images.append(found["src"] or "")
+        self.references += [value or "" for name, value in attrs if name in ("href", "src", "srcset", "action", "xlink:href")]
+        self.references += re.findall(r"url\(([^)]*)\)", found.get("style") or "")
+        self.ids += [found["id"] or ""] if "id" in found else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            assert "url(" not in data
+            assert "@import" not in data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(folder: Path) -> Page:
+    return Page(report(folder).read_text(encoding="utf-8"))
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(finished_run: Path, tmp_path: Path) -> None:
+    text = report(finished_run, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "http://" not in text
+    assert "https://" not in text
+    anchors = {reference for reference in page.references if reference.startswith("#")}
+    assert anchors
+    assert {anchor[1:] for anchor in anchors} <= set(page.ids)
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert len(page.images) == LAYERS * HEADS * (5 + 1)
+    for uri in page.images:
+        image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"), validate=True)))
+        image.load()
+        assert image.size in ((65, 65), (8, 8))
+    assert len(text) < 1_000_000
+
+
+def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path) -> None:
+    text = Page(report(finished_run, tmp_path / "page.html").read_text(encoding="utf-8")).text
+    original, compressed = load_results(finished_run / "results.json").rows
+    assert f"{original.top1:.2f} %" in text
+    assert f"{compressed.agreement:.2f} %" in text
+    size = sum(file.stat().st_size for file in (finished_run / "artefact").iterdir())
+    assert f"{size / 1e6:.2f} MB" in text
+    chosen = load_plan(finished_run / "plan.yaml")
+    frozen = sum(head.entries for layer in chosen.layers for head in layer.heads)
+    assert f"({frozen:,} of {LAYERS * HEADS * 65 * 65:,})" in text
+    assert "those of lowest entropy, in the whole model, stored at 4 bits" in text
+    assert "On dense hardware, nothing" in text
+    ideal = frozen * 16 / 1e9
+    assert f"leave out {ideal:.3f} G" in text
+    for digest in (
+        original.state_hash,
+        original.images_hash,
+        plan_hash(chosen),
+        Statistics.load(finished_run / "statistics.safetensors").content_hash,
+    ):
+        assert digest in text
+
+
+def test_gallery_shows_the_statistics_and_the_plan(finished_run: Path) -> None:
+    parts = read_parts(finished_run)
+    gallery = build_gallery(parts)
+    assert gallery is not None
+    statistics, quantised = (Statistics.load(finished_run / f"statistics{kind}.safetensors") for kind in ("", ".quantised"))
+    chosen = load_plan(finished_run / "plan.yaml")
+    assert parts.ranking is not None
+    assert parts.ranking.content_hash == quantised.content_hash
+    assert gallery.divergence is not None
+    for number, layer in enumerate(chosen.layers):
+        site = statistics.sites[layer.site]
+        np.testing.assert_allclose(gallery.mean_entropy[number], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
+        divergence = kl_maps(site, quantised.sites[layer.site])[0, :, 0]
+        np.testing.assert_allclose(gallery.divergence.mean[number], divergence.mean(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(gallery.divergence.highest[number], divergence.max(axis=1), rtol=1e-5)
+        mask, _ = frozen_maps(chosen, quantised.sites[layer.site], layer)
+        for head, shown in enumerate(gallery.layers[number][1]):
+            assert shown.frozen_share == pytest.approx(100 * mask[0, head].mean())
+            drawn = next(one for one in shown.pictures if one.caption == "Frozen entries")
+            image = Image.open(io.BytesIO(base64.b64decode(drawn.uri.partition(",")[2])))
+            np.testing.assert_array_equal(np.asarray(image) > 0, mask[0, head])
+
+
+def test_equal_runs_give_equal_pages(finished_run: Path, run_folder: Path, tmp_path: Path) -> None:
+    assert report(finished_run, tmp_path / "a.html").read_bytes() == report(run_folder, tmp_path / "b.html").read_bytes()
+
+
+MISSING = {
+    "results.json": "This run has no results",
+    "statistics.quantised.safetensors": "no statistics of both the original and the quantised model",
+    "statistics.safetensors": "Measured over 12 images on the quantised model",
+    "recipe.yaml": "This run has no recipe",
+    "artefact": "those of lowest entropy",
+    "plan.yaml": "those of lowest entropy",
+}
+
+
+@pytest.mark.parametrize(("name", "sentence"), MISSING.items(), ids=MISSING)
+def test_a_missing_part_is_left_out(run_folder: Path, name: str, sentence: str) -> None:
+    path = run_folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert sentence in page_of(run_folder).text
+
+
+@pytest.mark.parametrize("kept", ["results.json", "statistics.safetensors", "plan.yaml", "artefact"])
+def test_a_single_part_is_a_page(run_folder: Path, kept: str) -> None:
+    for path in run_folder.iterdir():
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = page_of(run_folder)
+    assert ("There are no maps" in page.text or "so there are no maps" in page.text) == (kept != "statistics.safetensors")
+    assert ("Top-1 accuracy" in page.text) == (kept == "results.json")
+
+
+def test_statistics_of_another_calibration_leave_the_frozen_entries_undrawn(run_folder: Path, pictures: Path) -> None:
+    (run_folder / "statistics.quantised.safetensors").unlink()
+    page = page_of(run_folder)
+    assert "the frozen entries cannot be drawn" in page.text
+    assert len(page.images) == LAYERS * HEADS * 4
+
+
+def test_an_edited_plan_is_noted_and_the_artefacts_own_is_shown(run_folder: Path) -> None:
+    before = page_of(run_folder)
+    plan(run_folder / "statistics.quantised.safetensors", freeze=0.5, out=run_folder / "plan.yaml")
+    after = page_of(run_folder)
+    assert "plan.yaml was changed" in after.text
+    assert "plan.yaml was changed" not in before.text
+    assert after.images == before.images
+
+
+def test_windowed_models_show_the_mean_over_windows(tmp_path: Path, pictures: Path) -> None:
+    model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
+    calibrate(model, pictures, limit=1, out=tmp_path / "statistics.safetensors", progress=False)
+    plan(tmp_path / "statistics.safetensors", freeze=1.0, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml")
+    page = page_of(tmp_path)
+    assert "every map is the mean over the windows of its layer" in page.text
+    assert "there is no CLS row" in page.text
+    heads = 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
+    assert len(page.images) == 3 * heads
+    assert f"{heads} heads are frozen wholly" in page.text
+    assert "100.0 % of the attention weights" in page.text
+
+
+def damaged_results(folder: Path) -> None:
+    (folder / "results.json").write_text("{")
+
+
+def foreign_artefact(folder: Path) -> None:
+    (folder / "artefact" / "config.json").write_text("{}")
+
+
+def artefact_without_weights(folder: Path) -> None:
+    (folder / "artefact" / "model.safetensors").unlink()
+
+
+def truncated_statistics(folder: Path) -> None:
+    path = folder / "statistics.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def results_of_another_model(folder: Path) -> None:
+    data = json.loads((folder / "results.json").read_text())
+    data["rows"][0]["state_hash"] = "0" * 64
+    (folder / "results.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damaged_results, "results.json is not readable JSON"),
+        (foreign_artefact, "not of a whole vitfrost artefact"),
+        (artefact_without_weights, "has no model.safetensors"),
+        (truncated_statistics, "statistics.safetensors is no readable statistics file"),
+        (results_of_another_model, "mixes runs"),
+    ],
+)
+def test_damage_is_one_line(run_folder: Path, damage, message: str) -> None:
+    damage(run_folder)
+    with pytest.raises(VitfrostError, match=message):
+        report(run_folder)
+    assert not (run_folder / "report.html").exists()
+
+
+def test_statistics_of_another_model_are_refused(run_folder: Path, pictures: Path) -> None:
+    calibrate(load_model("vitfrost_digits", "random", seed=7), pictures, limit=2, out=run_folder / "statistics.safetensors", progress=False)
+    with pytest.raises(VitfrostError, match=r"mixes runs.*statistics\.safetensors"):
+        report(run_folder)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VitfrostError, match="holds no run"):
+        report(tmp_path)
+    with pytest.raises(VitfrostError, match="no run folder"):
+        report(tmp_path / "nowhere")
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = report(finished_run, tmp_path / "page.html")
+    probe = """<script>addEventListener("load", async () => {
+      const images = [...document.images];
+      await Promise.all(images.map(image => image.decode().catch(() => {})));
+      const loaded = images.filter(image => image.complete && image.naturalWidth > 0).length;
+      const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+      const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+      document.title = JSON.stringify({images: images.length, loaded, wide, fetched});
+    });</script></body>"""
+    watched = tmp_path / "watched.html"
+    text = page.read_text(encoding="utf-8").replace("style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'")
+    watched.write_text(text.replace("</body>", probe), encoding="utf-8")
+
+    def chromium(*arguments: str, width: int = 1280) -> str:
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
+            "--disable-dev-shm-usage", "--proxy-server=http://127.0.0.1:9", "--virtual-time-budget=5000",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600", *arguments,
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    for width in (1280, 500):
+        found = re.search(r"<title>(\{.*?\})</title>", chromium("--dump-dom", watched.as_uri(), width=width))
+        assert found
+        seen = json.loads(found[1].replace("&quot;", '"'))
+        assert seen == {"images": LAYERS * HEADS * 6, "loaded": LAYERS * HEADS * 6, "wide": False, "fetched": 0}
+    picture = tmp_path / "page.png"
+    chromium(f"--screenshot={picture}", page.as_uri())
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert pixels.shape == (1600, 1280, 3)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    assert (pixels[800:].astype(int).std(axis=(0, 1)) > 5).all()

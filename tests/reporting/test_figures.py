@@ -1,0 +1,127 @@
+"""Colours, pictures and layouts: pixels are the values they stand for, numbers are never hidden by a colour."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from vitfrost.reporting.figures import FROST, LEVELS, Scale, by_head, decade, heat_map, picture, short
+from vitfrost.reporting.heads import over_windows, shrink
+
+VALUES = arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 10, width=32))
+SCALES = [Scale("", 0.0, 4.0, "viridis"), Scale("", 0.001, 1.0, "magma", log=True), Scale("", 0.0, 1.0, "frost")]
+
+
+def decoded(uri: str) -> Image.Image:
+    head, _, data = uri.partition(",")
+    assert head == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+    assert image.format == "PNG"
+    return image
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.colours)
+@given(values=VALUES)
+def test_pixels_have_the_colours_of_their_values(scale: Scale, values: np.ndarray) -> None:
+    pixels = np.asarray(decoded(picture(values, scale)).convert("RGB"))
+    assert pixels.shape == (*values.shape, 3)
+    span = (np.log(np.clip(values, scale.low, scale.high)) - np.log(scale.low)) / np.log(scale.high / scale.low) if scale.log else (
+        np.clip(values, scale.low, scale.high) / scale.high
+    )  # fmt: skip
+    expected = scale.palette[np.rint(span * (LEVELS - 1)).astype(int)].astype(int)
+    neighbours = np.abs(np.diff(scale.palette.astype(int), axis=0)).max()
+    assert np.abs(pixels - expected).max() <= neighbours
+
+
+def test_a_pixel_without_a_value_is_transparent() -> None:
+    alpha = np.asarray(decoded(picture(np.array([[0.5, np.nan]]), SCALES[2])).convert("RGBA"))[..., 3]
+    assert alpha.tolist() == [[255, 0]]
+
+
+def test_the_two_ends_of_the_frost_colours() -> None:
+    image = decoded(picture(np.array([[0.0, 1.0]]), SCALES[2])).convert("RGB")
+    assert tuple("#%02x%02x%02x" % image.getpixel((place, 0)) for place in (0, 1)) == FROST  # type: ignore[misc]
+
+
+@given(values=VALUES, log=st.booleans())
+def test_a_scale_covers_what_it_is_made_for(values: np.ndarray, log: bool) -> None:
+    scale = Scale.covering("", [values, np.full((2, 2), np.nan)], "viridis", log)
+    assert scale.low < scale.high
+    assert not log or scale.low > 0
+    assert scale.high <= max(values.max(), 1.0)
+    position = scale.position(values)
+    assert ((position >= 0) & (position <= 1)).all()
+
+
+def test_ink_contrasts_with_every_cell() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    for colours in ("viridis", "cividis"):
+        chart = heat_map("", [np.linspace(0, 1, 50).tolist()], colours, ".2f")
+        for text, css in chart.rows[0]:
+            found = re.fullmatch(r"background:(#\w{6});color:(#\w{3})", css)
+            assert found, css
+            back, ink = luminance(found[1]), {"#fff": 1.0, "#000": 0.0}[found[2]]
+            assert (max(back, ink) + 0.05) / (min(back, ink) + 0.05) >= 4.5, (text, css)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (5.5, "5.5"), (100.0, "100"), (0.0123, "0.012"), (3e-5, "3.0·10⁻⁵"), (9.6e-4, "9.6·10⁻⁴")]
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_decades() -> None:
+    assert [decade(power) for power in (-6, -3, 0, 2, 5)] == ["10⁻⁶", "0.001", "1", "100", "10⁵"]
+
+
+@given(layers=st.lists(st.lists(st.floats(0, 50), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_points_of_a_chart_lie_in_the_band_of_their_layer_and_in_order_of_value(layers: list[list[float]]) -> None:
+    chart = by_head({"mean": layers})
+    (name, points), *others = chart.series
+    assert (name, others) == ("mean", [])
+    bands = [band for band, heads in zip(chart.bands, layers, strict=True) for _ in heads]
+    flat = [value for heads in layers for value in heads]
+    for (x, y, _), (start, end, _) in zip(points, bands, strict=True):
+        assert start < x < end <= chart.width
+        assert 0 <= y <= chart.bottom
+    heights = [y for _, y, _ in points]
+    assert np.all(np.diff(np.array(heights)[np.argsort(flat, kind="stable")]) <= 0)
+
+
+@given(
+    side=st.integers(1, 60), prefix=st.integers(0, 2), limit=st.integers(4, 64),
+)  # fmt: skip
+def test_shrink_keeps_prefix_tokens_and_means_of_blocks(side: int, prefix: int, limit: int) -> None:
+    values = np.random.default_rng(side).random((side + prefix, side + prefix))
+    small = shrink(values, prefix, limit)
+    factor = -(-side // limit)
+    assert small.shape == (prefix + -(-side // factor),) * 2
+    assert small.shape[0] <= limit + prefix
+    np.testing.assert_allclose(small[:prefix, :prefix], values[:prefix, :prefix])
+    block = values[prefix : prefix + factor, prefix : prefix + factor]
+    np.testing.assert_allclose(small[prefix, prefix], block.mean())
+
+
+def test_shrink_leaves_missing_values_out() -> None:
+    values = np.array([[1.0, np.nan, np.nan, np.nan], [np.nan, 3.0, np.nan, np.nan], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(shrink(values, 0, limit=2), [[2.0, np.nan], [0.0, 4.0]])
+
+
+def test_windows_are_averaged_where_a_pair_is_allowed() -> None:
+    maps = np.array([[[[1.0, 5.0]]], [[[3.0, 7.0]]]], dtype=np.float32)
+    np.testing.assert_array_equal(over_windows(maps, None), [[[2.0, 6.0]]])
+    allowed = np.array([[[True, False]], [[False, False]]])
+    np.testing.assert_array_equal(over_windows(maps, allowed), [[[1.0, np.nan]]])

@@ -1,0 +1,194 @@
+"""Statistics as files: round trip, equal bytes, exact merging, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vitfrost.errors import VitfrostError
+from vitfrost.statistics.record import SiteStatistics, Statistics, StatisticsHeader, kl_maps
+
+from .test_histogram import count
+
+SHAPE = (2, 2, 3, 3)
+ALLOWED = np.ones((2, 3, 3), bool)
+ALLOWED[1, 0, 2] = False
+
+
+def make_statistics(maps: np.ndarray, **changes) -> Statistics:
+    """Two sites (one with masked pairs) over maps [images, 36]."""
+    sites = {}
+    for name, allowed in (("a.attn", None), ("b.attn", ALLOWED)):
+        counters = count(maps)
+        if allowed is not None:
+            counters.forget(np.broadcast_to(~allowed[:, None], SHAPE).reshape(-1))
+        values = np.full((2, 2, 3), len(maps) << 20)
+        sites[name] = SiteStatistics(name, SHAPE, len(maps), *counters.sparse(), counters.sums, counters.squares, values, allowed)
+    header = StatisticsHeader(
+        model={"name": "m", "image_size": [32, 32], "weight_tag": "file:w", "state_hash": "ab" * 32, "classes": 10},
+        sites=[{"name": name, "heads": 2, "maps": list(SHAPE)} for name in sites],
+        precision="fp32", observed="before", quantization=None,
+        images=len(maps), skipped=1, images_hash="0f" * 32, seed=0, limit=7,
+    )  # fmt: skip
+    return Statistics(replace(header, **changes), sites)
+
+
+@pytest.fixture
+def maps():
+    return np.random.default_rng(0).dirichlet(np.ones(3), (30, 12)).astype(np.float32).reshape(30, 36)
+
+
+@pytest.fixture
+def saved(maps, tmp_path):
+    path = tmp_path / "s.safetensors"
+    make_statistics(maps).save(path)
+    return path
+
+
+def test_round_trip(maps, saved, tmp_path):
+    original, loaded = make_statistics(maps), Statistics.load(saved)
+    assert loaded.header == original.header
+    assert loaded.content_hash == original.content_hash
+    assert list(loaded.sites) == ["a.attn", "b.attn"]
+    for name, site in loaded.sites.items():
+        for array, values in original.sites[name].arrays().items():
+            np.testing.assert_array_equal(site.arrays()[array], values)
+        assert site.mean.shape == site.variance.shape == site.entropy.shape == SHAPE
+        np.testing.assert_allclose(site.value_norm, 1)
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+
+
+def test_properties_follow_the_maps_and_leave_masked_pairs_at_zero(maps):
+    plain, masked = make_statistics(maps).sites.values()
+    np.testing.assert_allclose(plain.mean, maps.reshape(30, *SHAPE).mean(0), atol=1e-7)
+    outside = np.broadcast_to(~ALLOWED[:, None], SHAPE)
+    for values in (masked.mean, masked.variance, masked.entropy, kl_maps(masked, masked)):
+        assert not values[outside].any()
+    np.testing.assert_array_equal(masked.entropy[~outside], plain.entropy[~outside])
+
+
+def test_merged_parts_equal_the_whole_in_any_grouping(maps):
+    a, b, c = (make_statistics(part, skipped=skipped) for part, skipped in ((maps[:4], 1), (maps[4:5], 0), (maps[5:], 2)))
+    left = Statistics.merge([Statistics.merge([a, b]), c])
+    right = Statistics.merge([a, Statistics.merge([c, b])])
+    whole = make_statistics(maps, skipped=3)
+    assert left.content_hash == right.content_hash
+    assert replace(left.header, images_hash=whole.header.images_hash) == whole.header
+    assert Statistics(whole.header, left.sites).content_hash == whole.content_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"precision": "quantised"}, "precision"),
+        ({"observed": "after"}, "observed"),
+        ({"quantization": {"weight_bits": 4}}, "quantization"),
+        ({"model": {"name": "other", "image_size": [32, 32], "state_hash": "ab" * 32}}, "another model"),
+        ({"sites": []}, "other attention sites"),
+    ],
+)
+def test_statistics_that_differ_are_not_merged(maps, changes, what):
+    with pytest.raises(VitfrostError, match=what):
+        Statistics.merge([make_statistics(maps), make_statistics(maps, **changes)])
+
+
+def test_nothing_to_merge():
+    with pytest.raises(VitfrostError, match="no statistics"):
+        Statistics.merge([])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [("name", "n", "another model"), ("image_size", [48, 48], "another resolution"), ("state_hash", "cd" * 32, "another weights")],
+)
+def test_check_fits_says_what_differs(maps, key, value, what):
+    statistics = make_statistics(maps)
+    statistics.check_fits(dict(statistics.header.model), list(statistics.header.sites))
+    with pytest.raises(VitfrostError, match=what):
+        statistics.check_fits(statistics.header.model | {key: value}, statistics.header.sites)
+
+
+def test_check_fits_names_the_site_that_differs(maps):
+    statistics = make_statistics(maps)
+    sites = [statistics.header.sites[0], statistics.header.sites[1] | {"heads": 3}]
+    with pytest.raises(VitfrostError, match=r"b\.attn differs"):
+        statistics.check_fits(statistics.header.model, sites)
+
+
+def test_maps_of_other_shapes_are_not_compared(maps):
+    site = make_statistics(maps).sites["a.attn"]
+    with pytest.raises(VitfrostError, match="cannot be compared"):
+        kl_maps(site, replace(site, maps_shape=(1, 4, 3, 3)))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_truncated_files_are_refused(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(VitfrostError, match="truncated"):
+        Statistics.load(saved)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(VitfrostError, match="no statistics file"):
+        Statistics.load(tmp_path / "none.safetensors")
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "weights.safetensors")
+    with pytest.raises(VitfrostError, match="without attention statistics"):
+        Statistics.load(tmp_path / "weights.safetensors")
+
+
+def rewrite(path, change_header=lambda values: values, change_arrays=lambda arrays: arrays):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        values = json.loads(file.metadata()["vitfrost.statistics"])
+    arrays = change_arrays(load_file(path))
+    save_file(arrays, path, metadata={"vitfrost.statistics": json.dumps(change_header(values))})
+
+
+def test_newer_and_incomplete_headers_are_refused(saved):
+    rewrite(saved, lambda values: values | {"version": 99})
+    with pytest.raises(VitfrostError, match="newer"):
+        Statistics.load(saved)
+    rewrite(saved, lambda values: {"version": 1})
+    with pytest.raises(VitfrostError, match="incomplete"):
+        Statistics.load(saved)
+    rewrite(saved, lambda values: [])
+    with pytest.raises(VitfrostError, match="unreadable header"):
+        Statistics.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda arrays: {name: array for name, array in arrays.items() if name != "b.attn/sums"}, "sums of site b.attn is missing"),
+        (lambda arrays: arrays | {"a.attn/bins": arrays["a.attn/bins"][:-1]}, "site a.attn bins does not fit"),
+        (lambda arrays: arrays | {"a.attn/counts": arrays["a.attn/counts"] + np.uint8(200)}, "site a.attn counts are out of range"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(saved, change, what):
+    rewrite(saved, change_arrays=change)
+    with pytest.raises(VitfrostError, match=what):
+        Statistics.load(saved)
+
+
+def test_a_full_disk_leaves_the_old_file(saved, tmp_path):
+    before = saved.read_bytes()
+    script = (
+        "import resource, sys\n"
+        "from vitfrost.statistics.record import Statistics\n"
+        "statistics = Statistics.load(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    statistics.save(sys.argv[1])\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, saved], capture_output=True, text=True, env=os.environ, check=True)
+    assert "VitfrostError cannot write" in done.stdout
+    assert saved.read_bytes() == before
+    assert os.listdir(tmp_path) == [saved.name]
