@@ -1,13 +1,13 @@
-"""What collecting attention statistics costs on top of a forward pass (random weights serve; the cost is nearly the same).
+"""What collecting attention statistics costs on top of a forward pass, on random weights.
 
-    python benchmarks/calibrate_cost.py --json docs/results/calibrate_cost.json      (about 3 minutes on 2 cores)
+    python benchmarks/calibrate_cost.py --json docs/results/calibrate_cost.json
 
 Three variants per model, interleaved in random order in one process: `fused` (timm as it comes), `explicit` (timm with
 fused_attn=False, so that every map is written), `collect` (explicit maps and their statistics: what calibrate does per batch,
 image decoding apart). Ratios are medians of paired rounds with a 95 % bootstrap interval. Memory is the growth of the
 process's peak resident memory from before the counters exist until the statistics are finished, in a process of its own.
-Random weights give quiet maps, so pages of the rare bins stay untouched; with all of them touched the counters take 336 bytes
-per attention weight: 0.47 GB (DeiT-Tiny) and 1.88 GB (DeiT-Base).
+Random weights give quiet maps: the rare bins, which real maps do use, cost neither time nor touched pages here. With
+all of them touched the counters take 336 bytes per attention weight: 0.47 GB (DeiT-Tiny) and 1.88 GB (DeiT-Base).
 
 Targets: collect at most 1.15 x explicit; at most 1 GB (DeiT-Tiny) and 3 GB (DeiT-Base) more memory.
 
@@ -18,6 +18,9 @@ about 33 of an explicit forward pass, on a shared and noisy 2-core machine:
     counters [16, entries] uint32, compare-and-add per bin over codes in cache (SIMD)           2.5   (7.5 %)
         of which codes and sums 0.5, rare bins 0.5, compares 0.3, the rest is memory traffic of the counters
     the same into uint8 counters that are added to the uint32 ones every 255 images             2.3   (6.9 %, kept)
+The variants were timed in separate runs on synthetic maps (best of 4 to 6), so 2.3, 2.5 and 2.6 are not clearly apart.
+Whole collect / explicit in CPU time of one thread: 1.06 [1.03, 1.10] DeiT-Tiny (batch 16, 7 rounds), 1.03 DeiT-Base (batch 4,
+3 rounds, too few for an interval). This is not the target's figure, which is wall time with 2 threads.
 """
 
 from __future__ import annotations

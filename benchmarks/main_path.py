@@ -29,6 +29,7 @@ LIMIT = 1000
 FREEZING: dict[str, dict[str, Any]] = {
     "entropy 20 %, literal equation 15": {"freeze": 0.2},
     "entropy 20 %, rows scaled to one, 32-bit constants": {"freeze": 0.2, "renormalise": "mass", "frozen_bits": 32},
+    "entropy 20 %, CLS rows protected": {"freeze": 0.2, "protect": ("cls-rows",)},
     "output error 20 %": {"freeze": 0.2, "by": "output-error"},
     "random 20 %": {"freeze": 0.2, "by": "random"},
 }
@@ -108,7 +109,7 @@ def frozen_quantised(study: Study, seeds: range) -> dict[str, list[Row]]:
             statistics = study.statistics(base, f"w4a4-{seed}")
             models["unfrozen"] = load_artefact(base)
             for index, (name, options) in enumerate(FREEZING.items()):
-                models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, options | ({"seed": seed} if "random" in name else {}))
+                models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, {**options, "seed": seed})
         for name, row in zip(FREEZING, study.measure(key, models, "unfrozen")[1:], strict=True):
             rows[name].append(row)
     return rows
@@ -163,7 +164,8 @@ def page(original: Row, plain: dict[int, list[Row]], frozen: dict[str, list[Row]
     ]
     for bits, rows in plain.items():
         agreement = sum(float(row.agreement or 0) for row in rows) / len(rows)
-        lines.append(f"| W{bits}/A{bits} | {', '.join(f'{top:.2f}' for top in tops(rows))} | **{over_seeds(tops(rows))}** | {agreement:.1f} % |")
+        each = ", ".join(f"{top:.2f}" for top in tops(rows))
+        lines.append(f"| W{bits}/A{bits} | {each} | **{over_seeds(tops(rows))}** | {agreement:.1f} % |")
     lines += [
         "",
         "## 20 % of the attention weights frozen on the W4/A4 model",

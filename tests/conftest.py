@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 install_import_hook("vitfrost", "beartype.beartype")
 
@@ -49,3 +51,53 @@ def write_pictures(folder: Path, count: int, size: int = 40, seed: int = 0, clas
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty labelled pictures."""
     return write_pictures(tmp_path_factory.mktemp("pictures") / "images", 40)
+
+
+@dataclass(frozen=True)
+class Called:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
+    """Run a command line in this process: call("plan", "--statistics", path, ...)."""
+    from vitfrost.cli import main
+
+    def called(*words: object) -> Called:
+        capsys.readouterr()
+        status = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 0
+        return Called(status, *capsys.readouterr())
+
+    return called
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files of the main path for the bundled digits model."""
+
+    statistics: Path
+    plan: Path
+    artefact: Path
+
+
+@pytest.fixture(scope="session")
+def prepared(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Statistics, plan and artefact of `vitfrost_digits`, made by the commands."""
+    from vitfrost.cli import main
+
+    folder = tmp_path_factory.mktemp("prepared")
+    made = Prepared(folder / "statistics.safetensors", folder / "plan.yaml", folder / "artefact")
+    model = ["--model", "vitfrost_digits"]
+    main(["calibrate", *model, "--images", str(pictures), "--limit", "12", "--out", str(made.statistics)])
+    main(["plan", "--statistics", str(made.statistics), "--out", str(made.plan)])
+    drawn = ["--images", str(pictures), "--calibration-images", "4"]
+    main(["compress", *model, "--plan", str(made.plan), "--statistics", str(made.statistics), *drawn, "--out", str(made.artefact)])
+    return made

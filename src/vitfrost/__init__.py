@@ -21,7 +21,7 @@ _VERBS = {
     "demo": "vitfrost.example.demo",
 }
 
-__all__ = ["__version__", *_VERBS]  # noqa: PLE0604
+__all__ = ["__version__", *_VERBS]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from torch import nn
 from .compression.frozen import FrozenMaps
 from .errors import VitfrostError
 from .files import atomic_folder, read_json, sha256_of_file
+from .images.preprocess import Preprocess
 from .plans.schema import Plan, parse_plan, plan_hash
 from .quantize.modules import QuantizedLayer
 from .quantize.packing import pack, packed_size, unpack
@@ -207,21 +208,25 @@ def load_artefact(path: str | Path) -> Artefact:
     """
     path = Path(path)
     config = _read_config(path)
+    plan = parse_plan(config.get("plan"), source=str(path / CONFIG_FILE))
+    if config.get("plan_hash") != plan_hash(plan):
+        raise VitfrostError(f"the plan in {path / CONFIG_FILE} is not the one that was saved; compress again")
     try:
-        model_part = config["model"]
-        plan = parse_plan(config["plan"], source=str(path / CONFIG_FILE))
-        size = tuple(model_part["image_size"])
-        preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in model_part["preprocessing"].items()}
-        model = create_model(model_part["name"], size, **model_part["options"])
+        about = config["model"]
+        size = tuple(about["image_size"])
+        preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in about["preprocessing"].items()}
+        Preprocess(preprocessing)
+        model = create_model(about["name"], size, **about["options"])
+        artefact = Artefact(
+            model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
+            plan=plan, quantization=config["quantization"], statistics=config["statistics"], seeds=config["seeds"], recipe=config["recipe"],
+            size_bytes=sum(file.stat().st_size for file in path.iterdir()),
+        )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; compress again") from error
     restore_state(model, plan, tensors)
-    return Artefact(
-        model, model_part["name"], size, model_part["weight_tag"], model_part["state_hash"], preprocessing,
-        model_part["classes"], model_part["options"], plan=plan, quantization=config["quantization"], statistics=config["statistics"],
-        seeds=config["seeds"], recipe=config["recipe"], size_bytes=sum(file.stat().st_size for file in path.iterdir()),
-    )  # fmt: skip
+    return artefact
 
 
 def frozen_bytes(frozen: FrozenMaps) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import itertools
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ Criterion = Literal["entropy", "mean", "variance", "random", "output-error"]
 Crop = Literal["center", "squash", "border"]
 ArtefactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTEFACT", help="an artefact folder (or give --model)")]
 Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
-Weights = Annotated[str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")]
+Weights = Annotated[
+    str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")
+]
 Size = Annotated[int | None, arg(metavar="PX", help="input size, if not the model's own")]
 CropShare = Annotated[float | None, arg(metavar="SHARE", help="share of the resized image that is kept; else the model's own")]
 CropMode = Annotated[Crop | None, arg(help="how the crop is made; 'squash' resizes both sides to the input size")]
@@ -97,6 +100,8 @@ def calibrate(
     """
     from . import calibrate as verb
 
+    if not (math.isfinite(memory_limit) and memory_limit > 0):
+        raise VitfrostError(f"--memory-limit is {memory_limit}; give a number of GB above 0")
     found = verb(
         _one_of(artefact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
         crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9),
@@ -148,8 +153,9 @@ def plan(
     from .plans.choose import summary
 
     made = verb(
-        statistics, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect, renormalise=renormalise, frozen_bits=frozen_bits,
-        frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits, levels=levels, seed=seed, out=out,
+        statistics, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect, renormalise=renormalise,
+        frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits,
+        levels=levels, seed=seed, out=out,
     )  # fmt: skip
     found = summary(made)
     print(f"{out}: {found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)")
@@ -301,24 +307,46 @@ def _parse(arguments: list[str] | None) -> Callable[[], None]:
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines() if not line.startswith("╭")]
-        words = " ".join(itertools.takewhile(lambda line: not line.startswith("For full helptext"), (line for line in lines if line)))
-        raise VitfrostError(f"{words or 'the command line is not understood'} (vitfrost --help, or vitfrost COMMAND --help)") from error
+        raise VitfrostError(f"{_without_frame(complaint.getvalue())} (see vitfrost --help or vitfrost COMMAND --help)") from error
+
+
+def _without_frame(complaint: str) -> str:
+    """The words of a framed complaint of the parser, less its title and the sections that only repeat the help."""
+    _title, *lines = complaint.strip().splitlines() or [""]
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│╰╯ ") for line in lines):
+        if line.strip("─-"):
+            sections[-1].append(line)
+        else:
+            sections.append([])
+    said = [" ".join(section) for section in sections if section and "helptext" not in section[0]]
+    return "; ".join(said) or "the command line is not understood"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
     try:
         _parse(arguments)()
+        sys.stdout.flush()
     except VitfrostError as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         _fail("interrupted; nothing half-written was left")
         sys.exit(130)
     except BrokenPipeError:
+        _discard_output()
         sys.exit(0)
     except OSError as error:
+        _discard_output()
         sys.exit(_fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
+
+
+def _discard_output() -> None:
+    """Leave nothing in stdout's buffer that the interpreter would fail to write once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

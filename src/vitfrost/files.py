@@ -19,7 +19,33 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
+def refuse_unwritable(path: str | Path) -> None:
+    """Find out before the work, not after it, that no file can be written at `path`; nothing is created.
+
+    Raises VitfrostError for a folder, for anything else that is no regular file (a device, a pipe), for a place below a
+    file, and for a folder that may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise VitfrostError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise VitfrostError(f"{path} is no regular file; name a file to write")
+    _refuse_parent(path)
+
+
+def _refuse_parent(path: Path) -> None:
+    try:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+    except OSError as error:
+        raise VitfrostError(f"cannot write {path}: {_reason(error)}") from error
+    if not folder.is_dir():
+        raise VitfrostError(f"cannot write {path}: {folder} is a file; name a place in a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise VitfrostError(f"cannot write {path}: no permission to write into {folder}; name another place")
+
+
 def _prepare_parent(path: Path) -> None:
+    _refuse_parent(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,8 +59,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Raises VitfrostError when the folder cannot be written or the disk is full; `path` is then as it was before.
     """
     path = Path(path)
-    if path.is_dir():
-        raise VitfrostError(f"{path} is a folder; name a file to write")
+    refuse_unwritable(path)
     _prepare_parent(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
@@ -69,10 +94,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         temporary.chmod(0o755)
         if path.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+            _exchange(temporary, path)
         else:
             os.replace(temporary, path)
     except OSError as error:
@@ -81,10 +103,23 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _exchange(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; where that fails, `path` is as it was."""
+    old = new.with_suffix(".old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def refuse_existing(path: Path, overwrite: bool = False) -> None:
-    """Raise VitfrostError when `path` is a file, or a folder with content and `overwrite` is not set."""
-    if path.is_file():
+    """Raise VitfrostError when no folder can be made at `path`, or it has content and `overwrite` is not set."""
+    if path.exists() and not path.is_dir():
         raise VitfrostError(f"{path} is a file; name a folder")
+    _refuse_parent(path)
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise VitfrostError(f"the folder {path} exists and is not empty; name another one or add --overwrite")
 

@@ -20,7 +20,8 @@ from .artefact import CONFIG_FILE, load_artefact
 from .compression.apply import compress
 from .errors import VitfrostError
 from .files import read_json, refuse_existing, sha256_of_file, write_json
-from .measure.accuracy import evaluate_many
+from .images.source import open_images
+from .measure.accuracy import evaluate_many, find_images
 from .measure.results import Results, save_results
 from .plans.choose import plan, unfrozen_plan
 from .plans.schema import Plan, QuantizePlan
@@ -30,7 +31,7 @@ from .statistics.collect import calibrate
 from .vit.families import find_sites
 from .vit.load import LoadedModel, load_model
 
-STAGES_FILE = "stages.json"
+RECIPE_FILE, STAGES_FILE = "recipe.yaml", "stages.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Run:
         """The model to compress, loaded once."""
         part = self.recipe.model
         return load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
+
+    def check_images(self) -> None:
+        """Find out before the work that every folder of images and every label is there. Raises VitfrostError as the stages do."""
+        for folder in {self.recipe.calibration.images, self.recipe.compress.images or self.recipe.calibration.images}:
+            open_images(folder)
+        if (part := self.recipe.evaluation) is not None:
+            find_images(part.images, part.labels, self.original.classes, has_reference=True)
 
     @property
     def quantised_statistics(self) -> bool:
@@ -113,7 +121,10 @@ class Run:
                 ),
             ]  # fmt: skip
         stages += [
-            Stage("plan", "plan.yaml", (source,), recipe.plan.model_dump(), lambda out: plan(folder / source, **recipe.plan.model_dump(), out=out)),
+            Stage(
+                "plan", "plan.yaml", (source,), recipe.plan.model_dump(),
+                lambda out: plan(folder / source, **recipe.plan.model_dump(), out=out),
+            ),
             Stage(
                 "compress", "artefact", (source, "plan.yaml"), [model, drawn, taken["images"]],
                 lambda out: self._compress(folder / "plan.yaml", source, out),
@@ -162,15 +173,13 @@ def run(
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:
         loaded.evaluation.images = str(Path(images).resolve())
+    refuse_existing_run(folder, resume)
+    started = Run(loaded, folder, progress)
+    stages = started.stages()
     if not resume:
-        refuse_existing_run(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VitfrostError(f"cannot create the folder {folder}: {error.strerror}") from error
-    save_recipe(loaded, folder / "recipe.yaml")
-    done = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else {}
-    stages = Run(loaded, folder, progress).stages()
+        started.check_images()
+    save_recipe(loaded, folder / RECIPE_FILE)
+    done = _stages_done(folder / STAGES_FILE)
     for number, stage in enumerate(stages, 1):
         key, target = _stage_key(stage, folder), folder / stage.output
         if target.exists() and done.get(stage.name) == key:
@@ -183,8 +192,18 @@ def run(
     return folder
 
 
-def refuse_existing_run(folder: Path) -> None:
-    """Raise VitfrostError for a folder with content, naming --resume where it holds a run."""
-    if (folder / "recipe.yaml").is_file():
-        raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")
-    refuse_existing(folder)
+def refuse_existing_run(folder: Path, resume: bool) -> None:
+    """Raise VitfrostError where no run can be made: a folder with a run unless `resume`, one with anything else, a file."""
+    refuse_existing(folder, overwrite=True)
+    if folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
+        if not (folder / RECIPE_FILE).is_file():
+            raise VitfrostError(f"the folder {folder} exists and holds no run; name another one")
+        if not resume:
+            raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")
+
+
+def _stages_done(path: Path) -> dict[str, str]:
+    done = read_json(path) if path.is_file() else {}
+    if not isinstance(done, dict):
+        raise VitfrostError(f"{path} is damaged; remove it, and all stages are done again")
+    return done

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import VitfrostError
 from .files import write_text
+from .plans.schema import Bits, describe
+from .plans.text import from_yaml
 
 KIND, VERSION = "vitfrost recipe", 1
 
@@ -41,19 +43,19 @@ class CalibrationPart(_Part):
 class PlanPart(_Part):
     """Options of `vitfrost plan`, under the same names and with the same defaults."""
 
-    freeze: float = 0.2
-    by: str = "entropy"
-    scope: str = "head"
-    unit: str = "entry"
-    ties: str = "rank"
-    protect: list[str] = []
-    renormalise: str = "none"
-    frozen_bits: int = 4
-    frozen_grid: str = "layer"
-    order: str = "quantise-merge"
-    weight_bits: int = 4
-    activation_bits: int = 4
-    levels: str = "published"
+    freeze: float = Field(0.2, ge=0, le=1)
+    by: Literal["entropy", "mean", "variance", "random", "output-error"] = "entropy"
+    scope: Literal["head", "layer", "model"] = "head"
+    unit: Literal["entry"] = "entry"
+    ties: Literal["rank", "strict", "le"] = "rank"
+    protect: list[Literal["cls-rows", "cls-columns"]] = []
+    renormalise: Literal["none", "mass", "renorm"] = "none"
+    frozen_bits: Bits = 4
+    frozen_grid: Literal["layer", "head"] = "layer"
+    order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge"
+    weight_bits: Bits = 4
+    activation_bits: Bits = 4
+    levels: Literal["published", "strict"] = "published"
     seed: int = Field(0, ge=0)
 
 
@@ -104,7 +106,12 @@ class Recipe(_Part):
     def without_paths(self) -> dict[str, Any]:
         """What is recorded in an artefact: everything but where files lay (their hashes are recorded instead)."""
         data = self.model_dump(mode="json", exclude_defaults=True)
-        for part, keys in (("model", ["weights"]), ("calibration", ["images"]), ("compress", ["images"]), ("evaluation", ["images", "labels"])):
+        for part, keys in (
+            ("model", ["weights"]),
+            ("calibration", ["images"]),
+            ("compress", ["images"]),
+            ("evaluation", ["images", "labels"]),
+        ):
             for key in keys:
                 data.get(part, {}).pop(key, None)
         return data
@@ -114,10 +121,10 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe with its paths resolved. Raises VitfrostError naming the key that is wrong and why."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = from_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise VitfrostError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise VitfrostError(f"{path} is no recipe: its first line should be 'kind: {KIND}'")
@@ -126,10 +133,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(data).resolved(path.parent)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise VitfrostError(f"{path}: {where}: {first['msg']}{more}") from error
+        raise VitfrostError(f"{path}: {describe(error)}") from error
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

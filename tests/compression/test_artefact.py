@@ -122,7 +122,7 @@ def _cut(path: Path) -> None:
         (lambda folder: _edit_config(folder, plan={"kind": "nonsense"}), "config.json"),
     ],
 )
-def test_damaged_foreign_and_newer_artefacts(saved: Artefact, tmp_path: Path, damage, message: str) -> None:  # noqa: ANN001
+def test_damaged_foreign_and_newer_artefacts(saved: Artefact, tmp_path: Path, damage, message: str) -> None:
     folder = save_artefact(saved, tmp_path / "artefact")
     damage(folder)
     with pytest.raises(VitfrostError, match=message) as caught:

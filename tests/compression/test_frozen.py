@@ -23,7 +23,9 @@ def random_maps(seed: int, rows: int = 4, windows: int = 1) -> torch.Tensor:
     return torch.softmax(2 * torch.randn(rows * windows, HEADS, TOKENS, TOKENS, generator=generator), dim=-1)
 
 
-def frozen_module(seed: int, share: float, bits: int = 32, windows: int = 1, **options: str) -> tuple[FrozenMaps, torch.Tensor, torch.Tensor]:
+def frozen_module(
+    seed: int, share: float, bits: int = 32, windows: int = 1, **options: str
+) -> tuple[FrozenMaps, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(windows, HEADS, TOKENS, TOKENS, generator=generator) < share
     mean = random_maps(seed + 1, 1, windows)

@@ -88,7 +88,14 @@ def test_values_without_a_meaning_are_refused(change: dict[str, Any], message: s
 def test_small_squares_are_taken_whole_where_that_is_wanted(side: int, whole: bool) -> None:
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 255, (side, side, 3), dtype=np.uint8))
-    config = {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}
+    config = {
+        "input_size": (3, 224, 224),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
     cropped, squashed = Preprocess(config), Preprocess(config | {"crop_mode": "squash", "crop_pct": 1.0})
     ours = Preprocess(config | {"whole_squares": True})
     assert np.array_equal(ours.pixels(picture), (squashed if whole else cropped).pixels(picture))

@@ -13,7 +13,7 @@ from vitfrost.measure.accuracy import evaluate_many
 from vitfrost.measure.results import Results, save_results
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.schema import QuantizePlan
-from vitfrost.recipe import CalibrationPart, EvaluationPart, ModelPart, Recipe, save_recipe
+from vitfrost.recipe import Recipe, save_recipe
 from vitfrost.statistics.collect import calibrate
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
@@ -25,25 +25,22 @@ MODEL = "vitfrost_digits"
 def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """The folder of a run whose plan was made on the quantised model; it has every part but the report."""
     folder = tmp_path_factory.mktemp("run")
-    loaded = load_model(MODEL, "random")
-    save_recipe(
-        Recipe(
-            model=ModelPart(name=MODEL, weights="random"),
-            calibration=CalibrationPart(images=str(pictures), limit=12, precision="quantised"),
-            evaluation=EvaluationPart(images=str(pictures), limit=12),
-        ),
-        folder / "recipe.yaml",
-    )
+    recipe = {
+        "model": {"name": MODEL, "weights": "random"},
+        "calibration": {"images": str(pictures), "limit": 12, "precision": "quantised"},
+        "evaluation": {"images": str(pictures), "limit": 12},
+    }
+    save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
     statistics, quantised = folder / "statistics.safetensors", folder / "statistics.quantised.safetensors"
-    calibrate(loaded, pictures, limit=12, out=statistics, progress=False)
-    bits = QuantizePlan(weight_bits=4, activation_bits=4)
-    compress(loaded, unfrozen_plan(loaded.identity(), find_sites(load_model(MODEL, "random").model).signature(), bits),
-             images=pictures, calibration_images=4, out=folder / "quantised")  # fmt: skip
+    calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
+    loaded = load_model(MODEL, "random")
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantised")
     calibrate(folder / "quantised", pictures, limit=12, out=quantised, progress=False)
     plan(quantised, freeze=0.2, scope="model", out=folder / "plan.yaml")
-    compress(load_model(MODEL, "random"), folder / "plan.yaml", statistics=quantised, images=pictures, calibration_images=4,
+    compress(loaded, folder / "plan.yaml", statistics=quantised, images=pictures, calibration_images=4,
              out=folder / "artefact")  # fmt: skip
-    models = {"original": load_model(MODEL, "random"), "compressed": load_artefact(folder / "artefact")}
+    models = {"original": loaded, "compressed": load_artefact(folder / "artefact")}
     save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
     return folder
 

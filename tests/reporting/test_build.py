@@ -266,21 +266,25 @@ def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_pa
     if browser is None:
         pytest.skip("no Chromium on this machine")
     page = report(finished_run, tmp_path / "page.html")
-    probe = """<script>addEventListener("load", async () => {
-      const images = [...document.images];
-      await Promise.all(images.map(image => image.decode().catch(() => {})));
-      const loaded = images.filter(image => image.complete && image.naturalWidth > 0).length;
-      const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-      const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
-      document.title = JSON.stringify({images: images.length, loaded, wide, fetched});
-    });</script></body>"""
+    probe = """<script>
+      let refused = 0;
+      addEventListener("securitypolicyviolation", () => refused++);
+      addEventListener("load", () => {
+        const images = [...document.images];
+        const loaded = images.filter(image => image.complete && image.naturalWidth > 0).length;
+        const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+        const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
+        document.title = JSON.stringify({images: images.length, loaded, wide, fetched, refused});
+      });
+    </script>"""
     watched = tmp_path / "watched.html"
     text = page.read_text(encoding="utf-8").replace("style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'")
-    watched.write_text(text.replace("</body>", probe), encoding="utf-8")
+    watched.write_text(text.replace("<title>", probe + "<title>"), encoding="utf-8")
 
     def chromium(*arguments: str, width: int = 1280) -> str:
         command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--hide-scrollbars",
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+            "--hide-scrollbars",
             "--disable-dev-shm-usage", "--proxy-server=http://127.0.0.1:9", "--virtual-time-budget=5000",
             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600", *arguments,
         ]  # fmt: skip
@@ -290,7 +294,7 @@ def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_pa
         found = re.search(r"<title>(\{.*?\})</title>", chromium("--dump-dom", watched.as_uri(), width=width))
         assert found
         seen = json.loads(found[1].replace("&quot;", '"'))
-        assert seen == {"images": LAYERS * HEADS * 6, "loaded": LAYERS * HEADS * 6, "wide": False, "fetched": 0}
+        assert seen == {"images": LAYERS * HEADS * 6, "loaded": LAYERS * HEADS * 6, "wide": False, "fetched": 0, "refused": 0}
     picture = tmp_path / "page.png"
     chromium(f"--screenshot={picture}", page.as_uri())
     pixels = np.asarray(Image.open(picture).convert("RGB"))

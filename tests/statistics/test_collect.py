@@ -19,7 +19,6 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
-from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import allowed_pairs, find_sites
 from vitfrost.vit.load import load_model
 

@@ -45,7 +45,9 @@ def test_misfits_name_the_keys(tmp_path: Path, weights: Path) -> None:
     state["extra.weight"] = torch.zeros(1)
     del state["blocks.0.norm1.bias"]
     save_file(state, tmp_path / "bad.safetensors")
-    with pytest.raises(VitfrostError, match=r"missing blocks\.0\.norm1\.bias; unexpected extra\.weight; other shapes at head\.weight") as caught:
+    with pytest.raises(
+        VitfrostError, match=r"missing blocks\.0\.norm1\.bias; unexpected extra\.weight; other shapes at head\.weight"
+    ) as caught:
         load_model("test_vit", tmp_path / "bad.safetensors")
     assert "\n" not in str(caught.value)
     with pytest.raises(VitfrostError, match="do not fit the model"):

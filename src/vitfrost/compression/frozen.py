@@ -60,7 +60,7 @@ class FrozenMaps(nn.Module):
         self.partial_heads = [head for head in heads if some[head] and not whole[head]]
         self.other_heads = [head for head in heads if not some[head]]
 
-    def set_values(self, values: Float[Tensor, "windows heads queries keys"], step: Float[Tensor, "heads"] | None) -> None:
+    def set_values(self, values: Float[Tensor, "windows heads queries keys"], step: Float[Tensor, heads] | None) -> None:
         """Take the constants from dense values; below 32 bits they go to the nearest level of the grid `step`."""
         if self.bits == 32:
             self.values = values[self.mask]
@@ -80,7 +80,7 @@ class FrozenMaps(nn.Module):
             dense[self.mask] = log_values(self.codes, steps, self.bits, self.levels)
         self.constants = dense
 
-    def zero_entries(self) -> Bool[np.ndarray, "count"]:
+    def zero_entries(self) -> Bool[np.ndarray, count]:
         """Which frozen entries are stored as exactly zero."""
         stored = self.values == 0 if self.bits == 32 else self.codes == zero_code(self.bits, self.levels)
         return stored.numpy()
@@ -130,7 +130,7 @@ def frozen_step(
     levels: Levels,
     grid: Literal["layer", "head"],
     layer_step: Float[Tensor, ""] | None,
-) -> Float[Tensor, "heads"]:
+) -> Float[Tensor, heads]:
     """The grid step of every head: the layer's own attention quantiser's, or one fitted to the head's frozen constants.
 
     Where the maps are not quantised (`layer_step` is None) the layer's step is fitted to all its frozen constants.

@@ -37,12 +37,12 @@ class ImageSet:
         None keeps everything in its order; a limit beyond the size gives the whole permutation.
         Raises VitfrostError for a limit below 1 or a negative seed.
         """
+        if seed < 0:
+            raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
         if limit is None:
             return self
         if limit < 1:
             raise VitfrostError(f"cannot draw {limit} images; the limit must be at least 1")
-        if seed < 0:
-            raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
         drawn = np.random.default_rng(seed).permutation(len(self.files))[:limit].tolist()
         labels = None if self.labels is None else tuple(self.labels[index] for index in drawn)
         return ImageSet(self.root, tuple(self.files[index] for index in drawn), labels)

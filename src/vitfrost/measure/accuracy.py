@@ -10,7 +10,7 @@ import torch
 
 from ..distributed import rank
 from ..errors import VitfrostError
-from ..files import write_json
+from ..files import refuse_unwritable, write_json
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..vit.load import LoadedModel
@@ -48,6 +48,8 @@ def evaluate(
     share of the images; process 0 writes and returns the row of the whole, the others return None.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
+    if json is not None:
+        refuse_unwritable(json)
     if reference is None and reference_weights is not None:
         raise VitfrostError("reference weights are given without a reference; name the reference model as well")
     loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)

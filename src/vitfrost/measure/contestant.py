@@ -13,11 +13,13 @@ from torch import nn
 from ..compression.frozen import FrozenMaps
 from ..errors import VitfrostError
 from ..vit.attention import MapAttention
+from ..vit.compat import import_timm
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, load_model, set_crop
 from .cost import logit_macs, macs_by_part
 from .inspection import skeleton
 
+timm = import_timm()
 FULL_PRECISION_BITS = 32
 
 
@@ -42,8 +44,10 @@ def open_model(
 
 
 def names_artefact(model: str | Path) -> bool:
-    """True for a path, and for a name with a separator or of a folder with an artefact's config.json; else a timm name."""
-    return isinstance(model, Path) or "/" in model or "\\" in model or (Path(model) / "config.json").is_file()
+    """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json."""
+    if isinstance(model, Path) or "/" in model or "\\" in model:
+        return True
+    return (Path(model) / "config.json").is_file() and not timm.is_model(model)
 
 
 def open_reference(

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Shaped
 from pydantic import ValidationError
 
 from ..errors import VitfrostError
+from ..files import refuse_unwritable
 from .criteria import CRITERIA, SiteArrays
 from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, describe, save_plan
 from .select import lowest, share, up_to_threshold
@@ -181,6 +182,8 @@ def plan(
     """
     if unit != "entry":
         raise VitfrostError(f"unit is '{unit}'; the unit that can be frozen is 'entry'")
+    if out is not None:
+        refuse_unwritable(out)
     try:
         quantize = QuantizePlan.model_validate({"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
         settings = None if freeze is None else FreezePlan.model_validate(

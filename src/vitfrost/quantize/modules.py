@@ -57,7 +57,7 @@ class LogQuantizer(nn.Module):
         self.calibrating = False
         self.register_buffer("step", torch.ones(()))
 
-    def forward(self, maps: Float[Tensor, "rows heads queries keys"]) -> Float[Tensor, "rows heads queries keys"]:
+    def forward(self, maps: Float[Tensor, "*rows heads queries keys"]) -> Float[Tensor, "*rows heads queries keys"]:
         if self.calibrating:
             self.step = log_step(maps, self.bits, self.levels)
         return fake_log(maps, self.step, self.bits, self.levels)
@@ -87,7 +87,7 @@ class QuantizedLayer(nn.Module):
             self.register_buffer("zero_point", torch.zeros(outputs))
             self.register_buffer("weight", torch.zeros(layer.weight.shape), persistent=False)
 
-    def set_weight(self, weight: Float[Tensor, "outputs *rest"]) -> None:
+    def set_weight(self, weight: Float[Tensor, outputs * rest]) -> None:
         """Quantise float weights anew (range search per output channel)."""
         if self.bits == 32:
             self.float_weight.data = weight.detach().clone()

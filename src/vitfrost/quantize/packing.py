@@ -13,7 +13,7 @@ def packed_size(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
-def pack(codes: Integer[np.ndarray, "count"], bits: int) -> UInt8[np.ndarray, "size"]:
+def pack(codes: Integer[np.ndarray, count], bits: int) -> UInt8[np.ndarray, size]:
     """Pack codes 0 .. 2^bits - 1, bits 1 to 8, lowest bit first.
 
     Raises ValueError for a code that does not fit: a packed file must never lose anything silently.
@@ -34,7 +34,7 @@ def pack(codes: Integer[np.ndarray, "count"], bits: int) -> UInt8[np.ndarray, "s
     return np.packbits(planes.reshape(-1), bitorder="little")
 
 
-def unpack(packed: UInt8[np.ndarray, "size"], bits: int, count: int) -> UInt8[np.ndarray, "count"]:
+def unpack(packed: UInt8[np.ndarray, size], bits: int, count: int) -> UInt8[np.ndarray, count]:
     """The inverse of `pack`; raises VitfrostError when the packed bytes are not as many as `count` codes take."""
     if packed.size != packed_size(count, bits):
         raise VitfrostError(f"damaged packed data: {packed.size} bytes where {count} codes of {bits} bits take {packed_size(count, bits)}")

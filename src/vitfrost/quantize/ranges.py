@@ -35,7 +35,7 @@ def tail_quantiles(x: Float[Tensor, "groups n"], percentiles: tuple[float, ...] 
     return low, high
 
 
-def uniform_range(x: Float[Tensor, "groups n"], bits: int) -> tuple[Float[Tensor, "groups"], Float[Tensor, "groups"]]:
+def uniform_range(x: Float[Tensor, "groups n"], bits: int) -> tuple[Float[Tensor, groups], Float[Tensor, groups]]:
     """The range [low, high] of each group whose b-bit quantisation has the smallest mean squared error."""
     lows, highs = tail_quantiles(x)
     best_error = torch.full_like(lows[0], math.inf)

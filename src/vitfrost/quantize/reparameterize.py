@@ -15,21 +15,21 @@ from .quantizers import Levels, uniform_parameters
 class Reparameterized:
     """New parameters of a LayerNorm and of the linear layer behind it, and the layer-wise scale and zero point between them."""
 
-    gamma: Float[Tensor, "channels"]
-    beta: Float[Tensor, "channels"]
+    gamma: Float[Tensor, channels]
+    beta: Float[Tensor, channels]
     weight: Float[Tensor, "outputs channels"]
-    bias: Float[Tensor, "outputs"]
+    bias: Float[Tensor, outputs]
     scale: Float[Tensor, ""]
     zero_point: Float[Tensor, ""]
 
 
 def reparameterize(
-    gamma: Float[Tensor, "channels"],
-    beta: Float[Tensor, "channels"],
+    gamma: Float[Tensor, channels],
+    beta: Float[Tensor, channels],
     weight: Float[Tensor, "outputs channels"],
-    bias: Float[Tensor, "outputs"] | None,
-    low: Float[Tensor, "channels"],
-    high: Float[Tensor, "channels"],
+    bias: Float[Tensor, outputs] | None,
+    low: Float[Tensor, channels],
+    high: Float[Tensor, channels],
     bits: int,
     levels: Levels,
 ) -> Reparameterized:

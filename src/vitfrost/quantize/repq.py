@@ -89,7 +89,10 @@ def _calibrating(model: nn.Module, on: bool) -> None:
 
 def _reparameterize_site(model: nn.Module, site: LinearSite, layer: QuantizedLayer, weight: Tensor, settings: QuantizationSettings) -> None:
     quantizer = layer.input_quantizer
-    assert site.norm is not None and quantizer is not None and quantizer.low is not None and quantizer.high is not None
+    assert site.norm is not None
+    assert quantizer is not None
+    assert quantizer.low is not None
+    assert quantizer.high is not None
     norm = model.get_submodule(site.norm)
     moved = reparameterize(norm.weight, norm.bias, weight, layer.bias, quantizer.low, quantizer.high, quantizer.bits, settings.levels)
     norm.weight.data, norm.bias.data = moved.gamma, moved.beta

@@ -47,9 +47,9 @@ class Scale:
     def position(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Where values lie between low (0) and high (1); NaN stays."""
         if not self.log:
-            return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
+            return np.asarray(np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0))
         span = math.log10(self.high / self.low)
-        return np.clip(np.log10(np.maximum(values, self.low) / self.low) / span, 0.0, 1.0)
+        return np.asarray(np.clip(np.log10(np.maximum(values, self.low) / self.low) / span, 0.0, 1.0))
 
     @cached_property
     def palette(self) -> UInt8[np.ndarray, "levels 3"]:
@@ -129,13 +129,14 @@ class LineChart:
 
 
 def by_head(series: dict[str, list[list[float]]]) -> LineChart:
-    """Lay out `series[name][layer][head]` (positive values, or 0 which is drawn at the lower end)."""
+    """Lay out `series[name][layer][head]` (values below the lowest decade are drawn at its lower end)."""
     width, height, left, top, bottom = 960, 306, 58, 12, 262
     first = next(iter(series.values()))
     labels = [(layer + 1, head + 1) for layer, heads in enumerate(first) for head in range(len(heads))]
     step = (width - left - 8) / len(labels)
     positive = [value for layers in series.values() for heads in layers for value in heads if value > 0] or [1.0]
-    powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive) * 1.01)) + 1)
+    top = math.ceil(math.log10(max(positive) * 1.01))
+    powers = range(max(math.floor(math.log10(min(positive))), top - MAX_DECADES), top + 1)
     scale = Scale("", 10.0 ** powers[0], 10.0 ** powers[-1], "viridis", log=True)
 
     def height_of(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..progress import track
 from ..vit.families import install_map_attention
-from ..vit.load import load_model
+from ..vit.load import load_model, set_crop
 from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
@@ -63,14 +64,16 @@ def calibrate(
     elif distributed.world() > 1:
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
     loaded = _resolve(model, weights, image_size)
-    chosen = {key: value for key, value in (("crop_pct", crop_pct), ("crop_mode", crop_mode)) if value is not None}
-    preprocess = Preprocess({**loaded.preprocessing, **chosen})
+    preprocessing = dict(loaded.preprocessing)
+    set_crop(preprocessing, crop_pct, crop_mode)
+    preprocess = Preprocess(preprocessing)
     image_set = open_images(images).subset(limit, seed)
-    sites = [module.site for module in install_map_attention(loaded.model).values()]
+    watched = copy.deepcopy(loaded.model) if loaded is model else loaded.model  # a caller's own model is left as it is
+    sites = [module.site for module in install_map_attention(watched).values()]
     groups = group_sites(sites, memory_limit)
     loader = BatchLoader(image_set, preprocess, batch_size, rank=distributed.rank(), world=distributed.world())
     with distributed.shared_errors():
-        collected = _collect(loaded.model, groups, loader, maps == "after", progress)
+        collected = _collect(watched, groups, loader, maps == "after", progress)
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
         model=loaded.identity(),

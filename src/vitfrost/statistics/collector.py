@@ -22,7 +22,8 @@ from .record import VALUE_SCALE, SiteStatistics
 class MapCollector:
     """Observe the attention maps of some sites of a model inside a `with` block, then `finish`.
 
-    Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind.
+    Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind. Every layer
+    computes explicit maps inside the block, so that no bit depends on which sites are observed together.
     `observe_quantized`: see maps after the map quantiser (and frozen entries) instead of before.
     Running the model raises VitfrostError when a map holds anything but numbers between 0 and 1.
     """
@@ -35,12 +36,14 @@ class MapCollector:
         self._counters: dict[str, _SiteCounters] = {}
 
     def __enter__(self) -> MapCollector:
-        installed = install_map_attention(self._model)
+        self._modules = install_map_attention(self._model)
+        for module in self._modules.values():
+            module.observer = _look_away
         for site in self._sites:
-            module = installed[site.name]
+            module = self._modules[site.name]
             counters = _SiteCounters(site, head_grams(module), allowed_pairs(self._model, site.name))
             module.observer, module.observe_quantized = counters.observe, self._observe_quantized
-            self._modules[site.name], self._counters[site.name] = module, counters
+            self._counters[site.name] = counters
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,6 +58,10 @@ class MapCollector:
     def finish(self) -> dict[str, SiteStatistics]:
         """Statistics by site name; the counters are given up one after the other, so memory does not rise."""
         return {name: self._counters.pop(name).finish() for name in list(self._counters)}
+
+
+def _look_away(maps: Tensor, values: Tensor) -> None:
+    """Observer of the sites that are not asked for."""
 
 
 class _SiteCounters:

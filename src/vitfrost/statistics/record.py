@@ -92,9 +92,9 @@ def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "window
 class StatisticsHeader:
     """Where statistics come from.
 
-    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says on
-    which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and `seed` drew the images from their folder
-    (None where merged statistics differ); `skipped` counts the unusable ones.
+    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says
+    on which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and
+    `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
     """
 
     model: dict[str, Any]

@@ -32,5 +32,7 @@ def vitfrost_digits(pretrained: bool = False, **options: Any) -> nn.Module:
     if pretrained:
         from safetensors.torch import load_file
 
-        model.load_state_dict(load_file(WEIGHTS))
+        from .resize import fit_state
+
+        model.load_state_dict(fit_state(model, load_file(WEIGHTS)))
     return model

@@ -70,7 +70,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the two libraries raise many types; each means the file is no weights file
-        raise VitfrostError(f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict") from error
+        raise VitfrostError(
+            f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -114,6 +116,8 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise VitfrostError(f"timm has no model '{name}'{hint}")
     if image_size is not None:
+        if min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
+            raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
         options["img_size"] = image_size
     try:
         return timm.create_model(name, pretrained=pretrained, **options)

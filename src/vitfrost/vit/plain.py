@@ -64,9 +64,7 @@ def find_sites(model: nn.Module) -> ModelSites:
                 tokens, tokens, prefix, grid,
             )
         )  # fmt: skip
-        feed_forward.append(
-            FeedForwardSite(f"{name}.mlp", index, block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
-        )
+        feed_forward.append(FeedForwardSite(f"{name}.mlp", index, block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens))
         linears += [
             LinearSite(f"{name}.attn.qkv", "qkv", tokens, f"{name}.norm1" if has_affine_norm(block.norm1) else None),
             LinearSite(f"{name}.attn.proj", "proj", tokens),

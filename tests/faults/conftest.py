@@ -1,0 +1,45 @@
+"""What every refusal has in common: one line on stderr, exit status 2, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes (None for folders), hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def refused(call: Callable, tmp_path: Path) -> Callable[..., str]:
+    """Run a command line that must fail as it should; its one line is returned."""
+
+    def refuse(*words: object) -> str:
+        before = contents(tmp_path)
+        called = call(*words)
+        assert called.status == 2, called
+        assert called.err.startswith("vitfrost: ")
+        assert called.err.count("\n") == 1
+        assert called.out == ""
+        assert contents(tmp_path) == before
+        return called.err
+
+    return refuse
+
+
+@pytest.fixture
+def started() -> Callable[..., subprocess.Popen[str]]:
+    """Start `vitfrost ...` as a process of its own."""
+
+    def start(*words: object, **options: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vitfrost", *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)  # type: ignore[call-overload]
+
+    return start

@@ -1,0 +1,112 @@
+"""Flags that are out of range, unknown or missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--limit", "0", "cannot draw 0 images; the limit must be at least 1"),
+        ("--limit", "-5", "at least 1"),
+        ("--limit", "9999999", "at most"),
+        ("--limit", "1e3", "--limit: invalid literal"),
+        ("--seed", "-1", "the seed -1 is negative; give 0 or more"),
+        ("--batch-size", "0", "batch size must be at least 1"),
+        ("--memory-limit", "0", "--memory-limit is 0.0; give a number of GB above 0"),
+        ("--memory-limit", "nan", "--memory-limit is nan"),
+        ("--memory-limit", "inf", "--memory-limit is inf"),
+        ("--memory-limit", "0.00001", "more than the memory limit"),
+        ("--image-size", "0", "the image size 0 is out of range"),
+        ("--image-size", "-32", "the image size -32 is out of range"),
+        ("--crop-pct", "0", "crop_pct 0.0 is out of range; give a number above 0 and at most 1"),
+        ("--crop-pct", "nan", "crop_pct nan is out of range"),
+        ("--crop-mode", "round", "'round' for argument '--crop-mode'"),
+        ("--maps", "between", "Expected one of ('before', 'after')"),
+    ],
+)
+def test_calibrate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:
+    words = ("calibrate", "--model", "vitfrost_digits", "--images", pictures, "--out", tmp_path / "s.safetensors")
+    assert message in refused(*words, flag, value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--freeze", "1.5", "freeze is 1.5; it should be less than or equal to 1"),
+        ("--freeze", "-0.1", "freeze is -0.1"),
+        ("--freeze", "nan", "freeze is nan"),
+        ("--freeze", "much", "--freeze: could not convert"),
+        ("--by", "taste", "'taste' for argument '--by'. Expected one of ('entropy', 'mean', 'variance', 'random', 'output-error')"),
+        ("--scope", "all", "'--scope'"),
+        ("--unit", "head", "'--unit'"),
+        ("--ties", "none", "'--ties'"),
+        ("--protect", "everything", "'--protect'"),
+        ("--renormalise", "yes", "'--renormalise'"),
+        ("--frozen-bits", "1", "frozen_bits is 1; it should be 2, 3, 4, 5, 6, 7, 8 or 32"),
+        ("--frozen-bits", "16", "frozen_bits is 16"),
+        ("--frozen-grid", "row", "'--frozen-grid'"),
+        ("--order", "none", "'--order'"),
+        ("--weight-bits", "0", "weight_bits is 0"),
+        ("--activation-bits", "64", "activation_bits is 64"),
+        ("--levels", "15", "'--levels'"),
+        ("--seed", "-1", "seed is -1"),
+        ("--seed", "1.5", "--seed: invalid literal"),
+    ],
+)
+def test_plan_out_of_range(refused, prepared, tmp_path: Path, flag: str, value: str, message: str) -> None:
+    assert message in refused("plan", "--statistics", prepared.statistics, "--out", tmp_path / "plan.yaml", flag, value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--seed", "-1", "the seed -1 is negative"),
+        ("--calibration-images", "0", "at least 1"),
+        ("--image-size", "0", "the image size 0 is out of range"),
+        ("--crop-pct", "1.5", "crop_pct 1.5 is out of range"),
+    ],
+)
+def test_compress_out_of_range(refused, prepared, pictures: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:
+    words = ("compress", "--model", "vitfrost_digits", "--plan", prepared.plan, "--statistics", prepared.statistics)
+    assert message in refused(*words, "--images", pictures, "--out", tmp_path / "artefact", flag, value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--limit", "0", "the limit must be at least 1"),
+        ("--seed", "-1", "the seed -1 is negative"),
+        ("--batch-size", "-2", "batch size must be at least 1, not -2"),
+        ("--reference", "vitfrost_digit", "timm has no model 'vitfrost_digit'; did you mean vitfrost_digits"),
+        ("--reference-weights", "some.safetensors", "name the reference model as well"),
+    ],
+)
+def test_evaluate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:
+    assert message in refused("evaluate", "--model", "vitfrost_digits", "--images", pictures, "--json", tmp_path / "row.json", flag, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Expected one of {demo, inspect, calibrate, plan, compress, evaluate, report, run}"),
+        (["calibrat"], "Unrecognized options: calibrat; Available subcommands: demo, inspect, calibrate"),
+        (["calibrate", "--model", "vitfrost_digits"], "Missing from vitfrost calibrate: --images PATH"),
+        (["calibrate", "--images", "x", "--out"], "Missing value for argument '--out'"),
+        (["calibrate", "--images", "x", "--out", "y"], "give either an ARTEFACT folder or --model NAME"),
+        (["evaluate", "x", "--model", "y", "--images", "z"], "give either an ARTEFACT folder or --model NAME"),
+        (["plan", "--statistics", "x", "--out", "y", "--frieze", "0.2"], "Unrecognized options: --frieze"),
+        (["compress", "--out", "x", "--plan", "y"], "--model NAME"),
+        (["run", "--out", "x"], "RECIPE"),
+        (["report"], "RUN"),
+        (["inspect"], "give either an ARTEFACT folder or --model NAME"),
+    ],
+)
+def test_command_lines_that_are_not_understood(refused, words: list[str], message: str) -> None:
+    line = refused(*words)
+    assert message in line
+    assert not set("│╭╮╰╯─") & set(line)
+    assert "----" not in line

@@ -1,0 +1,240 @@
+"""Weights, statistics, plans, artefacts and recipes that are damaged, foreign, newer, edited to nonsense or of something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from vitfrost.vit.digits import WEIGHTS
+
+MODEL = ("--model", "vitfrost_digits")
+
+
+def _calibrate(images: Path, out: Path, *more: object, model: tuple[str, ...] = MODEL) -> tuple[object, ...]:
+    return ("calibrate", *model, "--images", images, "--limit", 2, "--out", out, *more)
+
+
+def _compress(prepared: Any, images: Path, out: Path, **changes: object) -> tuple[object, ...]:
+    options = {"model": "vitfrost_digits", "plan": prepared.plan, "statistics": prepared.statistics, "images": images, "out": out} | changes
+    return ("compress", *(word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)))
+
+
+def test_weights_that_do_not_fit_name_the_keys(refused, pictures: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    state = load_file(WEIGHTS)
+    del state["cls_token"]
+    save_file(state | {"head.weight": np.zeros((3, 64), np.float32), "extra": np.zeros(1)}, weights)
+    line = refused(*_calibrate(pictures, tmp_path / "s.safetensors", "--weights", weights))
+    for part in (str(weights), "missing cls_token", "unexpected extra", "head.weight: [3, 64] in the file, [10, 64] in the model"):
+        assert part in line
+
+
+def _code(path: Path) -> None:
+    torch.save({"weights": Path("code")}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no weights file"),
+        (lambda path: path.write_bytes(WEIGHTS.read_bytes()[:5000]), "not a readable weights file"),
+        (lambda path: path.write_text("text"), "not a readable weights file"),
+    ],
+)
+def test_damaged_weights(refused, pictures: Path, tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
+    weights = tmp_path / "weights.safetensors"
+    write(weights)
+    assert message in refused(*_calibrate(pictures, tmp_path / "s.safetensors", "--weights", weights))
+
+
+def test_pickled_code_is_not_run(refused, pictures: Path, tmp_path: Path) -> None:
+    _code(tmp_path / "weights.pth")
+    line = refused(*_calibrate(pictures, tmp_path / "s.safetensors", "--weights", tmp_path / "weights.pth"))
+    assert "give safetensors or a plain state dict" in line
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_22", "resnet18", "xcit_nano_12_p16_224"])
+def test_unknown_and_unsupported_models(refused, pictures: Path, tmp_path: Path, model: str) -> None:
+    line = refused(*_calibrate(pictures, tmp_path / "s.safetensors", "--weights", "random", model=("--model", model)))
+    assert "did you mean vit_tiny_patch16_224" in line or "supported" in line
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda source, path: None, "no statistics file"),
+        (lambda source, path: path.mkdir(), "no statistics file"),
+        (lambda source, path: path.write_bytes(source.read_bytes()[:-1000]), "truncated"),
+        (lambda source, path: path.write_bytes(source.read_bytes()[:100]), "truncated"),
+        (lambda source, path: path.write_bytes(b""), "truncated"),
+        (lambda source, path: shutil.copy(WEIGHTS, path), "without attention statistics"),
+        (lambda source, path: _newer_statistics(source, path), "format version 99"),
+    ],
+)
+def test_damaged_statistics(refused, prepared, tmp_path: Path, write: Callable[[Path, Path], object], message: str) -> None:
+    statistics = tmp_path / "s.safetensors"
+    write(prepared.statistics, statistics)
+    line = refused("plan", "--statistics", statistics, "--out", tmp_path / "plan.yaml")
+    assert message in line
+    assert str(statistics) in line
+
+
+def _newer_statistics(source: Path, path: Path) -> None:
+    with safe_open(source, framework="numpy") as file:
+        metadata = {key: value.replace('"version": 1', '"version": 99') for key, value in file.metadata().items()}
+        save_file({key: file.get_tensor(key) for key in file.keys()}, path, metadata)  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("version: 1", "version: 2", "plan version 2, this vitfrost reads up to 1; update vitfrost"),
+        ("kind: vitfrost plan", "kind: shopping list", "is not a plan"),
+        ("entries: 845", "entries: -1", "layers[0].heads[0].entries is -1"),
+        ("entries: 845", "entries: many", "layers[0].heads[0].entries is 'many'"),
+        ("entries: 845", "entries: 5000", "layers[0].heads[0].entries is 5000, more than the 4225 entries of a head"),
+        ("source: frozen", "source: guessed", "layers[0].heads[0].source is 'guessed'"),
+        ("source: frozen", "source: computed", "entries is 845, but a computed head has none"),
+        ("weight_bits: 4", "weight_bits: 5.5", "quantize.weight_bits is 5.5"),
+        ("weight_bits: 4", "weight_bits: 1", "quantize.weight_bits is 1"),
+        ("ratio: 0.2", "ratio: 2", "freeze.ratio is 2"),
+        ("by: entropy", "by: entrpy", "freeze.by is 'entrpy'"),
+        ("seed: 0", "sed: 0", "sed is not known here"),
+        ("quantize:", "quantize: [", "is not readable YAML"),
+        ("site: blocks.0.attn", "site: blocks.9.attn", "blocks.9.attn"),
+        ("maps: [1, 4, 65, 65]", "maps: [1, 4, 60, 65]", "layers[0] of the plan is blocks.0.attn with maps [1, 4, 60, 65]"),
+    ],
+)
+def test_a_plan_edited_to_nonsense(refused, prepared, pictures: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = prepared.plan.read_text()
+    assert old in text
+    (tmp_path / "plan.yaml").write_text(text.replace(old, new, 1))
+    assert message in refused(*_compress(prepared, pictures, tmp_path / "artefact", plan=tmp_path / "plan.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 40}, "the plan is for another resolution: 32x32 in the plan, 40x40 given"),
+        ({"model": "test_vit", "weights": "random"}, "the plan is for another model: vitfrost_digits in the plan, test_vit given"),
+        ({"weights": "random"}, "the plan is for other weights of vitfrost_digits"),
+        ({"plan": "missing.yaml"}, "no plan missing.yaml"),
+        ({"statistics": "missing.safetensors"}, "no statistics file missing.safetensors"),
+        ({"plan": WEIGHTS}, "is not readable YAML"),
+    ],
+)
+def test_a_plan_of_something_else(refused, prepared, pictures: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    assert message in refused(*_compress(prepared, pictures, tmp_path / "artefact", **changes))
+
+
+def test_statistics_of_something_else(call, refused, prepared, pictures: Path, tmp_path: Path) -> None:
+    random, larger = tmp_path / "random.safetensors", tmp_path / "larger.safetensors"
+    assert call(*_calibrate(pictures, random, "--weights", "random")).status == 0
+    assert call(*_calibrate(pictures, larger, "--image-size", 40)).status == 0
+    for statistics in (random, larger):
+        line = refused(*_compress(prepared, pictures, tmp_path / "artefact", statistics=statistics))
+        assert "the plan was made from other statistics than these; give the file it was made from, or plan again" in line
+    words = [word for word in _compress(prepared, pictures, tmp_path / "artefact") if word not in ("--statistics", prepared.statistics)]
+    assert "give --statistics FILE" in refused(*words)
+    words = [word for word in _compress(prepared, pictures, tmp_path / "artefact") if word not in ("--images", pictures)]
+    assert "give --images DIR" in refused(*words)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no artefact folder"),
+        (lambda folder: _cut(folder / "model.safetensors"), "truncated or altered"),
+        (lambda folder: _cut(folder / "config.json"), "is not readable JSON"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: _edit(folder, lambda config: config.update(version=2)), "format version 2, this vitfrost reads up to 1; update"),
+        (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not of a vitfrost artefact"),
+        (lambda folder: _edit(folder, lambda config: config.pop("plan")), "config.json is not a plan"),
+        (lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)), "is not the one that was saved"),
+        (lambda folder: _edit(folder, lambda config: config.pop("seeds")), "is damaged: KeyError 'seeds'"),
+        (lambda folder: _edit(folder, lambda config: config["model"].pop("classes")), "is damaged: KeyError 'classes'"),
+        (lambda folder: _edit(folder, lambda config: config["model"]["preprocessing"].pop("mean")), "is damaged: KeyError 'mean'"),
+        (lambda folder: _edit(folder, lambda config: config["model"].update(name="nothing")), "timm has no model 'nothing'"),
+    ],
+)
+def test_damaged_foreign_and_newer_artefacts(refused, prepared, pictures: Path, tmp_path: Path, damage, message: str) -> None:
+    folder = tmp_path / "artefact"
+    shutil.copytree(prepared.artefact, folder)
+    damage(folder)
+    line = refused("evaluate", folder, "--images", pictures, "--json", tmp_path / "row.json")
+    assert message in line
+
+
+def test_a_models_folder_beside_is_not_taken_for_an_artefact(call, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    """A folder that is called like the model and holds a config.json, as downloads do."""
+    (tmp_path / "vitfrost_digits").mkdir()
+    (tmp_path / "vitfrost_digits" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert call("evaluate", *MODEL, "--images", pictures, "--limit", 2).status == 0
+
+
+RECIPE = """\
+kind: vitfrost recipe
+version: 1
+model: {name: vitfrost_digits}
+calibration: {images: IMAGES, limit: 4}
+plan: {freeze: 0.1}
+evaluation: {images: IMAGES}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("kind: vitfrost recipe", "kind: soup", "is no recipe: its first line should be 'kind: vitfrost recipe'"),
+        ("version: 1", "version: 2", "recipe version 2, this vitfrost reads up to 1; update vitfrost"),
+        ("freeze: 0.1", "frieze: 0.1", "plan.frieze is 0.1"),
+        ("freeze: 0.1", "freeze: 1.1", "plan.freeze is 1.1"),
+        ("freeze: 0.1", "weight_bits: 9", "plan.weight_bits is 9; it should be 2, 3, 4, 5, 6, 7, 8 or 32"),
+        ("freeze: 0.1", "by: taste", "plan.by is 'taste'"),
+        ("freeze: 0.1", "seed: -1", "plan.seed is -1"),
+        ("limit: 4", "limit: 0", "calibration.limit is 0"),
+        ("limit: 4", "limit: 4, limit: 5", "'limit' stands twice"),
+        ("model: {name: vitfrost_digits}", "model: {}", "model.name is missing"),
+        ("name: vitfrost_digits", "name: vitfrost_digit", "timm has no model 'vitfrost_digit'"),
+        ("name: vitfrost_digits", "name: vitfrost_digits, weights: none.safetensors", "no weights file"),
+        ("calibration: {images: IMAGES", "calibration: {images: nowhere", "no image folder"),
+        ("evaluation: {images: IMAGES}", "evaluation: {images: nowhere}", "no image folder"),
+        ("evaluation: {images: IMAGES}", "evaluation: {images: IMAGES, labels: none.csv}", "no labels CSV"),
+        ("plan:", "plan: [", "is not readable YAML"),
+    ],
+)
+def test_recipes_that_cannot_be_run(refused, pictures: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace(old, new, 1).replace("IMAGES", str(pictures)))
+    assert message in refused("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+
+
+def test_folders_that_are_no_run(refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    assert "holds no run" in refused("report", tmp_path / "empty")
+    assert "no run folder" in refused("report", tmp_path / "none")
+    assert "no run folder" in refused("report", tmp_path / "file")
+    assert "no recipe" in refused("run", tmp_path / "none.yaml", "--out", tmp_path / "run")
+    assert "is not readable YAML" in refused("run", tmp_path, "--out", tmp_path / "run")
