@@ -108,7 +108,8 @@ def compress(
     sites = find_sites(loaded.model)
     check_fits(plan, loaded.identity(), sites.signature())
     settings = settings_of(plan)
-    pixels, quantization, seeds = None, None, {}
+    pixels, quantization = None, None
+    seeds: dict[str, int] = {}
     if settings.activations:
         if images is None:
             raise VitfrostError("quantising activations needs calibration images; give --images DIR or set the activation bits to 32")
@@ -130,7 +131,8 @@ def compress(
             "precision": header.precision,
             "seed": header.seed,
         }
-        seeds["statistics"] = header.seed
+        if header.seed is not None:
+            seeds["statistics"] = header.seed
     if plan.freeze is not None:
         seeds["plan"] = plan.freeze.seed
     artefact = Artefact(

@@ -26,6 +26,12 @@ class FrozenMaps(nn.Module):
     with 32 bits `values` float32 [n]. The dense constants are derived from them alone.
     """
 
+    mask: Tensor
+    values: Tensor
+    codes: Tensor
+    step: Tensor
+    constants: Tensor
+
     def __init__(
         self,
         mask: Bool[Tensor, "windows heads queries keys"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ class UniformQuantizer(nn.Module):
     `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
     re-parameterisation, after which scale and zero point are single numbers.
     """
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, bits: int, channel_wise: bool = False):
         super().__init__()
@@ -50,6 +55,8 @@ class UniformQuantizer(nn.Module):
 class LogQuantizer(nn.Module):
     """Fake-quantises attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d."""
 
+    step: Tensor
+
     def __init__(self, bits: int, levels: Levels):
         super().__init__()
         self.bits = bits
@@ -70,13 +77,18 @@ class QuantizedLayer(nn.Module):
     them alone, so a loaded layer computes the same bits as the one that was saved.
     """
 
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    weight: Tensor
+
     def __init__(self, layer: nn.Linear | nn.Conv2d, bits: int, input_quantizer: UniformQuantizer | None):
         super().__init__()
         self.bits = bits
         self.input_quantizer = input_quantizer
         self.is_convolution = isinstance(layer, nn.Conv2d)
         if isinstance(layer, nn.Conv2d):
-            self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            self.geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         if bits == 32:
             self.float_weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)

@@ -72,4 +72,4 @@ def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int, levels: Levels
     values = torch.exp2(exponent.mul_(0.5)).mul_(step)
     # exp2 of the first level that is zero, so that the comparison does not need the codes
     threshold = step * 2 ** (-(zero_code(bits, levels) - 0.5) / 2)
-    return torch.nn.functional.threshold_(values, float(threshold), 0.0)
+    return torch.threshold_(values, float(threshold), 0.0)

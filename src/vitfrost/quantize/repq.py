@@ -69,7 +69,9 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
         if settings.activations:
             bits = STEM_INPUT_BITS if site.role == "stem" else settings.activation_bits
             quantizer = UniformQuantizer(bits, channel_wise=site.norm is not None)
-        layer = QuantizedLayer(model.get_submodule(site.name), settings.weight_bits, quantizer)
+        original = model.get_submodule(site.name)
+        assert isinstance(original, nn.Linear | nn.Conv2d)
+        layer = QuantizedLayer(original, settings.weight_bits, quantizer)
         _replace(model, site.name, layer)
         layers[site.name] = layer
     if settings.activations:
@@ -94,6 +96,7 @@ def _reparameterize_site(model: nn.Module, site: LinearSite, layer: QuantizedLay
     assert quantizer.low is not None
     assert quantizer.high is not None
     norm = model.get_submodule(site.norm)
+    assert isinstance(norm, nn.LayerNorm)
     moved = reparameterize(norm.weight, norm.bias, weight, layer.bias, quantizer.low, quantizer.high, quantizer.bits, settings.levels)
     norm.weight.data, norm.bias.data = moved.gamma, moved.beta
     layer.bias = nn.Parameter(moved.bias, requires_grad=False)
@@ -114,7 +117,7 @@ def quantize_model(
     `pixels`: the calibration images, all in one batch (the authors use 32); needed where activations are quantised.
     Raises VitfrostError when they are missing.
     """
-    weights = {site.name: model.get_submodule(site.name).weight.detach().clone() for site in sites.linears}
+    weights = {site.name: model.get_parameter(f"{site.name}.weight").detach().clone() for site in sites.linears}
     layers = install_quantizers(model, sites, settings)
     for name, layer in layers.items():
         layer.set_weight(weights[name])

@@ -38,6 +38,7 @@ def render(parts: RunParts) -> str:
         loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters["operations"] = summary.operations
     gallery = build_gallery(parts)
     divergence = gallery.divergence if gallery else None
     rows = parts.results.rows if parts.results else []

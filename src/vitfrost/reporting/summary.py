@@ -85,6 +85,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
+def operations(count: int) -> str:
+    """A number of operations in millions or thousands of millions."""
+    return f"{count / 1e9:.3f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
 def what_was_done(plan: Plan) -> str:
     """The plan in one or two sentences."""
     counted = count_frozen(plan)
@@ -139,8 +144,8 @@ def key_numbers(parts: RunParts) -> list[KeyNumber]:
         cards.append(
             KeyNumber(
                 "Multiply-accumulates per image",
-                [Figure(f"{total / 1e9:.3f} G", "original", "executed"), Figure(f"{done / 1e9:.3f} G", "compressed", "executed")],
-                f"Ideal sparse bound {ideal / 1e9:.3f} G ({signed(100 * (ideal / total - 1))} %)." if savings.frozen_entries else "",
+                [Figure(operations(total), "original", "executed"), Figure(operations(done), "compressed", "executed")],
+                f"Ideal sparse bound {operations(ideal)} ({signed(100 * (ideal / total - 1))} %)." if savings.frozen_entries else "",
                 "simulated" if savings.frozen_entries else None,
             )
         )

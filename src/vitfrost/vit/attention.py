@@ -6,6 +6,7 @@ Shapes: B images, W windows per image, H heads, N queries, M keys, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,10 @@ class MapAttention(nn.Module):
         observer: called with (maps, values) after the softmax, or with quantised maps if `observe_quantized`
     """
 
-    def __init__(self, original: nn.Module, site: AttentionSite, scale_queries_first: bool):
+    relative_position_bias_table: nn.Parameter | None
+    relative_position_index: Tensor
+
+    def __init__(self, original: Any, site: AttentionSite, scale_queries_first: bool):
         super().__init__()
         self.site = site
         self.scale = site.head_dim**-0.5
@@ -49,7 +53,7 @@ class MapAttention(nn.Module):
         self.key_quantizer: nn.Module | None = None
         self.value_quantizer: nn.Module | None = None
         self.map_quantizer: nn.Module | None = None
-        self.frozen: nn.Module | None = None
+        self.frozen: Any = None  # a compression.frozen.FrozenMaps, which lies above this package
         self.observer: MapObserver | None = None
         self.observe_quantized = False
 

@@ -105,7 +105,7 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
-def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
+def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> Any:
     """Create a timm model; raise VitfrostError for an unknown name or options the model does not take."""
     from . import digits  # noqa: F401  (registers the bundled model)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..errors import UnsupportedModel
@@ -24,13 +26,13 @@ def has_affine_norm(norm: nn.Module) -> bool:
     return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
-def check_feed_forward(mlp: nn.Module, name: str) -> None:
+def check_feed_forward(mlp: Any, name: str) -> None:
     """Raise UnsupportedModel for gated or otherwise unusual feed-forward blocks."""
     if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.norm, nn.Identity):
         raise UnsupportedModel(f"{name} is a {type(mlp).__name__} feed-forward block; only fc1-activation-fc2 is supported")
 
 
-def _check_block(block: nn.Module, name: str) -> None:
+def _check_block(block: Any, name: str) -> None:
     if type(block) is not Block:
         raise UnsupportedModel(f"{name} is a {type(block).__name__}; only the pre-norm Block is supported")
     if type(block.attn) is not Attention:
@@ -40,7 +42,7 @@ def _check_block(block: nn.Module, name: str) -> None:
     check_feed_forward(block.mlp, f"{name}.mlp")
 
 
-def find_sites(model: nn.Module) -> ModelSites:
+def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites of a plain ViT.
 
     Raises UnsupportedModel naming the first part that is not supported.
@@ -52,7 +54,8 @@ def find_sites(model: nn.Module) -> ModelSites:
         raise UnsupportedModel(f"the patch embedding is a {type(model.patch_embed.proj).__name__}; a convolution is supported")
     prefix = model.num_prefix_tokens
     tokens = grid[0] * grid[1] + prefix
-    attention, feed_forward = [], []
+    attention: list[AttentionSite] = []
+    feed_forward: list[FeedForwardSite] = []
     linears = [LinearSite("patch_embed.proj", "stem", grid[0] * grid[1])]
     for index, block in enumerate(model.blocks):
         name = f"blocks.{index}"

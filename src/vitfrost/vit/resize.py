@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from . import plain, swin
 from .compat import import_timm
@@ -13,7 +14,7 @@ from timm.layers import resample_abs_pos_embed  # noqa: E402  (timm must be impo
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table  # noqa: E402
 
 
-def fit_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def fit_state(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Interpolate position embeddings (ViT) and relative bias tables (Swin) to the model's own sizes.
 
     Nothing else is touched: every other misfit is for the strict loading that follows to name.

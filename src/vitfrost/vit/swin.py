@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -26,20 +27,21 @@ def matches(model: nn.Module) -> bool:
     return type(model) is SwinTransformer
 
 
-def allowed_pairs(block: nn.Module) -> Bool[Tensor, "windows queries keys"] | None:
+def allowed_pairs(block: Any) -> Bool[Tensor, "windows queries keys"] | None:
     """Which (query, key) pairs of each window see each other; None where all do (no shift)."""
     mask = block.attn_mask
     return None if mask is None else mask == 0
 
 
-def find_sites(model: nn.Module) -> ModelSites:
+def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites of a Swin Transformer.
 
     Raises UnsupportedModel naming the first part that is not supported.
     """
     image_size = tuple(model.patch_embed.img_size)
     stem = tuple(model.patch_embed.grid_size)
-    attention, feed_forward = [], []
+    attention: list[AttentionSite] = []
+    feed_forward: list[FeedForwardSite] = []
     linears = [LinearSite("patch_embed.proj", "stem", stem[0] * stem[1])]
     for stage_index, stage in enumerate(model.layers):
         if isinstance(stage.downsample, PatchMerging):
@@ -47,7 +49,7 @@ def find_sites(model: nn.Module) -> ModelSites:
             height, width = stage.output_resolution
             norm = f"{name}.norm" if has_affine_norm(stage.downsample.norm) else None
             linears.append(LinearSite(f"{name}.reduction", "reduction", height * width, norm))
-        for block_index, block in enumerate(stage.blocks):
+        for block_index, block in enumerate(list[Any](stage.blocks)):
             name = f"layers.{stage_index}.blocks.{block_index}"
             if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
                 raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Swin version 1 blocks are supported")

@@ -1,0 +1,102 @@
+"""What compressing takes, and what evaluating the result costs beside the original.
+
+    python benchmarks/compression_cost.py --weights model.safetensors --calibration DIR --json docs/results/compression_cost.json
+
+About two minutes on 2 cores. `compress` is timed from the call to the saved artefact (loading the model included), W4/A4 with 32
+images and 20 % of the entries frozen. The forward passes of the original (fused attention), the quantised and the frozen model
+are interleaved in random order in one process; ratios are medians of paired rounds with a 95 % bootstrap interval.
+
+Targets: compress at most 60 s; the frozen W4/A4 model at most 3 x the original's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import vitfrost
+from vitfrost.artefact import load_artefact
+from vitfrost.files import write_json
+from vitfrost.measure.results import environment
+from vitfrost.vit.load import load_model
+
+MODEL = "deit_tiny_patch16_224"
+
+
+def timed_forward(models: dict[str, nn.Module], batch_size: int, rounds: int, seed: int) -> dict[str, list[float]]:
+    """Seconds per image of every model and round, interleaved."""
+    pixels = torch.randn(batch_size, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    order = random.Random(seed)
+    with torch.inference_mode():
+        for number in range(rounds + 2):
+            for name in order.sample(list(models), len(models)):
+                start = time.perf_counter()
+                models[name](pixels)
+                if number > 1:  # the first rounds warm up
+                    seconds[name].append((time.perf_counter() - start) / batch_size)
+    return seconds
+
+
+def paired_ratio(above: list[float], below: list[float], seed: int) -> list[float]:
+    """Median of the paired ratios and its 95 % bootstrap interval."""
+    pairs = np.array(above) / np.array(below)
+    draws = np.median(np.random.default_rng(seed).choice(pairs, (2000, len(pairs))), axis=1)
+    return [float(np.median(pairs)), *(float(edge) for edge in np.percentile(draws, [2.5, 97.5]))]
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        vitfrost.calibrate(MODEL, options.calibration, limit=64, weights=options.weights, out=work / "statistics.safetensors")
+        plan = vitfrost.plan(work / "statistics.safetensors", freeze=0.2)
+        seconds = []
+        for number in range(3):
+            start = time.perf_counter()
+            vitfrost.compress(
+                MODEL, plan, statistics=work / "statistics.safetensors", images=options.calibration, weights=options.weights,
+                out=work / f"frozen{number}",
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - start)
+        frozen = load_artefact(work / "frozen0")
+        unfrozen = vitfrost.compress(
+            MODEL, vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors",
+            images=options.calibration, weights=options.weights, out=work / "unfrozen",
+        )  # fmt: skip
+        sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
+    models = {"original": load_model(MODEL, options.weights).model, "quantised": unfrozen.model, "frozen": frozen.model}
+    times = timed_forward(models, options.batch_size, options.rounds, options.seed)
+    found = {
+        "environment": environment() | {"threads": options.threads, "batch_size": options.batch_size, "rounds": options.rounds},
+        "compress_seconds": seconds,
+        "artefact_bytes": sizes,
+        "milliseconds_per_image": {name: 1e3 * float(np.median(values)) for name, values in times.items()},
+        "frozen_over_original": paired_ratio(times["frozen"], times["original"], options.seed),
+        "quantised_over_original": paired_ratio(times["quantised"], times["original"], options.seed),
+    }
+    for key, value in found.items():
+        print(f"{key}: {value}")
+    if options.json is not None:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()

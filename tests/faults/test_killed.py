@@ -1,0 +1,179 @@
+"""Processes that are killed: what they leave is never taken for a whole file, and a run can be taken up to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitfrost.artefact import load_artefact
+from vitfrost.statistics.record import Statistics
+
+from .conftest import contents
+
+MODEL = ("--model", "vitfrost_digits")
+
+
+@pytest.fixture
+def many(pictures: Path, tmp_path: Path) -> Path:
+    """Enough pictures that a process is met while it reads them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3000):
+        (folder / f"{index:05d}.png").symlink_to(pictures / f"{index % 40:04d}.png")
+    return folder
+
+
+def _kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+    """SIGKILL the process as soon as `seen`; False when it ended before."""
+    end = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < end:
+        if seen():
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return process.returncode == -signal.SIGKILL
+    process.wait()
+    return False
+
+
+def _reads_from(process: subprocess.Popen[str], folder: Path) -> Callable[[], bool]:
+    """Whether the process has a picture of the folder open at this moment."""
+    inside = str(folder.resolve()) + os.sep
+
+    def reading() -> bool:
+        try:
+            open_files = list(os.scandir(f"/proc/{process.pid}/fd"))
+            return any(os.readlink(file.path).startswith(inside) for file in open_files)
+        except OSError:
+            return False
+
+    return reading
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see what a process reads")
+
+
+@needs_proc
+def test_calibrate_killed_in_the_middle(started, call, prepared, pictures: Path, many: Path, tmp_path: Path) -> None:
+    fresh, old = tmp_path / "fresh" / "s.safetensors", tmp_path / "old" / "s.safetensors"
+    old.parent.mkdir()
+    shutil.copy(prepared.statistics, old)
+    for out in (fresh, old):
+        process = started("calibrate", *MODEL, "--images", many, "--limit", 3000, "--out", out)
+        assert _kill_when(process, _reads_from(process, pictures))
+    assert not fresh.exists()
+    assert old.read_bytes() == prepared.statistics.read_bytes()
+    half = fresh.parent / f".{fresh.name}.{process.pid}.part"
+    half.parent.mkdir(exist_ok=True)
+    half.write_bytes(prepared.statistics.read_bytes()[:100_000])
+    assert call("calibrate", *MODEL, "--images", pictures, "--limit", 12, "--out", fresh).status == 0
+    assert fresh.read_bytes() == prepared.statistics.read_bytes()
+
+
+def test_calibrate_killed_while_it_writes(started, prepared, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.safetensors"
+    shutil.copy(prepared.statistics, out)
+    process = started("calibrate", *MODEL, "--images", pictures, "--limit", 3, "--out", out)
+    _kill_when(process, lambda: any(name.endswith(".part") for name in os.listdir(tmp_path)))
+    assert Statistics.load(out).header.images in (3, 12)
+
+
+@needs_proc
+def test_compress_killed_in_the_middle(started, prepared, pictures: Path, many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artefact"
+    words = ("compress", *MODEL, "--plan", prepared.plan, "--statistics", prepared.statistics)
+    process = started(*words, "--images", many, "--calibration-images", 2000, "--out", out)
+    assert _kill_when(process, _reads_from(process, pictures))
+    assert not out.exists()
+    shutil.copytree(prepared.artefact, tmp_path / ".artefact.killed.part")
+    (tmp_path / ".artefact.killed.part" / "config.json").unlink()
+    process = started(*words, "--images", pictures, "--out", out)
+    killed = _kill_when(process, lambda: any(name != ".artefact.killed.part" and name.endswith(".part") for name in os.listdir(tmp_path)))
+    assert killed or out.exists()
+    if out.exists():
+        assert load_artefact(out).plan_hash == load_artefact(prepared.artefact).plan_hash
+
+
+RECIPE = """\
+kind: vitfrost recipe
+version: 1
+model: {{name: vitfrost_digits}}
+calibration: {{images: {images}, limit: 12, precision: quantised}}
+plan: {{freeze: 0.2, seed: 3}}
+compress: {{calibration_images: 8}}
+evaluation: {{images: {images}}}
+"""
+STAGES = ["calibrate", "quantise", "calibrate quantised", "plan", "compress", "evaluate", "report"]
+
+
+def _said(line: str) -> Callable[[subprocess.Popen[str]], None]:
+    """Kill the process when it has announced this stage."""
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for announced in process.stderr:
+            if line in announced:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+
+    return kill
+
+
+def _without_seconds(results: Path) -> dict:
+    found = json.loads(results.read_text())
+    for row in found["rows"]:
+        assert row.pop("seconds_per_image") > 0
+    return found
+
+
+def _announced(text: str) -> dict[str, bool]:
+    """Stage -> whether it was done now."""
+    lines = [line.split("] ")[1] for line in text.splitlines() if line.startswith("[")]
+    return {line.split(" -> ")[0].split(": already")[0]: " -> " in line for line in lines}
+
+
+def test_a_killed_run_is_finished_with_the_same_bits(started, call, pictures: Path, tmp_path: Path) -> None:
+    recipe, whole, killed = tmp_path / "recipe.yaml", tmp_path / "whole", tmp_path / "killed"
+    recipe.write_text(RECIPE.format(images=pictures))
+    first = call("run", recipe, "--out", whole)
+    assert first.status == 0, first.err
+    assert _announced(first.err) == dict.fromkeys(STAGES, True)
+
+    for stage in ("] calibrate ->", "] calibrate quantised ->", "] compress ->", "] evaluate ->"):
+        _said(stage)(started("run", recipe, "--out", killed, *(("--resume",) if killed.exists() else ())))
+    (killed / ".artefact.half.part").mkdir()
+    last = call("run", recipe, "--out", killed, "--resume")
+    assert last.status == 0, last.err
+    done_now = _announced(last.err)
+    assert list(done_now) == STAGES
+    assert done_now["report"]
+    assert not any(done_now[stage] for stage in ("calibrate", "quantise", "calibrate quantised", "plan"))
+    measured = {"results.json", "report.html", "stages.json"}
+    one, other = (
+        {name: data for name, data in contents(run).items() if name not in measured and ".part" not in name} for run in (whole, killed)
+    )
+    assert {"statistics.safetensors", "statistics.quantised.safetensors", "plan.yaml", "artefact/model.safetensors"} <= one.keys()
+    assert one == other
+    assert _without_seconds(killed / "results.json") == _without_seconds(whole / "results.json")
+
+    before = contents(killed)
+    again = call("run", recipe, "--out", killed, "--resume")
+    assert _announced(again.err) == dict.fromkeys(STAGES, False)
+    assert contents(killed) == before
+
+    plan = (killed / "plan.yaml").read_text()
+    assert "entries: 845" in plan
+    (killed / "plan.yaml").write_text(plan.replace("entries: 845", "entries: 100", 1))
+    edited = call("run", recipe, "--out", killed, "--resume")
+    assert edited.status == 0, edited.err
+    assert _announced(edited.err) == {stage: stage in ("compress", "evaluate", "report") for stage in STAGES}
+    assert load_artefact(killed / "artefact").plan.layers[0].heads[0].entries == 100
