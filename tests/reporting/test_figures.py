@@ -96,7 +96,8 @@ def test_points_of_a_chart_lie_in_the_band_of_their_layer_and_in_order_of_value(
     flat = [value for heads in layers for value in heads]
     for (x, y, _), (start, end, _) in zip(points, bands, strict=True):
         assert start < x < end <= chart.width
-        assert 0 <= y <= chart.bottom
+        assert chart.top <= y <= chart.bottom
+    assert [chart.ticks[0][0], chart.ticks[-1][0]] == [chart.bottom, chart.top]
     heights = [y for _, y, _ in points]
     assert np.all(np.diff(np.array(heights)[np.argsort(flat, kind="stable")]) <= 0)
 

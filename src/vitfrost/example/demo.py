@@ -14,7 +14,7 @@ RECIPE = """\
 kind: vitfrost recipe
 version: 1
 model: {name: vitfrost_digits}
-calibration: {images: data/calibration, limit: 512, seed: 0}
+calibration: {images: data/calibration, limit: 512, seed: 0, precision: quantised}
 plan: {freeze: 0.2, by: entropy, frozen_bits: 4, weight_bits: 4, activation_bits: 4}
 compress: {seed: 0}
 evaluation: {images: data/test}

@@ -59,7 +59,7 @@ def render(parts: RunParts) -> str:
         shares=_shares(parts),
         divergence=divergence,
         divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
-        divergence_means=heat_map("mean KL, bits (log)", divergence.mean, "cividis", ".3f", log=True) if divergence else None,
+        divergence_means=_thousandths(divergence.mean) if divergence else None,
         recipe=summary.recipe_text(parts),
         settings=summary.settings(parts),
         versions=summary.versions(parts),
@@ -72,3 +72,9 @@ def _shares(parts: RunParts) -> HeatMap | None:
     if parts.savings is None or parts.plan is None or not parts.savings.frozen_entries:
         return None
     return heat_map("frozen share, %", frozen_shares(parts.plan.layers), "cividis", ".1f", limits=(0.0, 100.0))
+
+
+def _thousandths(divergence: list[list[float]]) -> HeatMap:
+    return heat_map(
+        "mean KL, thousandths of a bit (log)", [[1000 * value for value in heads] for heads in divergence], "cividis", ".1f", log=True
+    )

@@ -122,6 +122,7 @@ class LineChart:
     width: int
     height: int
     left: int
+    top: int
     bottom: int
     ticks: list[tuple[float, str]]
     bands: list[tuple[float, float, str]]
@@ -135,8 +136,8 @@ def by_head(series: dict[str, list[list[float]]]) -> LineChart:
     labels = [(layer + 1, head + 1) for layer, heads in enumerate(first) for head in range(len(heads))]
     step = (width - left - 8) / len(labels)
     positive = [value for layers in series.values() for heads in layers for value in heads if value > 0] or [1.0]
-    top = math.ceil(math.log10(max(positive) * 1.01))
-    powers = range(max(math.floor(math.log10(min(positive))), top - MAX_DECADES), top + 1)
+    last = math.ceil(math.log10(max(positive) * 1.01))
+    powers = range(max(math.floor(math.log10(min(positive))), last - MAX_DECADES), last + 1)
     scale = Scale("", 10.0 ** powers[0], 10.0 ** powers[-1], "viridis", log=True)
 
     def height_of(value: float) -> float:
@@ -155,7 +156,7 @@ def by_head(series: dict[str, list[list[float]]]) -> LineChart:
         for name, layers in series.items()
     }
     return LineChart(
-        width, height, left, bottom, [(height_of(10.0**power), decade(power)) for power in powers], bands, list(points.items())
+        width, height, left, top, bottom, [(height_of(10.0**power), decade(power)) for power in powers], bands, list(points.items())
     )
 
 

@@ -33,6 +33,14 @@ def allowed_pairs(block: Any) -> Bool[Tensor, "windows queries keys"] | None:
     return None if mask is None else mask == 0
 
 
+def _check_block(block: Any, name: str) -> None:
+    if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
+        raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Swin version 1 blocks are supported")
+    if block.dynamic_mask:
+        raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
+    check_feed_forward(block.mlp, f"{name}.mlp")
+
+
 def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites of a Swin Transformer.
 
@@ -49,13 +57,9 @@ def find_sites(model: Any) -> ModelSites:
             height, width = stage.output_resolution
             norm = f"{name}.norm" if has_affine_norm(stage.downsample.norm) else None
             linears.append(LinearSite(f"{name}.reduction", "reduction", height * width, norm))
-        for block_index, block in enumerate(list[Any](stage.blocks)):
+        for block_index, block in enumerate(stage.blocks):
             name = f"layers.{stage_index}.blocks.{block_index}"
-            if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
-                raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Swin version 1 blocks are supported")
-            if block.dynamic_mask:
-                raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
-            check_feed_forward(block.mlp, f"{name}.mlp")
+            _check_block(block, name)
             height, width = block.input_resolution
             windows_high = math.ceil(height / block.window_size[0])
             windows_wide = math.ceil(width / block.window_size[1])
