@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
 from .compression.frozen import FrozenMaps
@@ -162,10 +162,7 @@ def save_artefact(artefact: Artefact, path: str | Path, overwrite: bool = False)
     """Write the artefact's folder atomically and note its size. Raises VitfrostError where it cannot be written."""
     path = Path(path)
     with atomic_folder(path, overwrite) as folder:
-        try:
-            save_file(pack_state(artefact.model), folder / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise VitfrostError(f"cannot write {path}: {error}; nothing was changed") from error
+        (folder / WEIGHTS_FILE).write_bytes(save(pack_state(artefact.model)))
         config = {
             "kind": KIND,
             "version": VERSION,

@@ -61,9 +61,11 @@ def inspect(
         json: also write what was found to this file.
     """
     from . import inspect as verb
-    from .files import write_json
+    from .files import refuse_unwritable, write_json
     from .measure.inspection import format_inspection
 
+    if json is not None:
+        refuse_unwritable(json)
     found = verb(_one_of(artefact, model), weights=weights, image_size=image_size)
     _print(format_inspection(found))
     if json is not None:

@@ -40,6 +40,7 @@ def started() -> Callable[..., subprocess.Popen[str]]:
     def start(*words: object, **options: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "vitfrost", *map(str, words)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)  # type: ignore[call-overload]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.Popen(command, text=True, env=environment, **pipes)  # type: ignore[call-overload]
 
     return start

@@ -170,7 +170,10 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda folder: _edit(folder, lambda config: config.update(version=2)), "format version 2, this vitfrost reads up to 1; update"),
         (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not of a vitfrost artefact"),
         (lambda folder: _edit(folder, lambda config: config.pop("plan")), "config.json is not a plan"),
-        (lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)), "is not the one that was saved"),
+        (
+            lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)),
+            "is not the one that was saved",
+        ),
         (lambda folder: _edit(folder, lambda config: config.pop("seeds")), "is damaged: KeyError 'seeds'"),
         (lambda folder: _edit(folder, lambda config: config["model"].pop("classes")), "is damaged: KeyError 'classes'"),
         (lambda folder: _edit(folder, lambda config: config["model"]["preprocessing"].pop("mean")), "is damaged: KeyError 'mean'"),

@@ -33,7 +33,7 @@ def _commands(prepared, images: Path) -> dict[str, tuple[object, ...]]:
 def test_a_place_below_a_file(refused, prepared, pictures: Path, tmp_path: Path, verb: str) -> None:
     (tmp_path / "file").write_text("mine")
     line = refused(*_commands(prepared, pictures)[verb], tmp_path / "file" / "new" / "out")
-    assert f"{tmp_path / 'file'} is a file; name a place in a folder" in line
+    assert f"cannot write {tmp_path / 'file' / 'new' / 'out'}" in line
 
 
 @pytest.mark.parametrize("verb", ["calibrate", "plan", "evaluate", "inspect"])
