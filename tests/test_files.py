@@ -52,38 +52,40 @@ def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "text"
 
 
-@pytest.mark.parametrize("problem", [RuntimeError("a mistake"), KeyboardInterrupt()])
-def test_a_block_that_fails_changes_nothing(tmp_path: Path, problem: BaseException) -> None:
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "item").write_text("old")
-    with pytest.raises(type(problem)), atomic_file(tmp_path / "file") as place:
-        place.write_text("half")
+def _write_half(kind: str, path: Path, problem: BaseException) -> None:
+    """Begin to write a file or a folder and run into a problem."""
+    with atomic_file(path) if kind == "file" else atomic_folder(path, overwrite=True) as place:
+        (place if kind == "file" else place / "item").write_text("half")
         raise problem
-    with pytest.raises(type(problem)), atomic_folder(tmp_path / "folder", overwrite=True) as place:
-        (place / "item").write_text("half")
-        raise problem
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "item"]
-    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "item").read_text() == "old"
 
 
-def test_an_error_of_the_system_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("old")
-    with (
-        pytest.raises(VitfrostError, match="cannot write .*: No space left on device; nothing was changed"),
-        atomic_file(tmp_path / "file"),
-    ):
-        raise OSError(28, os.strerror(28))
-    with (
-        pytest.raises(VitfrostError, match="cannot write .*: No space left on device; nothing was changed"),
-        atomic_folder(tmp_path / "new"),
-        open("/dev/full", "w") as full,
-    ):
-        full.write("x")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (RuntimeError("a mistake"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, os.strerror(28)), VitfrostError),
+    ],
+)
+def test_a_problem_on_the_way_changes_nothing(tmp_path: Path, kind: str, problem: BaseException, told: type[BaseException]) -> None:
+    old = tmp_path / "old"
+    item = old if kind == "file" else old / "item"
+    item.parent.mkdir(exist_ok=True)
+    item.write_text("whole")
+    for path in (old, tmp_path / "new"):
+        with pytest.raises(told) as caught:
+            _write_half(kind, path, problem)
+        if told is VitfrostError:
+            assert str(caught.value) == f"cannot write {path}: No space left on device; nothing was changed"
+    assert item.read_text() == "whole"
+    assert {path for path in tmp_path.rglob("*")} == {old, item}
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_names_that_are_too_long_are_told(tmp_path: Path, length: int) -> None:
     with pytest.raises(VitfrostError, match="File name too long"):
-        write_text(tmp_path / ("x" * 300), "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text() == "old"
+        write_text(tmp_path / ("x" * length), "text")
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -103,7 +105,6 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_known_before(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     os.mkfifo(tmp_path / "pipe")
-    os.symlink("loop", tmp_path / "loop")
     for place, message in (
         (tmp_path, "is a folder"),
         (tmp_path / "pipe", "is no regular file"),
@@ -120,7 +121,7 @@ def test_places_that_cannot_be_written_are_known_before(tmp_path: Path) -> None:
     refuse_unwritable(tmp_path / "file")
     refuse_unwritable(tmp_path / "new" / "x")
     refuse_unwritable("new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
 
 KILLED = """

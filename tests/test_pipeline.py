@@ -70,7 +70,7 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
     assert _announced(capsys.readouterr().err) == {stage: stage == "calibrate" for stage in stages}
 
     (out / "stages.json").write_text("[]")
-    with pytest.raises(VitfrostError, match="stages.json is damaged; remove it"):
+    with pytest.raises(VitfrostError, match="is damaged; remove it"):
         run(recipe, out, resume=True, progress=False)
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ def refuse_unwritable(path: str | Path) -> None:
     file, and for a folder that may not be written to.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        folder, other = path.is_dir(), path.exists() and not path.is_file()
+    except OSError as error:
+        raise VitfrostError(f"cannot write {path}: {_reason(error)}") from error
+    if folder:
         raise VitfrostError(f"{path} is a folder; name a file to write")
-    if path.exists() and not path.is_file():
+    if other:
         raise VitfrostError(f"{path} is no regular file; name a file to write")
     _refuse_parent(path)
 
@@ -70,7 +74,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise VitfrostError(f"cannot write {path}: {_reason(error)}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager

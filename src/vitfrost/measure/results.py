@@ -142,7 +142,7 @@ def environment() -> dict[str, str]:
         "torch": version("torch"),
         "timm": version("timm"),
         "cpu": processor_name(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
