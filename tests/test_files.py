@@ -79,7 +79,7 @@ def test_a_problem_on_the_way_changes_nothing(tmp_path: Path, kind: str, problem
         if told is VitfrostError:
             assert str(caught.value) == f"cannot write {path}: No space left on device; nothing was changed"
     assert item.read_text() == "whole"
-    assert {path for path in tmp_path.rglob("*")} == {old, item}
+    assert set(tmp_path.rglob("*")) == {old, item}
 
 
 @pytest.mark.parametrize("length", [250, 300])

@@ -327,6 +327,8 @@ def _without_frame(complaint: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
+    # OpenMP threads that spin while they wait take the cores that decode images, and slow a busy machine several times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _parse(arguments)()
         sys.stdout.flush()

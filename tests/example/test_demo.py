@@ -48,7 +48,7 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
 
 def test_the_demo_ends_with_a_table_and_a_report_and_a_second_call_takes_it_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = demo(tmp_path / "demo")
-    original, compressed = load_results(report.parent / "results.json").rows
+    original, _quantised, compressed = load_results(report.parent / "results.json").rows
     assert original.top1 is not None
     assert original.top1 >= 98
     assert compressed.top1 is not None

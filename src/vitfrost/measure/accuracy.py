@@ -13,8 +13,9 @@ from ..errors import VitfrostError
 from ..files import refuse_unwritable, write_json
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
+from ..models import open_model, open_reference
 from ..vit.load import LoadedModel
-from .contestant import describe, open_model, open_reference, runtime_of
+from .contestant import describe, runtime_of
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
 from .results import Difference, Interval, Row, environment

@@ -34,9 +34,9 @@ def inspect(
     site), parameters and macs (by part), parameters_total, macs_total, softmax_elements, supported (always True).
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names and weights.
     """
+    from ..models import names_artefact, open_model
     from ..vit.families import find_sites
     from ..vit.load import create_model
-    from .contestant import names_artefact, open_model
 
     if isinstance(model, str) and weights is None and not names_artefact(model):
         name, plain = model, create_model(model, image_size)

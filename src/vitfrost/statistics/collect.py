@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from .. import distributed
 from ..errors import VitfrostError
+from ..files import refuse_unwritable
 from ..images.batches import BatchLoader, images_hash
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
+from ..models import open_model
 from ..progress import track
 from ..vit.families import install_map_attention
-from ..vit.load import load_model, set_crop
+from ..vit.load import LoadedModel
 from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
@@ -30,7 +30,7 @@ DEFAULT_MEMORY_LIMIT = 4e9
 
 
 def calibrate(
-    model: Any,
+    model: str | Path | LoadedModel,
     images: str | Path,
     *,
     limit: int | None = 1000,
@@ -60,18 +60,15 @@ def calibrate(
     if limit is not None and limit > MAX_IMAGES:
         raise VitfrostError(f"cannot calibrate on {limit} images; at most {MAX_IMAGES} fit into the counters")
     if out is not None:
-        _refuse_unwritable(Path(out))
+        refuse_unwritable(out)
     elif distributed.world() > 1:
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
-    loaded = _resolve(model, weights, image_size)
-    preprocessing = dict(loaded.preprocessing)
-    set_crop(preprocessing, crop_pct, crop_mode)
-    preprocess = Preprocess(preprocessing)
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     image_set = open_images(images).subset(limit, seed)
-    watched = copy.deepcopy(loaded.model) if loaded is model else loaded.model  # a caller's own model is left as it is
+    watched = copy.deepcopy(loaded.model) if isinstance(model, LoadedModel) else loaded.model  # a caller's own stays as it is
     sites = [module.site for module in install_map_attention(watched).values()]
     groups = group_sites(sites, memory_limit)
-    loader = BatchLoader(image_set, preprocess, batch_size, rank=distributed.rank(), world=distributed.world())
+    loader = BatchLoader(image_set, Preprocess(loaded.preprocessing), batch_size, rank=distributed.rank(), world=distributed.world())
     with distributed.shared_errors():
         collected = _collect(watched, groups, loader, maps == "after", progress)
     quantization = getattr(loaded, "quantization", None)
@@ -93,31 +90,6 @@ def calibrate(
     if out is not None:
         statistics.save(out)
     return statistics
-
-
-def _resolve(model: Any, weights: str | Path | None, image_size: int | tuple[int, int] | None) -> Any:
-    """A LoadedModel or a loaded artefact (which has the same fields)."""
-    if isinstance(model, str | Path) and not Path(model).is_dir():
-        return load_model(str(model), weights, image_size)
-    if weights is not None or image_size is not None:
-        raise VitfrostError("weights and image size are those of the loaded model or artefact; leave them out")
-    if isinstance(model, str | Path):
-        from ..artefact import load_artefact
-
-        return load_artefact(model)
-    return model
-
-
-def _refuse_unwritable(out: Path) -> None:
-    """Find out before the work, not after it, that a file cannot be written."""
-    if out.is_dir():
-        raise VitfrostError(f"{out} is a folder; name a file to write")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise VitfrostError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _collect(

@@ -41,7 +41,7 @@ class MapCollector:
             module.observer = _look_away
         for site in self._sites:
             module = self._modules[site.name]
-            counters = _SiteCounters(site, head_grams(module), allowed_pairs(self._model, site.name))
+            counters = _SiteCounters(site, head_roots(module), allowed_pairs(self._model, site.name))
             module.observer, module.observe_quantized = counters.observe, self._observe_quantized
             self._counters[site.name] = counters
         return self
@@ -67,24 +67,24 @@ def _look_away(maps: Tensor, values: Tensor) -> None:
 class _SiteCounters:
     """Counters of one site and the observer that fills them."""
 
-    def __init__(self, site: AttentionSite, grams: Tensor, allowed: Bool[Tensor, "windows queries keys"] | None):
+    def __init__(self, site: AttentionSite, roots: Tensor, allowed: Bool[Tensor, "windows queries keys"] | None):
         self.site = site
-        self.grams = grams
+        self.roots = roots
         self.allowed = None if allowed is None else allowed.cpu().numpy()
         self.counters = Counters(site.entries)
         self.value_sums = np.zeros((site.windows, site.heads, site.keys), np.int64)
 
     def observe(self, maps: Float[Tensor, "rows heads queries keys"], values: Float[Tensor, "rows heads keys width"]) -> None:
         """Count the maps and value norms of rows = images * windows maps."""
-        norms = ((values @ self.grams) * values).sum(-1, dtype=torch.float64)
+        norms = projected_norms(values, self.roots)
         flat = maps.detach().to("cpu", torch.float32).reshape(-1, self.site.entries).contiguous().numpy()
         try:
-            if not torch.isfinite(norms).all():
+            if not bool(torch.isfinite(norms).all()):
                 raise ValueError("values that are not finite")
             self.counters.accumulate(flat, torch.get_num_threads())
         except ValueError as error:
             raise VitfrostError(f"cannot calibrate: site {self.site.name} has {error}") from error
-        fixed = (norms * VALUE_SCALE).round().to("cpu", torch.int64)
+        fixed = (norms.double() * VALUE_SCALE).round().to("cpu", torch.int64)
         self.value_sums += fixed.reshape(-1, *self.value_sums.shape).sum(0).numpy()
 
     def finish(self) -> SiteStatistics:
@@ -99,13 +99,23 @@ class _SiteCounters:
         )  # fmt: skip
 
 
-def head_grams(module: MapAttention) -> Float[Tensor, "heads width width"]:
-    """W_O^T W_O of every head's slice of the output projection: v^T G v = ||W_O^h v||^2."""
+def head_roots(module: MapAttention) -> Float[Tensor, "heads width width"]:
+    """R with R R^T = W_O^T W_O for every head's slice of the output projection, so that ||v R|| = ||W_O^h v||."""
     projection: Any = module.proj
     weight = getattr(projection, "float_weight", None)
     weight = projection.weight if weight is None else weight
-    slices = weight.detach().float().reshape(-1, module.site.heads, module.site.head_dim)
-    return torch.einsum("ohd,ohe->hde", slices, slices)
+    slices = weight.detach().double().reshape(-1, module.site.heads, module.site.head_dim)
+    values, vectors = torch.linalg.eigh(torch.einsum("ohd,ohe->hde", slices, slices))
+    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)).float()
+
+
+def projected_norms(
+    values: Float[Tensor, "rows heads keys width"], roots: Float[Tensor, "heads width width"]
+) -> Float[Tensor, "rows heads keys"]:
+    """||v R||^2 of every value vector, one matrix product per head."""
+    rows, heads, keys, width = values.shape
+    projected = torch.bmm(values.transpose(0, 1).reshape(heads, rows * keys, width), roots)
+    return projected.square_().sum(-1).view(heads, rows, keys).transpose(0, 1)
 
 
 def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int) -> list[list[AttentionSite]]:

@@ -13,6 +13,7 @@ A weight a in [0, 1] falls into bin min(floor(256 a), 255).
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -133,6 +134,12 @@ def _fill_bins(low: Any, high: Any, cells: Any, wraps: Any, bins: Any, counts: A
                 out += 1
 
 
+@cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    """Threads that count beside the calling one; kept, since starting them would take longer than they count."""
+    return ThreadPoolExecutor(max(threads, 1), thread_name_prefix="vitfrost-count")
+
+
 class Counters:
     """Histogram counters and fixed-point sums of `entries` attention weights; see the module for layout and memory."""
 
@@ -171,13 +178,9 @@ class Counters:
             def work(span: tuple[int, int], part=part, carried=carried, carries=carries) -> bool:
                 return _accumulate(part, *span, self._recent, self._high, self.sums, self.squares, carried, carries)
 
-            spans = [(first, last) for first, last in pairwise(bounds) if first < last]
-            if len(spans) == 1:
-                bad = work(spans[0])
-            else:
-                with ThreadPoolExecutor(len(spans)) as pool:
-                    bad = any(list(pool.map(work, spans)))
-            if bad:
+            own, *others = [(first, last) for first, last in pairwise(bounds) if first < last]
+            elsewhere = [_helpers(len(others)).submit(work, span) for span in others]
+            if any([work(own), *(future.result() for future in elsewhere)]):
                 raise ValueError("attention weights that are not numbers between 0 and 1")
             self._in_recent += len(part)
             self._note_carries(carried, carries, len(part))
