@@ -29,9 +29,7 @@ import argparse
 import multiprocessing
 import os
 import platform
-import random
 import resource
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -40,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from interleave import paired_ratio, seconds_per_image
 from vitfrost.files import write_json
 from vitfrost.statistics.collector import MapCollector
 from vitfrost.vit.families import find_sites
@@ -66,24 +65,8 @@ def measure_time(name: str, batch_size: int, rounds: int, seed: int) -> dict[str
     for label, fused in (("fused", True), ("explicit", False)):
         variants[label] = partial(build(name, fused), pixels)
     variants["collect"] = partial(watched, pixels)
-    seconds: dict[str, list[float]] = {label: [] for label in variants}
-    order = random.Random(seed)
     with torch.inference_mode(), MapCollector(watched, sites):
-        for number in range(rounds + 1):
-            for label in order.sample(list(variants), len(variants)):
-                start = time.perf_counter()
-                variants[label]()
-                if number:  # the first round warms up and compiles
-                    seconds[label].append((time.perf_counter() - start) / batch_size)
-    return seconds
-
-
-def ratio(above: list[float], below: list[float], seed: int) -> tuple[float, float, float]:
-    """Median of the paired ratios and its 95 % bootstrap interval."""
-    pairs = np.array(above) / np.array(below)
-    draws = np.median(np.random.default_rng(seed).choice(pairs, (2000, len(pairs))), axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(np.median(pairs)), float(low), float(high)
+        return seconds_per_image(variants, batch_size, rounds, seed)
 
 
 def peak_bytes() -> int:
@@ -133,8 +116,8 @@ def main() -> None:
             {
                 "model": name,
                 "milliseconds_per_image": {label: 1e3 * float(np.median(values)) for label, values in seconds.items()},
-                "collect_over_explicit": ratio(seconds["collect"], seconds["explicit"], options.seed),
-                "collect_over_fused": ratio(seconds["collect"], seconds["fused"], options.seed),
+                "collect_over_explicit": paired_ratio(seconds["collect"], seconds["explicit"], options.seed),
+                "collect_over_fused": paired_ratio(seconds["collect"], seconds["fused"], options.seed),
                 "target_ratio": TARGET,
                 "extra_memory_bytes": memory,
                 "extra_memory_without_collection_bytes": plain,

@@ -12,9 +12,9 @@ Targets: compress at most 60 s; the frozen W4/A4 model at most 3 x the original'
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import vitfrost
+from interleave import paired_ratio, seconds_per_image
 from vitfrost.artefact import load_artefact
 from vitfrost.files import write_json
 from vitfrost.measure.results import environment
@@ -33,23 +34,8 @@ MODEL = "deit_tiny_patch16_224"
 def timed_forward(models: dict[str, nn.Module], batch_size: int, rounds: int, seed: int) -> dict[str, list[float]]:
     """Seconds per image of every model and round, interleaved."""
     pixels = torch.randn(batch_size, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    order = random.Random(seed)
     with torch.inference_mode():
-        for number in range(rounds + 2):
-            for name in order.sample(list(models), len(models)):
-                start = time.perf_counter()
-                models[name](pixels)
-                if number > 1:  # the first rounds warm up
-                    seconds[name].append((time.perf_counter() - start) / batch_size)
-    return seconds
-
-
-def paired_ratio(above: list[float], below: list[float], seed: int) -> list[float]:
-    """Median of the paired ratios and its 95 % bootstrap interval."""
-    pairs = np.array(above) / np.array(below)
-    draws = np.median(np.random.default_rng(seed).choice(pairs, (2000, len(pairs))), axis=1)
-    return [float(np.median(pairs)), *(float(edge) for edge in np.percentile(draws, [2.5, 97.5]))]
+        return seconds_per_image({name: partial(model, pixels) for name, model in models.items()}, batch_size, rounds, seed, warm_up=2)
 
 
 def main() -> None:
