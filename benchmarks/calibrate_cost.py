@@ -25,9 +25,12 @@ Whole collect / explicit in CPU time of one thread: 1.06 [1.03, 1.10] DeiT-Tiny 
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
 import argparse
 import multiprocessing
-import os
 import platform
 import resource
 from collections.abc import Callable
@@ -138,6 +141,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "load_average": os.getloadavg()[0],
         **settings,
     }

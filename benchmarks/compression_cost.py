@@ -11,6 +11,10 @@ Targets: compress at most 60 s; the frozen W4/A4 model at most 3 x the original'
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
 import argparse
 import tempfile
 import time
@@ -70,8 +74,10 @@ def main() -> None:
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
     models = {"original": load_model(MODEL, options.weights).model, "quantised": unfrozen.model, "frozen": frozen.model}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)
+    settings = {key: getattr(options, key) for key in ("threads", "batch_size", "rounds")}
+    settings["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]
     found = {
-        "environment": environment() | {"threads": options.threads, "batch_size": options.batch_size, "rounds": options.rounds},
+        "environment": environment() | settings,
         "compress_seconds": seconds,
         "artefact_bytes": sizes,
         "milliseconds_per_image": {name: 1e3 * float(np.median(values)) for name, values in times.items()},

@@ -9,6 +9,10 @@ Differences are paired on the same images, with the unfrozen model of the same c
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
 import argparse
 from pathlib import Path
 from typing import Any

@@ -115,7 +115,7 @@ def projected_norms(
     """||v R||^2 of every value vector, one matrix product per head."""
     rows, heads, keys, width = values.shape
     projected = torch.bmm(values.transpose(0, 1).reshape(heads, rows * keys, width), roots)
-    return projected.square_().sum(-1).view(heads, rows, keys).transpose(0, 1)
+    return torch.linalg.vector_norm(projected, dim=-1).square_().view(heads, rows, keys).transpose(0, 1)
 
 
 def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int) -> list[list[AttentionSite]]:

@@ -155,6 +155,7 @@ class Counters:
         self._cells = np.zeros(0, np.int64)
         self._wraps = np.zeros(0, np.int64)
         self._pending: list[np.ndarray] = []
+        self._carried = np.empty(0, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -172,7 +173,7 @@ class Counters:
             part = maps[start : start + _FLUSH]
             if self._in_recent + len(part) > _FLUSH:
                 self._flush()
-            carried = np.empty(part.size, np.int64)  # the worst case; untouched pages take no memory
+            carried = self._room_for_carries(part.size)
             carries = np.zeros(tiles, np.int64)
 
             def work(span: tuple[int, int], part=part, carried=carried, carries=carries) -> bool:
@@ -185,6 +186,13 @@ class Counters:
             self._in_recent += len(part)
             self._note_carries(carried, carries, len(part))
         self.images += len(maps)
+
+    def _room_for_carries(self, size: int) -> Int64[np.ndarray, " size"]:
+        """Room for the worst case; untouched pages take no memory. Kept, since giving 8 bytes per weight back to the system
+        after every batch makes it take pages from the model's own buffers too, which slows the next layers."""
+        if len(self._carried) < size:
+            self._carried = np.empty(size, np.int64)
+        return self._carried[:size]
 
     def _flush(self) -> None:
         self._low += self._recent
