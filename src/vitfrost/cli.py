@@ -101,6 +101,7 @@ def calibrate(
         memory_limit: GB for counters; beyond it the images are passed several times.
     """
     from . import calibrate as verb
+    from .distributed import rank
 
     if not (math.isfinite(memory_limit) and memory_limit > 0):
         raise VitfrostError(f"--memory-limit is {memory_limit}; give a number of GB above 0")
@@ -108,6 +109,8 @@ def calibrate(
         _one_of(artefact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
         crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9),
     )  # fmt: skip
+    if rank() != 0:
+        return
     header = found.header
     print(f"{out}: {len(found.sites)} sites, {header.images} images ({header.skipped} skipped), {header.precision}")
 
