@@ -15,16 +15,13 @@ _FAMILIES = (plain, swin)
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
     "Eva": "rotary position embedding (rope)",
-    "VisionTransformerRope": "rotary position embedding (rope)",
     "Xcit": "cross-covariance (channel) attention",
     "Cait": "talking-heads attention",
     "NaFlexVit": "NaFlex inputs (dictionaries of patches)",
     "SwinTransformerV2": "scaled cosine attention with a continuous position bias (Swin V2)",
-    "BEiT": "relative position bias over global attention (BEiT)",
     "Beit": "relative position bias over global attention (BEiT)",
     "VisionTransformerRelPos": "relative position bias over global attention",
     "VisionTransformerSAM": "decomposed relative positions (SAM)",
-    "DeitDistilled": "an unknown distilled form",
 }
 
 
