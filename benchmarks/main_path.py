@@ -49,8 +49,8 @@ READING = """
 - 650 images decide little: the interval of one paired difference is about 2.7 points either way, and calibration seeds differ by more
   than most rows do. The table says what was measured, not that one criterion is better; only random freezing lies clearly below.
 - The two options beside the literal equation were picked after looking at seed 0 with statistics of 500 images (the other options
-  tried: entropy with 32-bit constants, and with rows scaled to one at 4 bits). All of it is on the same images, so the choice is slightly in
-  their favour.
+  tried: entropy with 32-bit constants, and with rows scaled to one at 4 bits). All of it is on the same images, so the choice is
+  slightly in their favour.
 - Output error in place of entropy does not help here; its estimate takes the variance of a weight and the norm of its value as
   independent.
 """
