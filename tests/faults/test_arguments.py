@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vitfrost.plans.criteria import CRITERIA
+
 
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
@@ -40,7 +42,7 @@ def test_calibrate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: s
         ("--freeze", "-0.1", "freeze is -0.1"),
         ("--freeze", "nan", "freeze is nan"),
         ("--freeze", "much", "--freeze: could not convert"),
-        ("--by", "taste", "'taste' for argument '--by'. Expected one of ('entropy', 'mean', 'variance', 'random', 'output-error')"),
+        ("--by", "taste", f"'taste' for argument '--by'. Expected one of {tuple(CRITERIA)}"),
         ("--scope", "all", "'--scope'"),
         ("--unit", "head", "'--unit'"),
         ("--ties", "none", "'--ties'"),

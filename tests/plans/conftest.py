@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitfrost.statistics.sensitivity import Sensitivity
+
 IDENTITY = {"name": "vitfrost_digits", "image_size": [32, 32], "weight_tag": "random:0", "state_hash": "ab" * 32, "classes": 10}
 
 
@@ -20,6 +22,7 @@ class Site:
     entropy: np.ndarray
     value_norm: np.ndarray
     allowed: np.ndarray | None = None
+    sensitivity: Sensitivity | None = None
 
 
 @dataclass
@@ -47,7 +50,7 @@ def _draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = F
     if masked:
         allowed = rng.random((windows, queries, keys)) < 0.7
         allowed |= np.eye(queries, keys, dtype=bool)
-    return Site(
+    drawn = Site(
         shape,
         mean=rng.random(shape, dtype=np.float32),
         variance=rng.integers(0, 6, shape).astype(np.float32) / 8,
@@ -55,6 +58,9 @@ def _draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = F
         value_norm=rng.random((windows, heads, keys), dtype=np.float32),
         allowed=allowed,
     )
+    zeroth, first, second = (rng.random(shape) * (rng.random(shape) < 0.5) for _ in range(3))
+    drawn.sensitivity = Sensitivity(64, zeroth, first, second, rng.random((windows, heads, keys)), *rng.random((2, *shape)))
+    return drawn
 
 
 def _draw_record(shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1) -> Record:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from vitfrost.errors import VitfrostError
 from vitfrost.statistics.record import SiteStatistics, Statistics, StatisticsHeader, kl_maps
+from vitfrost.statistics.sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 
 from .test_histogram import count
 
@@ -22,15 +24,27 @@ ALLOWED = np.ones((2, 3, 3), bool)
 ALLOWED[1, 0, 2] = False
 
 
+def make_sensitivity(maps: np.ndarray, allowed: np.ndarray | None) -> Sensitivity:
+    """Sums with gradients and value norms made up from the maps, image by image."""
+    a = maps.astype(np.float64).reshape(-1, *SHAPE) * (1 if allowed is None else allowed[:, None])
+    g, n = np.sin(40 * a) ** 2, np.cos(30 * a[:, :, :, :1]) ** 2
+    norms = n.sum(0)[:, :, 0]
+    return Sensitivity(len(maps), g.sum(0), (g * a).sum(0), (g * a**2).sum(0), norms, (n * a).sum(0), (n * a**2).sum(0))
+
+
 def make_statistics(maps: np.ndarray, **changes) -> Statistics:
     """Two sites (one with masked pairs) over maps [images, 36]."""
+    sensitive = changes.get("sensitivity", False)
     sites = {}
     for name, allowed in (("a.attn", None), ("b.attn", ALLOWED)):
         counters = count(maps)
         if allowed is not None:
             counters.forget(np.broadcast_to(~allowed[:, None], SHAPE).reshape(-1))
         values = np.full((2, 2, 3), len(maps) << 20)
-        sites[name] = SiteStatistics(name, SHAPE, len(maps), *counters.sparse(), counters.sums, counters.squares, values, allowed)
+        sites[name] = SiteStatistics(
+            name, SHAPE, len(maps), *counters.sparse(), counters.sums, counters.squares, values, allowed,
+            make_sensitivity(maps, allowed) if sensitive else None,
+        )  # fmt: skip
     header = StatisticsHeader(
         model={"name": "m", "image_size": [32, 32], "weight_tag": "file:w", "state_hash": "ab" * 32, "classes": 10},
         sites=[{"name": name, "heads": 2, "maps": list(SHAPE)} for name in sites],
@@ -52,12 +66,17 @@ def saved(maps, tmp_path):
     return path
 
 
-def test_round_trip(maps, saved, tmp_path):
-    original, loaded = make_statistics(maps), Statistics.load(saved)
+@pytest.mark.parametrize("sensitivity", [False, True])
+def test_round_trip(maps, saved, tmp_path, sensitivity):
+    original = make_statistics(maps, sensitivity=sensitivity)
+    original.save(saved)
+    loaded = Statistics.load(saved)
     assert loaded.header == original.header
     assert loaded.content_hash == original.content_hash
     assert list(loaded.sites) == ["a.attn", "b.attn"]
     for name, site in loaded.sites.items():
+        assert (site.sensitivity is not None) == sensitivity
+        assert site.arrays().keys() == original.sites[name].arrays().keys()
         for array, values in original.sites[name].arrays().items():
             np.testing.assert_array_equal(site.arrays()[array], values)
         assert site.mean.shape == site.variance.shape == site.entropy.shape == SHAPE
@@ -85,11 +104,23 @@ def test_merged_parts_equal_the_whole_in_any_grouping(maps):
     assert Statistics(whole.header, left.sites).content_hash == whole.content_hash
 
 
+def test_merged_sensitivity_is_that_of_the_whole_to_rounding(maps):
+    whole, *parts = (make_statistics(part, sensitivity=True) for part in (maps, maps[:4], maps[4:5], maps[5:]))
+    for order in (parts, parts[::-1]):
+        merged = Statistics.merge(order)
+        assert merged.header.sensitivity
+        for name, site in whole.sites.items():
+            assert merged.sites[name].sensitivity.images == 30
+            for array, values in site.sensitivity.arrays().items():
+                np.testing.assert_allclose(merged.sites[name].sensitivity.arrays()[array], values, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
         ({"precision": "quantised"}, "precision"),
         ({"observed": "after"}, "observed"),
+        ({"sensitivity": True}, "sensitivity cannot be merged: False and True"),
         ({"quantization": {"weight_bits": 4}}, "quantization"),
         ({"model": {"name": "other", "image_size": [32, 32], "state_hash": "ab" * 32}}, "another model"),
         ({"sites": []}, "other attention sites"),
@@ -153,13 +184,36 @@ def rewrite(path, change_header=lambda values: values, change_arrays=lambda arra
     save_file(arrays, path, metadata={"vitfrost.statistics": json.dumps(change_header(values))})
 
 
+def as_version_1(values):
+    return {name: value for name, value in values.items() if name != "sensitivity"} | {"version": 1}
+
+
+def test_files_of_version_1_keep_their_hash_and_merge_with_new_ones(maps, saved, tmp_path):
+    new = Statistics.load(saved)
+    rewrite(saved, as_version_1)
+    old = Statistics.load(saved)
+    assert not old.header.sensitivity
+    for name, site in old.sites.items():
+        np.testing.assert_array_equal(site.entropy, new.sites[name].entropy)
+    digest = hashlib.sha256(json.dumps(as_version_1(asdict(new.header)), sort_keys=True).encode())
+    for name, array in sorted(load_file(saved).items()):
+        digest.update(f"{name}|{array.dtype}|{array.shape}".encode() + array.tobytes())
+    assert old.content_hash == digest.hexdigest()
+    again = tmp_path / "again.safetensors"
+    old.save(again)
+    assert Statistics.load(again).content_hash == old.content_hash
+    assert Statistics.merge([old, new]).header == Statistics.merge([new, old]).header
+    assert Statistics.merge([old, new]).header.version == 2
+
+
 def test_newer_and_incomplete_headers_are_refused(saved):
     rewrite(saved, lambda values: values | {"version": 99})
     with pytest.raises(VitfrostError, match="newer"):
         Statistics.load(saved)
-    rewrite(saved, lambda values: {"version": 1})
-    with pytest.raises(VitfrostError, match="incomplete"):
-        Statistics.load(saved)
+    for values in ({"version": 1}, {"version": 2}):
+        rewrite(saved, lambda _, values=values: values)
+        with pytest.raises(VitfrostError, match="incomplete"):
+            Statistics.load(saved)
     rewrite(saved, lambda values: [])
     with pytest.raises(VitfrostError, match="unreadable header"):
         Statistics.load(saved)
@@ -177,6 +231,32 @@ def test_arrays_that_do_not_fit_are_refused(saved, change, what):
     rewrite(saved, change_arrays=change)
     with pytest.raises(VitfrostError, match=what):
         Statistics.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda arrays: [arrays.pop("b.attn/value_first")], "value_first of site b.attn is missing"),
+        (lambda arrays: arrays.update({"a.attn/value_zeroth": arrays["a.attn/value_first"]}), "site a.attn value_zeroth does not fit"),
+        (lambda arrays: arrays.update({"a.attn/gradient_first": arrays["a.attn/gradient_first"][:1]}), "gradient_first does not fit"),
+        (lambda arrays: arrays.update({"a.attn/value_first": np.zeros(SHAPE, np.float32)}), "site a.attn value_first does not fit"),
+        (lambda arrays: arrays["b.attn/gradient_second"].__setitem__((0, 1, 2, 0), np.nan), "gradient_second holds values that are no"),
+        (lambda arrays: arrays["b.attn/gradient_zeroth"].__setitem__((0, 1, 2, 0), -1e-9), "gradient_zeroth holds values that are no"),
+        (lambda arrays: arrays["a.attn/value_zeroth"].__setitem__((0, 1, 2), np.inf), "value_zeroth holds values that are no"),
+    ],
+)
+def test_sensitivity_that_does_not_fit_is_refused(maps, saved, change, what):
+    make_statistics(maps, sensitivity=True).save(saved)
+    assert Statistics.load(saved).sites["a.attn"].sensitivity.arrays().keys() == set(SENSITIVITY_ARRAYS)
+
+    def changed(arrays):
+        change(arrays)
+        return arrays
+
+    rewrite(saved, change_arrays=changed)
+    with pytest.raises(VitfrostError, match=what) as caught:
+        Statistics.load(saved)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_full_disk_leaves_the_old_file(saved, tmp_path):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quantizers import Levels, fake_log, fake_uniform, uniform_codes, uniform_parameters, uniform_values
+from .quantizers import Levels, fake_log, fake_uniform, straight_through, uniform_codes, uniform_parameters, uniform_values
 from .ranges import log_step, uniform_range
 
 
@@ -49,7 +49,7 @@ class UniformQuantizer(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if self.calibrating:
             self.observe(x)
-        return fake_uniform(x, self.scale, self.zero_point, self.bits)
+        return straight_through(fake_uniform, x, self.scale, self.zero_point, self.bits)
 
 
 class LogQuantizer(nn.Module):
@@ -67,7 +67,7 @@ class LogQuantizer(nn.Module):
     def forward(self, maps: Float[Tensor, "*rows heads queries keys"]) -> Float[Tensor, "*rows heads queries keys"]:
         if self.calibrating:
             self.step = log_step(maps, self.bits, self.levels)
-        return fake_log(maps, self.step, self.bits, self.levels)
+        return straight_through(fake_log, maps, self.step, self.bits, self.levels)
 
 
 class QuantizedLayer(nn.Module):

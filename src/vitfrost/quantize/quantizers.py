@@ -9,7 +9,8 @@ separate zero, and in which zero points need not be integers; "strict" keeps to 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +47,11 @@ def fake_uniform(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, 
 
     With a non-integer zero point this has 2^b + 1 values, as in the authors' code.
     """
-    return torch.div(x, scale).round_().clamp_(-zero_point, 2**bits - 1 - zero_point).mul_(scale)
+    steps = torch.div(x, scale).round_()
+    if zero_point.ndim == 0 and zero_point.device.type == "cpu":  # clamping to two numbers takes a fourth of the time of tensors
+        lowest = -float(zero_point)
+        return steps.clamp_(lowest, 2**bits - 1 + lowest).mul_(scale)
+    return steps.clamp_(-zero_point, 2**bits - 1 - zero_point).mul_(scale)
 
 
 def zero_code(bits: int, levels: Levels) -> int:
@@ -73,3 +78,22 @@ def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int, levels: Levels
     # exp2 of the first level that is zero, so that the comparison does not need the codes
     threshold = step * 2 ** (-(zero_code(bits, levels) - 0.5) / 2)
     return torch.threshold_(values, float(threshold), 0.0)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, formula: Callable[..., Tensor], parameters: tuple[Any, ...]) -> Tensor:
+        return formula(x, *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+def straight_through(formula: Callable[..., Tensor], x: Float[Tensor, "*shape"], *parameters: Any) -> Float[Tensor, "*shape"]:
+    """formula(x, *parameters), whose gradient by x is taken to be one: the straight-through estimator of Bengio, Leonard and
+    Courville 2013 (arXiv 1308.3432), since that of a step function is zero. Without a gradient to take it is the plain call.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _StraightThrough.apply(x, formula, parameters)
+    return formula(x, *parameters)

@@ -23,6 +23,7 @@ from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
 from .record import SiteStatistics, Statistics, StatisticsHeader
+from .sensitivity import drawn_log_likelihood
 
 __all__ = ["MapCollector", "calibrate"]
 
@@ -43,6 +44,7 @@ def calibrate(
     batch_size: int = 16,
     maps: str = "before",
     memory_limit: float | int = DEFAULT_MEMORY_LIMIT,
+    sensitivity: bool = False,
     progress: bool = True,
 ) -> Statistics:
     """Collect the statistics of every attention weight over `limit` images of a folder, drawn by `seed`.
@@ -52,6 +54,9 @@ def calibrate(
     Memory does not grow with the number of images; where the counters of all sites exceed `memory_limit` bytes, the images
     pass several times, for some sites each. `out` is written whole or not at all. Under torchrun every process takes its
     share of the batches; the result is that of one process and every process returns it (`out` is needed then).
+    `sensitivity` also takes the gradient by every attention weight (see statistics.sensitivity; quantisers let it straight
+    through), at the cost of a backward pass and of keeping a batch's activations. Its sums are floating point: they agree
+    with those of another number of processes to rounding; the counters are the same bits with and without.
 
     Raises VitfrostError for bad arguments, a model or folder that cannot be used, or when no image is usable.
     """
@@ -65,12 +70,14 @@ def calibrate(
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
     loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     image_set = open_images(images).subset(limit, seed)
+    if sensitivity and loaded.classes < 2:
+        raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
     watched = copy.deepcopy(loaded.model) if isinstance(model, LoadedModel) else loaded.model  # a caller's own stays as it is
     sites = [module.site for module in install_map_attention(watched).values()]
-    groups = group_sites(sites, memory_limit)
+    groups = group_sites(sites, memory_limit, sensitivity)
     loader = BatchLoader(image_set, Preprocess(loaded.preprocessing), batch_size, rank=distributed.rank(), world=distributed.world())
     with distributed.shared_errors():
-        collected = _collect(watched, groups, loader, maps == "after", progress)
+        collected = _collect(watched, groups, loader, maps == "after", seed if sensitivity else None, progress)
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
         model=loaded.identity(),
@@ -83,6 +90,7 @@ def calibrate(
         images_hash=images_hash(image_set, loader.digests),
         seed=seed,
         limit=limit,
+        sensitivity=sensitivity,
     )
     statistics = Statistics(header, collected)
     if distributed.world() > 1:
@@ -93,18 +101,25 @@ def calibrate(
 
 
 def _collect(
-    model: nn.Module, groups: list[list[AttentionSite]], loader: BatchLoader, observe_quantized: bool, progress: bool
+    model: nn.Module, groups: list[list[AttentionSite]], loader: BatchLoader, observe_quantized: bool, draw_seed: int | None, progress: bool
 ) -> dict[str, SiteStatistics]:
-    """Let the images pass once per group of sites."""
+    """Let the images pass once per group of sites, and gradients back where there is a seed to draw the classes by."""
+    sensitivity = draw_seed is not None
+    if sensitivity:
+        model.requires_grad_(False)  # gradients are only wanted from the outputs back to the first map
     batches = -(-len(loader.image_set) // (loader.batch_size * distributed.world()))
     collected: dict[str, SiteStatistics] = {}
     digests = None
     device = next(model.parameters()).device
     for number, sites in enumerate(groups, 1):
         text = "calibrate" if len(groups) == 1 else f"calibrate, pass {number} of {len(groups)}"
-        with MapCollector(model, sites, observe_quantized) as collector, torch.inference_mode():
+        with MapCollector(model, sites, observe_quantized, sensitivity) as collector, torch.inference_mode(not sensitivity):
             for batch in track(loader, batches, text, progress and distributed.rank() == 0):
-                model(batch.pixels.to(device))
+                pixels = batch.pixels.to(device)
+                if draw_seed is None:
+                    model(pixels)
+                else:
+                    drawn_log_likelihood(model(pixels), batch.positions, draw_seed).backward()
         if digests is not None and digests != loader.digests:
             raise VitfrostError(f"the images in {loader.image_set.root} changed while they were read; calibrate again")
         digests = loader.digests

@@ -17,6 +17,7 @@ from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import AttentionSite
 from .histogram import BYTES_PER_ENTRY, Counters
 from .record import VALUE_SCALE, SiteStatistics
+from .sensitivity import SENSITIVITY_BYTES, SensitivitySums
 
 
 class MapCollector:
@@ -25,12 +26,15 @@ class MapCollector:
     Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind. Every layer
     computes explicit maps inside the block, so that no bit depends on which sites are observed together.
     `observe_quantized`: see maps after the map quantiser (and frozen entries) instead of before.
+    `sensitivity`: also sum what comes back to the maps when `drawn_log_likelihood` of the outputs is differentiated, which has
+    to follow every forward pass; the graph begins at the first observed map where no parameter requires a gradient.
     Running the model raises VitfrostError when a map holds anything but numbers between 0 and 1.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool = False):
+    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool = False, sensitivity: bool = False):
         self._model = model
         self._observe_quantized = observe_quantized
+        self._sensitivity = sensitivity
         self._sites = sites
         self._modules: dict[str, MapAttention] = {}
         self._counters: dict[str, _SiteCounters] = {}
@@ -41,7 +45,7 @@ class MapCollector:
             module.observer = _look_away
         for site in self._sites:
             module = self._modules[site.name]
-            counters = _SiteCounters(site, head_roots(module), allowed_pairs(self._model, site.name))
+            counters = _SiteCounters(site, head_roots(module), allowed_pairs(self._model, site.name), self._sensitivity)
             module.observer, module.observe_quantized = counters.observe, self._observe_quantized
             self._counters[site.name] = counters
         return self
@@ -53,7 +57,7 @@ class MapCollector:
     @property
     def nbytes(self) -> int:
         """Bytes held by the counters."""
-        return sum(counters.counters.nbytes for counters in self._counters.values())
+        return sum(counters.nbytes for counters in self._counters.values())
 
     def finish(self) -> dict[str, SiteStatistics]:
         """Statistics by site name; the counters are given up one after the other, so memory does not rise."""
@@ -67,16 +71,21 @@ def _look_away(maps: Tensor, values: Tensor) -> None:
 class _SiteCounters:
     """Counters of one site and the observer that fills them."""
 
-    def __init__(self, site: AttentionSite, roots: Tensor, allowed: Bool[Tensor, "windows queries keys"] | None):
+    def __init__(self, site: AttentionSite, roots: Tensor, allowed: Bool[Tensor, "windows queries keys"] | None, sensitivity: bool):
         self.site = site
         self.roots = roots
         self.allowed = None if allowed is None else allowed.cpu().numpy()
         self.counters = Counters(site.entries)
         self.value_sums = np.zeros((site.windows, site.heads, site.keys), np.int64)
+        self.sensitivity = SensitivitySums(site.name, site.maps_shape) if sensitivity else None
+
+    @property
+    def nbytes(self) -> int:
+        return self.counters.nbytes + (0 if self.sensitivity is None else self.sensitivity.nbytes)
 
     def observe(self, maps: Float[Tensor, "rows heads queries keys"], values: Float[Tensor, "rows heads keys width"]) -> None:
         """Count the maps and value norms of rows = images * windows maps."""
-        norms = projected_norms(values, self.roots)
+        norms = projected_norms(values.detach(), self.roots)
         flat = maps.detach().to("cpu", torch.float32).reshape(-1, self.site.entries).contiguous().numpy()
         try:
             if not bool(torch.isfinite(norms).all()):
@@ -86,6 +95,8 @@ class _SiteCounters:
             raise VitfrostError(f"cannot calibrate: site {self.site.name} has {error}") from error
         fixed = (norms.double() * VALUE_SCALE).round().to("cpu", torch.int64)
         self.value_sums += fixed.reshape(-1, *self.value_sums.shape).sum(0).numpy()
+        if self.sensitivity is not None:
+            self.sensitivity.watch(maps, norms)
 
     def finish(self) -> SiteStatistics:
         """The statistics so far; masked pairs are cleared first."""
@@ -96,6 +107,7 @@ class _SiteCounters:
         return SiteStatistics(
             site.name, site.maps_shape, self.counters.images, *self.counters.sparse(),
             self.counters.sums, self.counters.squares, self.value_sums, self.allowed,
+            None if self.sensitivity is None else self.sensitivity.finish(self.allowed),
         )  # fmt: skip
 
 
@@ -118,15 +130,16 @@ def projected_norms(
     return torch.linalg.vector_norm(projected, dim=-1).square_().view(heads, rows, keys).transpose(0, 1)
 
 
-def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int) -> list[list[AttentionSite]]:
-    """Split the sites into consecutive groups whose counters each fit into `memory_limit` bytes.
+def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int, sensitivity: bool = False) -> list[list[AttentionSite]]:
+    """Split the sites into consecutive groups whose counters (and sums of `sensitivity`) each fit into `memory_limit` bytes.
 
     Raises VitfrostError naming a site that is too large alone.
     """
     groups: list[list[AttentionSite]] = []
     used = memory_limit
+    per_entry = BYTES_PER_ENTRY + (SENSITIVITY_BYTES if sensitivity else 0)
     for site in sites:
-        need = site.entries * BYTES_PER_ENTRY
+        need = site.entries * per_entry
         if need > memory_limit:
             raise VitfrostError(
                 f"the maps of {site.name} alone need {need / 1e9:.1f} GB of counters, more than the memory limit of "

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt16, UInt32
 from ..errors import VitfrostError
 from ..files import atomic_file
 from . import entropy, histogram
+from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sensitivity
 VALUE_SCALE = 2.0**20
 _METADATA_KEY = "vitfrost.statistics"
 _ARRAYS = {
@@ -37,7 +38,7 @@ class SiteStatistics:
     Per entry, in the order of `maps_shape` = (windows, heads, queries, keys): the sparse histogram of 256 bins (see
     `statistics.entropy`) and fixed-point sums (see `statistics.histogram`). `value_sums` [windows, heads, keys] are sums of
     ||W_O^h v_j||^2, scaled by 2^20. `allowed` [windows, queries, keys] marks the pairs that may see each other; None: all do.
-    Masked pairs are never counted; every statistic of theirs is 0.
+    Masked pairs are never counted; every statistic of theirs is 0. `sensitivity` is None unless it was asked for.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SiteStatistics:
     squares: Int64[np.ndarray, " entries"]
     value_sums: Int64[np.ndarray, "windows heads keys"]
     allowed: Bool[np.ndarray, "windows queries keys"] | None = None
+    sensitivity: Sensitivity | None = None
 
     @cached_property
     def mean(self) -> Float32[np.ndarray, "windows heads queries keys"]:
@@ -74,6 +76,8 @@ class SiteStatistics:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored, by name."""
         stored = {name: getattr(self, name) for name in _ARRAYS}
+        if self.sensitivity is not None:
+            stored |= self.sensitivity.arrays()
         return stored if self.allowed is None else stored | {"allowed": self.allowed}
 
 
@@ -95,6 +99,7 @@ class StatisticsHeader:
     `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says
     on which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and
     `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
+    `sensitivity`: whether gradients were taken too.
     """
 
     model: dict[str, Any]
@@ -107,6 +112,7 @@ class StatisticsHeader:
     images_hash: str
     seed: int | None
     limit: int | None
+    sensitivity: bool = False
     version: int = FORMAT_VERSION
 
 
@@ -157,10 +163,10 @@ class Statistics:
 
     @staticmethod
     def merge(parts: Iterable[Statistics]) -> Statistics:
-        """Add statistics of disjoint sets of images: exactly those of all images together.
+        """Add statistics of disjoint sets of images: exactly those of all images together (sensitivity: to rounding).
 
         The merged `images_hash` is the sum of the parts' modulo 2^256. Parts may be given one by one (an iterator).
-        Raises VitfrostError when models, sites, precision or quantisation differ, or when there is no part.
+        Raises VitfrostError when models, sites, precision, quantisation or sensitivity differ, or when there is no part.
         """
         merged: Statistics | None = None
         for part in parts:
@@ -172,7 +178,7 @@ class Statistics:
     def _plus(self, other: Statistics) -> Statistics:
         mine, theirs = self.header, other.header
         other.check_fits(mine.model, mine.sites)
-        for what in ("precision", "observed", "quantization"):
+        for what in ("precision", "observed", "quantization", "sensitivity"):
             if getattr(mine, what) != getattr(theirs, what):
                 raise VitfrostError(f"statistics that differ in {what} cannot be merged: {getattr(mine, what)} and {getattr(theirs, what)}")
         if mine.images + theirs.images > histogram.MAX_IMAGES:
@@ -184,6 +190,7 @@ class Statistics:
             images_hash=f"{(int(mine.images_hash, 16) + int(theirs.images_hash, 16)) % 2**256:064x}",
             seed=mine.seed if mine.seed == theirs.seed else None,
             limit=mine.limit if mine.limit == theirs.limit else None,
+            version=max(mine.version, theirs.version),
         )
         return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()})
 
@@ -208,11 +215,15 @@ def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
     return SiteStatistics(
         a.name, a.maps_shape, images, widths, bins, counts,
         a.sums + b.sums, a.squares + b.squares, a.value_sums + b.value_sums, a.allowed,
+        None if a.sensitivity is None or b.sensitivity is None else a.sensitivity.plus(b.sensitivity),
     )  # fmt: skip
 
 
 def _header_json(header: StatisticsHeader) -> str:
-    return json.dumps(asdict(header), sort_keys=True, allow_nan=False)
+    values = asdict(header)
+    if header.version == 1:  # as it was written, so that plans made from the file still know it by its hash
+        del values["sensitivity"]
+    return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
 def _read_header(text: str | None, path: Path) -> StatisticsHeader:
@@ -225,23 +236,28 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
         raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error
     if version > FORMAT_VERSION:
         raise VitfrostError(f"{path} has format version {version}, newer than {FORMAT_VERSION}, which this vitfrost reads; update vitfrost")
-    if values.keys() != {field.name for field in fields(StatisticsHeader)}:
+    if version == 1:
+        values.setdefault("sensitivity", False)
+    if values.keys() != {field.name for field in fields(StatisticsHeader)} or not isinstance(values["sensitivity"], bool):
         raise VitfrostError(f"{path} has an incomplete header; calibrate again")
     return StatisticsHeader(**values)
 
 
 def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> dict[str, SiteStatistics]:
     sites = {}
+    needed = [*_ARRAYS, *(SENSITIVITY_ARRAYS if header.sensitivity else ())]
     for signature in header.sites:
         name, shape = signature["name"], signature["maps"]
-        missing = [array for array in _ARRAYS if f"{name}/{array}" not in tensors]
+        missing = [array for array in needed if f"{name}/{array}" not in tensors]
         if missing:
             raise VitfrostError(f"{path} is damaged: {missing[0]} of site {name} is missing; calibrate again")
-        arrays = {array: tensors[f"{name}/{array}"] for array in _ARRAYS}
+        arrays = {array: tensors[f"{name}/{array}"] for array in needed}
         if f"{name}/allowed" in tensors:
             arrays["allowed"] = tensors[f"{name}/allowed"]
         _check_arrays(arrays, shape, header.images, f"{path} is damaged: at site {name}")
-        sites[name] = SiteStatistics(name, tuple(shape), header.images, **arrays)
+        sums = {array: arrays.pop(array) for array in SENSITIVITY_ARRAYS if array in arrays}
+        found = Sensitivity(header.images, **sums) if sums else None
+        sites[name] = SiteStatistics(name, tuple(shape), header.images, **arrays, sensitivity=found)
     return sites
 
 
@@ -252,11 +268,13 @@ def _check_arrays(arrays: dict[str, np.ndarray], maps_shape: Sequence[int], imag
     cells = int(arrays["widths"].sum(dtype=np.int64))
     shapes = {
         "widths": (entries,), "bins": (cells,), "counts": (cells,), "sums": (entries,), "squares": (entries,),
-        "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys),
+        "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys), "value_zeroth": (windows, heads, keys),
     }  # fmt: skip
     kinds = {**_ARRAYS, "counts": histogram.count_type(images), "allowed": np.bool_}
     for name, array in arrays.items():
-        if array.shape != shapes[name] or array.dtype != kinds[name]:
+        if array.shape != shapes.get(name, tuple(maps_shape)) or array.dtype != kinds.get(name, np.float64):
             raise VitfrostError(f"{where} {name} does not fit; calibrate again")
+        if name in SENSITIVITY_ARRAYS and not (array.min(initial=0) >= 0 and array.max(initial=0) < np.inf):
+            raise VitfrostError(f"{where} {name} holds values that are no sums of squares; calibrate again")
     if cells and (int(arrays["counts"].max()) > images or int(arrays["widths"].max()) > histogram.BINS):
         raise VitfrostError(f"{where} counts are out of range; calibrate again")
