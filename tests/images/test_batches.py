@@ -186,7 +186,7 @@ def test_the_hash_sees_names_content_and_order_but_no_batch_size(good: ImageSet)
 
 
 def test_kept_pixels_serve_a_second_iteration_without_the_files(mixed: ImageSet) -> None:
-    loader = BatchLoader(mixed, PREPROCESS, 4, keep_decoded=True)
+    loader = BatchLoader(mixed, PREPROCESS, 4, kept={})
     first, digests, skipped = list(loader), loader.digests, loader.skipped
     for file in mixed.files:
         (mixed.root / file).unlink()

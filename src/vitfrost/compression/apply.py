@@ -21,17 +21,20 @@ from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..statistics.record import Statistics
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.load import LoadedModel, load_model
-from .frozen import frozen_step
+from .frozen import FrozenMaps, frozen_step
 
 CALIBRATION_IMAGES = 32
 
 
-def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
-    """Freeze the entries that the plan names, in place; below 32 bits on the log grid of the layer's map quantiser."""
+def frozen_modules(model: nn.Module, plan: Plan, statistics: Statistics) -> dict[str, FrozenMaps]:
+    """The frozen entries that the plan names for `model`, by site; below 32 bits on the log grid of the layer's map quantiser.
+
+    Sites without frozen entries are left out. The model is not changed.
+    """
     if plan.freeze is None:
-        return model
-    attention = install_map_attention(model)
+        return {}
     quantizers = map_quantizers(model)
+    made: dict[str, FrozenMaps] = {}
     for layer in plan.layers:
         if not any(head.entries for head in layer.heads):
             continue
@@ -43,7 +46,15 @@ def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Mod
             own = quantizers[layer.site].step if layer.site in quantizers else None
             step = frozen_step(values, mask, plan.freeze.bits, plan.quantize.levels, plan.freeze.grid, own)
         frozen.set_values(values, step)
-        attention[layer.site].frozen = frozen
+        made[layer.site] = frozen
+    return made
+
+
+def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
+    """Freeze the entries that the plan names, in place."""
+    attention = install_map_attention(model)
+    for site, frozen in frozen_modules(model, plan, statistics).items():
+        attention[site].frozen = frozen
     return model
 
 

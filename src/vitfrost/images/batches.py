@@ -41,7 +41,8 @@ class BatchLoader:
     Batch b holds the positions [b * batch_size, (b + 1) * batch_size), less unusable files; a batch without a usable image is
     left out. Process `rank` of `world` takes the batches rank, rank + world, ..., so no batch depends on `world`.
     After an iteration `skipped` holds {position: reason} and `digests` {position: SHA-256 of the file} of this process.
-    `keep_decoded` keeps the uint8 pixels (3 * height * width bytes per image) so that another iteration decodes nothing.
+    `kept` (a dict of the caller's) keeps decoded files (3 * height * width bytes per image), so that another iteration, or another
+    loader of the same images and preprocessing, decodes nothing.
 
     Raises VitfrostError for sizes out of range and, with `world` 1, at the end of an iteration that found no usable image.
     """
@@ -55,7 +56,7 @@ class BatchLoader:
         rank: int = 0,
         world: int = 1,
         threads: int = 2,
-        keep_decoded: bool = False,
+        kept: dict[int, Decoded] | None = None,
     ):
         for name, value in (("batch size", batch_size), ("number of threads", threads), ("number of processes", world)):
             if value < 1:
@@ -68,7 +69,7 @@ class BatchLoader:
         self.skipped: dict[int, str] = {}
         self.digests: dict[int, str] = {}
         self._rank, self._world, self._threads = rank, world, threads
-        self._kept: dict[int, Decoded] | None = {} if keep_decoded else None
+        self._kept = kept
 
     def __iter__(self) -> Iterator[Batch]:
         self.skipped, self.digests = {}, {}

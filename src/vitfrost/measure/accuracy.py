@@ -103,7 +103,7 @@ def evaluate_many(
     names = [name for name, loaded in models.items() if loaded is reference]
     reference_name = None if reference is None else (names[0] if names else reference.name)
     return [
-        _row(name, loaded, outcomes, measured, reference_name)
+        result_row(name, loaded, outcomes, measured, reference_name)
         for (name, loaded), outcomes in zip(models.items(), measured.models, strict=True)
     ]
 
@@ -121,7 +121,8 @@ def find_images(folder: str | Path, labels: str | Path | None, classes: int, has
         return open_images(folder)
 
 
-def _row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
+def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
+    """The row of one measured model; `reference` is the name of the model that it was compared with."""
     about = describe(loaded)
     images = len(outcomes.positions)
     row = Row(

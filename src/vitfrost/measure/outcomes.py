@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..distributed import gather_objects, rank, shared_errors, world
 from ..errors import VitfrostError
 from ..images.batches import Batch, BatchLoader, images_hash
+from ..images.decode import Decoded
 from ..images.preprocess import Preprocess
 from ..images.source import ImageSet
 from ..progress import track
@@ -52,11 +53,19 @@ class Measured:
 
 @torch.inference_mode()
 def measure_outcomes(
-    models: list[LoadedModel], reference: LoadedModel | None, image_set: ImageSet, batch_size: int, progress: bool = True
+    models: list[LoadedModel],
+    reference: LoadedModel | None,
+    image_set: ImageSet,
+    batch_size: int,
+    progress: bool = True,
+    *,
+    text: str = "evaluate",
+    kept: dict[int, Decoded] | None = None,
 ) -> Measured:
     """Run all models over the images in one pass; a model that is also the reference runs once.
 
     Images are decoded once for each distinct preprocessing; an image that is unusable for one model is skipped for all.
+    `text` is what the progress says; `kept` keeps decoded images for further calls (see BatchLoader; one preprocessing only).
     Under torchrun every process takes its share of the batches and all of them return the outcome of the whole.
     Raises VitfrostError when no image is usable or a model's outputs are not finite.
     """
@@ -70,12 +79,14 @@ def measure_outcomes(
             preprocesses.append(preprocess)
             known.append(preprocess.describe())
         which.append(known.index(preprocess.describe()))
-    loaders = [BatchLoader(image_set, preprocess, batch_size, rank=rank(), world=world()) for preprocess in preprocesses]
+    if len(preprocesses) > 1:
+        kept = None
+    loaders = [BatchLoader(image_set, preprocess, batch_size, rank=rank(), world=world(), kept=kept) for preprocess in preprocesses]
     parts: list[list[Outcomes]] = [[] for _ in everyone]
     digests: dict[int, str] = {}
     share = len(range(rank() * batch_size, len(image_set), world() * batch_size))
     with shared_errors():
-        for batch in track(aligned(loaders, batch_size), share, "evaluate", progress and rank() == 0):
+        for batch in track(aligned(loaders, batch_size), share, text, progress and rank() == 0):
             digests |= {position: batch[0].digests[position] for position in batch[0].positions}
             for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
                 part.append(outcomes)

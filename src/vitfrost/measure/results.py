@@ -38,7 +38,7 @@ class Row(_Strict):
 
     `kind`: "executed" where the numbers come from arithmetic as deployed, "simulated" where quantisation is imitated in
     floating point. `agreement`, `kl` (nats, KL(reference || model)) and `top1_difference` (model - reference) compare with
-    the model called `reference`. `interval` belongs to `top1`.
+    the model called `reference`. `interval` belongs to `top1`. `variant`: which point of a grid it is.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Row(_Strict):
     seconds_per_image: float | None = Field(default=None, ge=0)
     preprocessing: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
+    variant: dict[str, Any] | None = None
 
 
 class Results(_Strict):
