@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 
 from .errors import VitfrostError
 
-Criterion = Literal["entropy", "mean", "variance", "random", "output-error"]
+Criterion = Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"]
 Crop = Literal["center", "squash", "border"]
 ArtefactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTEFACT", help="an artefact folder (or give --model)")]
 Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
@@ -88,6 +88,7 @@ def calibrate(
     batch_size: int = 16,
     maps: Literal["before", "after"] = "before",
     memory_limit: float = 4.0,
+    sensitivity: bool = False,
 ) -> None:
     """Measure the attention maps of a model or an artefact on images: entropy, mean, variance of every weight.
 
@@ -99,6 +100,7 @@ def calibrate(
         batch_size: images per forward pass.
         maps: of a quantised artefact, the maps before or after its map quantiser.
         memory_limit: GB for counters; beyond it the images are passed several times.
+        sensitivity: also measure how much the outputs depend on every weight (no labels needed; takes up to twice as long).
     """
     from . import calibrate as verb
     from .distributed import rank
@@ -107,7 +109,7 @@ def calibrate(
         raise VitfrostError(f"--memory-limit is {memory_limit}; give a number of GB above 0")
     found = verb(
         _one_of(artefact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
-        crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9),
+        crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9), sensitivity=sensitivity,
     )  # fmt: skip
     if rank() != 0:
         return
@@ -265,6 +267,7 @@ def run(
     *,
     out: Path,
     resume: bool = False,
+    quick: bool = False,
     weights: Weights = None,
     calibration: Path | None = None,
     images: Path | None = None,
@@ -272,17 +275,24 @@ def run(
     """Run a recipe from statistics to report; every stage can be resumed.
 
     Args:
-        recipe: YAML file.
+        recipe: YAML file: one run, a grid of variants, or a list of recipes.
         out: folder for the run.
         resume: go on with a run that was stopped.
+        quick: the recipe's quick variant.
         calibration: calibration images, instead of the recipe's.
         images: evaluation images, instead of the recipe's.
     """
     from . import run as verb
     from .measure.results import format_rows, load_results
 
-    folder = verb(recipe, out, resume=resume, weights=weights, calibration=calibration, images=images)
-    if (folder / "results.json").is_file():
+    folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images)
+    if (folder / "outcomes").is_dir():
+        from .grid.record import grid_outcomes
+        from .grid.summary import points
+        from .grid.table import format_points
+
+        _print(format_points(points(grid_outcomes(folder))))
+    elif (folder / "results.json").is_file():
         _print(format_rows(load_results(folder / "results.json").rows))
     print(folder / "report.html")
 

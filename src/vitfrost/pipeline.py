@@ -1,51 +1,33 @@
-"""The verb `run`: the stages in order, each a file in the run's folder, each skipped when it is already there.
-
-A stage is done when its output exists and was made from the same inputs: `stages.json` keeps for every stage the hash of
-its part of the recipe and of the files it read. Outputs appear by atomic rename, so a run that is killed can be resumed
-and ends with the same bits as one that was not.
-"""
+"""The verb `run`: from a recipe, a recipe with a grid, or a list of recipes, to a report, stage by stage."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from .artefact import CONFIG_FILE, load_artefact
+from .artefact import load_artefact
 from .compression.apply import compress
 from .errors import VitfrostError
-from .files import read_json, refuse_existing, sha256_of_file, write_json
+from .files import refuse_existing
+from .grid.stages import GridRun
 from .images.source import open_images
 from .measure.accuracy import evaluate_many, find_images
 from .measure.results import Results, save_results
 from .plans.choose import plan, unfrozen_plan
+from .plans.criteria import NEED_SENSITIVITY
 from .plans.schema import Plan, QuantizePlan
-from .recipe import Recipe, load_recipe, save_recipe
+from .recipe import Recipe, RecipeList, load_recipe, load_recipe_list, save_recipe
 from .reporting.build import report
+from .reporting.several import report_several
+from .stages import Stage, run_stages, say
 from .statistics.collect import calibrate
 from .vit.families import find_sites
 from .vit.load import LoadedModel, load_model
 
-RECIPE_FILE, STAGES_FILE = "recipe.yaml", "stages.json"
+RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.html"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One arrow: a name, the file it makes, the files it reads, its part of the recipe, and what makes it."""
-
-    name: str
-    output: str
-    inputs: tuple[str, ...]
-    settings: Any
-    make: Callable[[Path], object]
-
-
-class Run:
+class SingleRun:
     """A run's folder, its recipe, and the stages that the recipe asks for."""
 
     def __init__(self, recipe: Recipe, folder: Path, progress: bool):
@@ -57,7 +39,10 @@ class Run:
     def original(self) -> LoadedModel:
         """The model to compress, loaded once."""
         part = self.recipe.model
-        return load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
+        loaded = load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
+        if part.whole_squares:
+            loaded.preprocessing["whole_squares"] = True
+        return loaded
 
     def check_images(self) -> None:
         """Find out before the work that every folder of images and every label is there. Raises VitfrostError as the stages do."""
@@ -71,9 +56,16 @@ class Run:
         """Whether the plan is made from statistics of the quantised model."""
         return self.recipe.calibration.precision == "quantised"
 
+    @property
+    def sensitivity(self) -> bool:
+        """Whether the statistics need gradients."""
+        return self.recipe.calibration.sensitivity or self.recipe.plan.by in NEED_SENSITIVITY
+
     def _calibrate(self, model: LoadedModel | Path, out: Path, maps: str) -> None:
         part = self.recipe.calibration
-        calibrate(model, part.images, limit=part.limit, seed=part.seed, out=out, maps=maps, progress=self.progress)
+        calibrate(
+            model, part.images, limit=part.limit, seed=part.seed, out=out, maps=maps, sensitivity=self.sensitivity, progress=self.progress
+        )
 
     def _compress(self, chosen: Plan | Path, statistics: str | None, out: Path) -> None:
         part = self.recipe.compress
@@ -102,10 +94,10 @@ class Run:
         save_results(Results(rows=rows), out)
 
     def stages(self) -> list[Stage]:
-        """The stages in order. The last, the report, reads everything before it."""
+        """The stages in order, without the report."""
         recipe, folder = self.recipe, self.folder
         model = {**recipe.model.model_dump(), "state": self.original.state_hash}
-        taken = recipe.calibration.model_dump()
+        taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity}
         drawn = {**recipe.compress.model_dump(), "bits": (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels)}
         stages = [
             Stage("calibrate", "statistics.safetensors", (), [model, taken], lambda out: self._calibrate(self.original, out, "before"))
@@ -132,21 +124,7 @@ class Run:
         ]  # fmt: skip
         if recipe.evaluation is not None:
             stages.append(Stage("evaluate", "results.json", ("artefact",), recipe.evaluation.model_dump(), self._evaluate))
-        made = tuple(stage.output for stage in stages)
-        return [*stages, Stage("report", "report.html", made, {}, lambda out: report(folder, out))]
-
-
-def _file_key(path: Path) -> str:
-    return sha256_of_file(path / CONFIG_FILE if path.is_dir() else path)
-
-
-def _stage_key(stage: Stage, folder: Path) -> str:
-    inputs = {name: _file_key(folder / name) for name in stage.inputs}
-    return hashlib.sha256(json.dumps([stage.settings, inputs], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        return stages
 
 
 def run(
@@ -154,6 +132,7 @@ def run(
     out: str | Path,
     *,
     resume: bool = False,
+    quick: bool = False,
     weights: str | Path | None = None,
     calibration: str | Path | None = None,
     images: str | Path | None = None,
@@ -161,34 +140,84 @@ def run(
 ) -> Path:
     """Go from a recipe to a report; every stage's file is left in the folder `out`, which is returned.
 
-    `weights`, `calibration` and `images` (evaluation) replace the recipe's paths. With `resume`, stages whose outputs are
-    already there and were made from the same inputs are not done again. Raises VitfrostError as the stages do, and when
-    `out` holds something and `resume` is not set; a resumed run with a changed recipe redoes what the change touches.
+    `weights`, `calibration` and `images` (evaluation) replace the recipe's paths; `weights` may be a folder that holds
+    NAME/model.safetensors or NAME.safetensors for the model's name. `quick` takes the recipe's quick variant. With `resume`, stages whose
+    outputs are already there and were made from the same inputs are not done again. A list of recipes runs one after the
+    other, each in its own folder below `out`; those that cannot be run are named at the end.
+    Raises VitfrostError as the stages do, and when `out` holds something and `resume` is not set; a resumed run with a
+    changed recipe redoes what the change touches.
     """
     folder = Path(out)
-    loaded = load_recipe(recipe)
+    several = load_recipe_list(recipe)
+    if several is not None:
+        refuse_existing(folder, overwrite=True)
+        return _run_several(several, folder, resume, quick, weights, calibration, images, progress)
+    loaded = load_recipe(recipe, quick=quick)
     if weights is not None:
-        loaded.model.weights = str(weights) if str(weights) == "random" else str(Path(weights).resolve())
+        loaded.model.weights = str(weights) if str(weights) == "random" else _weights_file(Path(weights), loaded.model.name)
     if calibration is not None:
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:
         loaded.evaluation.images = str(Path(images).resolve())
     refuse_existing_run(folder, resume)
-    started = Run(loaded, folder, progress)
-    stages = started.stages()
+    started = SingleRun(loaded, folder, progress)
     if not resume:
         started.check_images()
+    if loaded.grid is None:
+        stages, clock = started.stages(), None
+    else:
+        grid = GridRun(loaded, folder, started.original, progress)
+        stages, clock = grid.stages(), grid.clock
     save_recipe(loaded, folder / RECIPE_FILE)
-    done = _stages_done(folder / STAGES_FILE)
-    for number, stage in enumerate(stages, 1):
-        key, target = _stage_key(stage, folder), folder / stage.output
-        if target.exists() and done.get(stage.name) == key:
-            _say(f"[{number}/{len(stages)}] {stage.name}: already there")
-            continue
-        _say(f"[{number}/{len(stages)}] {stage.name} -> {target}")
-        stage.make(target)
-        done[stage.name] = key
-        write_json(folder / STAGES_FILE, done)
+    made = tuple(stage.output for stage in stages)
+    run_stages([*stages, Stage("report", REPORT_FILE, made, {}, lambda path: report(folder, path))], folder, clock)
+    return folder
+
+
+def _weights_file(path: Path, name: str) -> str:
+    """The file itself, or the one of the model `name` (its tag may be left out) in a folder of weights."""
+    if not path.is_dir():
+        return str(path.resolve())
+    for known in (name, name.partition(".")[0]):
+        for file in (path / known / "model.safetensors", path / f"{known}.safetensors"):
+            if file.is_file():
+                return str(file.resolve())
+    short = name.partition(".")[0]
+    raise VitfrostError(f"the folder {path} has no weights of {name}; put them at {path / short / 'model.safetensors'}")
+
+
+def _run_several(
+    recipes: RecipeList,
+    folder: Path,
+    resume: bool,
+    quick: bool,
+    weights: str | Path | None,
+    calibration: str | Path | None,
+    images: str | Path | None,
+    progress: bool,
+) -> Path:
+    """Run recipes one after the other and make one page of them; name those that could not be run at the end."""
+    failed: dict[str, str] = {}
+    made: dict[str, Path] = {}
+    for number, path in enumerate(recipes.paths, 1):
+        target = folder / path.stem
+        say(f"({number}/{len(recipes.paths)}) {path.name} -> {target}")
+        try:
+            made[path.stem] = run(
+                path, target, resume=resume and target.is_dir(), quick=quick, weights=weights, calibration=calibration, images=images,
+                progress=progress,
+            )  # fmt: skip
+        except VitfrostError as error:
+            say(f"({number}/{len(recipes.paths)}) {path.name} cannot be run: {error}")
+            failed[path.stem] = str(error)
+    if made:
+        report_several(made, folder / REPORT_FILE)
+    if failed:
+        first = next(iter(failed))
+        raise VitfrostError(
+            f"{len(failed)} of {len(recipes.paths)} recipes did not run ({', '.join(failed)}); the first, {first}: {failed[first]}; "
+            f"mend it and add --resume"
+        )
     return folder
 
 
@@ -200,10 +229,3 @@ def refuse_existing_run(folder: Path, resume: bool) -> None:
             raise VitfrostError(f"the folder {folder} exists and holds no run; name another one")
         if not resume:
             raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")
-
-
-def _stages_done(path: Path) -> dict[str, str]:
-    done = read_json(path) if path.is_file() else {}
-    if not isinstance(done, dict):
-        raise VitfrostError(f"{path} is damaged; remove it, and all stages are done again")
-    return done

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import VitfrostError
 from .files import write_text
 from .plans.schema import Bits, describe
 from .plans.text import from_yaml
 
-KIND, VERSION = "vitfrost recipe", 1
+KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
 
 
 class _Part(BaseModel):
@@ -21,13 +23,18 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """Which model: a timm name, and a weights file unless timm's own pretrained weights are meant."""
+    """Which model: a timm name, and a weights file unless timm's own pretrained weights are meant.
+
+    `whole_squares`: take square pictures that are smaller than what the crop is cut from whole (see docs/options.md), although a
+    crop is asked for; without a crop here the model does so anyway.
+    """
 
     name: str
     weights: str | None = None
     image_size: int | tuple[int, int] | None = None
     crop_pct: float | None = Field(None, gt=0, le=1)
     crop_mode: Literal["center", "squash", "border"] | None = None
+    whole_squares: bool = False
 
 
 class CalibrationPart(_Part):
@@ -38,13 +45,14 @@ class CalibrationPart(_Part):
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "quantised"] = "fp32"
     observed: Literal["before", "after"] = "before"
+    sensitivity: bool = False
 
 
 class PlanPart(_Part):
     """Options of `vitfrost plan`, under the same names and with the same defaults."""
 
     freeze: float = Field(0.2, ge=0, le=1)
-    by: Literal["entropy", "mean", "variance", "random", "output-error"] = "entropy"
+    by: Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"] = "entropy"
     scope: Literal["head", "layer", "model"] = "head"
     unit: Literal["entry"] = "entry"
     ties: Literal["rank", "strict", "le"] = "rank"
@@ -76,8 +84,82 @@ class EvaluationPart(_Part):
     seed: int = Field(0, ge=0)
 
 
+class BlockPart(_Part):
+    """Variants of a grid that belong together: every combination of the listed choices, over the grid's seeds.
+
+    `choices` holds, for each option of `plan` and for `statistics` ("fp32": of the original, "quantised": of the quantised
+    model) and `statistics_images`, the values it takes; in the file they stand beside `name`, a single value or a list.
+    """
+
+    name: str
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    choices: dict[str, list[Any]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_choices(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "choices" in data:
+            return data
+        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed"}
+        gathered: dict[str, list[Any]] = {}
+        for key, value in data.items():
+            if key in ("name", "seeds"):
+                continue
+            if key not in known:
+                raise ValueError(f"{key} is not known here; a block has name, seeds, {', '.join(sorted(known))}")
+            several = isinstance(value, list) and (key != "protect" or any(isinstance(item, list) for item in value) or not value)
+            gathered[key] = value if several and value else [value]
+        return {key: data[key] for key in ("name", "seeds") if key in data} | {"choices": gathered}
+
+    @model_validator(mode="after")
+    def _choices_are_possible(self) -> BlockPart:
+        for key, values in self.choices.items():
+            if len(values) != len({str(value) for value in values}):
+                raise ValueError(f"{key} names a value twice")
+            for value in values:
+                if key in STATISTICS_AXES:
+                    if not STATISTICS_AXES[key](value):
+                        raise ValueError(f"{key} is {value!r}; it is 'fp32' or 'quantised', statistics_images a number from 1 on")
+                    continue
+                try:
+                    PlanPart.model_validate({key: value})
+                except ValidationError as error:
+                    raise ValueError(describe(error)) from error
+        return self
+
+
+STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
+    "statistics": lambda value: value in ("fp32", "quantised"),
+    "statistics_images": lambda value: type(value) is int and value >= 1,
+}
+
+
+class GridPart(_Part):
+    """Many plans on one model: blocks of variants, each over the calibration seeds. The `plan` part holds their defaults."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    blocks: list[BlockPart] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> GridPart:
+        names = [block.name for block in self.blocks]
+        if len(names) != len(set(names)):
+            raise ValueError(f"blocks have names that occur twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
+        return self
+
+
+class PublishedPart(_Part):
+    """Numbers of a paper, top-1 in percent, that the report shows beside ours. `frozen` is by share of frozen weights."""
+
+    source: str
+    images: str
+    full_precision: float | None = None
+    quantised: float | None = None
+    frozen: dict[float, float] = {}
+
+
 class Recipe(_Part):
-    """One run: calibrate, plan, compress, evaluate, report."""
+    """One run: calibrate, plan, compress, evaluate, report; with a `grid`, many variants of it that share their work."""
 
     kind: Literal["vitfrost recipe"] = "vitfrost recipe"
     version: Literal[1] = 1
@@ -86,6 +168,14 @@ class Recipe(_Part):
     plan: PlanPart = PlanPart()
     compress: CompressPart = CompressPart()
     evaluation: EvaluationPart | None = None
+    grid: GridPart | None = None
+    published: PublishedPart | None = None
+
+    @model_validator(mode="after")
+    def _grid_is_evaluated(self) -> Recipe:
+        if self.grid is not None and self.evaluation is None:
+            raise ValueError("evaluation is missing; a grid is made to be evaluated")
+        return self
 
     def resolved(self, folder: Path) -> Recipe:
         """The same recipe with its relative paths taken from `folder`."""
@@ -117,23 +207,73 @@ class Recipe(_Part):
         return data
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe with its paths resolved. Raises VitfrostError naming the key that is wrong and why."""
+def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
+    """Read a recipe with its paths resolved; `quick` takes the values of its `quick` part in place of the others.
+
+    Raises VitfrostError naming the key that is wrong and why.
+    """
     path = Path(path)
-    try:
-        data = from_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
+    data = _read(path)
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise VitfrostError(f"{path} is no recipe: its first line should be 'kind: {KIND}'")
     if isinstance(data.get("version"), int) and data["version"] > VERSION:
         raise VitfrostError(f"{path} has recipe version {data['version']}, this vitfrost reads up to {VERSION}; update vitfrost")
+    shorter = data.pop("quick", None)
+    if quick:
+        if not isinstance(shorter, dict):
+            raise VitfrostError(f"{path} has no quick variant; run it without --quick")
+        data = _overlaid(data, shorter)
     try:
         return Recipe.model_validate(data).resolved(path.parent)
     except ValidationError as error:
         raise VitfrostError(f"{path}: {describe(error)}") from error
+
+
+@dataclass(frozen=True)
+class RecipeList:
+    """Recipes that are run one after the other."""
+
+    paths: tuple[Path, ...]
+
+
+def load_recipe_list(path: str | Path) -> RecipeList | None:
+    """Read a list of recipes (`kind: vitfrost recipes`, `recipes:` names files beside it); None for a file of another kind.
+
+    Every recipe is read, so that a mistake in the last one is found before the first one runs. Raises VitfrostError as `load_recipe`.
+    """
+    path = Path(path)
+    data = _read(path)
+    if not isinstance(data, dict) or data.get("kind") != LIST_KIND:
+        return None
+    names = data.get("recipes")
+    unknown = set(data) - {"kind", "version", "recipes"}
+    if unknown or data.get("version") != VERSION or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise VitfrostError(f"{path}: a list of recipes has kind, version: {VERSION}, and recipes, the names of files")
+    paths = tuple((path.parent / name).resolve() for name in names)
+    stems = [one.stem for one in paths]
+    if len(stems) != len(set(stems)):
+        raise VitfrostError(f"{path}: recipes has a name twice; every recipe runs in a folder of its name")
+    for one in paths:
+        load_recipe(one)
+    return RecipeList(paths)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VitfrostError(f"no recipe {path}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
+
+
+def _overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the values of `changes` in place of its own, part by part."""
+    merged = dict(data)
+    for key, value in changes.items():
+        ours = merged.get(key)
+        merged[key] = _overlaid(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,64 +25,13 @@ from vitfrost.statistics.collect import calibrate
 from vitfrost.statistics.record import Statistics, kl_maps
 from vitfrost.vit.load import load_model
 
-VOID = {"meta", "link", "img", "br", "hr", "input"}
 LAYERS, HEADS = 6, 4
+PageOf = Callable[..., Any]
 
 
-class Page(HTMLParser):
-    """Fails on unbalanced tags; collects pictures, text, and every reference to something outside the page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.images: list[str] = []
-        self.references: list[str] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        assert tag not in ("script", "iframe", "object")
-        if tag == "img":
-            assert found.get("alt")
-            self.images.append(found["src"] or "")
-        self.references += [value or "" for name, value in attrs if name in ("href", "src", "srcset", "action", "xlink:href")]
-        self.references += re.findall(r"url\(([^)]*)\)", found.get("style") or "")
-        self.ids += [found["id"] or ""] if "id" in found else []
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            assert "url(" not in data
-            assert "@import" not in data
-        else:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def page_of(folder: Path) -> Page:
-    return Page(report(folder).read_text(encoding="utf-8"))
-
-
-def test_page_is_well_formed_and_needs_nothing_from_outside(finished_run: Path, tmp_path: Path) -> None:
-    text = report(finished_run, tmp_path / "page.html").read_text(encoding="utf-8")
-    page = Page(text)
+def test_page_is_well_formed_and_needs_nothing_from_outside(finished_run: Path, tmp_path: Path, page_of: PageOf) -> None:
+    page = page_of(finished_run, tmp_path / "page.html")
+    text = page.source
     assert "http://" not in text
     assert "https://" not in text
     anchors = {reference for reference in page.references if reference.startswith("#")}
@@ -98,8 +46,8 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(finished_run: Path, 
     assert len(text) < 1_000_000
 
 
-def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path) -> None:
-    text = Page(report(finished_run, tmp_path / "page.html").read_text(encoding="utf-8")).text
+def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path, page_of: PageOf) -> None:
+    text = page_of(finished_run, tmp_path / "page.html").text
     original, compressed = load_results(finished_run / "results.json").rows
     assert f"{original.top1:.2f} %" in text
     assert f"{compressed.agreement:.2f} %" in text
@@ -158,7 +106,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize(("name", "sentence"), MISSING.items(), ids=MISSING)
-def test_a_missing_part_is_left_out(run_folder: Path, name: str, sentence: str) -> None:
+def test_a_missing_part_is_left_out(run_folder: Path, name: str, sentence: str, page_of: PageOf) -> None:
     path = run_folder / name
     if path.is_dir():
         shutil.rmtree(path)
@@ -168,7 +116,7 @@ def test_a_missing_part_is_left_out(run_folder: Path, name: str, sentence: str) 
 
 
 @pytest.mark.parametrize("kept", ["results.json", "statistics.safetensors", "plan.yaml", "artefact"])
-def test_a_single_part_is_a_page(run_folder: Path, kept: str) -> None:
+def test_a_single_part_is_a_page(run_folder: Path, kept: str, page_of: PageOf) -> None:
     for path in run_folder.iterdir():
         if path.name != kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -177,14 +125,14 @@ def test_a_single_part_is_a_page(run_folder: Path, kept: str) -> None:
     assert ("Top-1 accuracy" in page.text) == (kept == "results.json")
 
 
-def test_statistics_of_another_calibration_leave_the_frozen_entries_undrawn(run_folder: Path, pictures: Path) -> None:
+def test_statistics_of_another_calibration_leave_the_frozen_entries_undrawn(run_folder: Path, pictures: Path, page_of: PageOf) -> None:
     (run_folder / "statistics.quantised.safetensors").unlink()
     page = page_of(run_folder)
     assert "the frozen entries cannot be drawn" in page.text
     assert len(page.images) == LAYERS * HEADS * 4
 
 
-def test_an_edited_plan_is_noted_and_the_artefacts_own_is_shown(run_folder: Path) -> None:
+def test_an_edited_plan_is_noted_and_the_artefacts_own_is_shown(run_folder: Path, page_of: PageOf) -> None:
     before = page_of(run_folder)
     plan(run_folder / "statistics.quantised.safetensors", freeze=0.5, out=run_folder / "plan.yaml")
     after = page_of(run_folder)
@@ -193,7 +141,7 @@ def test_an_edited_plan_is_noted_and_the_artefacts_own_is_shown(run_folder: Path
     assert after.images == before.images
 
 
-def test_windowed_models_show_the_mean_over_windows(tmp_path: Path, pictures: Path) -> None:
+def test_windowed_models_show_the_mean_over_windows(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
     model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
     calibrate(model, pictures, limit=1, out=tmp_path / "statistics.safetensors", progress=False)
     plan(tmp_path / "statistics.safetensors", freeze=1.0, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml")
@@ -260,43 +208,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
+def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_path: Path, browser: Any) -> None:
     page = report(finished_run, tmp_path / "page.html")
-    probe = """<script>
-      let refused = 0;
-      addEventListener("securitypolicyviolation", () => refused++);
-      addEventListener("load", () => {
-        const images = [...document.images];
-        const loaded = images.filter(image => image.complete && image.naturalWidth > 0).length;
-        const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-        const fetched = performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length;
-        document.title = JSON.stringify({images: images.length, loaded, wide, fetched, refused});
-      });
-    </script>"""
-    watched = tmp_path / "watched.html"
-    text = page.read_text(encoding="utf-8").replace("style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'")
-    watched.write_text(text.replace("<title>", probe + "<title>"), encoding="utf-8")
-
-    def chromium(*arguments: str, width: int = 1280) -> str:
-        command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-            "--hide-scrollbars",
-            "--disable-dev-shm-usage", "--proxy-server=http://127.0.0.1:9", "--virtual-time-budget=5000",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600", *arguments,
-        ]  # fmt: skip
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
     for width in (1280, 500):
-        found = re.search(r"<title>(\{.*?\})</title>", chromium("--dump-dom", watched.as_uri(), width=width))
-        assert found
-        seen = json.loads(found[1].replace("&quot;", '"'))
+        seen = browser.look_at(page, width)
         assert seen == {"images": LAYERS * HEADS * 6, "loaded": LAYERS * HEADS * 6, "wide": False, "fetched": 0, "refused": 0}
-    picture = tmp_path / "page.png"
-    chromium(f"--screenshot={picture}", page.as_uri())
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    pixels = browser.photograph(page, 1280)
     assert pixels.shape == (1600, 1280, 3)
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     assert (pixels[800:].astype(int).std(axis=(0, 1)) > 5).all()

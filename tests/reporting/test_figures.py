@@ -102,6 +102,15 @@ def test_points_of_a_chart_lie_in_the_band_of_their_layer_and_in_order_of_value(
     assert np.all(np.diff(np.array(heights)[np.argsort(flat, kind="stable")]) <= 0)
 
 
+def test_a_linear_chart_starts_at_zero() -> None:
+    chart = by_head({"mean": [[0.0, 1.0], [2.0, 0.5]]}, log=False)
+    heights = [y for _, y, _ in chart.series[0][1]]
+    assert heights[0] == chart.bottom == chart.ticks[0][0]
+    assert chart.ticks[0][1] == "0"
+    assert heights[1] == pytest.approx((chart.bottom + heights[2]) / 2, abs=0.02)
+    assert chart.top <= heights[2] < heights[1] < heights[3] < chart.bottom
+
+
 @given(
     side=st.integers(1, 60), prefix=st.integers(0, 2), limit=st.integers(4, 64),
 )  # fmt: skip

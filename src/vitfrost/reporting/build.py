@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-from .. import __version__
 from ..files import write_text
 from . import summary
 from .figures import HeatMap, by_head, heat_map
+from .grid_page import PAGE, render_grid
+from .grid_parts import read_grid
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
+from .templates import fill
 
 TEMPLATE = "page.html.j2"
 OPEN_LAYERS = 2
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run's folder (default: `report.html` in it) and return its path.
+    """Write the page of a run's folder (default: `report.html` in it) and return its path. A run of a grid gets the grid's page.
 
     Parts that the folder does not hold are left out, and the page says so. Equal folders give equal bytes.
     Raises VitfrostError when the folder is missing or holds no run, when a part is damaged or of another model, and when
     the page cannot be written.
     """
     folder = Path(run)
-    parts = read_parts(folder)
-    target = folder / "report.html" if out is None else Path(out)
-    write_text(target, render(parts))
+    grid = read_grid(folder)
+    text = render(read_parts(folder)) if grid is None else render_grid(grid)
+    target = folder / PAGE if out is None else Path(out)
+    write_text(target, text)
     return target
 
 
 def render(parts: RunParts) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["operations"] = summary.operations
     gallery = build_gallery(parts)
     divergence = gallery.divergence if gallery else None
     rows = parts.results.rows if parts.results else []
-    return environment.get_template(TEMPLATE).render(
-        version=__version__,
+    return fill(
+        TEMPLATE,
         parts=parts,
         name=parts.identity["name"] if parts.identity else "a model",
         done=summary.what_was_done(parts.plan) if parts.plan else None,
@@ -60,7 +55,7 @@ def render(parts: RunParts) -> str:
         divergence=divergence,
         divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
         divergence_means=_thousandths(divergence.mean) if divergence else None,
-        recipe=summary.recipe_text(parts),
+        recipe=summary.recipe_text(parts.recipe),
         settings=summary.settings(parts),
         versions=summary.versions(parts),
         hashes=summary.file_hashes(parts),

@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from .curves import nice_ticks
+
 LEVELS = 64
 MAX_DECADES = 4
 FROST = ("#e6ebef", "#14628c")
@@ -117,7 +119,7 @@ def picture(values: Float[np.ndarray, "rows columns"], scale: Scale) -> str:
 
 @dataclass(frozen=True)
 class LineChart:
-    """A chart of values by head, layer after layer, on a log axis; the template draws it. Lengths in SVG units."""
+    """A chart of values by head, layer after layer; the template draws it. Lengths in SVG units."""
 
     width: int
     height: int
@@ -129,16 +131,15 @@ class LineChart:
     series: list[tuple[str, list[tuple[float, float, str]]]]
 
 
-def by_head(series: dict[str, list[list[float]]]) -> LineChart:
-    """Lay out `series[name][layer][head]` (values below the lowest decade are drawn at its lower end)."""
+def by_head(series: dict[str, list[list[float]]], log: bool = True) -> LineChart:
+    """Lay out `series[name][layer][head]`; on a log axis values below the lowest decade are drawn at its lower end."""
     width, height, left, top, bottom = 960, 306, 58, 12, 262
     first = next(iter(series.values()))
     labels = [(layer + 1, head + 1) for layer, heads in enumerate(first) for head in range(len(heads))]
     step = (width - left - 8) / len(labels)
     positive = [value for layers in series.values() for heads in layers for value in heads if value > 0] or [1.0]
-    last = math.ceil(math.log10(max(positive) * 1.01))
-    powers = range(max(math.floor(math.log10(min(positive))), last - MAX_DECADES), last + 1)
-    scale = Scale("", 10.0 ** powers[0], 10.0 ** powers[-1], "viridis", log=True)
+    marks = _decades(positive) if log else [(value, f"{value:g}") for value in nice_ticks(0.0, max(positive) * 1.1)]
+    scale = Scale("", marks[0][0], marks[-1][0] if log else max(positive) * 1.05, "viridis", log)
 
     def height_of(value: float) -> float:
         return round(bottom - float(scale.position(np.array(value))) * (bottom - top), 2)
@@ -155,9 +156,14 @@ def by_head(series: dict[str, list[list[float]]]) -> LineChart:
         ]
         for name, layers in series.items()
     }
-    return LineChart(
-        width, height, left, top, bottom, [(height_of(10.0**power), decade(power)) for power in powers], bands, list(points.items())
-    )
+    ticks = [(height_of(value), label) for value, label in marks if value <= scale.high]
+    return LineChart(width, height, left, top, bottom, ticks, bands, list(points.items()))
+
+
+def _decades(positive: Sequence[float]) -> list[tuple[float, str]]:
+    last = math.ceil(math.log10(max(positive) * 1.01))
+    powers = range(max(math.floor(math.log10(min(positive))), last - MAX_DECADES), last + 1)
+    return [(10.0**power, decade(power)) for power in powers]
 
 
 @dataclass(frozen=True)

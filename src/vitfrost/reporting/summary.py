@@ -12,6 +12,7 @@ from ..measure.cost import MAC_PARTS
 from ..measure.results import Interval, Row
 from ..plans.choose import summary as count_frozen
 from ..plans.schema import Plan, plan_hash
+from ..recipe import Recipe
 from .parts import QUANTISED, STATISTICS, RunParts
 
 Kind = Literal["executed", "simulated"]
@@ -233,9 +234,9 @@ def settings(parts: RunParts) -> str:
     return _yaml(parts.plan.model_dump(mode="json", include={"freeze", "quantize"}, exclude_none=True))
 
 
-def recipe_text(parts: RunParts) -> str:
+def recipe_text(recipe: Recipe | None) -> str:
     """The recipe as YAML, without the paths of this machine."""
-    return "" if parts.recipe is None else _yaml(parts.recipe.without_paths())
+    return "" if recipe is None else _yaml(recipe.without_paths())
 
 
 def _yaml(data: dict[str, Any]) -> str:
@@ -249,17 +250,22 @@ def versions(parts: RunParts) -> list[tuple[str, str]]:
     return list((found | (row.environment if row else {})).items())
 
 
+def run_command(recipe: Recipe) -> str:
+    """How to run a recipe again."""
+    replaced = [
+        ("--weights", "WEIGHTS", recipe.model.weights not in (None, "random")),
+        ("--calibration", "CALIBRATION_IMAGES", True),
+        ("--images", "EVALUATION_IMAGES", recipe.evaluation is not None),
+    ]
+    options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
+    return " \\\n    ".join(["vitfrost run recipe.yaml --out NEW_RUN", *options])
+
+
 def commands(parts: RunParts) -> list[str]:
     """How to make the run and this page again; capitals stand for files and folders of the reader."""
     made = []
     if parts.recipe is not None:
-        replaced = [
-            ("--weights", "WEIGHTS", parts.recipe.model.weights not in (None, "random")),
-            ("--calibration", "CALIBRATION_IMAGES", True),
-            ("--images", "EVALUATION_IMAGES", parts.recipe.evaluation is not None),
-        ]
-        options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
-        made.append(" \\\n    ".join(["vitfrost run recipe.yaml --out NEW_RUN", *options]))
+        made.append(run_command(parts.recipe))
     elif parts.plan is not None and parts.plan.freeze is not None:
         freeze, quantize = parts.plan.freeze, parts.plan.quantize
         made.append(

@@ -1,0 +1,1 @@
+"""Many plans on one model, measured with the work they share done once."""

@@ -1,0 +1,57 @@
+"""Tables of a page: cells of a value with notes below it, and how estimates are written in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..grid.summary import Point
+from ..measure.intervals import Estimate
+from .summary import interval, signed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and the lines below it."""
+
+    value: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows have a header each; `corner` stands above these."""
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+EMPTY = Cell("–")
+
+
+def percent(share: float) -> str:
+    """A share as "20 %"."""
+    return f"{100 * share:g} %"
+
+
+def accuracy(estimate: Estimate) -> Cell:
+    """A percentage with its interval."""
+    return Cell(f"{estimate.value:.2f}", (interval(estimate.interval),) if estimate.interval else ())
+
+
+def gain(estimate: Estimate) -> Cell:
+    """A difference in points with its interval, both signed."""
+    return Cell(signed(estimate.value), (interval(estimate.interval, True),) if estimate.interval else ())
+
+
+def of_seeds(point: Point, expected: int) -> tuple[str, ...]:
+    """A note where not all seeds are measured yet."""
+    return () if len(point.seeds) >= expected else (f"{len(point.seeds)} of {expected} seeds",)
+
+
+def said(what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> str:
+    """An estimate as a title: "entropy: 61.38 % (58.02 to 64.71)"."""
+    value = signed(estimate.value) if with_sign else f"{estimate.value:.2f}"
+    bounds = f" ({interval(estimate.interval, with_sign)})" if estimate.interval else ""
+    return f"{what}: {value} {unit}{bounds}"

@@ -1,0 +1,77 @@
+"""Equations 6 to 9 against counted products, and savings against measure.cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitfrost.measure.cost import frozen_savings, macs_by_part
+from vitfrost.reporting.complexity import complexity, savings
+from vitfrost.reporting.grid_parts import read_grid
+from vitfrost.reporting.parts import Anatomy
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.load import create_model
+
+
+def anatomy_of(name: str, image_size: int | None = None) -> Anatomy:
+    model = create_model(name, image_size)
+    sites = find_sites(model)
+    return Anatomy(sites, True, macs_by_part(model, sites))
+
+
+def test_deit_tiny_by_hand() -> None:
+    found = complexity(anatomy_of("deit_tiny_patch16_224"))
+    n, d = 197, 192
+    ((layers, cells),) = found.table.rows
+    assert layers == "1–12"
+    expected = [4 * n * d * d, 2 * n * n * d, 4 * n * d * d + 2 * n * n * d, 8 * n * d * d, 12 * n * d * d + 2 * n * n * d]
+    assert [cell.value for cell in cells] == [
+        "197",
+        "192",
+        "1",
+        *(f"{value / 1e6:,.2f}" for value in expected),
+        f"{12 * expected[-1] / 1e6:,.2f}",
+    ]
+    assert found.equations == found.counted == 12 * expected[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("swin_tiny_patch4_window7_224", 224), ("swin_tiny_patch4_window7_224", 112), ("vitfrost_digits", None)]
+)
+def test_equations_agree_with_what_is_counted(name: str, size: int | None) -> None:
+    anatomy = anatomy_of(name, size)
+    found = complexity(anatomy)
+    assert found.equations == found.counted
+    assert found.counted + sum(count for _, count in found.beyond) == found.total == sum(anatomy.macs.values())
+
+
+def test_stages_of_windowed_models_are_told_apart() -> None:
+    found = complexity(anatomy_of("swin_tiny_patch4_window7_224"))
+    assert [(name, cells[0].value, cells[2].value) for name, cells in found.table.rows] == [
+        ("1–2", "49", "64"), ("3–4", "49", "16"), ("5–10", "49", "4"), ("11–12", "49", "1"),
+    ]  # fmt: skip
+
+
+def test_only_wholly_frozen_heads_save_and_constants_cost_bytes(finished_grid: Path) -> None:
+    parts = read_grid(finished_grid)
+    assert parts is not None
+    found = savings(parts)
+    assert found is not None
+    assert found.rows == len(parts.measured) - 2
+    assert found.saving == 2
+    rows = {name: [cell.value for cell in cells] for name, cells in found.table.rows}
+    assert len(rows) == found.plans == len(found.table.rows)
+    sites = parts.anatomy.sites
+    whole = {site.name: [site.entries // site.heads] * site.heads for site in sites.attention}
+    dense = frozen_savings(whole, sites).dense_saved_macs
+    for criterion in ("lowest mean", "lowest variance"):
+        frozen, saved, ideal, constants = rows[f"W4/A4, {criterion}, 100 %"]
+        assert frozen == f"{sum(site.entries for site in sites.attention):,}"
+        assert saved.startswith(f"{dense / 1e6:,.2f} M")
+        assert ideal.startswith(f"{dense / 1e6:,.2f} M")
+        assert constants == "0.1 kB"
+    nothing = [saved for name, (_, saved, _, _) in rows.items() if not name.endswith(", 100 %")]
+    assert set(nothing) == {"nothing"}
+    assert "W4/A4, entropy, 20 %" in rows
+    assert "W4/A4, entropy, statistics of the original, 32-bit constants, 20 %" in rows

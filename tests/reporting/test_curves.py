@@ -1,0 +1,88 @@
+"""Charts: positions are in the order of the values, ticks are round, and nothing leaves the frame."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitfrost.reporting.curves import BOTTOM, COLOURS, LEFT, RIGHT, TOP, Curve, Level, Reading, line_chart, mark, nice_ticks, tick_label
+
+VALUES = st.floats(-100, 100, allow_nan=False, width=32)
+POINTS = st.lists(st.tuples(st.floats(0, 100, width=32), VALUES), min_size=1, max_size=9, unique_by=lambda point: point[0])
+
+
+def curve(points: list[tuple[float, float]], half: float = 0.0, **options) -> Curve:
+    readings = [Reading(x, y, (y - half, y + half) if half else None, f"{x} {y}") for x, y in sorted(points)]
+    return Curve("one", readings, **({"colour": 1} | options))
+
+
+@given(low=VALUES, length=st.floats(0.001, 1000), most=st.integers(2, 12))
+def test_ticks_are_round_equally_far_apart_and_inside(low: float, length: float, most: int) -> None:
+    ticks = nice_ticks(low, low + length, most)
+    assert len(ticks) <= most + 1
+    assert all(low - 1e-6 * length <= tick <= low + length * (1 + 1e-6) for tick in ticks)
+    steps = np.diff(ticks)
+    if len(steps):
+        np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+        assert re.fullmatch(r"(1|2|2\.5|5)(\.0*)?e[+-]\d+", f"{steps[0]:.1e}")
+
+
+@given(points=POINTS, half=st.floats(0.01, 20))
+def test_points_lie_in_the_frame_in_the_order_of_their_values(points: list[tuple[float, float]], half: float) -> None:
+    chart = line_chart("", [curve(points, half)], "x", "y", levels=[Level("zero", 0.0, (-1.0, 1.0))])
+    (drawn,) = chart.curves
+    assert len(drawn.marks) == len(drawn.whiskers) == len(points)
+    xs = [x for x, _, _ in drawn.whiskers]
+    assert xs == sorted(xs)
+    assert all(LEFT < x < RIGHT and TOP <= high <= low <= BOTTOM for x, high, low in drawn.whiskers)
+    middle = [(high + low) / 2 for _, high, low in drawn.whiskers]
+    order = np.argsort([y for _, y in sorted(points)], kind="stable")
+    assert (np.diff(np.array(middle)[order]) <= 0.02).all()
+    assert all(TOP <= y <= BOTTOM for y, _ in chart.y_ticks)
+    y, top, height, _ = chart.levels[0]
+    assert top < y < top + height
+
+
+def test_a_point_stands_where_its_axis_says() -> None:
+    chart = line_chart("", [curve([(0.0, 1.0), (10.0, 3.0)])], "x", "y", x_limits=(0.0, 10.0), y_limits=(1.0, 3.0))
+    assert chart.curves[0].line == f"{LEFT + 10},{BOTTOM} {RIGHT - 10},{TOP}"
+    assert {label: y for y, label in chart.y_ticks}["2"] == (TOP + BOTTOM) / 2
+    assert {label: x for x, label in chart.x_ticks}["5"] == (LEFT + RIGHT) / 2
+
+
+def test_points_beyond_limits_are_left_out_and_do_not_stretch_the_axis() -> None:
+    near, far = (10.0, 1.0), (90.0, -500.0)
+    chart = line_chart("", [curve([near, far])], "x", "y", x_limits=(0.0, 20.0))
+    assert [title for _, title in chart.curves[0].marks] == ["10.0 1.0"]
+    assert min(float(label.replace("−", "-")) for _, label in chart.y_ticks) >= 0
+
+
+def test_curves_do_not_hide_each_others_intervals_and_light_ones_have_none() -> None:
+    curves = [curve([(1.0, 1.0), (2.0, 2.0)], 0.5, colour=number) for number in (1, 2, 3)]
+    chart = line_chart("", [*curves, curve([(1.0, 1.0)], 0.5, colour=4, light=True)], "x", "y")
+    assert len({drawn.whiskers[0][0] for drawn in chart.curves[:3]}) == 3
+    assert chart.curves[3].whiskers == []
+    assert len({drawn.line for drawn in chart.curves[:3]}) == 3
+
+
+def test_a_log_axis_has_the_values_as_ticks_and_equal_factors_equally_far_apart() -> None:
+    chart = line_chart("", [curve([(10.0, 0.0), (100.0, 1.0), (1000.0, 2.0)])], "images", "y", x_log=True)
+    assert [label for _, label in chart.x_ticks] == ["10", "100", "1000"]
+    first, second, third = (x for x, _ in chart.x_ticks)
+    assert second - first == pytest.approx(third - second)
+
+
+def test_every_colour_has_a_mark_of_its_own_around_its_place() -> None:
+    marks = {colour: mark(colour, 100.0, 50.0) for colour in range(1, COLOURS + 1)}
+    assert len(set(marks.values())) == COLOURS
+    for colour in range(2, COLOURS + 1):
+        corners = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", marks[colour]), dtype=float)
+        assert np.abs(corners - [100.0, 50.0]).max() < 7
+
+
+def test_minus_signs_are_true() -> None:
+    assert [tick_label(value) for value in (-2.5, 0.0, 40.0)] == ["−2.5", "0", "40"]

@@ -1,0 +1,112 @@
+"""Figures 1 to 4 show the arrays of the statistics and of the picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitfrost.grid.picture import load_picture
+from vitfrost.reporting.entropy_maps import attention_on_picture, divergence_maps, entropy_rows, tiled, token_row, whole_maps
+from vitfrost.reporting.figures import Scale
+from vitfrost.reporting.grid_parts import GridParts, read_grid
+from vitfrost.statistics.record import Statistics, kl_maps
+from vitfrost.vit.sites import AttentionSite
+
+
+@pytest.fixture(scope="module")
+def parts(finished_grid: Path) -> GridParts:
+    found = read_grid(finished_grid)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def statistics(parts: GridParts) -> Statistics:
+    assert parts.statistics is not None
+    return parts.statistics
+
+
+def drawn(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def colours(values: np.ndarray, scale: Scale) -> np.ndarray:
+    return scale.palette[scale.codes(values)]
+
+
+def test_attention_on_a_picture(finished_grid: Path) -> None:
+    found = load_picture(finished_grid / "picture.safetensors")
+    figure = attention_on_picture(found)
+    assert len(figure.heads) == found.maps.shape[1]
+    for head, one in enumerate(figure.heads):
+        grid = found.maps[0, head, 0, 1:].reshape(8, 8)
+        np.testing.assert_array_equal(drawn(one.uri), colours(grid, figure.scale))
+    np.testing.assert_array_equal(drawn(figure.picture.uri), found.pixels)
+
+
+def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistics) -> None:
+    figure = entropy_rows(parts, statistics)
+    assert figure.first == [one for heads in figure.layers for one in heads][:6]
+    for layer, site in enumerate(statistics.sites.values()):
+        for head, one in enumerate(figure.layers[layer]):
+            row = site.entropy[0, head, 0, 1:].reshape(8, 8)
+            np.testing.assert_array_equal(drawn(one.uri), colours(row.astype(np.float64), figure.scale))
+            assert one.caption == f"L{layer + 1}H{head + 1}: {row.mean(dtype=np.float64):.2g} bits"
+        np.testing.assert_allclose(figure.means[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
+    assert figure.chart.ticks[0][0] == figure.chart.bottom
+
+
+def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistics) -> None:
+    means = {
+        (layer, head): site.entropy[0, head - 1].mean() for layer, site in enumerate(statistics.sites.values(), 1) for head in range(1, 5)
+    }
+    figure = whole_maps(parts, statistics)
+    (low, high), captions = (min(means, key=means.__getitem__), max(means, key=means.__getitem__)), [one.caption for one in figure.maps]
+    assert captions[0].startswith(f"L{low[0]}H{low[1]}, lowest mean")
+    assert captions[1].startswith(f"L{high[0]}H{high[1]}, highest mean")
+    assert any(caption.startswith("L2H3") and "the paper's example" in caption for caption in captions)
+    site = list(statistics.sites.values())[low[0] - 1]
+    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colours(site.entropy[0, low[1] - 1].astype(np.float64), figure.scale))
+
+
+def test_divergence_is_that_of_the_quantised_model(parts: GridParts, statistics: Statistics) -> None:
+    assert parts.quantised is not None
+    name, quantised = parts.quantised
+    assert name == "w4a4-seed0"
+    figure = divergence_maps(parts, statistics, name, quantised)
+    assert [one.caption.partition(":")[0] for one in figure.chosen] == ["L1H1", "L2H3"]
+    for one, layer, head in ((figure.chosen[0], 0, 0), (figure.chosen[1], 1, 2)):
+        site = list(statistics.sites.values())[layer]
+        divergence = kl_maps(site, quantised.sites[site.name])[0, head, 0]
+        np.testing.assert_array_equal(drawn(one.uri), colours(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
+        points = dict(figure.chart.series)["mean"]
+        assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in [title for _, _, title in points]
+
+
+def test_without_class_token_the_queries_are_averaged() -> None:
+    site = AttentionSite("s", 0, 2, 8, 16, 6, 6, 0, (2, 3))
+    maps = np.random.default_rng(0).random((2, 6, 6))
+    maps[:, 1] = np.nan
+    np.testing.assert_allclose(token_row(maps, site, False), np.delete(maps, 1, axis=1).mean(axis=1).reshape(2, 2, 3))
+    np.testing.assert_array_equal(token_row(maps, site, True), maps[:, 0].reshape(2, 2, 3))
+
+
+@given(high=st.integers(1, 4), wide=st.integers(1, 4), side=st.integers(2, 4), shift=st.integers(0, 1))
+def test_windows_lie_where_timm_cut_them_out(high: int, wide: int, side: int, shift: int) -> None:
+    import torch
+
+    from vitfrost.vit.compat import import_timm
+
+    import_timm()
+    from timm.models.swin_transformer import window_partition
+
+    image = torch.arange(high * wide * side * side, dtype=torch.float64).reshape(1, high * side, wide * side, 1)
+    windows = window_partition(torch.roll(image, (-shift, -shift), dims=(1, 2)), (side, side)).permute(0, 3, 1, 2).numpy()
+    np.testing.assert_array_equal(tiled(windows, (high * side * 8, wide * side * 8), (shift, shift))[0], image[0, :, :, 0].numpy())

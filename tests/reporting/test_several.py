@@ -1,0 +1,48 @@
+"""One page for several grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitfrost.errors import VitfrostError
+from vitfrost.reporting.build import report
+from vitfrost.reporting.grid_parts import read_grid
+from vitfrost.reporting.paper import paper_rows
+from vitfrost.reporting.several import report_several
+
+
+def test_a_page_of_two_models(finished_grid: Path, grid_folder: Path, tmp_path: Path, parse_page: Callable[[str], Any]) -> None:
+    report(grid_folder)
+    out = tmp_path / "all" / "report.html"
+    page = parse_page(report_several({"One": finished_grid, "Two": grid_folder}, out).read_text(encoding="utf-8"))
+    links = [reference for reference in page.references if not reference.startswith(("#", "data:"))]
+    assert links == ["../grid/report.html"]
+    assert (out.parent / links[0]).is_file()
+    assert "One (no page of its own yet): " in page.text
+    assert page.source.count('<figure class="plot">') == 2 * 2
+    parts = read_grid(finished_grid)
+    assert parts is not None
+    rows = {row.name: row for row in paper_rows(parts)}
+    eam = rows["EAM 4bits, τ = 20 %"]
+    assert eam.ours is not None
+    assert eam.difference is not None
+    published = page.text.index("EAM 4bits, τ = 20 % (4/4), published 91.00 −0.25 91.00 −0.25")
+    ours = page.text.index(f"EAM 4bits, τ = 20 % (4/4), ours {eam.ours.value} {eam.difference.value} (")
+    assert published < ours
+    assert "Published: A paper, table 9, on other pictures" in page.text
+
+
+def test_equal_folders_give_equal_pages(finished_grid: Path, grid_folder: Path, tmp_path: Path) -> None:
+    first = report_several({"One": finished_grid}, tmp_path / "a.html").read_bytes()
+    assert first == report_several({"One": grid_folder}, tmp_path / "b.html").read_bytes()
+
+
+def test_what_is_no_grid_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(VitfrostError, match="holds no grid run"):
+        report_several({"One": finished_run}, tmp_path / "page.html")
+    with pytest.raises(VitfrostError, match="no runs to report"):
+        report_several({}, tmp_path / "page.html")
