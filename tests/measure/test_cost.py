@@ -22,7 +22,7 @@ from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import ModelSites
 
 
-def skeleton(name: str, image_size: int | None) -> tuple[nn.Module, ModelSites]:
+def skeleton(name: str, image_size: int | tuple[int, int] | None) -> tuple[nn.Module, ModelSites]:
     model = create_model(name, image_size)
     return model, find_sites(model)
 
@@ -39,6 +39,16 @@ PUBLISHED = [
     ("deit_base_patch16_224", 1024, 659.78, {"query_key_product": 23.4, "query_key_projection": 8.8, "feed_forward": 35.2}),
     ("swin_tiny_patch4_window7_224", 224, 4.49, {"query_key_projection": 15.4, "query_key_product": 1.55, "feed_forward": 61.8}),
     ("swin_small_patch4_window7_224", 224, 8.74, {"query_key_projection": 15.9, "query_key_product": 1.3, "feed_forward": 63.5}),
+    ("vitfrost_pvt_tiny", 224, 1.93, {"spatial_reduction": 4.73, "feed_forward": 70.0}),
+    ("vitfrost_pvt_small", 224, 3.82, {"spatial_reduction": 5.51, "feed_forward": 71.2}),
+    ("vitfrost_pvt_medium", 224, 6.66, {}),
+    ("vitfrost_pvt_large", 224, 9.81, {}),
+    ("pvt_v2_b0", 224, 0.57, {}),
+    ("pvt_v2_b2", 224, 4.03, {}),
+    ("pvt_v2_b2_li", 224, 3.89, {}),
+    ("nextvit_small", 224, 5.79, {"stem": 10.35, "convolution": 19.5, "feed_forward": 62.1, "patch_merging": 1.91}),
+    ("nextvit_base", 224, 8.27, {}),
+    ("nextvit_large", 224, 10.75, {}),
 ]
 
 
@@ -47,7 +57,7 @@ def test_published_multiply_accumulates(name: str, image_size: int, total: float
     with torch.device("meta"):
         macs = macs_by_part(*skeleton(name, image_size))
     found = sum(macs.values())
-    assert found / 1e9 == pytest.approx(total, abs=0.006 if total > 50 or "swin" in name else 0.0006)
+    assert found / 1e9 == pytest.approx(total, abs=0.0006 if total < 50 and "deit" in name else 0.006)
     for part, percent in shares.items():
         assert 100 * macs[part] / found == pytest.approx(percent, abs=0.06)
 
@@ -55,7 +65,9 @@ def test_published_multiply_accumulates(name: str, image_size: int, total: float
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("deit_tiny_patch16_224", 5.72), ("deit_small_patch16_224", 22.05), ("deit_base_patch16_224", 86.57),
-     ("deit_tiny_distilled_patch16_224", 5.91), ("swin_tiny_patch4_window7_224", 28.29)],
+     ("deit_tiny_distilled_patch16_224", 5.91), ("swin_tiny_patch4_window7_224", 28.29),
+     ("pvt_v2_b0", 3.67), ("pvt_v2_b2", 25.36), ("pvt_v2_b2_li", 22.55),
+     ("nextvit_small", 31.76), ("nextvit_base", 44.82), ("nextvit_large", 57.87)],
 )  # fmt: skip
 def test_published_parameters(name: str, millions: float) -> None:
     with torch.device("meta"):
@@ -66,9 +78,29 @@ def test_published_parameters(name: str, millions: float) -> None:
     assert counts["query_key_projection"] == pytest.approx(counts["value_output_projection"], rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("vitfrost_digits", None), ("swin_tiny_patch4_window7_224", 56)])
-def test_linear_layers_cost_what_their_run_shows(name: str, image_size: int | None) -> None:
-    model, sites = skeleton(name, image_size)
+# The papers print one digit behind the point.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("vitfrost_pvt_tiny", 13.2), ("vitfrost_pvt_small", 24.5), ("vitfrost_pvt_medium", 44.2), ("vitfrost_pvt_large", 61.4)],
+)
+def test_published_parameters_of_pyramids(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model, sites = skeleton(name, None)
+    counts = parameters_by_part(model, sites)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(counts.values()) / 1e6 == pytest.approx(millions, abs=0.05)
+    reductions = sum(parameter.numel() for path, parameter in model.named_parameters() if ".attn.sr." in path)
+    assert counts["spatial_reduction"] == reductions > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("vitfrost_digits", None), ("swin_tiny_patch4_window7_224", 56), ("vitfrost_pvt_tiny", (70, 96)), ("pvt_v2_b0", (70, 96)),
+     ("pvt_v2_b2_li", 64), ("nextvit_small", (70, 96))],
+)  # fmt: skip
+def test_linear_layers_cost_what_their_run_shows(name: str, image_size: int | tuple[int, int] | None) -> None:
+    with torch.device("meta"):
+        model, sites = skeleton(name, image_size)
     seen = 0
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -80,7 +112,7 @@ def test_linear_layers_cost_what_their_run_shows(name: str, image_size: int | No
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(count)
     with torch.inference_mode():
-        model.eval()(torch.zeros(1, 3, *sites.image_size))
+        model.eval()(torch.zeros(1, 3, *sites.image_size, device="meta"))
     macs = macs_by_part(model, sites)
     assert sum(macs.values()) - macs["query_key_product"] - macs["map_value_product"] == seen
 

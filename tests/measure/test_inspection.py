@@ -31,6 +31,20 @@ def test_swin_has_windows() -> None:
     assert found["macs"]["patch_merging"] > 0
 
 
+def test_next_vit_has_reduced_keys_and_feed_forward_blocks_of_two_kinds() -> None:
+    from rich.console import Console
+
+    found = inspect("nextvit_small", image_size=(64, 96))
+    assert (found["family"], found["image_size"], found["tokens"]) == ("nextvit", [64, 96], 8 * 12)
+    assert found["attention"][0]["maps"] == [1, 6, 96, 6]
+    assert [block["block"] for block in found["feed_forward"]].count("transformer") == len(found["attention"])
+    assert json.loads(json.dumps(found)) == found
+    console = Console(width=120, file=io.StringIO())
+    console.print(format_inspection(found))
+    for part in ("stages.1.blocks.3.e_mhsa", "stages.0.blocks.0.mlp", "convolution", f"{found['macs_total']:,}"):
+        assert part in console.file.getvalue()
+
+
 def test_a_compressed_model_is_described_like_its_original() -> None:
     loaded = load_model("vitfrost_digits", "random", num_classes=7)
     before = inspect(loaded)

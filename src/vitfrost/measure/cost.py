@@ -13,12 +13,28 @@ from math import prod
 from torch import nn
 
 from ..errors import VitfrostError
-from ..vit.sites import AttentionSite, ModelSites
+from ..vit.sites import AttentionSite, LinearRole, ModelSites
 
 MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "map_value_product", "value_output_projection",
-             "feed_forward", "patch_merging", "head")  # fmt: skip
+             "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
 PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "value_output_projection",
-                   "feed_forward", "patch_merging", "head")  # fmt: skip
+                   "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
+# The parts that a layer's cost falls to, in equal shares where it stacks several projections.
+_PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
+    "stem": ("stem",),
+    "qkv": ("query_key_projection", "query_key_projection", "value_output_projection"),
+    "query": ("query_key_projection",),
+    "key": ("query_key_projection",),
+    "key_value": ("query_key_projection", "value_output_projection"),
+    "value": ("value_output_projection",),
+    "proj": ("value_output_projection",),
+    "spatial_reduction": ("spatial_reduction",),
+    "fc1": ("feed_forward",),
+    "fc2": ("feed_forward",),
+    "convolution": ("convolution",),
+    "reduction": ("patch_merging",),
+    "head": ("head",),
+}
 
 
 def attention_complexity(tokens: int, width: int) -> int:
@@ -49,22 +65,22 @@ def softmax_elements(sites: ModelSites) -> int:
 def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """Multiply-accumulates of one image by part (`MAC_PARTS`).
 
-    `model` is a timm model as timm builds it; `sites` are its sites. Swin's windows count with their padding.
+    `model` is a timm model as timm builds it; `sites` are its sites. Swin's windows count with their padding. "convolution" are
+    convolutions inside blocks (Next-ViT's, and PVT v2's in its feed-forward), "patch_merging" what leads from one stage to the next.
     """
     macs = dict.fromkeys(MAC_PARTS, 0)
-    tokens = {linear.name: linear.tokens for linear in sites.linears}
     for site in sites.attention:
-        inner = site.heads * site.head_dim
-        macs["query_key_projection"] += tokens[f"{site.name}.qkv"] * site.width * 2 * inner
         macs["query_key_product"] += logit_macs(site)
         macs["map_value_product"] += logit_macs(site)
-        macs["value_output_projection"] += (tokens[f"{site.name}.qkv"] + tokens[f"{site.name}.proj"]) * site.width * inner
-    macs["feed_forward"] = sum(2 * site.tokens * site.width * site.hidden for site in sites.feed_forward)
-    part_of_role = {"stem": "stem", "reduction": "patch_merging", "head": "head"}
     for linear in sites.linears:
-        if linear.role in part_of_role:
-            macs[part_of_role[linear.role]] += linear.tokens * model.get_parameter(f"{linear.name}.weight").numel()
+        _share(macs, linear.role, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
+
+
+def _share(counts: dict[str, int], role: LinearRole, cost: int) -> None:
+    parts = _PARTS_OF_ROLE[role]
+    for part in parts:
+        counts[part] += cost // len(parts)
 
 
 def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
@@ -73,17 +89,12 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     "embeddings" are positions, class and register tokens, relative biases and layer scales; biases count with their layer.
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
-    part_of_role = {"stem": "stem", "proj": "value_output_projection", "fc1": "feed_forward", "fc2": "feed_forward",
-                    "reduction": "patch_merging", "head": "head"}  # fmt: skip
     roles = {linear.name: linear.role for linear in sites.linears}
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         role = roles.get(path)
-        if role == "qkv":
-            counts["query_key_projection"] += own * 2 // 3
-            counts["value_output_projection"] += own - own * 2 // 3
-        elif role is not None:
-            counts[part_of_role[role]] += own
+        if role is not None:
+            _share(counts, role, own)
         else:
             counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
     return counts

@@ -31,7 +31,8 @@ def inspect(
 
     `model`: a timm name (nothing is downloaded), a LoadedModel, or an artefact's folder. `weights`: a file that is loaded
     to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention (one entry per
-    site), parameters and macs (by part), parameters_total, macs_total, softmax_elements, supported (always True).
+    site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total, softmax_elements, supported
+    (always True).
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names and weights.
     """
     from ..models import names_artefact, open_model
@@ -63,8 +64,13 @@ def inspect(
                 "shift": list(site.shift),
                 "prefix_tokens": site.prefix_tokens,
                 "grid": list(site.grid),
+                "key_grid": list(site.key_grid) if site.key_grid else None,
             }
             for site in sites.attention
+        ],
+        "feed_forward": [
+            {"name": site.name, "block": site.block, "width": site.width, "hidden": site.hidden, "tokens": site.tokens}
+            for site in sites.feed_forward
         ],
         "parameters": parameters,
         "parameters_total": sum(parameters.values()),
@@ -75,17 +81,23 @@ def inspect(
 
 
 def format_inspection(description: dict[str, Any]) -> Group:
-    """Two compact tables for a terminal: attention sites (equal neighbours together), then parameters and MACs by part."""
+    """Compact tables for a terminal: attention and feed-forward sites (equal neighbours together), parameters and MACs by part."""
     from rich.console import Group
     from rich.table import Table
 
     sites = Table(title=f"{description['name']}: {description['family']}, {_size(description['image_size'])} px", title_justify="left")
     sites.add_column("from site", no_wrap=True)
-    for column in ("layers", "heads", "head width", "tokens", "windows", "prefix"):
+    for column in ("layers", "heads", "head width", "tokens", "keys", "windows", "prefix"):
         sites.add_column(column, justify="right")
     for site, layers in _runs(description["attention"]):
-        numbers = (layers, site["heads"], site["head_width"], site["maps"][2], site["windows"], site["prefix_tokens"])
+        numbers = (layers, site["heads"], site["head_width"], *site["maps"][2:], site["windows"], site["prefix_tokens"])
         sites.add_row(site["name"], *map(str, numbers))
+    blocks = Table()
+    for column in ("from feed-forward", "layers", "width", "hidden", "tokens", "after"):
+        blocks.add_column(column, justify="left" if column in ("from feed-forward", "after") else "right", no_wrap=True)
+    for block, layers in _runs(description["feed_forward"]):
+        after = "convolution" if block["block"] == "convolution" else "attention"
+        blocks.add_row(block["name"], *map(str, (layers, block["width"], block["hidden"], block["tokens"])), after)
     parts = Table()
     for column in ("part", "parameters", "MACs", "MACs %"):
         parts.add_column(column, justify="left" if column == "part" else "right")
@@ -96,7 +108,7 @@ def format_inspection(description: dict[str, Any]) -> Group:
             parts.add_row(part.replace("_", " "), _count(parameters), _count(macs), f"{100 * macs / total:.1f}" if macs else "")
     parts.add_section()
     parts.add_row("total", f"{description['parameters_total']:,}", f"{total:,}", "100.0")
-    return Group(sites, parts, f"softmax elements per image: {description['softmax_elements']:,}")
+    return Group(sites, blocks, parts, f"softmax elements per image: {description['softmax_elements']:,}")
 
 
 def _size(image_size: list[int]) -> str:

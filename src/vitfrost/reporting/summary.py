@@ -25,6 +25,8 @@ MAC_NAMES = {
     "value_output_projection": "V and output projections",
     "feed_forward": "Feed-forward",
     "patch_merging": "Patch merging",
+    "spatial_reduction": "Spatial reduction of keys",
+    "convolution": "Convolutions in blocks",
     "head": "Classifier",
 }
 CRITERIA = {
@@ -32,6 +34,9 @@ CRITERIA = {
     "mean": "those of lowest mean",
     "variance": "those of lowest variance",
     "random": "chosen at random",
+    "largest-entropy": "those of highest entropy",
+    "output-error-joint": "those of lowest squared error at the layer's output, taken jointly",
+    "fisher": "those whose freezing moves the outputs least, by the Fisher information",
     "output-error": "those with the lowest estimated output error",
 }
 SCOPES = {"head": "in every head", "layer": "in every layer", "model": "in the whole model"}

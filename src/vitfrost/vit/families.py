@@ -6,11 +6,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from . import plain, swin
+from . import nextvit, plain, pvt_sites, swin
 from .attention import MapAttention
 from .sites import ModelSites
 
-_FAMILIES = (plain, swin)
+_FAMILIES = (plain, swin, pvt_sites, nextvit)
+_SUPPORTED = "supported are vit_*, deit_*, swin_*, vitfrost_pvt_*, pvt_v2_* and nextvit_*"
+_WITH_MAPS = (plain, swin)  # whose attention MapAttention can take over
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
@@ -35,12 +37,12 @@ def find_sites(model: nn.Module) -> ModelSites:
             return family.find_sites(model)
     name = type(model).__name__
     if name in _REFUSALS:
-        raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; supported are vit_*, deit_* and swin_*")
+        raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; {_SUPPORTED}")
     for path, module in model.named_modules():
         kind = type(module).__name__
         if "Attention" in kind or "Attn" in kind:
-            raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; supported are vit_*, deit_* and swin_*")
-    raise UnsupportedModel(f"{name} has no attention layers (not a transformer); supported are vit_*, deit_* and swin_*")
+            raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; {_SUPPORTED}")
+    raise UnsupportedModel(f"{name} has no attention layers (not a transformer); {_SUPPORTED}")
 
 
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
@@ -53,11 +55,18 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
     """Replace every attention layer of `model` in place by MapAttention; layers already replaced are kept.
 
     Returns the run-time attention modules by site name. Outputs equal the original's (fp32, max abs difference 1e-5).
+    Raises UnsupportedModel for a family whose sites are known but whose maps cannot be taken over.
     """
     modules: dict[str, MapAttention] = {}
     if any(isinstance(module, MapAttention) for module in model.modules()):
         return {name: module for name, module in model.named_modules() if isinstance(module, MapAttention)}
-    for site in find_sites(model).attention:
+    sites = find_sites(model)
+    if not any(family.matches(model) for family in _WITH_MAPS):
+        raise UnsupportedModel(
+            f"the attention maps of {sites.family} models cannot be observed, quantised or frozen yet: inspect and evaluate "
+            "support them, calibrate and compress only vit_*, deit_* and swin_*"
+        )
+    for site in sites.attention:
         parent_name, _, attribute = site.name.rpartition(".")
         parent = model.get_submodule(parent_name)
         module = MapAttention(getattr(parent, attribute), site, scale_queries_first=swin.matches(model))

@@ -105,9 +105,21 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
+def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
+    """How timm is told an image size: an argument where the model is built for one, else its configuration."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or config.fixed_input_size:
+        return {"img_size": image_size}
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    return {"pretrained_cfg_overlay": {"input_size": (config.input_size[0], height, width)}}
+
+
 def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> Any:
-    """Create a timm model; raise VitfrostError for an unknown name or options the model does not take."""
-    from . import digits  # noqa: F401  (registers the bundled model)
+    """Create a timm model; raise VitfrostError for an unknown name or options the model does not take.
+
+    A model that takes images of any size is not built for `image_size`, which then stands in its configuration only.
+    """
+    from . import digits, pvt  # noqa: F401  (registers our own models)
 
     if not timm.is_model(name):
         import difflib
@@ -115,11 +127,11 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise VitfrostError(f"timm has no model '{name}'{hint}")
-    if image_size is not None:
-        if min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
-            raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
-        options["img_size"] = image_size
+    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
+        raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
     try:
+        if image_size is not None:
+            options |= _size_options(name, image_size)
         return timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"

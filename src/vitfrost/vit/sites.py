@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-LinearRole = Literal["stem", "qkv", "proj", "fc1", "fc2", "reduction", "head"]
+LinearRole = Literal["stem", "qkv", "query", "key", "value", "key_value", "proj", "fc1", "fc2",
+                     "spatial_reduction", "convolution", "reduction", "head"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class AttentionSite:
     """One attention layer. A map is `queries x keys`; an image has `windows * heads` maps here.
 
     `grid` is the patch grid of one map (the window's own for windowed attention); the first `prefix_tokens`
-    tokens (CLS, distillation, registers) lie outside it.
+    tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
+    `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
     """
 
     name: str
@@ -28,6 +30,7 @@ class AttentionSite:
     windows: int = 1
     shift: tuple[int, int] = (0, 0)
     masked: bool = False
+    key_grid: tuple[int, int] | None = None
 
     @property
     def maps_shape(self) -> tuple[int, int, int, int]:
@@ -46,10 +49,10 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class LinearSite:
-    """A linear (or patch-embedding convolution) layer that may be quantised.
+    """A linear layer or a convolution that may be quantised.
 
     `norm` names the LayerNorm whose output only this layer reads, where its scales may be re-parameterised into it.
-    `tokens` is how many positions of one image pass through the layer.
+    `tokens` is how many positions of one image the layer puts out.
     """
 
     name: str
@@ -60,13 +63,17 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class FeedForwardSite:
-    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width]."""
+    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width], linear or convolutions of 1 x 1.
+
+    `index` counts these blocks. `block` tells whether attention or a convolution comes before it in its block.
+    """
 
     name: str
     index: int
     width: int
     hidden: int
     tokens: int
+    block: Literal["transformer", "convolution"] = "transformer"
 
 
 @dataclass(frozen=True)

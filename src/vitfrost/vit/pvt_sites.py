@@ -1,0 +1,93 @@
+"""Sites of Pyramid Vision Transformers: version 1 (ours) and timm's version 2, whose keys are spatially reduced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedModel
+from . import pvt
+from .compat import import_timm
+from .grids import Grid, check_not_empty, convolved, image_size_of
+from .plain import check_feed_forward, has_affine_norm
+from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
+
+import_timm()
+from timm.models import pvt_v2  # noqa: E402  (timm must be imported through the guard)
+
+
+def matches(model: nn.Module) -> bool:
+    """True for PVT version 1 and timm's version 2, "linear" attention included."""
+    return type(model) in (pvt.PyramidVisionTransformer, pvt_v2.PyramidVisionTransformerV2)
+
+
+def _check_block(block: Any, name: str) -> None:
+    if type(block) not in (pvt.Block, pvt_v2.Block) or type(block.attn) is not pvt_v2.Attention:
+        raise UnsupportedModel(f"{name} is a {type(block).__name__} with {type(block.attn).__name__}; only PVT's own blocks are supported")
+    if type(block) is pvt.Block:
+        check_feed_forward(block.mlp, f"{name}.mlp")
+    elif type(block.mlp) is not pvt_v2.MlpWithDepthwiseConv:
+        raise UnsupportedModel(f"{name}.mlp is a {type(block.mlp).__name__}; only PVT v2's own feed-forward block is supported")
+
+
+def _key_grid(attn: Any, grid: Grid) -> Grid:
+    """The grid of the keys: convolved with a stride, or pooled to a fixed size and convolved with 1 x 1."""
+    if attn.sr is None:
+        return grid
+    pooled = grid if attn.pool is None else (attn.pool.output_size, attn.pool.output_size)
+    return convolved(attn.sr, pooled)
+
+
+def _attention(block: Any, name: str, index: int, grid: Grid, prefix: int) -> tuple[AttentionSite, list[LinearSite]]:
+    attn, key_grid = block.attn, _key_grid(block.attn, grid)
+    queries, keys = grid[0] * grid[1] + prefix, key_grid[0] * key_grid[1] + prefix
+    site = AttentionSite(
+        f"{name}.attn", index, attn.num_heads, attn.head_dim, attn.dim, queries, keys, prefix, grid,
+        key_grid=None if attn.sr is None else key_grid,
+    )  # fmt: skip
+    # norm1 is read by the queries and by the keys; the keys' own norm by one layer, unless an activation comes between.
+    linears, own_norm = [LinearSite(f"{site.name}.q", "query", queries)], None
+    if attn.sr is not None:
+        linears.append(LinearSite(f"{site.name}.sr", "spatial_reduction", keys))
+        own_norm = f"{site.name}.norm" if attn.pool is None and has_affine_norm(attn.norm) else None
+    return site, [*linears, LinearSite(f"{site.name}.kv", "key_value", keys, own_norm), LinearSite(f"{site.name}.proj", "proj", queries)]
+
+
+def _feed_forward(block: Any, name: str, index: int, tokens: int) -> tuple[FeedForwardSite, list[LinearSite]]:
+    site = FeedForwardSite(f"{name}.mlp", index, block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
+    linears = [LinearSite(f"{site.name}.fc1", "fc1", tokens, f"{name}.norm2" if has_affine_norm(block.norm2) else None)]
+    if hasattr(block.mlp, "dwconv"):
+        linears.append(LinearSite(f"{site.name}.dwconv", "convolution", tokens))
+    return site, [*linears, LinearSite(f"{site.name}.fc2", "fc2", tokens)]
+
+
+def find_sites(model: Any) -> ModelSites:
+    """Attention, feed-forward and linear sites of a Pyramid Vision Transformer.
+
+    Raises UnsupportedModel naming the first part that is not supported, VitfrostError for an image that is too small.
+    """
+    first_version = type(model) is pvt.PyramidVisionTransformer
+    image_size = grid = image_size_of(model)
+    attention: list[AttentionSite] = []
+    feed_forward: list[FeedForwardSite] = []
+    linears: list[LinearSite] = []
+    for stage_index, stage in enumerate(model.stages):
+        embedding = f"stages.{stage_index}." + ("patch_embed" if first_version else "downsample")
+        if stage_index == 0 and not first_version:
+            embedding = "patch_embed"
+        grid = convolved(model.get_submodule(f"{embedding}.proj"), grid)
+        prefix = stage.prefix if first_version else 0
+        linears.append(LinearSite(f"{embedding}.proj", "reduction" if stage_index else "stem", grid[0] * grid[1]))
+        for block_index, block in enumerate(stage.blocks):
+            name, index = f"stages.{stage_index}.blocks.{block_index}", len(attention)
+            _check_block(block, name)
+            site, layers = _attention(block, name, index, grid, prefix)
+            check_not_empty(site.name, image_size, min(site.queries, site.keys) - prefix)
+            block_site, block_layers = _feed_forward(block, name, index, site.queries)
+            attention.append(site)
+            feed_forward.append(block_site)
+            linears += layers + block_layers
+    if isinstance(model.head, nn.Linear):
+        linears.append(LinearSite("head", "head", 1))
+    return ModelSites("pvt" if first_version else "pvt_v2", image_size, tuple(attention), tuple(feed_forward), tuple(linears))
