@@ -49,7 +49,7 @@ from vitfrost.vit.load import LoadedModel, load_model
 COMPARED = ("entropy", "mean", "variance", "output-error", "output-error-joint", "fisher")
 FROZEN = (("entropy", "head"), ("random", "head"), ("variance", "head"), ("fisher", "head"), ("fisher", "model"))
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-LEVEL_IMAGES = 500
+LEVEL_IMAGES = 300
 
 
 def correlations(statistics: Statistics) -> dict[str, Any]:
@@ -152,11 +152,15 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny_patch16_224.fb_in1k")
     for name in ("--weights", "--calibration", "--images", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--models", type=int, default=5, help="how many of the run's quantised models (calibration seeds)")
     options = parser.parse_args()
     found: dict[str, Any] = read_json(options.out) if options.out.is_file() else {"environment": environment()}
     original = load_model(options.model, options.weights)
-    for path in sorted((options.run / "quantised").iterdir()):
-        statistics = Statistics.load(options.run / "statistics" / f"{path.name}-1000.safetensors")
+    for path in sorted((options.run / "quantised").iterdir())[: options.models]:
+        source = options.run / "statistics" / f"{path.name}-1000.safetensors"
+        if not source.is_file():  # a run that is not finished
+            continue
+        statistics = Statistics.load(source)
         if path.name not in found.setdefault("correlations", {}):
             found["correlations"][path.name] = correlations(statistics)
             write_json(options.out, found)
