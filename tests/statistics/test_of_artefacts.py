@@ -5,26 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from vitfrost.artefact import Artefact, load_artefact
 from vitfrost.compression.apply import compress
-from vitfrost.plans.choose import plan, unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
+from vitfrost.plans.choose import plan
 from vitfrost.statistics.collect import calibrate
 from vitfrost.statistics.record import kl_maps
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
-
-
-@pytest.fixture(scope="module")
-def quantised(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    loaded = load_model("vitfrost_digits")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan())
-    out = tmp_path_factory.mktemp("quantised") / "artefact"
-    compress(loaded, unfrozen, images=pictures, calibration_images=8, out=out)
-    return out
 
 
 def test_a_callers_model_is_left_as_it_is(pictures: Path) -> None:

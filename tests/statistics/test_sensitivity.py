@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitfrost.artefact import load_artefact
-from vitfrost.compression.apply import compress
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.quantize.modules import LogQuantizer, UniformQuantizer
 from vitfrost.statistics.collect import calibrate
 from vitfrost.statistics.collector import MapCollector, group_sites
@@ -141,15 +137,6 @@ def test_sums_equal_explicit_gradients_in_float64(pictures, name, weights, optio
                 term *= mask[:, None].numpy() if term.ndim == 4 else 1
         check(statistics.sites[site.name], expected[site.name])
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
-
-
-@pytest.fixture(scope="module")
-def quantised(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    loaded = load_model("vitfrost_digits")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan())
-    out = tmp_path_factory.mktemp("quantised") / "artefact"
-    compress(loaded, unfrozen, images=pictures, calibration_images=8, out=out)
-    return out
 
 
 @pytest.mark.parametrize("maps", ["before", "after"])
