@@ -1,6 +1,6 @@
 """Every architecture of the EAM paper at its published size (vit_base but for its depth), and three more (384 px, two prefix tokens,
 padded windows), random weights, through the whole path and real files: calibrate, plan, compress, save, load, evaluate. What is
-expected stands in the table or follows from it by arithmetic."""
+expected stands in the table or follows from it by arithmetic. Then models with fewer keys than queries, of fewer layers."""
 
 from __future__ import annotations
 
@@ -223,5 +223,111 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), len(content) + (out / CONFIG_FILE).stat().st_size)
     assert row.reference == architecture.name
     assert 0 <= row.agreement <= 100
+    assert np.isfinite(row.kl)
+    assert row.kl > 0
+
+
+class Reduced(NamedTuple):
+    """A timm model with fewer keys than queries: `options` beside its name; heads, queries, keys and floor(0.3 queries keys) by layer."""
+
+    name: str
+    image_size: int | tuple[int, int]
+    options: dict[str, Any]
+    layers: tuple[tuple[int, int, int, int], ...]
+
+
+# Patches of 4, 8, 16, 32 px. PVT: keys of 32 x 32 px, or 7 x 7 of them; in version 1 a class token in the last stage.
+# Next-ViT: three stages attend, with means of 16, 4 and 1 consecutive tokens as keys; heads of 32 in 3/4 of 256, 512, 1024 channels.
+REDUCED = [
+    Reduced("vitfrost_pvt_tiny", 96, {"depths": (1, 1, 1, 1)}, ((1, 576, 9, 1_555), (2, 144, 9, 388), (5, 36, 9, 97), (8, 10, 10, 30))),
+    Reduced("pvt_v2_b0", (64, 96), {"depths": (1, 2, 1, 1)},
+            ((1, 384, 6, 691), (2, 96, 6, 172), (2, 96, 6, 172), (5, 24, 6, 43), (8, 6, 6, 10))),
+    Reduced("pvt_v2_b2_li", 64, {"depths": (1, 1, 1, 1)}, ((1, 256, 49, 3_763), (2, 64, 49, 940), (5, 16, 49, 235), (8, 4, 49, 58))),
+    Reduced("nextvit_small", 64, {"depths": (1, 1, 5, 1)}, ((6, 64, 4, 76), (12, 16, 4, 19), (24, 4, 4, 4))),
+]  # fmt: skip
+
+
+def load_uneven(architecture: Reduced) -> LoadedModel:
+    """Random weights with logits that vary, and BatchNorms that know what they read."""
+    loaded = load_model(architecture.name, "random", architecture.image_size, num_classes=10, **architecture.options)
+    for site in find_sites(loaded.model).attention:
+        attention = loaded.model.get_submodule(site.name)
+        keys = attention.kv if hasattr(attention, "kv") else attention.k
+        for rows in (attention.q.weight.data, keys.weight.data[: site.width]):
+            rows *= 2 / (float(rows.std()) * sqrt(site.width))
+    for module in loaded.model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    loaded.model.train()(torch.randn(8, 3, *loaded.image_size, generator=torch.Generator().manual_seed(1)))
+    return replace(loaded, model=loaded.model.eval(), state_hash=hash_state(loaded.model))
+
+
+def bytes_by_shape(model: torch.nn.Module) -> int:
+    """Tensor bytes of a W4/A4 artefact before anything is frozen: every linear layer and convolution packed, the rest as it is."""
+    sites = find_sites(model)
+    total = sum(tensor.nbytes for tensor in model.state_dict().values()) + len(sites.attention) * (3 * (4 + 4) + 4)
+    for site in sites.linears:
+        layer = model.get_submodule(site.name)
+        bias = 0 if layer.bias is None and site.norm is None else 4
+        total += ceil(layer.weight.numel() / 2) + len(layer.weight) * (4 + 2 + bias) + 4 + 4
+        total -= layer.weight.nbytes + (0 if layer.bias is None else layer.bias.nbytes)
+    return total
+
+
+@pytest.mark.parametrize("architecture", REDUCED, ids=lambda row: row.name)
+@torch.no_grad()
+def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_path: Path) -> None:
+    loaded = load_uneven(architecture)
+    pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
+    expected = loaded.model(pixels)
+    tolerance = 1e-5 * float(expected.abs().max())
+
+    measured, out = tmp_path / "statistics.safetensors", tmp_path / "artefact"
+    vitfrost.calibrate(loaded, pictures, limit=IMAGES, out=measured, progress=False)
+    statistics = Statistics.load(measured)
+    assert len(statistics.sites) == len(architecture.layers)
+    for site, (heads, queries, keys, _) in zip(statistics.sites.values(), architecture.layers, strict=True):
+        check_statistics(site, (1, heads, queries, keys), queries * keys)
+        assert queries < 5 or float(site.mean.std(-1).mean()) > 0.1 / keys
+
+    # nothing quantised, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
+    explicit = copy.deepcopy(loaded.model)
+    for module in install_map_attention(explicit).values():
+        module.observer = lambda maps, values: None
+    assert float((explicit(pixels) - expected).abs().max()) < tolerance
+    unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
+    vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
+    assert float((load_artefact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
+
+    # everything frozen: no image changes a map, so that only values and feed-forward blocks tell images apart
+    everything = vitfrost.plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
+    whole = vitfrost.compress(loaded, everything, statistics=statistics)
+    for name, site in statistics.sites.items():
+        frozen = whole.model.get_submodule(f"{name}.frozen")
+        assert frozen.constant_heads == list(range(site.maps_shape[1]))
+        assert np.allclose(frozen.constants.numpy(), site.mean, atol=1e-6)
+    assert bool(torch.isfinite(whole.model(pixels)).all())
+
+    # the main path: the same counts in the plan, in the file's bits, and in the loaded model
+    vitfrost.plan(measured, freeze=FREEZE, out=tmp_path / "plan.yaml")
+    chosen = load_plan(tmp_path / "plan.yaml")
+    made = vitfrost.compress(loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, calibration_images=2, out=out)
+    again = load_artefact(out)
+    assert torch.equal(again.model(pixels), made.model(pixels))
+    tensors = load_file(out / WEIGHTS_FILE)
+    size = bytes_by_shape(loaded.model)
+    for layer, (heads, queries, keys, count) in zip(chosen.layers, architecture.layers, strict=True):
+        maps = (1, heads, queries, keys)
+        assert [head.entries for head in layer.heads] == [count] * heads
+        mask = np.unpackbits(tensors[f"{layer.site}.frozen.mask"], bitorder="little")[: np.prod(maps)].reshape(maps).astype(bool)
+        assert per_head(mask) == [count] * heads
+        frozen = again.model.get_submodule(f"{layer.site}.frozen")
+        assert np.array_equal(frozen.mask.numpy(), mask)
+        size += frozen_bytes(maps, count * heads, int((frozen.constants[frozen.mask] == 0).sum()))
+    assert sum(tensor.nbytes for tensor in tensors.values()) == size
+
+    row = vitfrost.evaluate(again, pictures, reference=loaded, limit=IMAGES, progress=False)
+    assert (row.kind, row.precision, row.images, row.skipped) == ("simulated", "W4/A4", IMAGES, 0)
+    assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), sum(file.stat().st_size for file in out.iterdir()))
     assert np.isfinite(row.kl)
     assert row.kl > 0

@@ -11,10 +11,11 @@ import torch
 
 from vitfrost.compression.frozen import FrozenMaps
 from vitfrost.grid.shared import Remembered, SharedModel
-from vitfrost.vit.families import allowed_pairs, install_map_attention
+from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
 from vitfrost.vit.load import load_model
 
 SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+PVT: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
 
 
 def _frozen(model: torch.nn.Module, site: str, shape: tuple[int, ...], share: float, seed: int) -> FrozenMaps:
@@ -28,9 +29,19 @@ def _frozen(model: torch.nn.Module, site: str, shape: tuple[int, ...], share: fl
     return frozen
 
 
-@pytest.mark.parametrize(("name", "size", "options"), [("vitfrost_digits", None, {}), ("swin_tiny_patch4_window7_224", 56, SWIN)])
+MODELS = [
+    ("vitfrost_digits", None, {}),
+    ("swin_tiny_patch4_window7_224", 56, SWIN),
+    ("vitfrost_pvt_tiny", 64, {**PVT, "position_size": 64}),
+    ("pvt_v2_b0", (64, 96), PVT),
+    ("pvt_v2_b2_li", 64, PVT),
+    ("nextvit_small", 64, {"depths": (1, 2, 5, 1), "num_classes": 7}),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "options"), MODELS)
 @torch.inference_mode()
-def test_variants_equal_separate_models_to_the_bit(name: str, size: int | None, options: dict[str, Any]) -> None:
+def test_variants_equal_separate_models_to_the_bit(name: str, size: int | tuple[int, int] | None, options: dict[str, Any]) -> None:
     loaded = load_model(name, "random", size, **options)
     model = loaded.model
     attention = install_map_attention(model)
@@ -58,23 +69,27 @@ def test_variants_equal_separate_models_to_the_bit(name: str, size: int | None, 
         assert attention[sites[-1]].frozen is other
     assert torch.equal(model(batches[0]), before)
     assert all(module.frozen is None for module in attention.values())
-    assert "forward" not in vars(model.get_submodule("patch_embed"))
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
 
 
 @torch.inference_mode()
-def test_layers_before_the_first_difference_run_once() -> None:
-    loaded = load_model("vitfrost_digits", "random")
+@pytest.mark.parametrize(("name", "size", "options"), MODELS)
+def test_layers_before_the_first_difference_run_once(name: str, size: int | tuple[int, int] | None, options: dict[str, Any]) -> None:
+    """Attention and feed-forward of every block, also of those without attention."""
+    loaded = load_model(name, "random", size, **options)
+    blocks = [site.name for site in find_sites(loaded.model).feed_forward]
     attention = install_map_attention(loaded.model)
-    sites = list(attention)
-    calls = dict.fromkeys(sites, 0)
-    for site in sites:
-        attention[site].register_forward_hook(lambda module, inputs, output, site=site: calls.__setitem__(site, calls[site] + 1))
-    last = sites[-1]
+    last = list(attention)[-1]
+    assert blocks[-1].rpartition(".")[0] == last.rpartition(".")[0]
+    calls = dict.fromkeys([*attention, *blocks], 0)
+    for watched in calls:
+        module = loaded.model.get_submodule(watched)
+        module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
     with SharedModel(loaded.model) as shared:
         members = [shared.add({last: _frozen(loaded.model, last, attention[last].site.maps_shape, 0.5, seed)}) for seed in range(4)]
         for member in members:
             member(torch.zeros(2, 3, *loaded.image_size))
-    assert calls == dict.fromkeys(sites[:-1], 1) | {last: 4}
+    assert calls == dict.fromkeys(calls, 1) | {last: 4, blocks[-1]: 4}
 
 
 @torch.inference_mode()

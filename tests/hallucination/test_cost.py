@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitfrost.hallucination.attention import HallucinatedAttention
-from vitfrost.hallucination.cost import attention_macs, attention_parameters
+from vitfrost.hallucination.cost import attention_macs, attention_parameters, generation_macs
 from vitfrost.hallucination.options import HallucinationOptions
+from vitfrost.vit.attention import MapAttention
 
-WIDTH, HEADS, DIM, GRID, PREFIX = 10, 5, 4, (3, 4), 1
-TOKENS = PREFIX + 12
+HEADS, DIM, WIDTH = 5, 3, 15
+KEYS = {"fused": 25, "pyramid": 6, "means": 6}  # of 25, 24, 24 queries, the first with a class token
 
 
 @pytest.mark.parametrize(
@@ -19,24 +22,24 @@ TOKENS = PREFIX + 12
 )
 @pytest.mark.parametrize("intra", ["none", "3x3", "5x5", "key-grid"])
 @pytest.mark.parametrize("prefix", ["skip", "include"])
-def test_multiply_accumulates_are_those_of_a_run(space: str, inter: str, intra: str, prefix: str) -> None:
+@pytest.mark.parametrize("kind", KEYS)
+def test_multiply_accumulates_are_those_of_a_run(
+    kind: str, space: str, inter: str, intra: str, prefix: str, attention: Callable[..., MapAttention], run: Callable[..., Any]
+) -> None:
+    if (kind, intra) == ("means", "key-grid"):
+        intra = "none"
     options = HallucinationOptions(None, space, inter, intra, prefix)
     with torch.device("meta"):
-        layer = HallucinatedAttention(WIDTH, HEADS, DIM, options, prefix_tokens=PREFIX, key_grid=GRID)
-        with FlopCounterMode(display=False) as counter:
-            layer(torch.empty(1, TOKENS, WIDTH))
-    scalings = 2 * TOKENS * TOKENS if inter == "pair" else 0  # products by a scalar, which the counter leaves out
-    assert counter.get_total_flops() / 2 + scalings == attention_macs(TOKENS, TOKENS, WIDTH, HEADS, DIM, options, PREFIX)
-
-
-def test_reduced_keys_count_as_they_run() -> None:
-    options, keys = HallucinationOptions(), 6
-    with torch.device("meta"):
-        layer = HallucinatedAttention(WIDTH, HEADS, DIM, options, separate_keys=True)
-        with FlopCounterMode(display=False) as counter:
-            layer(torch.empty(1, TOKENS, WIDTH), torch.empty(1, keys, WIDTH))
-    assert counter.get_total_flops() / 2 == attention_macs(TOKENS, keys, WIDTH, HEADS, DIM, options)
-    assert sum(p.numel() for p in layer.parameters()) == attention_parameters(WIDTH, HEADS, DIM, options)
+        module = attention(kind, options)
+    site = module.site
+    with FlopCounterMode(display=False) as counter:
+        run(module)
+    assert site.keys == KEYS[kind]
+    scalings = site.queries * site.keys * 2 if inter == "pair" else 0  # products by a scalar, which the counter leaves out
+    reduction = site.keys * WIDTH * WIDTH * 4 if kind == "pyramid" else 0  # 2 x 2 tokens of all channels, not part of the formula
+    counted = counter.get_total_flops() / 2 / 2 + scalings - reduction  # two images
+    assert counted == attention_macs(site.queries, site.keys, WIDTH, HEADS, DIM, options, site.prefix_tokens)
+    assert 0 <= generation_macs(site.queries, site.keys, 3, 2, options, site.prefix_tokens) < counted
 
 
 @pytest.mark.parametrize(("heads", "computed"), [(3, 2), (6, 3), (12, 6), (5, 3), (8, 1)])

@@ -135,6 +135,15 @@ def test_query_and_key_norms_are_kept() -> None:
     assert float((loaded.model(pixels) - expected).abs().max()) < 1e-5
 
 
+@torch.no_grad()
+def test_nothing_is_dropped_in_evaluation() -> None:
+    loaded = load_model("test_vit", "random", attn_drop_rate=0.5)
+    pixels = torch.randn(2, 3, 160, 160)
+    expected = loaded.model(pixels)
+    install_map_attention(loaded.model)
+    assert float((loaded.model(pixels) - expected).abs().max()) < 1e-5
+
+
 def test_a_mask_from_the_caller_is_not_ignored_silently() -> None:
     model = load_model("test_vit", "random").model
     module = install_map_attention(model)["blocks.0.attn"]

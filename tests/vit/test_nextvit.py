@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitfrost.errors import UnsupportedModel, VitfrostError
-from vitfrost.vit.families import find_sites, install_map_attention
+from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model, load_model
 
 
@@ -118,8 +118,3 @@ def test_unusual_parts_are_refused_by_name() -> None:
     del model.pretrained_cfg
     with pytest.raises(UnsupportedModel, match="create it by its timm name"):
         find_sites(model)
-
-
-def test_maps_cannot_be_taken_over_yet() -> None:
-    with pytest.raises(UnsupportedModel, match="maps of nextvit models cannot be observed, quantised or frozen yet"):
-        install_map_attention(create_model("nextvit_small"))

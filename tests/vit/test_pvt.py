@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfrost.errors import UnsupportedModel, VitfrostError
-from vitfrost.vit.families import find_sites, install_map_attention
+from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model, load_model
 
 SMALL: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
@@ -175,21 +174,3 @@ def test_what_version_1_does_not_have_is_refused_in_one_line() -> None:
     model.stages[1].blocks[1].mlp = nn.Identity()
     with pytest.raises(UnsupportedModel, match=r"stages\.1\.blocks\.1\.mlp is a Identity"):
         find_sites(model)
-
-
-@pytest.mark.parametrize(("name", "options", "family"), [(*MODELS[0], "pvt"), (*MODELS[1], "pvt_v2")])
-def test_maps_cannot_be_taken_over_yet(name: str, options: dict[str, Any], family: str) -> None:
-    model = create_model(name, **options)
-    kinds = [type(module) for module in model.modules()]
-    with pytest.raises(UnsupportedModel, match=f"maps of {family} models cannot be observed, quantised or frozen yet"):
-        install_map_attention(model)
-    assert [type(module) for module in model.modules()] == kinds
-
-
-def test_calibrate_refuses_in_one_line(call: Callable[..., Any], pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "statistics.safetensors"
-    called = call("calibrate", "--model", "pvt_v2_b0", "--weights", "random", "--image-size", 32, "--images", pictures, "--out", out)
-    assert called.status == 2
-    assert called.err.count("\n") == 1
-    assert "inspect and evaluate support them" in called.err
-    assert not out.exists()

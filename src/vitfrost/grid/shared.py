@@ -21,6 +21,9 @@ from ..compression.frozen import FrozenMaps
 from ..vit.families import install_map_attention
 
 COMPUTED = ""
+# Of plain ViTs, Swin and PVT v2; of PVT v1; of Next-ViT. Every family keeps its blocks in lists of this name: `blocks`.
+FIRST_LAYERS = ("patch_embed", "stages.0.patch_embed", "stem")
+PROJECTIONS = ("qkv", "q", "sr", "k", "v", "kv")
 Prefix = tuple[str, ...]
 
 
@@ -59,10 +62,16 @@ class SharedModel:
         self._kept, self._pixels = {}, None
 
     def _places(self) -> list[tuple[str, int]]:
-        """Modules whose output may be shared, with the number of attention layers that it depends on."""
-        places = [("patch_embed", 0)]
-        for index, site in enumerate(self._attention):
-            places += [(f"{site}.qkv", index), (site.rpartition(".")[0], index + 1)]
+        """Modules whose output may be shared, with the number of attention layers that it depends on: what makes the first tokens,
+        whole blocks (also those without attention), and what an attention layer projects before its maps."""
+        modules = dict(self.model.named_modules())
+        places = [(name, 0) for name in FIRST_LAYERS if name in modules]
+        depth = 0
+        for block in (name for name in modules if name.split(".")[-2:-1] == ["blocks"]):
+            for site in (site for site in self._attention if site.startswith(f"{block}.")):
+                places += [(f"{site}.{name}", depth) for name in PROJECTIONS if f"{site}.{name}" in modules]
+                depth += 1
+            places.append((block, depth))
         return places
 
     def add(self, frozen: Mapping[str, FrozenMaps]) -> VariantModel:

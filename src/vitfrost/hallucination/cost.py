@@ -24,19 +24,28 @@ def attention_parameters(
     return projections + mix + (hallucinated if options.has_bias else 0) + hallucinated * options.kernel**2
 
 
+def generation_macs(
+    queries: int, keys: int, logit_heads: int, hallucinated: int, options: HallucinationOptions, prefix_tokens: int = 0
+) -> int:
+    """Multiply-accumulates that make the maps of q hallucinated heads of those of g others.
+
+    N M g q (linear mix; N M q pair-wise, nothing for copies) plus q k^2 per entry that the convolution visits: all N M of them
+    less the rows and columns of `prefix_tokens` that the options leave out.
+    """
+    mix = {"linear": logit_heads * hallucinated, "pair": hallucinated, "copy": 0}[options.inter_map]
+    rows = queries - (prefix_tokens if options.prefix == "skip" else 0)
+    columns = keys - (prefix_tokens if options.prefix == "skip" or options.intra_map == "key-grid" else 0)
+    return queries * keys * mix + rows * columns * hallucinated * options.kernel**2
+
+
 def attention_macs(
     queries: int, keys: int, width: int, heads: int, head_dim: int, options: HallucinationOptions, prefix_tokens: int = 0
 ) -> int:
     """Multiply-accumulates: N d D (g + h) + M d D (g + h) projections, N M D (g + h) products, and what hallucination adds.
 
-    The latter is N M g q (linear mix; N M q pair-wise, nothing for copies) plus q k^2 per entry that the convolution visits:
-    all N M of them less the rows and columns of `prefix_tokens` that the options leave out. What reduces the keys is not counted.
+    What reduces the keys is not counted.
     """
     computed = options.computed_heads(heads)
-    hallucinated = heads - computed
     used = (computed + heads) * head_dim
-    mix = {"linear": computed * hallucinated, "pair": hallucinated, "copy": 0}[options.inter_map]
-    rows = queries - (prefix_tokens if options.prefix == "skip" else 0)
-    columns = keys - (prefix_tokens if options.prefix == "skip" or options.intra_map == "key-grid" else 0)
-    convolution = rows * columns * hallucinated * options.kernel**2
-    return (queries + keys) * width * used + queries * keys * (used + mix) + convolution
+    added = generation_macs(queries, keys, computed, heads - computed, options, prefix_tokens)
+    return (queries + keys) * width * used + queries * keys * used + added

@@ -1,6 +1,6 @@
 """RepQ-ViT on a timm model: quantisers at every site, one calibration pass, scales re-parameterised into the LayerNorms.
 
-As in the authors' code: weights per output channel for every linear layer and the patch embedding; the stem's input
+As in the authors' code: weights per output channel for every linear layer and convolution; the stem's input
 always at 8 bits; all other activations at `activation_bits` per tensor; q, k, v per tensor; attention maps on the
 log-sqrt2 grid; LayerNorm arithmetic, softmax input, GELU input and residual additions stay in floating point.
 The single calibration pass runs with quantisation already on, so later layers see quantised inputs.
@@ -125,9 +125,10 @@ def quantize_model(
         return model
     if pixels is None or len(pixels) == 0:
         raise VitfrostError("quantising activations needs calibration images; give --images DIR or set the activation bits to 32")
-    _calibrating(model, True)
+    was_training = model.training
+    _calibrating(model.eval(), True)  # stored statistics of BatchNorm, nothing dropped
     model(pixels)
-    _calibrating(model, False)
+    _calibrating(model.train(was_training), False)
     for site in sites.linears:
         if site.norm is not None:
             _reparameterize_site(model, site, layers[site.name], weights[site.name], settings)

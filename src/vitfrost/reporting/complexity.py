@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from ..grid.record import Outcome
 from ..grid.summary import Point
 from ..grid.variants import UNFROZEN
-from ..measure.cost import attention_complexity, feed_forward_complexity, logit_macs
-from ..vit.sites import AttentionSite, FeedForwardSite, ModelSites
+from ..measure.cost import logit_macs
+from ..vit.sites import ModelSites
 from .grid_parts import GridParts
 from .parts import Anatomy
 from .roles import Line, bits_word, told
 from .summary import MAC_NAMES
-from .tables import Cell, Table, percent
+from .tables import EMPTY, Cell, Table, percent
 
 EQUATION_PARTS = ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection", "feed_forward")
 
@@ -35,49 +35,99 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.2f}"
 
 
+class _Layer(NamedTuple):
+    """What a layer's cost depends on: N queries and M keys in each of its windows, width d, the heads' widths together; and of its
+    feed-forward block all tokens, width and hidden width. Blocks without attention have no queries."""
+
+    queries: int
+    keys: int
+    width: int
+    inner: int
+    windows: int
+    tokens: int
+    block_width: int
+    hidden: int
+
+    @property
+    def projections(self) -> int:
+        """Queries and output of N tokens, keys and values of M: 4 N d^2 where these are as many."""
+        return self.windows * 2 * (self.queries + self.keys) * self.width * self.inner
+
+    @property
+    def products(self) -> int:
+        return self.windows * 2 * self.queries * self.keys * self.inner
+
+    @property
+    def feed_forward(self) -> int:
+        """8 N d^2 where the hidden width is 4 d."""
+        return 2 * self.tokens * self.block_width * self.hidden
+
+    @property
+    def as_published(self) -> bool:
+        """Whether equations 6 and 7 hold as they are printed."""
+        return self.queries == self.keys and self.hidden == 4 * self.block_width
+
+    @property
+    def total(self) -> int:
+        return self.projections + self.products + self.feed_forward
+
+
 def complexity(anatomy: Anatomy) -> Complexity:
-    """The table of equations 6 to 9 with the model's own N and d; windows are attended one by one, N being a window's tokens."""
-    groups = [
-        (key, [number for number, *_ in members])
-        for key, members in groupby(_layers(anatomy.sites), key=lambda layer: _shape(layer[1], layer[2]))
-    ]
-    rows, equations = [], 0
-    for (tokens, width, windows, own_tokens), layers in groups:
-        projections, products = windows * 4 * tokens * width**2, windows * 2 * tokens**2 * width
-        attention = windows * attention_complexity(tokens, width)
-        feed_forward = feed_forward_complexity(own_tokens, width)
-        equations += len(layers) * (attention + feed_forward)
-        named = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}–{layers[-1]}"
-        cells = [
-            f"{tokens:,}",
-            f"{width:,}",
-            f"{windows:,}",
-            *map(_millions, (projections, products, attention, feed_forward, attention + feed_forward)),
-        ]
-        rows.append((named, [Cell(text) for text in [*cells, _millions(len(layers) * (attention + feed_forward))]]))
-    columns = [
-        "N",
-        "d",
-        "windows",
-        "4Nd²: projections",
-        "2N²d: QKᵀ and AV",
-        "equation 6: MHSA",
-        "equation 7: MLP",
-        "equation 9: layer",
-        "all these layers",
-    ]
+    """The table of equations 6 to 9 with the model's own N and d; windows are attended one by one, N being a window's tokens.
+
+    Where a model has M keys to N queries, or another hidden width than 4 d, the equations are taken in the form that covers these.
+    Feed-forward blocks behind convolutions have rows of their own.
+    """
+    layers, others = _layers(anatomy.sites)
+    published = all(layer.as_published for layer in [*layers, *others])
+    rows = [_row(layer, _numbered(numbers), len(numbers), published) for layer, numbers in _equal(layers)]
+    rows += [_row(layer, f"convolution {_numbered(numbers)}", len(numbers), published) for layer, numbers in _equal(others)]
+    columns = ["N", "d", "windows", "4Nd²: projections", "2N²d: QKᵀ and AV", "equation 6: MHSA", "equation 7: MLP",
+               "equation 9: layer", "all these layers"]  # fmt: skip
+    if not published:
+        columns = ["N", "M keys", "d", "windows", "2(N+M)d²: projections", "2NMd: QKᵀ and AV", "equation 6 with M keys: MHSA",
+                   "MLP's hidden width", "equation 7 with this width: MLP", "equation 9: layer", "all these layers"]  # fmt: skip
     counted = sum(anatomy.macs[part] for part in EQUATION_PARTS)
     beyond = [(MAC_NAMES[part], count) for part, count in anatomy.macs.items() if part not in EQUATION_PARTS and count]
     table = Table("Multiply-accumulates per image, millions", "Layers", columns, rows)
+    equations = sum(layer.total for layer in [*layers, *others])
     return Complexity(table, equations, counted, beyond, sum(anatomy.macs.values()))
 
 
-def _layers(sites: ModelSites) -> Iterable[tuple[int, AttentionSite, FeedForwardSite]]:
-    return zip(range(1, len(sites.attention) + 1), sites.attention, sites.feed_forward, strict=True)
+def _layers(sites: ModelSites) -> tuple[list[_Layer], list[_Layer]]:
+    """Attention layers with the feed-forward block behind each, and feed-forward blocks behind convolutions."""
+    blocks = [block for block in sites.feed_forward if block.block == "transformer"]
+    layers = [
+        _Layer(site.queries, site.keys, site.width, site.heads * site.head_dim, site.windows, block.tokens, block.width, block.hidden)
+        for site, block in zip(sites.attention, blocks, strict=True)
+    ]
+    others = [
+        _Layer(0, 0, block.width, 0, 1, block.tokens, block.width, block.hidden)
+        for block in sites.feed_forward
+        if block.block == "convolution"
+    ]
+    return layers, others
 
 
-def _shape(site: AttentionSite, block: FeedForwardSite) -> tuple[int, int, int, int]:
-    return (site.queries, site.width, site.windows, block.tokens)
+def _equal(layers: list[_Layer]) -> list[tuple[_Layer, list[int]]]:
+    """Equal layers that follow each other, with their numbers."""
+    return [(layer, [number for number, _ in members]) for layer, members in groupby(enumerate(layers, 1), key=lambda one: one[1])]
+
+
+def _numbered(numbers: list[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
+
+
+def _row(layer: _Layer, named: str, count: int, published: bool) -> tuple[str, list[Cell]]:
+    attends = layer.queries > 0
+    attention = [layer.projections, layer.products, layer.projections + layer.products]
+    costs = [Cell(_millions(cost)) if attends else EMPTY for cost in attention]
+    size = [Cell(f"{number:,}") for number in (layer.queries or layer.tokens, layer.width, layer.windows)]
+    if not published:
+        size.insert(1, Cell(f"{layer.keys:,}") if attends else EMPTY)
+        costs.append(Cell(f"{layer.hidden:,}"))
+    costs += [Cell(_millions(cost)) for cost in (layer.feed_forward, layer.total, count * layer.total)]
+    return named, size + costs
 
 
 @dataclass(frozen=True)

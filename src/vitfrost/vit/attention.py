@@ -1,61 +1,199 @@
-"""The run-time attention: every head's map is computed, frozen or (later) hallucinated.
+"""The run-time attention: every head's map is computed, frozen or hallucinated.
 
-Shapes: B images, W windows per image, H heads, N queries, M keys, D head width.
+Shapes: B images, W windows per image, rows = B W, H heads, g heads with queries and keys, N queries, M keys, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
+LogitObserver = Callable[[Tensor], None]
+Projections = tuple[Tensor, Tensor, Tensor]
 
 
 class MapAttention(nn.Module):
-    """Multi-head self-attention whose maps can be observed, quantised and frozen.
+    """Multi-head self-attention whose maps can be observed, quantised, frozen and hallucinated.
 
-    Takes over the layers of a timm attention module under their own names, so state dicts keep their keys.
-    Heads whose map nobody needs run through fused attention; the others get an explicit map.
+    Takes over the layers of a timm attention module under their own names, so state dicts keep their keys. A subclass per family
+    projects tokens to queries, keys and values. Heads whose map nobody needs run through fused attention; the others get an
+    explicit map.
+
+    `order[place]` is the head of the original at a place of this module: as they are, until `keep_logits` puts the heads
+    without queries and keys behind the others. Observers see the maps in the original's order.
 
     Attributes set by the compressor (None: nothing happens there):
-        query_quantizer, key_quantizer, value_quantizer: modules over [B*W, H, N, D]
-        map_quantizer: module over the softmax output [B*W, H, N, M]
-        frozen: module that merges constants into the maps and groups the heads (see compression.frozen)
+        query_quantizer, key_quantizer, value_quantizer: modules over [rows, heads, tokens, D]
+        map_quantizer: module over the softmax output [rows, H, N, M]
+        hallucination: module from logits [rows, g, N, M] to maps [rows, H, N, M] (see hallucination.maps)
+        frozen: module that merges constants into the maps and groups the heads (see compression.frozen), in this module's order
         observer: called with (maps, values) after the softmax, or with quantised maps if `observe_quantized`
+        logit_observer: called with the logits [rows, H, N, M] of a module that has them for all heads
     """
+
+    scale_queries_first = False
+    proj: Any
+
+    def __init__(self, original: Any, site: AttentionSite):
+        super().__init__()
+        self.training = original.training  # or an attention in evaluation would drop what it drops in training
+        self.site = site
+        self.scale = site.head_dim**-0.5
+        self.order: tuple[int, ...] = tuple(range(site.heads))
+        self.logit_heads = site.heads
+        self.proj = original.proj
+        self.attn_drop: Any = getattr(original, "attn_drop", nn.Identity())
+        self.proj_drop: Any = getattr(original, "proj_drop", nn.Identity())
+        self.query_quantizer: nn.Module | None = None
+        self.key_quantizer: nn.Module | None = None
+        self.value_quantizer: nn.Module | None = None
+        self.map_quantizer: nn.Module | None = None
+        self.hallucination: nn.Module | None = None
+        self.frozen: Any = None  # a compression.frozen.FrozenMaps, which lies above this package
+        self.observer: MapObserver | None = None
+        self.logit_observer: LogitObserver | None = None
+        self.observe_quantized = False
+
+    @abstractmethod
+    def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
+        """Take the rows of the projections to queries and keys of `order[:logit_heads]`, of that to values in `order`, in place."""
+
+    def keep_logits(self, order: Sequence[int], logit_heads: int) -> None:
+        """Leave queries and keys to the first `logit_heads` heads of `order` only; the function of every head stays the same.
+
+        Done once, before anything is quantised. What makes the other heads' maps goes into `hallucination`.
+        """
+        if sorted(order) != list(range(self.site.heads)) or not 1 <= logit_heads <= self.site.heads:
+            raise ValueError(f"{logit_heads} heads of the order {list(order)} do not fit {self.site.heads} heads")
+        self.split_heads(order, logit_heads)
+        columns = head_channels(order, self.site.head_dim, self.proj.weight.device)
+        self.proj.weight = nn.Parameter(self.proj.weight.detach()[:, columns])
+        self.order, self.logit_heads = tuple(order), logit_heads
+
+    def in_original_order(self, heads: Shaped[Tensor, "rows heads *rest"]) -> Shaped[Tensor, "rows heads *rest"]:
+        """What belongs to this module's places, by heads of the original."""
+        if self.order == tuple(range(self.site.heads)):
+            return heads
+        places = [self.order.index(head) for head in range(self.site.heads)]
+        return heads[:, places]
+
+    def observe(self, maps: Tensor, values: Tensor) -> None:
+        """Show maps and values to the observer, in the original's order."""
+        if self.observer is not None:
+            self.observer(self.in_original_order(maps), self.in_original_order(values))
+
+    def logits_to_maps(self, logits: Float[Tensor, "rows logit_heads queries keys"]) -> Float[Tensor, "rows heads queries keys"]:
+        """Softmax (equation 11 of EAM), of hallucinated logits as well."""
+        if self.hallucination is not None:
+            maps: Tensor = self.hallucination(logits)
+            return maps
+        return torch.softmax(logits, dim=-1)
+
+    def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
+        """Maps of the heads at the places `heads` (None: all), then observer, quantiser and frozen entries, in this order."""
+        if heads is not None:
+            q, k = q[:, heads], k[:, heads]
+            bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
+        logits = q @ k.transpose(-2, -1)
+        logits = logits if bias is None else logits + bias
+        if self.logit_observer is not None:
+            self.logit_observer(logits)
+        maps = self.logits_to_maps(logits)
+        if not self.observe_quantized:
+            self.observe(maps, v)
+        if self.frozen is not None:
+            maps = self.frozen(maps, self.map_quantizer, heads)
+        elif self.map_quantizer is not None:
+            maps = self.map_quantizer(maps)
+        if self.observe_quantized:
+            self.observe(maps, v)
+        return self.attn_drop(maps)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
+        """Mix the values. Maps are explicit only where something needs them: heads that are neither observed, quantised, frozen nor
+        mixed go through fused attention, wholly frozen heads need no queries and keys at all."""
+        quantised, watched = self.map_quantizer is not None, self.observer is not None or self.logit_observer is not None
+        if self.hallucination is not None:
+            return self.maps_of(None, q, k, v, bias) @ v
+        if self.frozen is None and not quantised and not watched:
+            dropped = self.attn_drop.p if self.training and isinstance(self.attn_drop, nn.Dropout) else 0.0
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropped, scale=1.0)
+        if self.frozen is None or watched:
+            return self.maps_of(None, q, k, v, bias) @ v
+        constant, fused = self.frozen.constant_heads, [] if quantised else self.frozen.other_heads
+        explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantised else []))
+        if len(explicit) == self.site.heads:
+            return self.maps_of(None, q, k, v, bias) @ v
+        out = v.new_empty(*v.shape[:2], q.shape[2], v.shape[3])
+        if fused:
+            bias_fused = bias[:, fused] if bias is not None and bias.shape[1] > 1 else bias
+            out[:, fused] = F.scaled_dot_product_attention(q[:, fused], k[:, fused], v[:, fused], attn_mask=bias_fused, scale=1.0)
+        if explicit:
+            out[:, explicit] = self.maps_of(explicit, q, k, v, bias) @ v[:, explicit]
+        if constant:
+            maps = self.frozen.constant_maps(self.map_quantizer)
+            windows = v[:, constant].reshape(-1, maps.shape[0], len(constant), *v.shape[2:])
+            out[:, constant] = (maps @ windows).reshape(v.shape[0], len(constant), *out.shape[2:])
+        return out
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
+        """Quantise and scale queries, keys and values, attend, and put the heads side by side."""
+        if self.scale_queries_first:
+            q = q * self.scale
+        if self.query_quantizer is not None:
+            q = self.query_quantizer(q)
+        if self.key_quantizer is not None:
+            k = self.key_quantizer(k)
+        if self.value_quantizer is not None:
+            v = self.value_quantizer(v)
+        if not self.scale_queries_first:
+            q = q * self.scale
+        return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
+
+    def heads_of(self, x: Float[Tensor, "rows tokens channels"]) -> Float[Tensor, "rows heads tokens width"]:
+        """Channels cut into heads."""
+        return x.unflatten(-1, (-1, self.site.head_dim)).transpose(1, 2)
+
+
+class FusedAttention(MapAttention):
+    """Queries, keys and values from one layer `qkv`: timm's Attention (plain ViTs) and WindowAttention (Swin)."""
 
     relative_position_bias_table: nn.Parameter | None
     relative_position_index: Tensor
+    qkv: Any
 
     def __init__(self, original: Any, site: AttentionSite, scale_queries_first: bool):
-        super().__init__()
-        self.site = site
-        self.scale = site.head_dim**-0.5
+        super().__init__(original, site)
         self.scale_queries_first = scale_queries_first
         self.qkv = original.qkv
         self.q_norm = getattr(original, "q_norm", nn.Identity())
         self.k_norm = getattr(original, "k_norm", nn.Identity())
         self.norm = getattr(original, "norm", nn.Identity())
-        self.proj = original.proj
         if hasattr(original, "relative_position_bias_table"):
             self.relative_position_bias_table = original.relative_position_bias_table
             self.register_buffer("relative_position_index", original.relative_position_index, persistent=False)
         else:
             self.relative_position_bias_table = None
-        self.query_quantizer: nn.Module | None = None
-        self.key_quantizer: nn.Module | None = None
-        self.value_quantizer: nn.Module | None = None
-        self.map_quantizer: nn.Module | None = None
-        self.frozen: Any = None  # a compression.frozen.FrozenMaps, which lies above this package
-        self.observer: MapObserver | None = None
-        self.observe_quantized = False
+
+    def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
+        inner = self.site.heads * self.site.head_dim
+        channels = head_channels(order, self.site.head_dim, self.qkv.weight.device)
+        kept = channels[: logit_heads * self.site.head_dim]
+        self.qkv = with_rows(self.qkv, torch.cat([kept, kept + inner, channels + 2 * inner]))
+        for name, parameter in list(self.norm.named_parameters(recurse=False)):  # of the heads side by side, before `proj`
+            setattr(self.norm, name, nn.Parameter(parameter.detach()[channels], parameter.requires_grad))
+        table = self.relative_position_bias_table
+        if table is not None:
+            self.relative_position_bias_table = nn.Parameter(table.detach()[:, list(order[:logit_heads])], table.requires_grad)
 
     def relative_bias(self) -> Float[Tensor, "1 heads queries keys"] | None:
         """Learned bias of Swin's windows, gathered per pair; None for global attention."""
@@ -66,7 +204,7 @@ class MapAttention(nn.Module):
         return bias.permute(2, 0, 1).unsqueeze(0)
 
     def logit_bias(self, rows: int, mask: Tensor | None) -> Tensor | None:
-        """Relative bias plus shift mask [W, N, M], broadcastable to [B*W, H, N, M]; None where there is neither."""
+        """Relative bias plus shift mask [W, N, M], broadcastable to [rows, H, N, M]; None where there is neither."""
         bias = self.relative_bias()
         if mask is None:
             return bias
@@ -75,46 +213,16 @@ class MapAttention(nn.Module):
         mask = mask.reshape(rows, 1, *mask.shape[3:])
         return mask if bias is None else bias + mask
 
-    def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
-        """Softmax maps (equation 11) of `heads` (None: all), then observer, quantiser and frozen entries, in this order."""
-        if heads is not None:
-            q, k = q[:, heads], k[:, heads]
-            bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
-        logits = q @ k.transpose(-2, -1)
-        maps = torch.softmax(logits if bias is None else logits + bias, dim=-1)
-        if self.observer is not None and not self.observe_quantized:
-            self.observer(maps, v)
-        if self.frozen is not None:
-            maps = self.frozen(maps, self.map_quantizer, heads)
-        elif self.map_quantizer is not None:
-            maps = self.map_quantizer(maps)
-        if self.observer is not None and self.observe_quantized:
-            self.observer(maps, v)
-        return maps
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
-        """Mix the values. Maps are explicit only where something needs them: heads that are neither observed, quantised
-        nor frozen go through fused attention, wholly frozen heads need no queries and keys at all."""
-        quantised = self.map_quantizer is not None
-        if self.frozen is None and not quantised and self.observer is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-        if self.frozen is None or self.observer is not None:
-            return self.maps_of(None, q, k, v, bias) @ v
-        constant, fused = self.frozen.constant_heads, [] if quantised else self.frozen.other_heads
-        explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantised else []))
-        if len(explicit) == self.site.heads:
-            return self.maps_of(None, q, k, v, bias) @ v
-        out = torch.empty_like(v)
-        if fused:
-            bias_fused = bias[:, fused] if bias is not None and bias.shape[1] > 1 else bias
-            out[:, fused] = F.scaled_dot_product_attention(q[:, fused], k[:, fused], v[:, fused], attn_mask=bias_fused, scale=1.0)
-        if explicit:
-            out[:, explicit] = self.maps_of(explicit, q, k, v, bias) @ v[:, explicit]
-        if constant:
-            maps = self.frozen.constant_maps(self.map_quantizer)
-            windows = v[:, constant].reshape(-1, maps.shape[0], len(constant), *v.shape[2:])
-            out[:, constant] = (maps @ windows).reshape(v.shape[0], len(constant), *v.shape[2:])
-        return out
+    def project(self, x: Float[Tensor, "rows queries channels"]) -> Projections:
+        """Queries and keys [rows, g, N, D], values [rows, H, N, D]."""
+        rows, tokens, _ = x.shape
+        if self.logit_heads == self.site.heads:
+            qkv = self.qkv(x).reshape(rows, tokens, 3, self.site.heads, self.site.head_dim).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+        else:
+            cut = self.logit_heads * self.site.head_dim
+            q, k, v = (self.heads_of(part) for part in self.qkv(x).tensor_split([cut, 2 * cut], dim=-1))
+        return self.q_norm(q), self.k_norm(k), v
 
     def forward(
         self,
@@ -126,20 +234,19 @@ class MapAttention(nn.Module):
         """Same signature as timm's Attention (`attn_mask`, `is_causal`) and WindowAttention (`mask`)."""
         if attn_mask is not None or is_causal:
             raise ValueError("vitfrost's attention has no caller-given mask; it sees the whole image")
-        rows, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(rows, tokens, 3, self.site.heads, self.site.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.scale_queries_first:
-            q = q * self.scale
-        if self.query_quantizer is not None:
-            q = self.query_quantizer(q)
-        if self.key_quantizer is not None:
-            k = self.key_quantizer(k)
-        if self.value_quantizer is not None:
-            v = self.value_quantizer(v)
-        if not self.scale_queries_first:
-            q = q * self.scale
-        x = self.attend(q, k, v, self.logit_bias(rows, mask))
-        x = x.transpose(1, 2).reshape(rows, tokens, -1)
-        return self.proj(self.norm(x))
+        x = self.mixed(*self.project(x), self.logit_bias(len(x), mask))
+        return self.proj_drop(self.proj(self.norm(x)))
+
+
+def head_channels(heads: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Positions of the channels of `heads` (each `width` wide), in their order."""
+    return (torch.tensor(list(heads), device=device)[:, None] * width + torch.arange(width, device=device)).flatten()
+
+
+def with_rows(layer: nn.Linear, rows: Tensor) -> nn.Linear:
+    """A linear layer with some outputs of another, in the given order; dtype, device and bias as they were."""
+    made = nn.Linear(layer.in_features, len(rows), layer.bias is not None).to(layer.weight)
+    made.weight = nn.Parameter(layer.weight.detach()[rows], layer.weight.requires_grad)
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias.detach()[rows], layer.bias.requires_grad)
+    return made

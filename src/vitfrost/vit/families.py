@@ -1,6 +1,9 @@
-"""Which family a model belongs to, and why a model is refused. A new family is one module with `matches` and `find_sites`."""
+"""Which family a model belongs to, and why a model is refused. A new family is one module with
+`matches`, `find_sites` and `map_attention`."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -12,7 +15,6 @@ from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
 _SUPPORTED = "supported are vit_*, deit_*, swin_*, vitfrost_pvt_*, pvt_v2_* and nextvit_*"
-_WITH_MAPS = (plain, swin)  # whose attention MapAttention can take over
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
@@ -27,14 +29,14 @@ _REFUSALS = {
 }
 
 
-def find_sites(model: nn.Module) -> ModelSites:
-    """Sites of any supported timm model.
+def family_of(model: nn.Module) -> Any:
+    """The module of `model`'s family, with `matches`, `find_sites` and `map_attention`.
 
     Raises UnsupportedModel in one line that names what is unsupported.
     """
     for family in _FAMILIES:
         if family.matches(model):
-            return family.find_sites(model)
+            return family
     name = type(model).__name__
     if name in _REFUSALS:
         raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; {_SUPPORTED}")
@@ -43,6 +45,12 @@ def find_sites(model: nn.Module) -> ModelSites:
         if "Attention" in kind or "Attn" in kind:
             raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; {_SUPPORTED}")
     raise UnsupportedModel(f"{name} has no attention layers (not a transformer); {_SUPPORTED}")
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """Sites of any supported timm model. Raises UnsupportedModel in one line that names what is unsupported."""
+    sites: ModelSites = family_of(model).find_sites(model)
+    return sites
 
 
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
@@ -55,21 +63,15 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
     """Replace every attention layer of `model` in place by MapAttention; layers already replaced are kept.
 
     Returns the run-time attention modules by site name. Outputs equal the original's (fp32, max abs difference 1e-5).
-    Raises UnsupportedModel for a family whose sites are known but whose maps cannot be taken over.
     """
     modules: dict[str, MapAttention] = {}
     if any(isinstance(module, MapAttention) for module in model.modules()):
         return {name: module for name, module in model.named_modules() if isinstance(module, MapAttention)}
-    sites = find_sites(model)
-    if not any(family.matches(model) for family in _WITH_MAPS):
-        raise UnsupportedModel(
-            f"the attention maps of {sites.family} models cannot be observed, quantised or frozen yet: inspect and evaluate "
-            "support them, calibrate and compress only vit_*, deit_* and swin_*"
-        )
+    family, sites = family_of(model), find_sites(model)
     for site in sites.attention:
         parent_name, _, attribute = site.name.rpartition(".")
         parent = model.get_submodule(parent_name)
-        module = MapAttention(getattr(parent, attribute), site, scale_queries_first=swin.matches(model))
+        module = family.map_attention(getattr(parent, attribute), site)
         setattr(parent, attribute, module)
         modules[site.name] = module
     return modules

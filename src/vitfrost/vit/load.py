@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,31 @@ class LoadedModel:
             "state_hash": self.state_hash,
             "classes": self.classes,
         }
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters (or buffers) lie; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name ("cpu", "cuda", "cuda:1"). Under torchrun "cuda" is the process's own GPU.
+
+    Raises VitfrostError for a name that means nothing here.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise VitfrostError(f"the device '{name}' cannot be used here ({reason}); give cpu, or cuda where there is a GPU") from error
+    if device.type not in ("cpu", "cuda"):
+        raise VitfrostError(f"the device '{name}' holds no numbers; give cpu or cuda")
+    return device
 
 
 def hash_state(model: nn.Module) -> str:

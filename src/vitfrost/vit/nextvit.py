@@ -7,8 +7,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModel
+from .attention import MapAttention
 from .compat import import_timm
 from .grids import Grid, check_not_empty, convolved, image_size_of
+from .reduced_attention import PooledAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -41,6 +43,11 @@ def _attention(attn: Any, name: str, index: int, grid: Grid) -> tuple[AttentionS
         LinearSite(f"{name}.v", "value", keys),
         LinearSite(f"{name}.proj", "proj", queries),
     ]
+
+
+def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
+    """The run-time attention that takes over an attention layer of this family."""
+    return PooledAttention(original, site)
 
 
 def find_sites(model: Any) -> ModelSites:

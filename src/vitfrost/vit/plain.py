@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModel
+from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -40,6 +41,11 @@ def _check_block(block: Any, name: str) -> None:
     if getattr(block.attn, "gate", None) is not None:
         raise UnsupportedModel(f"{name}.attn is gated attention, which is not supported")
     check_feed_forward(block.mlp, f"{name}.mlp")
+
+
+def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
+    """The run-time attention that takes over an attention layer of this family."""
+    return FusedAttention(original, site, scale_queries_first=False)
 
 
 def find_sites(model: Any) -> ModelSites:

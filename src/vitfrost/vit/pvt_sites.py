@@ -8,9 +8,11 @@ from torch import nn
 
 from ..errors import UnsupportedModel
 from . import pvt
+from .attention import MapAttention
 from .compat import import_timm
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .plain import check_feed_forward, has_affine_norm
+from .reduced_attention import PyramidAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -60,6 +62,11 @@ def _feed_forward(block: Any, name: str, index: int, tokens: int) -> tuple[FeedF
     if hasattr(block.mlp, "dwconv"):
         linears.append(LinearSite(f"{site.name}.dwconv", "convolution", tokens))
     return site, [*linears, LinearSite(f"{site.name}.fc2", "fc2", tokens)]
+
+
+def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
+    """The run-time attention that takes over an attention layer of this family."""
+    return PyramidAttention(original, site)
 
 
 def find_sites(model: Any) -> ModelSites:

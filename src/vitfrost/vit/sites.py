@@ -16,6 +16,7 @@ class AttentionSite:
     `grid` is the patch grid of one map (the window's own for windowed attention); the first `prefix_tokens`
     tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
     `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
+    `logit_heads` (None: all) have queries and keys; making the other heads' maps takes `generation_macs` multiply-accumulates.
     """
 
     name: str
@@ -31,6 +32,13 @@ class AttentionSite:
     shift: tuple[int, int] = (0, 0)
     masked: bool = False
     key_grid: tuple[int, int] | None = None
+    logit_heads: int | None = None
+    generation_macs: int = 0
+
+    @property
+    def grid_of_keys(self) -> tuple[int, int] | None:
+        """The patch grid of the keys behind the prefix tokens; None where they lie on none."""
+        return self.grid if self.key_grid is None and self.keys == self.queries else self.key_grid
 
     @property
     def maps_shape(self) -> tuple[int, int, int, int]:
@@ -52,13 +60,15 @@ class LinearSite:
     """A linear layer or a convolution that may be quantised.
 
     `norm` names the LayerNorm whose output only this layer reads, where its scales may be re-parameterised into it.
-    `tokens` is how many positions of one image the layer puts out.
+    `tokens` is how many positions of one image the layer puts out. `split`: how many outputs each projection has that the
+    layer stacks (queries, keys, values); empty where they are equal.
     """
 
     name: str
     role: LinearRole
     tokens: int
     norm: str | None = None
+    split: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,10 @@ class FeedForwardSite:
     hidden: int
     tokens: int
     block: Literal["transformer", "convolution"] = "transformer"
+
+    def signature(self) -> dict[str, Any]:
+        """What must agree for a plan to fit this site."""
+        return {"name": self.name, "width": self.width, "hidden": self.hidden}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
+from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .plain import check_feed_forward, has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -39,6 +40,11 @@ def _check_block(block: Any, name: str) -> None:
     if block.dynamic_mask:
         raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
     check_feed_forward(block.mlp, f"{name}.mlp")
+
+
+def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
+    """The run-time attention that takes over an attention layer of this family."""
+    return FusedAttention(original, site, scale_queries_first=True)
 
 
 def find_sites(model: Any) -> ModelSites:
