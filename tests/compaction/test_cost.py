@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from vitfrost.compaction.cost import feed_forward_macs, feed_forward_parameters, largest_useful_rank, rank_of
-from vitfrost.compaction.feed_forward import CompactFeedForward, CompactionOptions
 from vitfrost.errors import VitfrostError
-from vitfrost.hallucination.attention import HallucinatedAttention
 from vitfrost.hallucination.cost import attention_macs, attention_parameters
 from vitfrost.hallucination.options import HallucinationOptions
-from vitfrost.vit.compat import import_timm
 
 TOKENS, DEPTH = 197, 12
+Counter = Callable[..., tuple[int, float]]
 
 
 @given(st.integers(1, 300), st.integers(1, 900))
 def test_the_largest_useful_rank_is_the_last_that_saves(width: int, hidden: int) -> None:
     rank = largest_useful_rank(width, hidden)
     assert rank * (width + hidden) < width * hidden <= (rank + 1) * (width + hidden)
+
+
+@given(st.floats(0, 2), st.integers(1, 300), st.integers(1, 6))
+def test_a_rank_is_given_exactly_where_it_saves(ratio: float, width: int, expansion: int) -> None:
+    """r < m d / (m + 1), and at least 1."""
+    rank = round(ratio * width)
+    if rank >= 1 and rank * (expansion + 1) < expansion * width:
+        assert rank_of(ratio, width, expansion * width) == rank
+        return
+    with pytest.raises(VitfrostError, match="saves nothing" if rank else "leaves nothing"):
+        rank_of(ratio, width, expansion * width)
 
 
 def test_ratios_that_save_nothing_are_refused() -> None:
@@ -39,39 +46,6 @@ def test_ratios_that_save_nothing_are_refused() -> None:
     for ratio, width in ((0.75, 192), (0.7, 192)):
         with pytest.raises(VitfrostError, match="saves nothing"):
             rank_of(ratio, width, 2 * width)
-
-
-@dataclass(frozen=True)
-class Counted:
-    parameters: int
-    macs: float
-
-
-@cache
-def built(name: str, hallucinated: bool, ratio: float | None) -> Counted:
-    """Parameters and products of one image of a DeiT whose blocks are replaced; nothing is computed on the meta device."""
-    with torch.device("meta"):
-        model: Any = import_timm().create_model(name).eval()
-        for block in model.blocks:
-            width, hidden = block.attn.qkv.in_features, block.mlp.fc1.out_features
-            if hallucinated:
-                block.attn = HallucinatedAttention(
-                    width, block.attn.num_heads, block.attn.head_dim, HallucinationOptions(), prefix_tokens=1
-                )
-            if ratio is not None:
-                block.mlp = CompactFeedForward(width, hidden, CompactionOptions(ratio=ratio), merged=True)
-        with FlopCounterMode(display=False) as counter:
-            run(model, torch.empty(1, 3, 224, 224))
-    return Counted(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() / 2)
-
-
-def run(model: Any, x: torch.Tensor) -> None:
-    """A plain ViT's blocks, without the keyword arguments that timm gives its own attention."""
-    x = model._pos_embed(model.patch_embed(x))
-    for block in model.blocks:
-        x = x + block.attn(block.norm1(x))
-        x = x + block.mlp(block.norm2(x))
-    model.head(model.norm(x)[:, 0])
 
 
 HEADS = {"tiny": 3, "small": 6, "base": 12}
@@ -87,7 +61,7 @@ ROWS = [(size, True, ratio, expected) for size, row in TABLE.items() for ratio, 
 ROWS += [(size, False, 0.5, expected) for size, expected in FEED_FORWARD_ONLY.items()]
 
 
-def saved(size: str, hallucinated: bool, ratio: float | None, derived: bool) -> Counted:
+def saved(size: str, hallucinated: bool, ratio: float | None, derived: bool) -> tuple[int, int]:
     """What all layers save; `derived`: without the biases of queries and keys, and with the convolution over all N x N."""
     heads = HEADS[size]
     width, hidden = 64 * heads, 256 * heads
@@ -96,22 +70,38 @@ def saved(size: str, hallucinated: bool, ratio: float | None, derived: bool) -> 
     forms = [(HallucinationOptions(heads), None), (HallucinationOptions(None if hallucinated else heads, prefix=prefix), rank)]
     parameters = [attention_parameters(width, heads, 64, o, not derived) + feed_forward_parameters(width, hidden, r) for o, r in forms]
     macs = [attention_macs(TOKENS, TOKENS, width, heads, 64, o, 1) + feed_forward_macs(TOKENS, width, hidden, r) for o, r in forms]
-    return Counted(DEPTH * (parameters[0] - parameters[1]), DEPTH * (macs[0] - macs[1]))
+    return DEPTH * (parameters[0] - parameters[1]), DEPTH * (macs[0] - macs[1])
 
 
 @pytest.mark.parametrize(("size", "hallucinated", "ratio", "expected"), ROWS)
-def test_reductions_of_deit(size: str, hallucinated: bool, ratio: float | None, expected: tuple[float, float]) -> None:
-    """The derivation is met to its last digit; a count of what is built differs by less than that digit."""
+def test_the_derived_reductions_of_deit(
+    count: Counter, size: str, hallucinated: bool, ratio: float | None, expected: tuple[float, float]
+) -> None:
+    before = count(f"deit_{size}_patch16_224")
+    reductions = [100 * less / whole for less, whole in zip(saved(size, hallucinated, ratio, derived=True), before, strict=True)]
+    assert reductions == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(("hallucinated", "ratio"), [(True, None), (True, 0.5), (True, 0.25), (False, 0.5)])
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_what_is_built_saves_what_the_formulas_say(count: Counter, size: str, hallucinated: bool, ratio: float | None) -> None:
+    """Exactly so, and within the derivation's last digit."""
     name = f"deit_{size}_patch16_224"
-    before, after = built(name, False, None), built(name, hallucinated, ratio)
-    counted = Counted(before.parameters - after.parameters, before.macs - after.macs)
+    before, after = count(name), count(name, hallucinated, ratio)
+    counted = before[0] - after[0], before[1] - after[1]
     assert counted == saved(size, hallucinated, ratio, derived=False)
-    for difference, tolerance in ((saved(size, hallucinated, ratio, derived=True), 0.05), (counted, 0.07)):
-        reductions = 100 * difference.parameters / before.parameters, 100 * difference.macs / before.macs
-        assert reductions == pytest.approx(expected, abs=tolerance)
+    expected = TABLE[size][RATIOS.index(ratio)] if hallucinated else FEED_FORWARD_ONLY[size]
+    assert [100 * less / whole for less, whole in zip(counted, before, strict=True)] == pytest.approx(expected, abs=0.07)
 
 
 @pytest.mark.parametrize(("size", "parameters", "macs"), [("tiny", 4.76, 1.04), ("small", 17.63, 3.66), ("base", 68.87, 13.94)])
-def test_what_is_left_of_deit(size: str, parameters: float, macs: float) -> None:
-    left = built(f"deit_{size}_patch16_224", True, 0.5)
-    assert (left.parameters / 1e6, left.macs / 1e9) == pytest.approx((parameters, macs), abs=0.01)
+def test_what_is_left_of_deit(count: Counter, size: str, parameters: float, macs: float) -> None:
+    left = count(f"deit_{size}_patch16_224", True, 0.5)
+    assert (left[0] / 1e6, left[1] / 1e9) == pytest.approx((parameters, macs), abs=0.01)
+
+
+def test_formulas_of_the_whole_block() -> None:
+    assert feed_forward_parameters(8, 24) == sum(p.numel() for layer in (nn.Linear(8, 24), nn.Linear(24, 8)) for p in layer.parameters())
+    assert feed_forward_parameters(8, 24, 4) == feed_forward_parameters(8, 24) - 24 * 8 + 4 * (24 + 8)
+    assert feed_forward_macs(5, 8, 24) == 2 * 5 * 8 * 24
+    assert feed_forward_macs(5, 8, 24, 4) == 5 * (8 * 24 + 4 * (8 + 24))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitfrost.compaction.factorise import factorise, square_root
+from vitfrost.compaction.factorise import factorise
 
 OUTPUTS, INPUTS, SAMPLES = 6, 15, 40
 
@@ -86,10 +86,16 @@ def test_the_bias_takes_over_the_mean(seed: int, rank: int) -> None:
     assert factors.error == pytest.approx(float(corrected.square().sum(1).mean().sqrt()), rel=1e-6)
 
 
-def test_a_root_of_a_singular_matrix_and_ranks_that_do_not_exist() -> None:
-    data = hidden(1, 4)
-    root = square_root(data.T @ data)
-    assert torch.allclose(root @ root.T, data.T @ data, atol=1e-10)
+def test_ranks_that_do_not_exist() -> None:
     for rank in (0, OUTPUTS + 1):
         with pytest.raises(ValueError, match=f"no factors of rank {rank}"):
             factorise(drawn(1, OUTPUTS, INPUTS), None, rank)
+
+
+def test_the_factors_of_a_large_weight_meet_their_error() -> None:
+    weight, data = drawn(1, 96, 384), drawn(2, 500, 384) * torch.logspace(0, -3, 384) + drawn(3, 384)
+    moments, mean = data.T @ data / len(data), data.mean(0)
+    factors = factorise(weight.float(), None, 48, moments, mean)
+    change = data @ (factors.up @ factors.down).T + factors.bias - data @ weight.float().double().T
+    assert factors.error == pytest.approx(float(change.square().sum(1).mean().sqrt()), rel=1e-6)
+    assert torch.allclose(factors.up.norm(dim=0), factors.down.norm(dim=1), rtol=1e-9)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import VitfrostError
+from .batch_norm import TokenBatchNorm
+from .options import Norm
 
-Norm = Literal["batch", "none"]
 Kind = Literal["linear", "expand", "mean"]
 
 
@@ -42,7 +43,7 @@ class Branch(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in pairwise(widths))
         if kind == "mean":
             self.register_buffer("average", mean_matrix(inputs, outputs), persistent=False)
-        self.norm = nn.BatchNorm1d(outputs) if norm == "batch" else None
+        self.norm = TokenBatchNorm(outputs) if norm == "batch" else None
         self.bias = nn.Parameter(torch.zeros(outputs)) if norm == "none" and bias else None
 
     def forward(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
@@ -67,8 +68,6 @@ class Branch(nn.Module):
         matrix = self.matrix()
         if self.norm is None:
             return matrix, matrix.new_zeros(len(matrix)) if self.bias is None else self.bias.double()
-        assert self.norm.running_mean is not None
-        assert self.norm.running_var is not None
         scale = self.norm.weight.double() / (self.norm.running_var.double() + self.norm.eps).sqrt()
         return scale[:, None] * matrix, self.norm.bias.double() - scale * self.norm.running_mean.double()
 
@@ -91,8 +90,6 @@ class Branch(nn.Module):
         """Give the norm the statistics of its input, and scale and shift so that it passes it on as it is (or not at all)."""
         if self.norm is None:
             return
-        assert self.norm.running_mean is not None
-        assert self.norm.running_var is not None
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
         self.norm.weight.copy_((variance + self.norm.eps).sqrt() if passes else torch.zeros_like(variance))
@@ -103,8 +100,7 @@ class ParallelLinear(nn.Module):
     """The sum of K parallel branches, and of a fixed average of channels where `identity` is set.
 
     `expand`: branches have two weights each, with twice as many channels as the layer's narrow side between them.
-    Raises VitfrostError for K outside 1..4, for an identity without norm (nothing would scale it), and for a training batch
-    of one token, whose BatchNorm is undefined.
+    Raises VitfrostError for K outside 1..4, and for an identity without norm (nothing would scale it).
     """
 
     def __init__(
@@ -122,11 +118,9 @@ class ParallelLinear(nn.Module):
         self.branches = nn.ModuleList(
             Branch(inputs, outputs, kind, norm, bias and index == 0, 2 * min(inputs, outputs)) for index, kind in enumerate(kinds)
         )
-        self.count, self.has_norm = branches, norm == "batch"
+        self.count = branches
 
     def forward(self, x: Float[Tensor, "tokens inputs"]) -> Float[Tensor, "tokens outputs"]:
-        if self.training and self.has_norm and len(x) < 2:
-            raise VitfrostError("a training batch of one token has no variance for BatchNorm; give more tokens, or set norm to none")
         return reduce(torch.add, [branch(x) for branch in self.parts])
 
     @property
@@ -164,10 +158,10 @@ class ParallelLinear(nn.Module):
             if learned:
                 branch.set_matrix(parts[index], generator)
             matrix = branch.matrix()
-            centre = matrix.new_zeros(len(matrix)) if mean is None else matrix @ mean.double()
+            centre = matrix.new_zeros(len(matrix)) if mean is None else matrix @ mean.to(matrix)
             variance = torch.ones_like(centre)
             if second_moment is not None:
-                variance = (torch.einsum("oi,ij,oj->o", matrix, second_moment.double(), matrix) - centre.square()).clamp(min=0)
+                variance = (torch.einsum("oi,ij,oj->o", matrix, second_moment.to(matrix), matrix) - centre.square()).clamp(min=0)
             branch.set_statistics(centre, variance, learned)
             if index == 0 and bias is not None:
                 shift = branch.bias if branch.norm is None else branch.norm.bias

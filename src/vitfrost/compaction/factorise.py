@@ -27,12 +27,7 @@ class Factors:
     relative_error: float
 
 
-def square_root(moments: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "inputs inputs"]:
-    """A matrix L with L L^T = `moments`, for any positive semi-definite matrix; rounding below zero counts as zero."""
-    values, vectors = torch.linalg.eigh((moments + moments.T) / 2)
-    return vectors * values.clamp(min=0).sqrt()
-
-
+@torch.no_grad()
 def factorise(
     weight: Float[Tensor, "outputs inputs"],
     bias: Float[Tensor, " outputs"] | None,
@@ -43,19 +38,20 @@ def factorise(
     """The rank-r product that changes the layer's output least over the calibration inputs h.
 
     Minimises E |(W - U V) h|^2 = |(W - U V) C^(1/2)|_F^2 with C = E[h h^T] (`second_moment`). With the left singular vectors P of
-    W C^(1/2) the optimum is U V = P_r P_r^T W, which needs no inverse of C, so C may be singular; the error is the tail of the
-    singular values. With the `mean` E[h] the bias takes over the mean's part, b' = b + (W - U V) E[h], and C is centred first.
-    Without `second_moment`: plain SVD. Scales are split so that every column of U is as long as its row of V, U = P S^(1/2) and
+    W C^(1/2), the eigenvectors of W C W^T, the optimum is U V = P_r P_r^T W, which needs neither root nor inverse of C, so C may be
+    singular; the error is the tail of the singular values (known to 1e-8 of the largest). With the `mean` E[h] the bias takes over
+    the mean's part, b' = b + (W - U V) E[h], and C is centred first. Without `second_moment`: plain SVD.
+    Scales are split so that every column of U is as long as its row of V, U = P S^(1/2) and
     V = S^(1/2) Q^T in plain SVD. Raises ValueError for a rank outside 1..min(outputs, inputs).
     """
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no factors of rank {rank}")
     weight = weight.double()
-    seen = weight
-    if second_moment is not None:
-        moments = second_moment.double()
-        seen = weight @ square_root(moments if mean is None else moments - torch.outer(mean.double(), mean.double()))
-    left, values, _ = torch.linalg.svd(seen, full_matrices=False)
+    mean = None if mean is None else mean.to(weight)
+    if second_moment is None:
+        left, values, _ = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        left, values = _output_directions(weight, second_moment.to(weight), mean)
     up = left[:, :rank]
     down = up.T @ weight
     lengths = down.norm(dim=1)
@@ -63,6 +59,16 @@ def factorise(
     up, down = up * scale, down / scale[:, None]
     new_bias = weight.new_zeros(len(weight)) if bias is None else bias.double()
     if mean is not None:
-        new_bias = new_bias + (weight - up @ down) @ mean.double()
+        new_bias = new_bias + (weight - up @ down) @ mean
     error, whole = float(values[rank:].norm()), float(values.norm())
     return Factors(up, down, new_bias, error, error / whole if whole else 0.0)
+
+
+def _output_directions(
+    weight: Float[Tensor, "outputs inputs"], moments: Float[Tensor, "inputs inputs"], mean: Float[Tensor, " inputs"] | None
+) -> tuple[Float[Tensor, "outputs outputs"], Float[Tensor, " outputs"]]:
+    """Principal directions of the layer's outputs and their root mean squares, largest first; rounding below zero counts as zero."""
+    centred = moments if mean is None else moments - torch.outer(mean, mean)
+    outputs = weight @ centred @ weight.T
+    energies, directions = torch.linalg.eigh((outputs + outputs.T) / 2)
+    return directions.flip(1), energies.flip(0).clamp(min=0).sqrt()
