@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitfrost.errors import VitfrostError
 from vitfrost.statistics.sensitivity import Sensitivity
 
 IDENTITY = {"name": "vitfrost_digits", "image_size": [32, 32], "weight_tag": "random:0", "state_hash": "ab" * 32, "classes": 10}
@@ -30,6 +31,8 @@ class Record:
     sites: dict[str, Site]
     content_hash: str = "cd" * 32
     prefix_tokens: int = 1
+    compared: bool = True
+    name: str = IDENTITY["name"]
     header: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -37,9 +40,23 @@ class Record:
             {"name": name, "heads": site.maps_shape[1], "maps": list(site.maps_shape), "prefix_tokens": self.prefix_tokens}
             for name, site in self.sites.items()
         ]
+        blocks = [
+            {"name": f"blocks.{number}.mlp", "width": 24, "hidden": 96, "block": "convolution" if number == 0 else "transformer"}
+            for number in range(len(signature))
+        ]
         self.header = SimpleNamespace(
-            model=IDENTITY, sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32
+            model=IDENTITY | {"name": self.name}, sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32,
+            feed_forward=blocks,
         )  # fmt: skip
+
+    def head_moments(self, site: str) -> np.ndarray:
+        """Second moments of made-up logits; heads of equal parity resemble each other."""
+        if not self.compared:
+            raise VitfrostError("the statistics do not say how alike heads are; run vitfrost calibrate with --similarity")
+        heads = self.sites[site].maps_shape[1]
+        rng = np.random.default_rng(heads)
+        logits = rng.standard_normal((2, 50))[np.arange(heads) % 2] + 0.1 * rng.standard_normal((heads, 50))
+        return logits @ logits.T
 
 
 def _draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = False, entropy_levels: int = 5) -> Site:
@@ -63,9 +80,11 @@ def _draw_site(shape: tuple[int, int, int, int], seed: int = 0, masked: bool = F
     return drawn
 
 
-def _draw_record(shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1) -> Record:
+def _draw_record(
+    shapes: list[tuple[int, int, int, int]], seed: int = 0, masked: bool = False, prefix_tokens: int = 1, **fields: Any
+) -> Record:
     sites = {f"blocks.{number}.attn": _draw_site(shape, seed + 100 * number, masked) for number, shape in enumerate(shapes)}
-    return Record(sites, prefix_tokens=prefix_tokens)
+    return Record(sites, prefix_tokens=prefix_tokens, **fields)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +95,7 @@ def draw_site():
 
 @pytest.fixture(scope="session")
 def draw_record():
-    """Function (list of maps_shape, seed=0, masked=False, prefix_tokens=1) -> statistics of a model."""
+    """Function (list of maps_shape, seed=0, masked=False, prefix_tokens=1, **fields of Record) -> statistics of a model."""
     return _draw_record
 
 

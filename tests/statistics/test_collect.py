@@ -100,6 +100,11 @@ def test_groups_respect_the_memory_limit(digits):
     assert [len(group) for group in group_sites(sites, 1e12)] == [6]
     with pytest.raises(VitfrostError, match=r"blocks\.0\.attn alone needs?"):
         group_sites(sites, per_site - 1)
+    assert [len(group) for group in group_sites(sites, 4 * per_site, kept=per_site)] == [3, 3]
+    with pytest.raises(VitfrostError, match=r"alone need 0\.\d GB of counters beside 0\.\d GB of logits, more than the memory limit"):
+        group_sites(sites, 2 * per_site - 1, kept=per_site)
+    with pytest.raises(VitfrostError, match="smaller batch size"):
+        group_sites(sites, per_site, kept=per_site + 1)
 
 
 def test_masked_pairs_of_swin_are_excluded():
@@ -188,11 +193,11 @@ def test_two_processes_of_one_thread_give_the_bits_of_one_process_of_two(picture
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        calibrate("vitfrost_digits", folder, weights=weights, limit=38, batch_size=4, out=one, progress=False)
+        calibrate("vitfrost_digits", folder, weights=weights, limit=38, batch_size=4, similarity=True, out=one, progress=False)
     finally:
         torch.set_num_threads(threads)
     arguments = ["calibrate", "--model", "vitfrost_digits", "--weights", weights, "--images", folder, "--limit", 38, "--batch-size", 4]
-    shared = torchrun(*arguments, "--out", two)
+    shared = torchrun(*arguments, "--similarity", "--out", two)
     assert shared.returncode == 0, shared.stderr
     assert two.read_bytes() == one.read_bytes()
     assert os.listdir(two.parent) == [two.name]

@@ -185,17 +185,24 @@ def rewrite(path, change_header=lambda values: values, change_arrays=lambda arra
 
 
 def as_version_1(values):
-    return {name: value for name, value in values.items() if name != "sensitivity"} | {"version": 1}
+    return {name: value for name, value in as_version_2(values).items() if name != "sensitivity"} | {"version": 1}
 
 
-def test_files_of_version_1_keep_their_hash_and_merge_with_new_ones(maps, saved, tmp_path):
+def as_version_2(values):
+    return {name: value for name, value in values.items() if name not in ("similarity", "feed_forward")} | {"version": 2}
+
+
+@pytest.mark.parametrize("as_version", [as_version_1, as_version_2])
+def test_files_of_older_versions_keep_their_hash_and_merge_with_new_ones(maps, saved, tmp_path, as_version):
+    make_statistics(maps, feed_forward=[{"name": "a.mlp", "width": 4, "hidden": 16, "block": "transformer"}]).save(saved)
     new = Statistics.load(saved)
-    rewrite(saved, as_version_1)
+    rewrite(saved, as_version)
     old = Statistics.load(saved)
+    assert (old.similarity, old.header.similarity, old.header.feed_forward) == (None, False, [])
     assert not old.header.sensitivity
     for name, site in old.sites.items():
         np.testing.assert_array_equal(site.entropy, new.sites[name].entropy)
-    digest = hashlib.sha256(json.dumps(as_version_1(asdict(new.header)), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(as_version(asdict(new.header)), sort_keys=True).encode())
     for name, array in sorted(load_file(saved).items()):
         digest.update(f"{name}|{array.dtype}|{array.shape}".encode() + array.tobytes())
     assert old.content_hash == digest.hexdigest()
@@ -203,14 +210,16 @@ def test_files_of_version_1_keep_their_hash_and_merge_with_new_ones(maps, saved,
     old.save(again)
     assert Statistics.load(again).content_hash == old.content_hash
     assert Statistics.merge([old, new]).header == Statistics.merge([new, old]).header
-    assert Statistics.merge([old, new]).header.version == 2
+    assert Statistics.merge([old, new]).header.version == 3
+    assert Statistics.merge([old, new]).header.feed_forward == new.header.feed_forward
 
 
-def test_newer_and_incomplete_headers_are_refused(saved):
+def test_newer_and_incomplete_headers_are_refused(maps, saved):
     rewrite(saved, lambda values: values | {"version": 99})
     with pytest.raises(VitfrostError, match="newer"):
         Statistics.load(saved)
-    for values in ({"version": 1}, {"version": 2}):
+    with_a_flag = asdict(make_statistics(maps).header) | {"feed_forward": True}
+    for values in ({"version": 1}, {"version": 2}, with_a_flag):
         rewrite(saved, lambda _, values=values: values)
         with pytest.raises(VitfrostError, match="incomplete"):
             Statistics.load(saved)

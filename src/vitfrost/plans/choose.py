@@ -15,16 +15,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
+from .compact import compact_blocks
 from .criteria import CRITERIA, SiteArrays
-from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, describe, save_plan
+from .hallucinate import COMPUTED, hallucinated_layers
+from .options import checked, compact_part, hallucinate_part
+from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, save_plan
 from .select import lowest, share, up_to_threshold
+from .structure import CompactPlan, FeedForwardPlan, HallucinatePlan
 
-OPTION_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
-COMPUTED = HeadPlan(source="computed")
+FREEZE_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
 
 
 @runtime_checkable
@@ -37,6 +39,7 @@ class StatisticsRecord(Protocol):
     def sites(self) -> Mapping[str, SiteArrays]: ...
     @property
     def content_hash(self) -> str: ...
+    def head_moments(self, site: str) -> np.ndarray: ...
 
 
 @dataclass
@@ -126,6 +129,8 @@ def _head_plans(heads: list[list[_Candidates]], freeze: FreezePlan) -> list[list
     joined = [_Candidates.joined(group) for group in groups]
     _check_ratio(joined, freeze.ratio)
     plans: list[HeadPlan] = []
+    if not groups:
+        return [[] for _ in heads]
     for group, together in zip(groups, joined, strict=True):
         ends = np.cumsum([head.eligible.size for head in group])[:-1]
         for chosen, tied in zip(*(np.split(mask, ends) for mask in _select(together, freeze)), strict=True):
@@ -155,6 +160,8 @@ def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, 
 def plan(
     statistics: StatisticsRecord | str | Path,
     *,
+    hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
+    compact: float | Mapping[str, Any] | CompactPlan | None = None,
     freeze: float | None = 0.2,
     by: str = "entropy",
     scope: str = "head",
@@ -171,8 +178,12 @@ def plan(
     seed: int = 0,
     out: str | Path | None = None,
 ) -> Plan:
-    """Choose the attention weights to freeze (EAM section 4.4) and the bits; save the plan where `out` is given.
+    """Choose the heads to hallucinate, the feed-forward blocks to compact, the attention weights to freeze (EAM section 4.4) and the
+    bits; save the plan where `out` is given.
 
+    `hallucinate`: the share of every layer's heads, or the fields of HallucinatePlan; `compact`: the ratio of the rank to the width,
+    or the fields of CompactPlan. Heads are hallucinated first; only entries of the remaining heads count and are frozen.
+    Choosing medoids, and a mix that starts as a regression, take statistics with `similarity`.
     `freeze` is the share of each scope's unmasked entries: of every head's map over all its windows, of each layer, or of
     the model; None leaves the freezing out. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
     floor(freeze * n) entries; with eps the score of the last of them, "strict" freezes H < eps and makes H == eps zero
@@ -184,17 +195,18 @@ def plan(
         raise VitfrostError(f"unit is '{unit}'; the unit that can be frozen is 'entry'")
     if out is not None:
         refuse_unwritable(out)
-    try:
-        quantize = QuantizePlan.model_validate({"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-        settings = None if freeze is None else FreezePlan.model_validate(
-            {
-                "by": by, "ratio": freeze, "scope": scope, "ties": ties, "protect": protect, "renormalise": renormalise,
-                "bits": frozen_bits, "grid": frozen_grid, "order": order, "seed": seed,
-            }
-        )  # fmt: skip
-    except ValidationError as error:
-        raise VitfrostError(describe(error, OPTION_NAMES)) from error
-    made = _chosen_plan(_read(statistics), settings, quantize)
+    quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
+    settings = None if freeze is None else checked(
+        FreezePlan,
+        {
+            "by": by, "ratio": freeze, "scope": scope, "ties": ties, "protect": protect, "renormalise": renormalise,
+            "bits": frozen_bits, "grid": frozen_grid, "order": order, "seed": seed,
+        },
+        FREEZE_NAMES,
+    )  # fmt: skip
+    heads = None if hallucinate is None else hallucinate_part(hallucinate)
+    blocks = None if compact is None else compact_part(compact)
+    made = _chosen_plan(_read(statistics), settings, quantize, heads, blocks)
     if out is not None:
         save_plan(made, out)
     return made
@@ -208,15 +220,25 @@ def _read(statistics: StatisticsRecord | str | Path) -> StatisticsRecord:
     return Statistics.load(statistics)
 
 
-def _chosen_plan(statistics: StatisticsRecord, freeze: FreezePlan | None, quantize: QuantizePlan) -> Plan:
+def _chosen_plan(
+    statistics: StatisticsRecord,
+    freeze: FreezePlan | None,
+    quantize: QuantizePlan,
+    hallucinate: HallucinatePlan | None = None,
+    compact: CompactPlan | None = None,
+) -> Plan:
     """The plan that these statistics give for these settings; see `plan`."""
     header = statistics.header
     layers = [_empty_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
+    if hallucinate is not None:
+        layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
+        _check_mix(layers, hallucinate, statistics)
     if freeze is not None:
         if freeze.protect and not any(layer.prefix_tokens for layer in layers):
             raise VitfrostError(f"protect is {', '.join(freeze.protect)}, but the model has no class token or other prefix token")
         heads = [_heads(statistics.sites[layer.site], layer, index, freeze) for index, layer in enumerate(layers)]
-        layers = [layer.model_copy(update={"heads": tuple(plans)}) for layer, plans in zip(layers, _head_plans(heads, freeze), strict=True)]
+        kept = [[candidates[head] for head in layer.logit_heads] for layer, candidates in zip(layers, heads, strict=True)]
+        layers = [_with_heads(layer, plans) for layer, plans in zip(layers, _head_plans(kept, freeze), strict=True)]
     source = StatisticsIdentity(
         hash=statistics.content_hash,
         images_hash=header.images_hash,
@@ -225,7 +247,34 @@ def _chosen_plan(statistics: StatisticsRecord, freeze: FreezePlan | None, quanti
         observed=header.observed,
     )
     model = ModelIdentity.model_validate(dict(header.model))
-    return Plan(model=model, statistics=source, freeze=freeze, quantize=quantize, layers=tuple(layers))
+    return Plan(
+        model=model, statistics=source, freeze=freeze, hallucinate=hallucinate, compact=compact, quantize=quantize,
+        layers=tuple(layers), feed_forward=() if compact is None else _compact(header.feed_forward, compact),
+    )  # fmt: skip
+
+
+def _check_mix(layers: Sequence[LayerPlan], settings: HallucinatePlan, statistics: StatisticsRecord) -> None:
+    """Raise VitfrostError where the mix is to start as a regression on what the statistics do not hold."""
+    hallucinated = [layer.site for layer in layers if layer.hallucinated]
+    if hallucinated and settings.fits_mix:
+        try:
+            statistics.head_moments(hallucinated[0])
+        except VitfrostError as error:
+            raise VitfrostError(f"{error}; or let the mix start as copies (--mix copy)") from error
+
+
+def _with_heads(layer: LayerPlan, plans: Sequence[HeadPlan]) -> LayerPlan:
+    """The layer with plans for its heads with logits, in order; hallucinated ones stay."""
+    heads = list(layer.heads)
+    for number, head in zip(layer.logit_heads, plans, strict=True):
+        heads[number] = head
+    return layer.model_copy(update={"heads": tuple(heads)})
+
+
+def _compact(sites: Sequence[Mapping[str, Any]], settings: CompactPlan) -> tuple[FeedForwardPlan, ...]:
+    if not sites:
+        raise VitfrostError("the statistics do not name the model's feed-forward blocks (an older file); calibrate again to compact them")
+    return compact_blocks(sites, settings)
 
 
 def frozen_maps(
@@ -268,7 +317,9 @@ def summary(plan: Plan) -> dict[str, Any]:
             "frozen_heads": sum(head.entries == layer.entries_per_head for layer in layers for head in layer.heads),
             "entries": entries,
             "frozen_entries": frozen,
+            "hallucinated_heads": sum(len(layer.hallucinated) for layer in layers),
             "fraction": frozen / max(entries, 1),
         }
 
-    return count(plan.layers) | {"layers": [{"site": layer.site} | count([layer]) for layer in plan.layers]}
+    blocks = sum(block.rank is not None for block in plan.feed_forward)
+    return count(plan.layers) | {"compact_blocks": blocks, "layers": [{"site": layer.site} | count([layer]) for layer in plan.layers]}

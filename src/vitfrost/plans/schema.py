@@ -13,48 +13,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
 from ..files import write_text
 from .criteria import CRITERIA
+from .strict import Count, Positive, Strict
+from .structure import NO_SWIN, CompactPlan, FeedForwardPlan, HallucinatePlan, is_swin
 from .text import from_yaml, to_yaml
 
 KIND, VERSION = "vitfrost plan", 1
 
-Count = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Protected = Annotated[tuple[Literal["cls-rows", "cls-columns"], ...], AfterValidator(lambda parts: tuple(sorted(set(parts))))]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise ValueError(f"{key} is not known here; the fields are {', '.join(cls.model_fields)}")
-        return data
-
-
-class HeadPlan(_Strict):
+class HeadPlan(Strict):
     """Where a head's maps come from. `entries` counts the frozen attention weights over all windows of the head.
 
     The last `zeros` of them in rank become literal zeros instead of means: the ties of equation 15 read as printed.
+    A hallucinated head has no queries and keys; its map starts `like` that of another head of its layer.
     """
 
-    source: Literal["computed", "frozen"]
+    source: Literal["computed", "frozen", "hallucinated"]
     entries: Count = 0
     zeros: Count = 0
+    like: Count | None = None
 
     @model_validator(mode="after")
     def _source_and_entries_agree(self) -> HeadPlan:
-        if self.source == "computed" and self.entries:
-            raise ValueError(f"entries is {self.entries}, but a computed head has none; leave it out, or write source: frozen")
+        if self.source != "frozen" and self.entries:
+            raise ValueError(f"entries is {self.entries}, but a {self.source} head has none; leave it out, or write source: frozen")
+        if self.source != "hallucinated" and self.like is not None:
+            raise ValueError(f"like is {self.like}, but a {self.source} head is like itself; leave it out, or write source: hallucinated")
         if self.source == "frozen" and not self.entries:
             raise ValueError("entries is 0, but a frozen head has at least 1; write a number, or source: computed")
         if self.zeros > self.entries:
@@ -62,7 +53,7 @@ class HeadPlan(_Strict):
         return self
 
 
-class LayerPlan(_Strict):
+class LayerPlan(Strict):
     """The heads of one attention site. `maps` is [windows, heads, queries, keys].
 
     `unmasked` is how many entries of a head its shift mask leaves (None: all); only they can be frozen.
@@ -80,6 +71,33 @@ class LayerPlan(_Strict):
         windows, _, queries, keys = self.maps
         return windows * queries * keys if self.unmasked is None else self.unmasked
 
+    @property
+    def hallucinated(self) -> tuple[int, ...]:
+        """Heads without queries and keys, ascending."""
+        return tuple(number for number, head in enumerate(self.heads) if head.source == "hallucinated")
+
+    @property
+    def logit_heads(self) -> tuple[int, ...]:
+        """Heads with queries and keys (computed and frozen ones), ascending."""
+        return tuple(number for number, head in enumerate(self.heads) if head.source != "hallucinated")
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All heads, those with queries and keys first."""
+        return self.logit_heads + self.hallucinated
+
+    @model_validator(mode="after")
+    def _hallucinated_heads_have_sources(self) -> LayerPlan:
+        if not self.logit_heads:
+            raise ValueError("heads are all hallucinated; leave at least one computed or frozen")
+        for number in self.hallucinated:
+            like = self.heads[number].like
+            if like is not None and like not in self.logit_heads:
+                raise ValueError(f"heads[{number}].like is {like}; it should be one of the heads {', '.join(map(str, self.logit_heads))}")
+        if self.hallucinated and self.maps[0] > 1:
+            raise ValueError(f"heads are hallucinated, but the maps have {self.maps[0]} windows; {NO_SWIN}; leave them computed")
+        return self
+
     @model_validator(mode="after")
     def _heads_fit_maps(self) -> LayerPlan:
         windows, heads, queries, keys = self.maps
@@ -93,7 +111,17 @@ class LayerPlan(_Strict):
         return self
 
 
-class FreezePlan(_Strict):
+def sources(layer: LayerPlan) -> tuple[int, ...]:
+    """For each hallucinated head, ascending, the head it starts as: `like`, else the next lower one with logits, or the first."""
+    return tuple(
+        next((other for other in reversed(layer.logit_heads) if other < head), layer.logit_heads[0])
+        if (like := layer.heads[head].like) is None
+        else like
+        for head in layer.hallucinated
+    )
+
+
+class FreezePlan(Strict):
     """How entries were chosen (EAM section 4.4) and how their constants are stored and merged.
 
     `by`, `seed` and `protect` rank the entries of a head; `ratio`, `scope` and `ties` gave the counts in the layers.
@@ -119,7 +147,7 @@ class FreezePlan(_Strict):
         return self
 
 
-class QuantizePlan(_Strict):
+class QuantizePlan(Strict):
     """Bits of weights and activations (32: left in floating point), and RepQ-ViT's levels as published or strict."""
 
     weight_bits: Bits = 4
@@ -127,7 +155,7 @@ class QuantizePlan(_Strict):
     levels: Literal["published", "strict"] = "published"
 
 
-class ModelIdentity(_Strict):
+class ModelIdentity(Strict):
     """Which model a plan is for, as LoadedModel.identity() gives it."""
 
     name: str
@@ -137,7 +165,7 @@ class ModelIdentity(_Strict):
     classes: Count
 
 
-class StatisticsIdentity(_Strict):
+class StatisticsIdentity(Strict):
     """Which statistics the entries were ranked by; the frozen values are their means."""
 
     hash: str
@@ -147,7 +175,7 @@ class StatisticsIdentity(_Strict):
     observed: str
 
 
-class Plan(_Strict):
+class Plan(Strict):
     """A whole plan. Layers stand in the order in which data passes the attention sites."""
 
     kind: Literal["vitfrost plan"] = "vitfrost plan"
@@ -155,8 +183,11 @@ class Plan(_Strict):
     model: ModelIdentity
     statistics: StatisticsIdentity | None = None
     freeze: FreezePlan | None = None
+    hallucinate: HallucinatePlan | None = None
+    compact: CompactPlan | None = None
     quantize: QuantizePlan
     layers: tuple[LayerPlan, ...]
+    feed_forward: tuple[FeedForwardPlan, ...] = ()
 
     @model_validator(mode="after")
     def _layers_are_consistent(self) -> Plan:
@@ -170,9 +201,37 @@ class Plan(_Strict):
                 if head.entries and (self.freeze is None or self.statistics is None):
                     missing = "freeze" if self.freeze is None else "statistics"
                     raise ValueError(f"{where}.source is 'frozen', but the plan has no {missing} part; make it with vitfrost plan")
+                if head.source == "hallucinated" and self.hallucinate is None:
+                    raise ValueError(f"{where}.source is 'hallucinated', but the plan has no hallucinate part; make it with vitfrost plan")
+                if head.source == "hallucinated" and is_swin(self.model.name):
+                    raise ValueError(f"{where}.source is 'hallucinated', but {NO_SWIN}; leave it computed")
                 if head.zeros and self.freeze is not None and self.freeze.ties != "strict":
                     raise ValueError(f"{where}.zeros is {head.zeros}, but freeze.ties is '{self.freeze.ties}'; zeros go with ties: strict")
         return self
+
+    @model_validator(mode="after")
+    def _blocks_are_consistent(self) -> Plan:
+        first: dict[str, int] = {}
+        for number, block in enumerate(self.feed_forward):
+            where = f"feed_forward[{number}]"
+            if block.site in first:
+                raise ValueError(f"{where}.site is '{block.site}', which feed_forward[{first[block.site]}] is already")
+            first[block.site] = number
+            if block.rank is not None and self.compact is None:
+                raise ValueError(f"{where}.rank is {block.rank}, but the plan has no compact part; make it with vitfrost plan")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data for YAML and JSON, without the parts that are not used, so that plans keep their hash when parts are added."""
+        data = self.model_dump(mode="json")
+        for part in ("hallucinate", "compact", "feed_forward"):
+            if not data[part]:
+                del data[part]
+        for layer in data["layers"]:
+            for head in layer["heads"]:
+                if head["like"] is None:
+                    del head["like"]
+        return data
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -211,7 +270,7 @@ def parse_plan(data: Any, source: str) -> Plan:
 
 def save_plan(plan: Plan, path: str | Path) -> None:
     """Write a plan as commented YAML, atomically. The same plan gives the same bytes."""
-    write_text(path, to_yaml(plan.model_dump(mode="json")))
+    write_text(path, to_yaml(plan.plain()))
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -230,15 +289,20 @@ def load_plan(path: str | Path) -> Plan:
 
 def plan_hash(plan: Plan) -> str:
     """SHA-256 of the plan as canonical JSON: comments, layout and the order of keys do not matter."""
-    canonical = json.dumps(plan.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(plan.plain(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_fits(plan: Plan, identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]]) -> None:
+def check_fits(
+    plan: Plan,
+    identity: Mapping[str, Any],
+    signature: Sequence[Mapping[str, Any]],
+    feed_forward: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
     """Raise VitfrostError saying what differs unless the plan is for this model.
 
-    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature(). The weight tag may differ: it only
-    says where the weights came from, their hash says which they are.
+    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature(), `feed_forward` those of its feed-forward sites.
+    The weight tag may differ: it only says where the weights came from, their hash says which they are.
     """
     ours, theirs = plan.model, ModelIdentity.model_validate(dict(identity))
     for what, planned, given in (
@@ -248,16 +312,33 @@ def check_fits(plan: Plan, identity: Mapping[str, Any], signature: Sequence[Mapp
     ):
         if planned != given:
             raise VitfrostError(f"the plan is for another {what}: {planned} in the plan, {given} given")
-    sites = [(site["name"], tuple(site["maps"]), site.get("prefix_tokens", 0)) for site in signature]
-    planned_sites = [(layer.site, layer.maps, layer.prefix_tokens) for layer in plan.layers]
-    if len(sites) != len(planned_sites):
-        raise VitfrostError(f"the plan has {len(planned_sites)} layers, but {theirs.name} has {len(sites)} attention sites")
-    for number, (planned_site, site) in enumerate(zip(planned_sites, sites, strict=True)):
-        if planned_site != site:
-            shown = [f"{name} with maps {list(maps)} and {prefix} prefix tokens" for name, maps, prefix in (planned_site, site)]
-            raise VitfrostError(f"layers[{number}] of the plan is {shown[0]}, but the model's site is {shown[1]}")
+    check_sites(plan, signature, feed_forward)
     if ours.state_hash != theirs.state_hash:
         raise VitfrostError(
             f"the plan is for other weights of {ours.name}: {ours.weight_tag} ({ours.state_hash[:12]}) in the plan, "
             f"{theirs.weight_tag} ({theirs.state_hash[:12]}) given"
         )
+
+
+def check_sites(plan: Plan, signature: Sequence[Mapping[str, Any]], feed_forward: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Raise VitfrostError saying what differs unless the plan is for a model with these attention and feed-forward sites."""
+    name = plan.model.name
+    sites = [(site["name"], tuple(site["maps"]), site.get("prefix_tokens", 0)) for site in signature]
+    planned_sites = [(layer.site, layer.maps, layer.prefix_tokens) for layer in plan.layers]
+    if len(sites) != len(planned_sites):
+        raise VitfrostError(f"the plan has {len(planned_sites)} layers, but {name} has {len(sites)} attention sites")
+    for number, (planned_site, site) in enumerate(zip(planned_sites, sites, strict=True)):
+        if planned_site != site:
+            shown = [f"{name} with maps {list(maps)} and {prefix} prefix tokens" for name, maps, prefix in (planned_site, site)]
+            raise VitfrostError(f"layers[{number}] of the plan is {shown[0]}, but the model's site is {shown[1]}")
+    if feed_forward is None:
+        return
+    blocks = {site["name"]: (site["width"], site["hidden"]) for site in feed_forward}
+    for number, block in enumerate(plan.feed_forward):
+        if block.site not in blocks:
+            raise VitfrostError(f"feed_forward[{number}] of the plan is {block.site}, which {name} does not have")
+        if blocks[block.site] != (block.width, block.hidden):
+            raise VitfrostError(
+                f"feed_forward[{number}] of the plan is {block.site} of width {block.width} and {block.hidden} hidden channels, "
+                f"but the model's has {blocks[block.site][0]} and {blocks[block.site][1]}"
+            )

@@ -10,10 +10,19 @@ HEADER = """\
 # A plan: what vitfrost does to every head of the model, and how the model is quantised. You may edit it.
 # - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
 #   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
-# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
+{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
 # - freeze.by, seed and protect rank the entries; bits, grid, order and renormalise say how constants are stored and merged.
-# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
+{feed_forward}# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
 """
+# Said only where a plan has the part, so that the files of plans without it keep their bytes.
+PART_LINES = {
+    "hallucinate": """\
+#   {source: hallucinated, like: K} drops its queries and keys and makes its maps of the other heads', starting as head K's.
+""",
+    "feed_forward": """\
+# - feed_forward, one line per block: the rank of its factorised second projection; without rank it stays as it is.
+""",
+}
 MAPPING, SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
@@ -54,14 +63,20 @@ class _Loader(yaml.SafeLoader):
 
 
 def _layer_data(layer: dict[str, Any]) -> dict[str, Any]:
-    heads = [_Inline((key, value) for key, value in head.items() if value != 0) for head in layer["heads"]]
+    heads = [_Inline((key, value) for key, value in head.items() if value != 0 or key == "like") for head in layer["heads"]]
     return {key: value for key, value in layer.items() if value is not None} | {"heads": heads}
 
 
 def to_yaml(data: dict[str, Any]) -> str:
     """The commented text of a plan's plain data. Keys keep their order; the same data gives the same text."""
     document = data | {"layers": [_layer_data(layer) for layer in data["layers"]]}
-    return HEADER + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    if "feed_forward" in data:
+        blocks = [{key: value for key, value in block.items() if value is not None} for block in data["feed_forward"]]
+        document["feed_forward"] = [_Inline(block) for block in blocks]
+    header = HEADER
+    for part, lines in PART_LINES.items():
+        header = header.replace(f"{{{part}}}", lines if part in data else "")
+    return header + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def from_yaml(text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,13 +18,15 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..models import open_model
 from ..progress import track
-from ..vit.families import install_map_attention
-from ..vit.load import LoadedModel
+from ..vit.attention import MapAttention
+from ..vit.families import find_sites, install_map_attention
+from ..vit.load import LoadedModel, create_model
 from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
 from .record import SiteStatistics, Statistics, StatisticsHeader
 from .sensitivity import drawn_log_likelihood
+from .similarity import SimilaritySums, kept_bytes
 
 __all__ = ["MapCollector", "calibrate"]
 
@@ -45,6 +48,8 @@ def calibrate(
     maps: str = "before",
     memory_limit: float | int = DEFAULT_MEMORY_LIMIT,
     sensitivity: bool = False,
+    similarity: bool = False,
+    device: str | None = None,
     progress: bool = True,
 ) -> Statistics:
     """Collect the statistics of every attention weight over `limit` images of a folder, drawn by `seed`.
@@ -57,6 +62,9 @@ def calibrate(
     `sensitivity` also takes the gradient by every attention weight (see statistics.sensitivity; quantisers let it straight
     through), at the cost of a backward pass and of keeping a batch's activations. Its sums are floating point: they agree
     with those of another number of processes to rounding; the counters are the same bits with and without.
+    `similarity` also compares the heads' logits within and across layers (see statistics.similarity), which a plan that hallucinates
+    heads needs. The logits of one batch are kept meanwhile, which counts towards `memory_limit`.
+    `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
 
     Raises VitfrostError for bad arguments, a model or folder that cannot be used, or when no image is usable.
     """
@@ -68,16 +76,21 @@ def calibrate(
         refuse_unwritable(out)
     elif distributed.world() > 1:
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
     image_set = open_images(images).subset(limit, seed)
     if sensitivity and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
+    feed_forward = _feed_forward_sites(loaded)
     watched = copy.deepcopy(loaded.model) if isinstance(model, LoadedModel) else loaded.model  # a caller's own stays as it is
-    sites = [module.site for module in install_map_attention(watched).values()]
-    groups = group_sites(sites, memory_limit, sensitivity)
+    attention = install_map_attention(watched)
+    sites = [module.site for module in attention.values()]
+    if similarity and (blind := [name for name, module in attention.items() if module.logit_heads < module.site.heads]):
+        raise VitfrostError(f"{blind[0]} has hallucinated heads, which have no logits of their own to compare; leave similarity out")
+    groups = group_sites(sites, memory_limit, sensitivity, kept_bytes(sites, batch_size) if similarity else 0)
     loader = BatchLoader(image_set, Preprocess(loaded.preprocessing), batch_size, rank=distributed.rank(), world=distributed.world())
     with distributed.shared_errors():
-        collected = _collect(watched, groups, loader, maps == "after", seed if sensitivity else None, progress)
+        compared = SimilaritySums(sites) if similarity else None
+        collected = _collect(watched, groups, loader, maps == "after", seed if sensitivity else None, compared, progress)
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
         model=loaded.identity(),
@@ -91,8 +104,10 @@ def calibrate(
         seed=seed,
         limit=limit,
         sensitivity=sensitivity,
+        similarity=similarity,
+        feed_forward=feed_forward,
     )
-    statistics = Statistics(header, collected)
+    statistics = Statistics(header, collected, None if compared is None else compared.sums)
     if distributed.world() > 1:
         return _join(statistics, loader, Path(str(out)))
     if out is not None:
@@ -100,10 +115,26 @@ def calibrate(
     return statistics
 
 
+def _feed_forward_sites(loaded: LoadedModel) -> list[dict[str, Any]]:
+    """What a plan needs to know of the original's feed-forward sites."""
+    changed = any(isinstance(module, MapAttention) for module in loaded.model.modules())
+    model = create_model(loaded.name, loaded.image_size, **loaded.options) if changed else loaded.model
+    return [site.signature() | {"block": site.block} for site in find_sites(model).feed_forward]
+
+
 def _collect(
-    model: nn.Module, groups: list[list[AttentionSite]], loader: BatchLoader, observe_quantized: bool, draw_seed: int | None, progress: bool
+    model: nn.Module,
+    groups: list[list[AttentionSite]],
+    loader: BatchLoader,
+    observe_quantized: bool,
+    draw_seed: int | None,
+    compared: SimilaritySums | None,
+    progress: bool,
 ) -> dict[str, SiteStatistics]:
-    """Let the images pass once per group of sites, and gradients back where there is a seed to draw the classes by."""
+    """Let the images pass once per group of sites, and gradients back where there is a seed to draw the classes by.
+
+    Heads of all sites are compared in the first pass.
+    """
     sensitivity = draw_seed is not None
     if sensitivity:
         model.requires_grad_(False)  # gradients are only wanted from the outputs back to the first map
@@ -113,7 +144,8 @@ def _collect(
     device = next(model.parameters()).device
     for number, sites in enumerate(groups, 1):
         text = "calibrate" if len(groups) == 1 else f"calibrate, pass {number} of {len(groups)}"
-        with MapCollector(model, sites, observe_quantized, sensitivity) as collector, torch.inference_mode(not sensitivity):
+        once = compared if number == 1 else None
+        with MapCollector(model, sites, observe_quantized, sensitivity, once) as collector, torch.inference_mode(not sensitivity):
             for batch in track(loader, batches, text, progress and distributed.rank() == 0):
                 pixels = batch.pixels.to(device)
                 if draw_seed is None:
@@ -146,7 +178,7 @@ def _join(part: Statistics, loader: BatchLoader, out: Path) -> Statistics:
             if distributed.rank() == 0:
                 merged = Statistics.merge(Statistics.load(place(rank)) for rank in range(distributed.world()))
                 header = replace(merged.header, images_hash=images_hash(loader.image_set, digests))
-                Statistics(header, merged.sites).save(out)
+                Statistics(header, merged.sites, merged.similarity).save(out)
     finally:
         own.unlink(missing_ok=True)
     return Statistics.load(out)

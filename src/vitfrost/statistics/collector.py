@@ -18,6 +18,7 @@ from ..vit.sites import AttentionSite
 from .histogram import BYTES_PER_ENTRY, Counters
 from .record import VALUE_SCALE, SiteStatistics
 from .sensitivity import SENSITIVITY_BYTES, SensitivitySums
+from .similarity import SimilaritySums
 
 
 class MapCollector:
@@ -26,15 +27,24 @@ class MapCollector:
     Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind. Every layer
     computes explicit maps inside the block, so that no bit depends on which sites are observed together.
     `observe_quantized`: see maps after the map quantiser (and frozen entries) instead of before.
+    `similarity`: sums that are also given the logits of all its sites.
     `sensitivity`: also sum what comes back to the maps when `drawn_log_likelihood` of the outputs is differentiated, which has
     to follow every forward pass; the graph begins at the first observed map where no parameter requires a gradient.
     Running the model raises VitfrostError when a map holds anything but numbers between 0 and 1.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool = False, sensitivity: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[AttentionSite],
+        observe_quantized: bool = False,
+        sensitivity: bool = False,
+        similarity: SimilaritySums | None = None,
+    ):
         self._model = model
         self._observe_quantized = observe_quantized
         self._sensitivity = sensitivity
+        self._similarity = similarity
         self._sites = sites
         self._modules: dict[str, MapAttention] = {}
         self._counters: dict[str, _SiteCounters] = {}
@@ -48,11 +58,14 @@ class MapCollector:
             counters = _SiteCounters(site, head_roots(module), allowed_pairs(self._model, site.name), self._sensitivity)
             module.observer, module.observe_quantized = counters.observe, self._observe_quantized
             self._counters[site.name] = counters
+        if self._similarity is not None:
+            for number, site in enumerate(self._similarity.sites):
+                self._modules[site.name].logit_observer = self._similarity.observer(number, allowed_pairs(self._model, site.name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for module in self._modules.values():
-            module.observer, module.observe_quantized = None, False
+            module.observer, module.logit_observer, module.observe_quantized = None, None, False
 
     @property
     def nbytes(self) -> int:
@@ -130,24 +143,33 @@ def projected_norms(
     return torch.linalg.vector_norm(projected, dim=-1).square_().view(heads, rows, keys).transpose(0, 1)
 
 
-def group_sites(sites: Sequence[AttentionSite], memory_limit: float | int, sensitivity: bool = False) -> list[list[AttentionSite]]:
+def group_sites(
+    sites: Sequence[AttentionSite], memory_limit: float | int, sensitivity: bool = False, kept: int = 0
+) -> list[list[AttentionSite]]:
     """Split the sites into consecutive groups whose counters (and sums of `sensitivity`) each fit into `memory_limit` bytes.
 
-    Raises VitfrostError naming a site that is too large alone.
+    `kept`: bytes of logits that lie beside them, for the similarity of heads.
+    Raises VitfrostError naming a site that is too large alone, and where the logits leave no room.
     """
+    if kept > memory_limit:
+        raise VitfrostError(
+            f"comparing heads keeps {kept / 1e9:.1f} GB of logits of a batch, more than the memory limit of {memory_limit / 1e9:.1f} GB; "
+            "raise it or use a smaller batch size"
+        )
     groups: list[list[AttentionSite]] = []
     used = memory_limit
+    beside = f" beside {kept / 1e9:.1f} GB of logits" if kept else ""
     per_entry = BYTES_PER_ENTRY + (SENSITIVITY_BYTES if sensitivity else 0)
     for site in sites:
         need = site.entries * per_entry
-        if need > memory_limit:
+        if kept + need > memory_limit:
             raise VitfrostError(
-                f"the maps of {site.name} alone need {need / 1e9:.1f} GB of counters, more than the memory limit of "
+                f"the maps of {site.name} alone need {need / 1e9:.1f} GB of counters{beside}, more than the memory limit of "
                 f"{memory_limit / 1e9:.1f} GB; raise it or use a smaller image size"
             )
         if used + need > memory_limit:
             groups.append([])
-            used = 0
+            used = kept
         groups[-1].append(site)
         used += need
     return groups

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8, UInt16, UInt32
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
 
 from ..errors import VitfrostError
 from ..files import atomic_file
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
+from .similarity import added, moments_of
 
-FORMAT_VERSION = 2  # 1 had no sensitivity
+FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
+SIMILARITY = "similarity"
 VALUE_SCALE = 2.0**20
+_SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3}
 _METADATA_KEY = "vitfrost.statistics"
 _ARRAYS = {
     "widths": np.uint16,
@@ -99,7 +102,8 @@ class StatisticsHeader:
     `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says
     on which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and
     `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
-    `sensitivity`: whether gradients were taken too.
+    `sensitivity`: whether gradients were taken too; `similarity`: whether heads were compared. `feed_forward`: name, width, hidden
+    channels and block of the feed-forward sites.
     """
 
     model: dict[str, Any]
@@ -113,15 +117,38 @@ class StatisticsHeader:
     seed: int | None
     limit: int | None
     sensitivity: bool = False
+    similarity: bool = False
+    feed_forward: list[dict[str, Any]] = field(default_factory=list)
     version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of all attention sites of a model, in the order in which data passes them. Treated as immutable."""
+    """Statistics of all attention sites of a model, in the order in which data passes them. Treated as immutable.
+
+    `similarity` [T, T] over all T heads in order is None unless it was asked for (fixed-point sums of statistics.similarity).
+    """
 
     header: StatisticsHeader
     sites: dict[str, SiteStatistics]
+    similarity: Int64[np.ndarray, "heads heads"] | None = None
+
+    @cached_property
+    def moments(self) -> Float64[np.ndarray, "heads heads"]:
+        """Second moments of all heads' row-centred logits, NaN between heads whose maps differ in shape.
+
+        Raises VitfrostError where heads were not compared.
+        """
+        if self.similarity is None:
+            raise VitfrostError("the statistics do not say how alike heads are; run vitfrost calibrate with --similarity")
+        return moments_of(self.similarity, self.header.images, self.header.sites)
+
+    def head_moments(self, site: str) -> Float64[np.ndarray, "heads heads"]:
+        """Those of the heads of one site. Raises VitfrostError as `moments`."""
+        names = [known["name"] for known in self.header.sites]
+        starts = np.cumsum([0, *(known["heads"] for known in self.header.sites)])
+        own = slice(starts[names.index(site)], starts[names.index(site) + 1])
+        return self.moments[own, own]
 
     @cached_property
     def content_hash(self) -> str:
@@ -133,7 +160,8 @@ class Statistics:
         return digest.hexdigest()
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        return {f"{site.name}/{name}": array for site in self.sites.values() for name, array in site.arrays().items()}
+        tensors = {f"{site.name}/{name}": array for site in self.sites.values() for name, array in site.arrays().items()}
+        return tensors if self.similarity is None else tensors | {SIMILARITY: self.similarity}
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; equal statistics give equal bytes.
@@ -159,14 +187,14 @@ class Statistics:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, OSError) as error:
             raise VitfrostError(f"{path} is no readable statistics file ({error}); it may be truncated: calibrate again") from error
-        return Statistics(header, _read_sites(header, tensors, path))
+        return Statistics(header, _read_sites(header, tensors, path), _read_similarity(header, tensors, path))
 
     @staticmethod
     def merge(parts: Iterable[Statistics]) -> Statistics:
         """Add statistics of disjoint sets of images: exactly those of all images together (sensitivity: to rounding).
 
         The merged `images_hash` is the sum of the parts' modulo 2^256. Parts may be given one by one (an iterator).
-        Raises VitfrostError when models, sites, precision, quantisation or sensitivity differ, or when there is no part.
+        Raises VitfrostError when models, sites, precision, quantisation, sensitivity or similarity differ, or when there is no part.
         """
         merged: Statistics | None = None
         for part in parts:
@@ -178,7 +206,7 @@ class Statistics:
     def _plus(self, other: Statistics) -> Statistics:
         mine, theirs = self.header, other.header
         other.check_fits(mine.model, mine.sites)
-        for what in ("precision", "observed", "quantization", "sensitivity"):
+        for what in ("precision", "observed", "quantization", "sensitivity", "similarity"):
             if getattr(mine, what) != getattr(theirs, what):
                 raise VitfrostError(f"statistics that differ in {what} cannot be merged: {getattr(mine, what)} and {getattr(theirs, what)}")
         if mine.images + theirs.images > histogram.MAX_IMAGES:
@@ -190,9 +218,11 @@ class Statistics:
             images_hash=f"{(int(mine.images_hash, 16) + int(theirs.images_hash, 16)) % 2**256:064x}",
             seed=mine.seed if mine.seed == theirs.seed else None,
             limit=mine.limit if mine.limit == theirs.limit else None,
+            feed_forward=mine.feed_forward or theirs.feed_forward,
             version=max(mine.version, theirs.version),
         )
-        return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()})
+        similarity = None if self.similarity is None or other.similarity is None else added(self.similarity, other.similarity)
+        return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()}, similarity)
 
     def check_fits(self, identity: dict[str, Any], signature: list[dict[str, Any]]) -> None:
         """Raise VitfrostError, saying what differs, unless the statistics belong to this model and these sites."""
@@ -221,8 +251,10 @@ def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
 
 def _header_json(header: StatisticsHeader) -> str:
     values = asdict(header)
-    if header.version == 1:  # as it was written, so that plans made from the file still know it by its hash
-        del values["sensitivity"]
+    # as it was written, so that plans made from the file still know it by its hash
+    for name, version in _SINCE.items():
+        if header.version < version:
+            del values[name]
     return json.dumps(values, sort_keys=True, allow_nan=False)
 
 
@@ -236,11 +268,22 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
         raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error
     if version > FORMAT_VERSION:
         raise VitfrostError(f"{path} has format version {version}, newer than {FORMAT_VERSION}, which this vitfrost reads; update vitfrost")
-    if version == 1:
-        values.setdefault("sensitivity", False)
-    if values.keys() != {field.name for field in fields(StatisticsHeader)} or not isinstance(values["sensitivity"], bool):
+    values = {"sensitivity": False, "similarity": False, "feed_forward": []} | values
+    complete = values.keys() == {field.name for field in fields(StatisticsHeader)}
+    kinds = {"sensitivity": bool, "similarity": bool, "feed_forward": list}
+    if not complete or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
         raise VitfrostError(f"{path} has an incomplete header; calibrate again")
     return StatisticsHeader(**values)
+
+
+def _read_similarity(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
+    if not header.similarity:
+        return None
+    found, heads = tensors.get(SIMILARITY), sum(site["heads"] for site in header.sites)
+    whole = found is not None and found.shape == (heads, heads) and found.dtype == np.int64
+    if found is None or not whole or not np.array_equal(found, found.T) or found.diagonal().min(initial=0) < 0:
+        raise VitfrostError(f"{path} is damaged: the similarity of its {heads} heads does not fit; calibrate again")
+    return found
 
 
 def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> dict[str, SiteStatistics]:

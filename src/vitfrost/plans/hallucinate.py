@@ -1,0 +1,64 @@
+"""Which heads of a layer to hallucinate, and which heads they start as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import VitfrostError
+from .schema import HeadPlan, LayerPlan
+from .select import share
+from .structure import NO_SWIN, HallucinatePlan, is_swin
+
+COMPUTED = HeadPlan(source="computed")
+
+
+def hallucinated_layers(
+    layers: Sequence[LayerPlan],
+    settings: HallucinatePlan,
+    moments_of: Callable[[str], Float[np.ndarray, "heads heads"]] | None,
+    model_name: str,
+) -> list[LayerPlan]:
+    """The layers with floor(share h) of their h heads hallucinated; a layer with too few heads stays as it is.
+
+    `moments_of` gives a site's second moments of row-centred logits (needed to choose medoids).
+    Raises VitfrostError where they are needed and not given, and for Swin.
+    """
+    if settings.by == "medoids" and moments_of is None:
+        raise VitfrostError("choosing heads by medoids needs their similarity, which statistics hold; plan from statistics, or by first")
+    made = []
+    for index, layer in enumerate(layers):
+        heads = layer.maps[1]
+        count = share(settings.share, heads)
+        if count and (layer.maps[0] > 1 or is_swin(model_name)):
+            raise VitfrostError(f"{NO_SWIN} ({layer.site} of {model_name}); plan without --hallucinate")
+        if count == 0:
+            made.append(layer)
+            continue
+        moments = moments_of(layer.site) if settings.by == "medoids" and moments_of is not None else None
+        kept, likes = choose(heads, heads - count, settings, index, moments)
+        others = iter(likes)
+        plans = [COMPUTED if head in kept else HeadPlan(source="hallucinated", like=next(others)) for head in range(heads)]
+        made.append(LayerPlan.model_validate(layer.model_dump() | {"heads": [plan.model_dump() for plan in plans]}))
+    return made
+
+
+def choose(
+    heads: int, computed: int, settings: HallucinatePlan, index: int, moments: Float[np.ndarray, "heads heads"] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The computed heads of the layer at position `index`, and for each other head, ascending, the computed one it starts as."""
+    if settings.by == "medoids":
+        import torch
+
+        from ..hallucination.fit import choose_heads, correlations
+
+        choice = choose_heads(correlations(torch.from_numpy(np.asarray(moments))), computed)
+        return choice.kept, tuple(choice.kept[source] for source in choice.sources)
+    if settings.by == "first":
+        kept = tuple(range(computed))
+        return kept, tuple(place % computed for place in range(heads - computed))
+    drawn = np.random.default_rng([settings.seed, index]).permutation(heads)
+    kept = tuple(sorted(drawn[:computed].tolist()))
+    return kept, tuple(kept[place % computed] for place in range(heads - computed))

@@ -1,0 +1,55 @@
+"""A plan without statistics, for a model that is going to be trained: heads are chosen by number or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import refuse_unwritable
+from ..vit.families import find_sites
+from ..vit.load import LoadedModel, load_model
+from .choose import unfrozen_plan
+from .compact import compact_blocks
+from .hallucinate import hallucinated_layers
+from .options import checked, compact_part, hallucinate_part
+from .schema import Plan, QuantizePlan, save_plan
+from .structure import CompactPlan, HallucinatePlan
+
+
+def plan_from_model(
+    model: str | LoadedModel,
+    *,
+    hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
+    compact: float | Mapping[str, Any] | CompactPlan | None = None,
+    weight_bits: int = 32,
+    activation_bits: int = 32,
+    levels: str = "published",
+    weights: str | Path | None = "random",
+    image_size: int | tuple[int, int] | None = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan that hallucinates and compacts a model as the settings say, and freezes nothing.
+
+    `model`: a timm name (`options` are those of its creation, weights untrained unless given), or a LoadedModel. `hallucinate` and
+    `compact` are as in `vitfrost.plan`, except that the first heads are computed unless the fields say how heads are chosen.
+    Raises VitfrostError for heads chosen by medoids, which takes statistics, and for settings that do not fit the model.
+    """
+    if out is not None:
+        refuse_unwritable(out)
+    quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
+    heads = None if hallucinate is None else hallucinate_part(hallucinate, by="first")
+    blocks = None if compact is None else compact_part(compact)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, weights, image_size, **options)
+    sites = find_sites(loaded.model)
+    made = unfrozen_plan(loaded.identity(), sites.signature(), quantize)
+    layers = made.layers if heads is None else hallucinated_layers(made.layers, heads, None, loaded.name)
+    known = [site.signature() | {"block": site.block} for site in sites.feed_forward]
+    made = Plan(
+        model=made.model, hallucinate=heads, compact=blocks, quantize=quantize, layers=tuple(layers),
+        feed_forward=() if blocks is None else compact_blocks(known, blocks),
+    )  # fmt: skip
+    if out is not None:
+        save_plan(made, out)
+    return made
