@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from .compression.frozen import FrozenMaps
+from .compression.structure import install_structure
 from .errors import VitfrostError
 from .files import atomic_folder, read_json, sha256_of_file
 from .images.preprocess import Preprocess
@@ -28,7 +29,7 @@ from .quantize.packing import pack, packed_size, unpack
 from .quantize.quantizers import zero_code
 from .quantize.repq import QuantizationSettings, install_quantizers
 from .vit.attention import MapAttention
-from .vit.families import allowed_pairs, find_sites, install_map_attention
+from .vit.families import allowed_pairs
 from .vit.load import LoadedModel, create_model
 
 KIND, VERSION = "vitfrost artefact", 1
@@ -42,6 +43,8 @@ class Artefact(LoadedModel):
     plan: Plan = None  # type: ignore[assignment]
     quantization: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
+    structure: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
     seeds: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
     size_bytes: int = 0
@@ -69,23 +72,23 @@ def build_frozen(plan: Plan, mask: torch.Tensor, allowed: torch.Tensor | None) -
 
 
 def _frozen_tensors(name: str, frozen: FrozenMaps) -> dict[str, np.ndarray]:
-    tensors = {f"{name}.mask": np.packbits(frozen.mask.numpy().reshape(-1), bitorder="little")}
+    tensors = {f"{name}.mask": np.packbits(frozen.mask.cpu().numpy().reshape(-1), bitorder="little")}
     if frozen.bits == 32:
-        return tensors | {f"{name}.values": frozen.values.numpy()}
+        return tensors | {f"{name}.values": frozen.values.cpu().numpy()}
     zeros = frozen.zero_entries()
     return tensors | {
         f"{name}.zeros": np.packbits(zeros, bitorder="little"),
-        f"{name}.codes": pack(frozen.codes.numpy()[~zeros], frozen.bits),
-        f"{name}.step": frozen.step.numpy(),
+        f"{name}.codes": pack(frozen.codes.cpu().numpy()[~zeros], frozen.bits),
+        f"{name}.step": frozen.step.cpu().numpy(),
     }
 
 
 def pack_state(model: nn.Module) -> dict[str, np.ndarray]:
     """The tensors of `model.safetensors`: the state dict with integer weights and frozen maps packed."""
-    tensors = {name: value.detach().contiguous().numpy() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous().numpy() for name, value in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLayer) and module.bits != 32:
-            tensors[f"{name}.codes"] = pack(module.codes.numpy().reshape(-1), module.bits)
+            tensors[f"{name}.codes"] = pack(module.codes.cpu().numpy().reshape(-1), module.bits)
             zero_point = tensors[f"{name}.zero_point"]
             small = np.abs(zero_point).max(initial=0) < 2**15
             tensors[f"{name}.zero_point"] = zero_point.astype(np.int16) if small else zero_point
@@ -130,8 +133,7 @@ def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.nda
 
 def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) -> nn.Module:
     """Turn a freshly created timm model into the compressed one, in place: the inverse of `pack_state`."""
-    sites = find_sites(model)
-    install_map_attention(model)
+    sites = install_structure(model, plan)
     layers = install_quantizers(model, sites, settings_of(plan))
     try:
         _restore_frozen(model, plan, tensors)
@@ -169,12 +171,14 @@ def save_artefact(artefact: Artefact, path: str | Path, overwrite: bool = False)
             "model": {**artefact.identity(), "options": artefact.options, "preprocessing": artefact.preprocessing},
             "quantization": artefact.quantization,
             "statistics": artefact.statistics,
+            "structure": artefact.structure,
+            "training": artefact.training,
             "seeds": artefact.seeds,
             "recipe": artefact.recipe,
             "plan_hash": artefact.plan_hash,
             "weights_sha256": sha256_of_file(folder / WEIGHTS_FILE),
             "versions": _versions(),
-            "plan": artefact.plan.model_dump(mode="json"),
+            "plan": artefact.plan.plain(),
         }
         (folder / CONFIG_FILE).write_text(json.dumps(config, separators=(",", ":")) + "\n", encoding="utf-8")
         artefact.size_bytes = sum(file.stat().st_size for file in folder.iterdir())
@@ -216,7 +220,8 @@ def load_artefact(path: str | Path) -> Artefact:
         model = create_model(about["name"], size, **about["options"])
         artefact = Artefact(
             model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
-            plan=plan, quantization=config["quantization"], statistics=config["statistics"], seeds=config["seeds"], recipe=config["recipe"],
+            plan=plan, quantization=config["quantization"], statistics=config["statistics"], structure=config.get("structure"),
+            training=config.get("training"), seeds=config["seeds"], recipe=config["recipe"],
             size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)

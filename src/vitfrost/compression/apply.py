@@ -1,4 +1,4 @@
-"""The verb `compress`: a plan applied to a model, in the order quantise (RepQ-ViT), then freeze."""
+"""The verb `compress`: a plan applied to a model, in the order hallucinate, compact, quantise (RepQ-ViT), freeze."""
 
 from __future__ import annotations
 
@@ -19,34 +19,41 @@ from ..plans.choose import frozen_maps
 from ..plans.schema import Plan, check_fits, load_plan
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..statistics.record import Statistics
+from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
-from ..vit.load import LoadedModel, load_model
+from ..vit.load import LoadedModel, device_of, load_model
 from .frozen import FrozenMaps, frozen_step
+from .quality import hallucinated_heads
+from .structure import changed_sites, has_structure, start_from
 
 CALIBRATION_IMAGES = 32
+COMPACT_IMAGES = 256
+DISTANCE_IMAGES = 32
 
 
 def frozen_modules(model: nn.Module, plan: Plan, statistics: Statistics) -> dict[str, FrozenMaps]:
     """The frozen entries that the plan names for `model`, by site; below 32 bits on the log grid of the layer's map quantiser.
 
-    Sites without frozen entries are left out. The model is not changed.
+    Sites without frozen entries are left out. The model is not changed; what is made lies where the model does.
     """
     if plan.freeze is None:
         return {}
     quantizers = map_quantizers(model)
+    orders = {name: list(module.order) for name, module in model.named_modules() if isinstance(module, MapAttention)}
     made: dict[str, FrozenMaps] = {}
     for layer in plan.layers:
         if not any(head.entries for head in layer.heads):
             continue
         chosen, means = frozen_maps(plan, statistics.sites[layer.site], layer)
-        mask, values = torch.from_numpy(chosen), torch.from_numpy(means)
+        order = orders.get(layer.site, slice(None))
+        mask, values = torch.from_numpy(chosen)[:, order], torch.from_numpy(means)[:, order]
         frozen = build_frozen(plan, mask, allowed_pairs(model, layer.site))
         step = None
         if plan.freeze.bits != 32:
-            own = quantizers[layer.site].step if layer.site in quantizers else None
+            own = quantizers[layer.site].step.cpu() if layer.site in quantizers else None
             step = frozen_step(values, mask, plan.freeze.bits, plan.quantize.levels, plan.freeze.grid, own)
         frozen.set_values(values, step)
-        made[layer.site] = frozen
+        made[layer.site] = frozen.to(device_of(model))
     return made
 
 
@@ -77,12 +84,36 @@ def _settings_record(settings: QuantizationSettings) -> dict[str, Any]:
 
 
 def _check_statistics(plan: Plan, statistics: Statistics | None) -> None:
-    if not any(head.entries for layer in plan.layers for head in layer.heads):
+    freezes = any(head.entries for layer in plan.layers for head in layer.heads)
+    mixes = plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.mix == "ridge"
+    if not freezes and not mixes:
         return
     if statistics is None:
-        raise VitfrostError("the plan freezes maps, which needs the statistics it was made from; give --statistics FILE")
+        what = "freezes maps" if freezes else "mixes maps as their similarity tells"
+        raise VitfrostError(f"the plan {what}, which needs the statistics it was made from; give --statistics FILE")
     if plan.statistics is None or plan.statistics.hash != statistics.content_hash:
         raise VitfrostError("the plan was made from other statistics than these; give the file it was made from, or plan again")
+
+
+def _give_structure(
+    model: nn.Module, loaded: LoadedModel, plan: Plan, statistics: Statistics | None, images: str | Path | None, count: int, seed: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Hallucinate and compact in place. Returns the record of what it was fitted to and how well it fits, and the seed of the draw."""
+    pixels: torch.Tensor | None = None
+    record: dict[str, Any] = {}
+    if images is not None:
+        pixels, record = draw_calibration(loaded, images, count, seed)
+    similarity = similarity_of(plan, statistics)
+    errors = start_from(model, plan, pixels, similarity, seed=seed)
+    heads = hallucinated_heads(plan, model, similarity, None if pixels is None else (loaded.model, pixels[:DISTANCE_IMAGES]))
+    return record | {"relative_errors": errors, "heads": heads}, {"structure": seed} if record else {}
+
+
+def similarity_of(plan: Plan, statistics: Statistics | None) -> dict[str, torch.Tensor] | None:
+    """The heads' second moments by site, where the statistics have them."""
+    if plan.hallucinate is None or statistics is None or statistics.similarity is None:
+        return None
+    return {layer.site: torch.from_numpy(statistics.head_moments(layer.site)) for layer in plan.layers if layer.hallucinated}
 
 
 def compress(
@@ -97,27 +128,30 @@ def compress(
     crop_mode: str | None = None,
     seed: int = 0,
     calibration_images: int = CALIBRATION_IMAGES,
+    compact_images: int = COMPACT_IMAGES,
     recipe: dict[str, Any] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Artefact:
-    """Quantise a model with RepQ-ViT and freeze the plan's entries; save the artefact where `out` is given.
+    """Apply a plan to a model: hallucinate and compact in closed form, quantise with RepQ-ViT, freeze; save the artefact to `out`.
 
-    `images` is the folder from which `calibration_images` images are drawn with `seed` (needed where activations are
-    quantised); `statistics` the ones the plan was made from (needed where it freezes). The model itself is not changed.
+    `images` is the folder from which, with `seed`, `calibration_images` images are drawn where activations are quantised and
+    `compact_images` where compact blocks fit activations; `statistics` the ones the plan was made from (needed where it freezes
+    or hallucinates). The model itself is not changed.
     Raises VitfrostError when plan, statistics and model do not belong together.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
-    if calibration_images < 1:
-        raise VitfrostError(f"calibration images must be at least 1, got {calibration_images}")
+    for what, number in (("calibration images", calibration_images), ("compact images", compact_images)):
+        if number < 1:
+            raise VitfrostError(f"{what} must be at least 1, got {number}")
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
     _check_statistics(plan, statistics)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     sites = find_sites(loaded.model)
-    check_fits(plan, loaded.identity(), sites.signature())
+    check_fits(plan, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
     settings = settings_of(plan)
     pixels, quantization = None, None
     seeds: dict[str, int] = {}
@@ -129,7 +163,12 @@ def compress(
         seeds["calibration"] = seed
     elif settings.any:
         quantization = _settings_record(settings)
-    compressed = copy.deepcopy(loaded.model)
+    compressed = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
+    structure = None
+    if has_structure(plan):
+        structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, compact_images, seed)
+        seeds |= drawn_seed
+        sites = changed_sites(sites, plan)
     quantize_model(compressed, sites, settings, pixels)
     source = None
     if statistics is not None:
@@ -148,7 +187,7 @@ def compress(
         seeds["plan"] = plan.freeze.seed
     artefact = Artefact(
         compressed.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
-        loaded.options, plan=plan, quantization=quantization, statistics=source, seeds=seeds, recipe=recipe,
+        loaded.options, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
     )  # fmt: skip
     if out is not None:
         save_artefact(artefact, out, overwrite)

@@ -78,7 +78,7 @@ class FrozenMaps(nn.Module):
 
     def restore_constants(self) -> None:
         """Derive the dense constants from what is stored (after loading)."""
-        dense = torch.zeros(self.mask.shape)
+        dense = torch.zeros(self.mask.shape, device=self.mask.device)
         if self.bits == 32:
             dense[self.mask] = self.values
         else:
@@ -89,7 +89,7 @@ class FrozenMaps(nn.Module):
     def zero_entries(self) -> Bool[np.ndarray, count]:
         """Which frozen entries are stored as exactly zero."""
         stored = self.values == 0 if self.bits == 32 else self.codes == zero_code(self.bits, self.levels)
-        return stored.numpy()
+        return stored.cpu().numpy()
 
     def forward(
         self, maps: Float[Tensor, "rows heads_used queries keys"], quantizer: nn.Module | None, heads: list[int] | None = None

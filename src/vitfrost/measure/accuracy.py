@@ -40,11 +40,13 @@ def evaluate(
     json: str | Path | None = None,
     progress: bool = True,
     name: str | None = None,
+    device: str | None = None,
 ) -> Row | None:
     """Measure a model on images, against labels, a reference model, or both.
 
     `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or an artefact's folder.
     `limit`: a draw of so many images by `seed`. `crop_pct` and `crop_mode` replace the preprocessing of both models.
+    `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
     `json`: where to write the row. The row's shares and intervals are in percent. Under torchrun every process takes its
     share of the images; process 0 writes and returns the row of the whole, the others return None.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
@@ -53,10 +55,10 @@ def evaluate(
         refuse_unwritable(json)
     if reference is None and reference_weights is not None:
         raise VitfrostError("reference weights are given without a reference; name the reference model as well")
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
     compared = None
     if reference is not None:
-        compared = open_reference(reference, loaded, reference_weights, crop_pct=crop_pct, crop_mode=crop_mode)
+        compared = open_reference(reference, loaded, reference_weights, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
     row = evaluate_many(
         {name or loaded.name: loaded}, images, labels=labels, reference=compared,
         limit=limit, seed=seed, batch_size=batch_size, progress=progress,

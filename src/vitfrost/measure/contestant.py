@@ -12,7 +12,7 @@ from ..artefact import Artefact
 from ..compression.frozen import FrozenMaps
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel
+from ..vit.load import LoadedModel, device_of
 from .cost import logit_macs, macs_by_part
 from .inspection import skeleton
 
@@ -53,22 +53,18 @@ def describe(loaded: LoadedModel) -> Description:
 
 
 def executed_macs(loaded: LoadedModel) -> int:
-    """Multiply-accumulates per image that are executed: those of the original less Q K^T of wholly frozen heads."""
+    """Multiply-accumulates per image that are executed: those of its layers less Q K^T of wholly frozen heads.
+
+    Where a layer hallucinates, all its other heads have their logits computed, whether their maps are frozen or not.
+    """
     model: nn.Module = loaded.model
     attention = [module for module in model.modules() if isinstance(module, MapAttention)]
     saved = 0
     for module in attention:
-        if isinstance(module.frozen, FrozenMaps):
+        if isinstance(module.frozen, FrozenMaps) and module.hallucination is None:
             saved += logit_macs(module.site) // module.site.heads * len(module.frozen.constant_heads)
     plain, sites = skeleton(loaded) if attention else (model, find_sites(model))
     return sum(macs_by_part(plain, sites).values()) - saved
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters (or buffers) lie; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def runtime_of(model: nn.Module) -> str:

@@ -13,13 +13,13 @@ from math import prod
 from torch import nn
 
 from ..errors import VitfrostError
-from ..vit.sites import AttentionSite, LinearRole, ModelSites
+from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
-MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "map_value_product", "value_output_projection",
+MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "value_output_projection",
              "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
-PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "value_output_projection",
+PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "value_output_projection",
                    "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
-# The parts that a layer's cost falls to, in equal shares where it stacks several projections.
+# The parts that a layer's cost falls to, in shares of the projections that it stacks.
 _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
     "stem": ("stem",),
     "qkv": ("query_key_projection", "query_key_projection", "value_output_projection"),
@@ -53,7 +53,7 @@ def layer_complexity(tokens: int, width: int) -> int:
 
 
 def logit_macs(site: AttentionSite) -> int:
-    """Multiply-accumulates of Q K^T at a site; A V costs the same."""
+    """Multiply-accumulates of Q K^T at a site if all its heads have queries and keys; A V costs the same."""
     return site.entries * site.head_dim
 
 
@@ -65,36 +65,42 @@ def softmax_elements(sites: ModelSites) -> int:
 def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """Multiply-accumulates of one image by part (`MAC_PARTS`).
 
-    `model` is a timm model as timm builds it; `sites` are its sites. Swin's windows count with their padding. "convolution" are
+    `model` is a timm model as timm builds it, or with a plan's structure; `sites` are its sites.
+    Swin's windows count with their padding. "convolution" are
     convolutions inside blocks (Next-ViT's, and PVT v2's in its feed-forward), "patch_merging" what leads from one stage to the next.
     """
     macs = dict.fromkeys(MAC_PARTS, 0)
     for site in sites.attention:
-        macs["query_key_product"] += logit_macs(site)
+        logit_heads = site.heads if site.logit_heads is None else site.logit_heads
+        macs["query_key_product"] += logit_macs(site) * logit_heads // site.heads
+        macs["hallucination"] += site.generation_macs
         macs["map_value_product"] += logit_macs(site)
     for linear in sites.linears:
-        _share(macs, linear.role, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
+        _share(macs, linear, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
 
 
-def _share(counts: dict[str, int], role: LinearRole, cost: int) -> None:
-    parts = _PARTS_OF_ROLE[role]
-    for part in parts:
-        counts[part] += cost // len(parts)
+def _share(counts: dict[str, int], linear: LinearSite, cost: int) -> None:
+    parts = _PARTS_OF_ROLE[linear.role]
+    split = linear.split or (1,) * len(parts)
+    for part, outputs in zip(parts, split, strict=True):
+        counts[part] += cost * outputs // sum(split)
 
 
 def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """Parameters by part (`PARAMETER_PARTS`); the parts add up to all parameters of the model.
 
+    "hallucination" is what makes maps of other heads' maps.
     "embeddings" are positions, class and register tokens, relative biases and layer scales; biases count with their layer.
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
-    roles = {linear.name: linear.role for linear in sites.linears}
+    linears = {linear.name: linear for linear in sites.linears}
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        role = roles.get(path)
-        if role is not None:
-            _share(counts, role, own)
+        if path in linears:
+            _share(counts, linears[path], own)
+        elif ".hallucination." in path:
+            counts["hallucination"] += own
         else:
             counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
     return counts

@@ -5,40 +5,57 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import VitfrostError
 from .cost import MAC_PARTS, PARAMETER_PARTS, macs_by_part, parameters_by_part, softmax_elements
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
     from torch import nn
 
+    from ..plans.schema import Plan
     from ..vit.load import LoadedModel
     from ..vit.sites import ModelSites
 
 
 def skeleton(loaded: LoadedModel) -> tuple[nn.Module, ModelSites]:
-    """The model as timm builds it, before anything was compressed, with untrained weights; and its sites."""
+    """The model as timm builds it, or with an artefact's structure, before anything was quantised, untrained; and its sites."""
+    from ..artefact import Artefact
+    from ..compression.structure import install_structure
     from ..vit.families import find_sites
     from ..vit.load import create_model
 
     model = create_model(loaded.name, loaded.image_size, **loaded.options)
-    return model, find_sites(model)
+    return model, install_structure(model, loaded.plan) if isinstance(loaded, Artefact) else find_sites(model)
 
 
 def inspect(
-    model: str | Path | LoadedModel, *, weights: str | Path | None = None, image_size: int | tuple[int, int] | None = None
+    model: str | Path | LoadedModel | None = None,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    plan: Plan | str | Path | None = None,
 ) -> dict[str, Any]:
-    """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part.
+    """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part; with a plan, also what it makes of them.
 
-    `model`: a timm name (nothing is downloaded), a LoadedModel, or an artefact's folder. `weights`: a file that is loaded
-    to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention (one entry per
-    site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total, softmax_elements, supported
-    (always True).
-    Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names and weights.
+    `model`: a timm name (nothing is downloaded), a LoadedModel, or an artefact's folder; the plan's own where it is not given.
+    `weights`: a file that is loaded to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention
+    (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
+    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, compact_blocks, and parameters
+    and macs as above.
+    Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
     """
     from ..models import names_artefact, open_model
+    from ..plans.schema import Plan, load_plan
     from ..vit.families import find_sites
     from ..vit.load import create_model
 
+    if plan is not None and not isinstance(plan, Plan):
+        plan = load_plan(plan)
+    if model is None:
+        if plan is None:
+            raise VitfrostError("nothing to inspect; give a model, an artefact or a plan")
+        model, image_size = plan.model.name, image_size or plan.model.image_size
     if isinstance(model, str) and weights is None and not names_artefact(model):
         name, plain = model, create_model(model, image_size)
         sites = find_sites(plain)
@@ -46,7 +63,7 @@ def inspect(
         loaded = open_model(model, weights, image_size)
         name, (plain, sites) = loaded.name, skeleton(loaded)
     parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
-    return {
+    description = {
         "name": name,
         "supported": True,
         "family": sites.family,
@@ -78,6 +95,25 @@ def inspect(
         "macs_total": sum(macs.values()),
         "softmax_elements": softmax_elements(sites),
     }
+    return description if plan is None else description | {"planned": _planned(plain, sites, plan)}
+
+
+def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
+    """What the plan makes of the model's parameters and multiply-accumulates; the model gets the plan's structure."""
+    from ..compression.structure import install_structure
+    from ..plans.schema import check_sites
+
+    check_sites(plan, sites.signature(), [site.signature() for site in sites.feed_forward])
+    changed = install_structure(model, plan)
+    parameters, macs = parameters_by_part(model, changed), macs_by_part(model, changed)
+    return {
+        "hallucinated_heads": sum(len(layer.hallucinated) for layer in plan.layers),
+        "compact_blocks": sum(block.rank is not None for block in plan.feed_forward),
+        "parameters": parameters,
+        "parameters_total": sum(parameters.values()),
+        "macs": macs,
+        "macs_total": sum(macs.values()),
+    }
 
 
 def format_inspection(description: dict[str, Any]) -> Group:
@@ -98,24 +134,49 @@ def format_inspection(description: dict[str, Any]) -> Group:
     for block, layers in _runs(description["feed_forward"]):
         after = "convolution" if block["block"] == "convolution" else "attention"
         blocks.add_row(block["name"], *map(str, (layers, block["width"], block["hidden"], block["tokens"])), after)
+    elements = f"softmax elements per image: {description['softmax_elements']:,}"
+    planned = description.get("planned")
+    if planned is None:
+        return Group(sites, blocks, _parts(description), elements)
+    heads, compact = planned["hallucinated_heads"], planned["compact_blocks"]
+    return Group(
+        sites, blocks, _parts(description, planned), f"{heads} hallucinated heads, {compact} compact feed-forward blocks", elements
+    )
+
+
+def _parts(description: dict[str, Any], planned: dict[str, Any] | None = None) -> Table:
+    """Parameters and multiply-accumulates by part, and what a plan leaves of them."""
+    from rich.table import Table
+
     parts = Table()
-    for column in ("part", "parameters", "MACs", "MACs %"):
+    columns = ["part", "parameters", "MACs", "MACs %"]
+    for column in columns if planned is None else [*columns, "planned parameters", "saved %", "planned MACs", "saved %"]:
         parts.add_column(column, justify="left" if column == "part" else "right")
     total = description["macs_total"]
+    after: dict[str, Any] = {"parameters": {}, "macs": {}} if planned is None else planned
+
+    def row(name: str, before: tuple[int, int], left: tuple[int, int]) -> None:
+        cells = [name, _count(before[0]), _count(before[1]), f"{100 * before[1] / total:.1f}" if before[1] else ""]
+        for old, new in zip(before, left, strict=True) if planned is not None else ():
+            cells += [_count(new), f"{100 * (1 - new / old):.1f}" if old and new != old else ""]
+        parts.add_row(*cells)
+
     for part in dict.fromkeys(PARAMETER_PARTS[:3] + MAC_PARTS):
-        parameters, macs = description["parameters"].get(part), description["macs"].get(part)
-        if parameters or macs:
-            parts.add_row(part.replace("_", " "), _count(parameters), _count(macs), f"{100 * macs / total:.1f}" if macs else "")
+        before = (description["parameters"].get(part, 0), description["macs"].get(part, 0))
+        left = (after["parameters"].get(part, 0), after["macs"].get(part, 0))
+        if any(before + left):
+            row(part.replace("_", " "), before, left)
     parts.add_section()
-    parts.add_row("total", f"{description['parameters_total']:,}", f"{total:,}", "100.0")
-    return Group(sites, blocks, parts, f"softmax elements per image: {description['softmax_elements']:,}")
+    totals = ("parameters_total", "macs_total")
+    row("total", tuple(description[key] for key in totals), tuple(after.get(key, 0) for key in totals))
+    return parts
 
 
 def _size(image_size: list[int]) -> str:
     return "x".join(str(side) for side in image_size)
 
 
-def _count(value: int | None) -> str:
+def _count(value: int) -> str:
     return f"{value:,}" if value else ""
 
 

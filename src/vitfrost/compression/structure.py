@@ -1,0 +1,215 @@
+"""A plan's structure: attention layers with fewer queries and keys, and feed-forward blocks with a factorised second projection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..compaction.factorise import factorise
+from ..compaction.moments import InputMoments
+from ..compaction.projection import CompactProjection, Layout
+from ..errors import VitfrostError
+from ..hallucination.cost import generation_macs
+from ..hallucination.fit import HeadChoice, fit_mix, fit_pairs
+from ..hallucination.maps import HeadHallucination
+from ..plans.schema import FeedForwardPlan, HallucinatePlan, LayerPlan, Plan, sources
+from ..vit.attention import MapAttention
+from ..vit.families import find_sites, install_map_attention
+from ..vit.sites import AttentionSite, LinearSite, ModelSites
+
+
+def has_structure(plan: Plan) -> bool:
+    """True where the plan changes the layers themselves: hallucinated heads or compact feed-forward blocks."""
+    return any(layer.hallucinated for layer in plan.layers) or any(block.rank is not None for block in plan.feed_forward)
+
+
+def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
+    """The sites of a model after `install_structure`: fewer logits, other layers; maps and heads stay."""
+    layers = {layer.site: layer for layer in plan.layers if layer.hallucinated}
+    ranks = {block.site: block.rank for block in plan.feed_forward if block.rank is not None}
+    attention = tuple(_with_logits(site, layers[site.name], plan) if site.name in layers else site for site in sites.attention)
+    logit_heads = {site.name: site.logit_heads for site in attention if site.name in layers}
+    by_name = {site.name: site for site in attention}
+    linears: list[LinearSite] = []
+    for linear in sites.linears:
+        parent, _, last = linear.name.rpartition(".")
+        if parent in ranks and last == "fc2":
+            linears += [replace(linear, name=f"{linear.name}.{part}") for part in ("down", "up")]
+            continue
+        count = logit_heads.get(parent)
+        if count is not None and linear.role in ("qkv", "key_value"):
+            site = by_name[parent]
+            shares = (count, count, site.heads) if linear.role == "qkv" else (count, site.heads)
+            linear = replace(linear, split=shares)
+        linears.append(linear)
+    return replace(sites, attention=attention, linears=tuple(linears))
+
+
+def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> AttentionSite:
+    assert plan.hallucinate is not None
+    count = len(layer.logit_heads)
+    macs = generation_macs(site.queries, site.keys, count, site.heads - count, plan.hallucinate.options(), site.prefix_tokens)
+    return replace(site, logit_heads=count, generation_macs=macs)
+
+
+def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
+    """Leave queries and keys to the plan's other heads, in place, and make the hallucinated maps of theirs.
+
+    `similarity`: second moments of the heads' row-centred logits by site (`hallucination.fit.head_moments`); with them the mix
+    starts in closed form where the plan says so, without them as copies.
+    Raises VitfrostError for a layer that cannot be hallucinated.
+    """
+    modules = install_map_attention(model)
+    for layer in plan.layers:
+        if not layer.hallucinated:
+            continue
+        module = modules[layer.site]
+        if module.site.windows > 1 or getattr(module, "relative_position_bias_table", None) is not None:
+            raise VitfrostError(
+                f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; "
+                "leave its heads computed"
+            )
+        assert plan.hallucinate is not None
+        moments = None if plan.hallucinate.mix == "copy" or similarity is None else similarity[layer.site]
+        module.hallucination = _hallucination(module, layer, plan.hallucinate, moments)
+        module.keep_logits(layer.order, len(layer.logit_heads))
+
+
+def _hallucination(module: MapAttention, layer: LayerPlan, settings: HallucinatePlan, moments: Tensor | None) -> HeadHallucination:
+    site, options = module.site, settings.options()
+    kept = layer.logit_heads
+    places = tuple(kept.index(source) for source in sources(layer))
+    made = HeadHallucination(len(kept), places, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
+    if moments is not None and options.inter_map != "copy":
+        choice = HeadChoice(kept, places)
+        made.mix.set_mix(fit_pairs(moments, choice) if options.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
+    return made.to(module.proj.weight)
+
+
+@contextmanager
+def watch_inputs(model: nn.Module, plan: Plan) -> Iterator[dict[str, InputMoments]]:
+    """Second moments of what the second projections of the plan's compact blocks read, of all that passes inside the block."""
+    seen: dict[str, InputMoments] = {}
+    handles = []
+    for block in plan.feed_forward:
+        if block.rank is None:
+            continue
+        layer = model.get_submodule(f"{block.site}.fc2")
+        moments = seen[block.site] = InputMoments(block.hidden, channels_first=isinstance(layer, nn.Conv2d))
+        handles.append(layer.register_forward_pre_hook(lambda _, inputs, moments=moments: moments.add(inputs[0])))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def install_compaction(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    training: bool = False,
+    inputs: Mapping[str, InputMoments] | None = None,
+    fill: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Factorise the second projections of the plan's compact blocks, in place.
+
+    `inputs` (by feed-forward site, from `watch_inputs`): factors that change the outputs least over these inputs; without them plain
+    SVD, or untrained factors where the plan says `random`. `fill=False` leaves the factors untrained in any case (to load a state).
+    Returns the relative error of every block's output (of its weight, without `inputs`).
+    """
+    errors: dict[str, float] = {}
+    for number, block in enumerate(plan.feed_forward):
+        if block.rank is None:
+            continue
+        assert plan.compact is not None
+        parent = model.get_submodule(block.site)
+        layer = parent.get_submodule("fc2")
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        made, error = _compact(layer, block, plan, training, inputs, fill, seed + number)
+        parent.fc2 = made.train(model.training).to(layer.weight.device)
+        if error is not None:
+            errors[block.site] = error
+    return errors
+
+
+def _compact(
+    layer: nn.Linear | nn.Conv2d,
+    block: FeedForwardPlan,
+    plan: Plan,
+    training: bool,
+    inputs: Mapping[str, InputMoments] | None,
+    fill: bool,
+    seed: int,
+) -> tuple[CompactProjection, float | None]:
+    assert plan.compact is not None
+    assert block.rank is not None
+    layout: Layout = "channels-first" if isinstance(layer, nn.Conv2d) else "tokens"
+    options = plan.compact.options()
+    if not fill or plan.compact.init == "random":
+        made = CompactProjection(
+            block.hidden, block.width, block.rank, options, layout=layout, bias=layer.bias is not None, merged=not training
+        )
+        return made.to(layer.weight.dtype), None
+    moments = None if inputs is None or plan.compact.init == "weights" else inputs[block.site]
+    second, mean = (None, None) if moments is None else (moments.second_moment, moments.mean)
+    factors = factorise(layer.weight.detach().flatten(1), layer.bias, block.rank, second, mean)
+    made = CompactProjection.from_factors(factors, options, like=layer, merged=not training, second_moment=second, mean=mean, seed=seed)
+    return made, factors.relative_error
+
+
+def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -> ModelSites:
+    """Give a model, as timm builds it, the plan's layers, in place, untrained: to load a state, to count, or to train from scratch.
+
+    Attention keeps the model's weights of the heads that stay; maps start as copies. Returns the sites of the changed model.
+    """
+    sites = find_sites(model)
+    install_hallucination(model, plan)
+    install_compaction(model, plan, training=training, fill=False)
+    return changed_sites(sites, plan)
+
+
+def merge_structure(model: nn.Module) -> nn.Module:
+    """Training form to inference form, in place; nothing happens where nothing is to merge."""
+    for module in model.modules():
+        if isinstance(module, CompactProjection):
+            module.merge()
+    return model
+
+
+@torch.no_grad()
+def start_from(
+    model: nn.Module,
+    plan: Plan,
+    pixels: Float[Tensor, "images 3 height width"] | None,
+    similarity: Mapping[str, Float[Tensor, "heads heads"]] | None,
+    *,
+    training: bool = False,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Give a trained model the plan's structure in closed form, in place: the mix by ridge regression on logits, the factors by an SVD
+    that is aware of the activations which `pixels` cause in the model with its hallucinated maps.
+
+    Returns the relative error of every compact block's output. Raises VitfrostError where images are needed and not given.
+    """
+    compact = any(block.rank is not None for block in plan.feed_forward)
+    aware = compact and plan.compact is not None and plan.compact.init == "activations"
+    if aware and pixels is None:
+        raise VitfrostError("factors that fit the activations need images; give --images DIR, or plan with --compact-init weights")
+    install_hallucination(model, plan, similarity)
+    inputs = None
+    if aware:
+        assert pixels is not None
+        was_training = model.training
+        with watch_inputs(model.eval(), plan) as inputs:
+            for batch in pixels.split(batch_size):
+                model(batch)
+        model.train(was_training)
+    return install_compaction(model, plan, training=training, inputs=inputs, seed=seed)

@@ -1,0 +1,177 @@
+"""A plan's structure on real models: what is put in, what it starts as, what is saved, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vitfrost
+from vitfrost.artefact import load_artefact
+from vitfrost.compaction.projection import CompactProjection
+from vitfrost.compression.structure import changed_sites, has_structure, install_structure, merge_structure, start_from
+from vitfrost.errors import VitfrostError
+from vitfrost.measure.contestant import executed_macs
+from vitfrost.measure.cost import macs_by_part, parameters_by_part
+from vitfrost.plans.schema import Plan
+from vitfrost.plans.scratch import plan_from_model
+from vitfrost.vit.attention import MapAttention
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.load import LoadedModel, load_model
+
+MODELS = {
+    "vit": lambda: load_model("deit_tiny_patch16_224", "random", 64, depth=2),  # 3 heads: an odd count
+    "distilled": lambda: load_model("deit_tiny_distilled_patch16_224", "random", (48, 80), depth=2),  # two prefix tokens, not square
+    "pvt": lambda: load_model("vitfrost_pvt_tiny", "random", 64, depths=(1, 1, 1, 1)),  # 1, 2, 5, 8 heads; reduced keys; CLS at the end
+    "pvt_v2": lambda: load_model("pvt_v2_b0", "random", 64, depths=(1, 1, 1, 1)),
+    "nextvit": lambda: load_model("nextvit_small", "random", 64, depths=(1, 2, 5, 2)),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    return MODELS[request.param]()
+
+
+def structured(loaded: LoadedModel, **options: Any) -> Plan:
+    return plan_from_model(loaded, **({"hallucinate": 0.5, "compact": 0.5} | options))
+
+
+def pixels_of(loaded: LoadedModel, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_counts_are_those_of_the_model_that_runs(loaded: LoadedModel) -> None:
+    chosen, model = structured(loaded), copy.deepcopy(loaded.model)
+    assert has_structure(chosen)
+    before = find_sites(loaded.model)
+    sites = install_structure(model, chosen)
+    assert sites == changed_sites(before, chosen)
+    assert [site.maps_shape for site in sites.attention] == [site.maps_shape for site in before.attention]
+    for layer in chosen.layers:
+        assert len(layer.hallucinated) == layer.maps[1] // 2  # floor of half; a one-head layer stays
+        assert (model.get_submodule(layer.site).hallucination is None) == (layer.maps[1] == 1)
+    assert sum(parameters_by_part(model, sites).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(macs_by_part(model, sites).values()) < sum(macs_by_part(loaded.model, before).values())
+    assert torch.isfinite(model(pixels_of(loaded))).all()
+
+
+@torch.no_grad()
+def test_training_form_merges_into_what_it_computes(loaded: LoadedModel) -> None:
+    model = copy.deepcopy(loaded.model)
+    install_structure(model, structured(loaded, compact={"ratio": 0.5, "branches": 3, "expand": True, "identity": True}), training=True)
+    model.train()
+    for module in model.modules():  # norms that are not what they started as
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = 0.5
+    model(pixels_of(loaded, 4))
+    model.eval()
+    expected = model(pixels_of(loaded))
+    merge_structure(model)
+    assert all(module.merged for module in model.modules() if isinstance(module, CompactProjection))
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((model(pixels_of(loaded)) - expected).abs().max()) < 1e-5 * scale
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    merge_structure(model)  # a second time changes nothing
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_full_mix_of_sources_bits_and_ranks_is_saved_and_loaded_to_the_same_bits(
+    loaded: LoadedModel, pictures: Path, tmp_path: Path
+) -> None:
+    statistics = vitfrost.calibrate(loaded, pictures, limit=4, similarity=True, progress=False)
+    chosen = vitfrost.plan(statistics, hallucinate=0.5, compact=0.5, freeze=0.3, weight_bits=6, activation_bits=8)
+    sources = {head.source for layer in chosen.layers for head in layer.heads}
+    assert sources == {"frozen", "hallucinated"}
+    made = vitfrost.compress(
+        loaded, chosen, statistics=statistics, images=pictures, calibration_images=4, compact_images=4, out=tmp_path / "artefact"
+    )
+    again = load_artefact(tmp_path / "artefact")
+    assert torch.equal(again.model(pixels_of(loaded)), made.model(pixels_of(loaded)))
+    assert (again.plan, again.structure) == (chosen, made.structure)
+    assert set(made.structure["relative_errors"]) == {block.site for block in chosen.feed_forward}
+    heads = [head for layer in made.structure["heads"].values() for head in layer]
+    assert len(heads) == sum(len(layer.hallucinated) for layer in chosen.layers)
+    assert all(0 <= head["distance"] <= 1 and head["explained"] <= 1 for head in heads)
+    for name, module in again.model.named_modules():
+        if isinstance(module, MapAttention) and module.frozen is not None:
+            layer = next(layer for layer in chosen.layers if layer.site == name)
+            counts = module.in_original_order(module.frozen.mask).sum((0, 2, 3)).tolist()
+            assert counts == [head.entries for head in layer.heads]
+    plain = find_sites(loaded.model)
+    assert executed_macs(again) < sum(macs_by_part(loaded.model, plain).values())
+
+
+@torch.no_grad()
+def test_an_edited_plan_is_followed_line_by_line(pictures: Path, tmp_path: Path) -> None:
+    loaded = MODELS["vit"]()
+    path = tmp_path / "plan.yaml"
+    chosen = plan_from_model(loaded, hallucinate=0.5, compact=0.5, out=path)
+    site = chosen.layers[0].site
+    text = path.read_text().replace("{source: hallucinated, like: 0}", "{source: computed}", 1).replace(", rank: 96}", ", rank: 11}", 1)
+    path.write_text(text)
+    made = vitfrost.compress(loaded, path, images=pictures, compact_images=4)
+    assert made.model.get_submodule(site).hallucination is None
+    assert made.model.get_submodule(chosen.layers[1].site).hallucination is not None
+    assert [block.fc2.rank for block in (made.model.blocks[i].mlp for i in range(2))] == [11, 96]
+
+
+@torch.no_grad()
+def test_closed_form_factors_beat_plain_svd_where_it_counts(pictures: Path) -> None:
+    loaded = MODELS["vit"]()
+    pixels = pixels_of(loaded, 8)
+    expected = loaded.model(pixels)
+    errors = {}
+    for init in ("activations", "weights"):
+        model = copy.deepcopy(loaded.model)
+        start_from(model, structured(loaded, hallucinate=None, compact={"ratio": 0.4, "init": init}), pixels, None)
+        errors[init] = float((model(pixels) - expected).square().mean())
+    assert errors["activations"] < 0.5 * errors["weights"]
+
+
+def test_a_training_start_is_close_to_the_merged_one() -> None:
+    """Branches, norms with calibrated statistics and noise: eval mode of the training form computes nearly what the factors do."""
+    loaded = MODELS["vit"]()
+    pixels = pixels_of(loaded, 8)
+    models = [copy.deepcopy(loaded.model) for _ in range(2)]
+    for model, training in zip(models, (False, True), strict=True):
+        start_from(model, structured(loaded), pixels, None, training=training)
+    with torch.no_grad():
+        merged, trained = (model.eval()(pixels) for model in models)
+    assert torch.allclose(merged, trained, atol=1e-3 * float(merged.abs().max()))
+
+
+def test_what_does_not_fit_is_refused(pictures: Path) -> None:
+    swin = load_model("swin_tiny_patch4_window7_224", "random", 56, embed_dim=24, depths=(2, 2), num_heads=(2, 4))
+    with pytest.raises(VitfrostError, match="Swin"):
+        plan_from_model(swin, hallucinate=0.5)
+    loaded = MODELS["vit"]()
+    with pytest.raises(VitfrostError, match="--images DIR"):
+        vitfrost.compress(loaded, plan_from_model(loaded, compact=0.5))
+    with pytest.raises(VitfrostError, match="largest useful rank"):
+        plan_from_model(loaded, compact=0.9)
+    nextvit = MODELS["nextvit"]()
+    with pytest.raises(VitfrostError, match="largest useful rank"):
+        plan_from_model(nextvit, compact=0.75)  # its MLP ratios are 3 and 2
+    chosen = plan_from_model(loaded, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
+    assert torch.isfinite(vitfrost.compress(loaded, chosen).model(pixels_of(loaded))).all()
+    pooled = plan_from_model(nextvit, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
+    with pytest.raises(VitfrostError, match="grid"):
+        vitfrost.compress(nextvit, pooled)  # keys that are means of consecutive tokens lie on no grid
+
+
+def test_the_state_of_one_form_is_not_loaded_into_the_other() -> None:
+    loaded = MODELS["vit"]()
+    chosen, model, other = structured(loaded), copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
+    install_structure(model, chosen, training=True)
+    install_structure(other, chosen)
+    with pytest.raises(VitfrostError, match="training form"):
+        other.load_state_dict(model.state_dict())
+    with pytest.raises(VitfrostError, match="inference form"):
+        model.load_state_dict(other.state_dict())
