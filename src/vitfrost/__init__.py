@@ -18,6 +18,7 @@ _VERBS = {
     "evaluate": "vitfrost.measure.accuracy",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",
+    "train": "vitfrost.training.verb",
     "demo": "vitfrost.example.demo",
 }
 

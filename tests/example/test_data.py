@@ -71,3 +71,10 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> 
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(VitfrostError, match="taken"):
         write_digit_images(tmp_path / "taken")
+
+
+def test_any_split_can_be_written(tmp_path: Path) -> None:
+    (training,) = write_digit_images(tmp_path, ("training",))
+    assert training == tmp_path / "training"
+    assert list(open_images(training, need_labels=True).labels or ()) == load_split("training")[1].tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["training"]

@@ -8,10 +8,19 @@ import pytest
 
 from vitfrost.errors import VitfrostError
 from vitfrost.example.data import write_digit_images
-from vitfrost.example.demo import RECIPE, demo
+from vitfrost.example.demo import RECIPE, TRAINING, demo
 from vitfrost.images.source import open_images
 from vitfrost.measure.results import load_results
 from vitfrost.recipe import load_recipe
+from vitfrost.training.recipe import load_training_recipe
+
+
+def test_the_training_recipe_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "training.yaml").write_text(TRAINING)
+    recipe = load_training_recipe(tmp_path / "training.yaml")
+    assert recipe.teacher is not None
+    assert recipe.teacher.original
+    assert recipe.data.train[0].source == str(tmp_path / "data" / "calibration")
 
 
 def test_the_recipe_is_valid_and_finds_the_pictures_beside_it(tmp_path: Path) -> None:
@@ -53,7 +62,16 @@ def test_the_demo_ends_with_a_table_and_a_report_and_a_second_call_takes_it_up(t
     assert original.top1 >= 98
     assert compressed.top1 is not None
     assert compressed.top1 >= 90
-    assert str(report) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(report) in shown
+    assert "closed form" in shown
+    (distilled,) = load_results(report.parent.parent / "trained" / "result.json").rows
+    assert f"{distilled.top1:.2f}" in shown
+    assert distilled.top1 is not None
+    assert distilled.top1 >= 90
+    assert distilled.macs is not None
+    assert original.macs is not None
+    assert distilled.macs < 0.85 * original.macs
     assert report.stat().st_size > 10_000
     plan = report.parent / "plan.yaml"
     before = plan.stat().st_mtime_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,10 +49,10 @@ def _write_split(folder: Path, name: Split) -> Path:
     return folder / name
 
 
-def write_digit_images(folder: str | Path) -> tuple[Path, Path]:
-    """Write `folder`/calibration and `folder`/test: 8x8 grey PNG files and labels.csv (`file,label`); return both paths.
+def write_digit_images(folder: str | Path, splits: Sequence[Split] = ("calibration", "test")) -> tuple[Path, ...]:
+    """Write each split to a folder of its name: 8x8 grey PNG files and labels.csv (`file,label`); return their paths.
 
-    The same bytes every time; each of the two folders appears whole or not at all and replaces an earlier one.
+    The same bytes every time; each of the folders appears whole or not at all and replaces an earlier one.
     Raises VitfrostError when the folder cannot be written.
     """
-    return _write_split(Path(folder), "calibration"), _write_split(Path(folder), "test")
+    return tuple(_write_split(Path(folder), name) for name in splits)

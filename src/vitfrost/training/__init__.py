@@ -1,0 +1,1 @@
+"""Training: images decoded once, augmented on the device, in an order that seeds alone decide."""

@@ -1,0 +1,305 @@
+"""Images decoded once to uint8, from a folder or a pack, kept in memory, in a cache file or on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ..errors import VitfrostError
+from ..files import atomic_file, read_json, sha256_of_file, write_json
+from ..images.decode import Decoded, decode_file
+from ..images.preprocess import Preprocess
+from ..images.source import LABELS_FILE, ImageSet, open_images
+from ..progress import track
+from .packs import IMAGENET_CLASSES, Pack, Split
+
+Labels = Literal["local", "imagenet"]
+
+
+@dataclass
+class DecodedImages:
+    """Square images, decoded, and what is known about them.
+
+    `digest`: SHA-256 over the content of the source and the settings. `classes`: how many classes the labels tell apart (None
+    without labels). `skipped`: {image: reason} for files that could not be used. `label_space`: what the labels number ("imagenet",
+    the class names of a folder, the classes of a pack), so that only equal ones are joined. `device`: where `batch` puts images.
+    """
+
+    pixels: UInt8[Tensor, "images 3 size size"]
+    labels: Int64[Tensor, " images"] | None
+    digest: str
+    classes: int | None
+    skipped: dict[str, str] = field(default_factory=dict)
+    label_space: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.pixels.shape[-1])
+
+    def to(self, device: str | torch.device, byte_limit: int | None = None) -> DecodedImages:
+        """The same images for a device: there altogether where they have at most `byte_limit` bytes, else on the host.
+
+        Without a limit, half of the free memory of a CUDA device counts. Images on the host are gathered into pinned memory
+        and copied by `batch` without waiting.
+        """
+        device = torch.device(device)
+        if byte_limit is None and device.type == "cuda":
+            byte_limit = torch.cuda.mem_get_info(device)[0] // 2
+        fits = byte_limit is None or self.pixels.nbytes <= byte_limit
+        pixels = self.pixels.to(device) if fits else self.pixels.cpu()
+        return replace(self, pixels=pixels, labels=None if self.labels is None else self.labels.to(device), device=device)
+
+    def batch(
+        self, indices: Int64[np.ndarray, " batch"] | Int64[Tensor, " batch"]
+    ) -> tuple[UInt8[Tensor, "batch 3 size size"], Int64[Tensor, " batch"] | None]:
+        """The images at these positions and their labels (None without), on `device`."""
+        chosen = torch.from_numpy(indices) if isinstance(indices, np.ndarray) else indices
+        there = chosen.to(self.device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[there]
+        if self.pixels.device.type == self.device.type:
+            return self.pixels[there], labels
+        gathered = torch.empty((len(chosen), *self.pixels.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        torch.index_select(self.pixels, 0, chosen.cpu(), out=gathered)
+        return gathered.to(self.device, non_blocking=True), labels
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is to be decoded: one name per image, and a function from the place in `names` to the decoded image."""
+
+    names: list[str]
+    labels: np.ndarray | None
+    classes: int | None
+    label_space: str
+    content: str
+    decode: Callable[[int], Decoded]
+
+
+def open_decoded(
+    source: str | Path,
+    *,
+    size: int,
+    split: Split = "all",
+    labels: Labels = "local",
+    limit: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    threads: int,
+    progress: bool,
+) -> DecodedImages:
+    """Decode a folder of images or a pack (.npz) to squares of `size`.
+
+    An image is resized (bicubic, antialiased, by Pillow) so that its short side is `size`, and the centre is cut out; one that is
+    size x size already stays as it is. `limit` images are drawn from the split with `seed`, so that draws nest; None keeps all in
+    their order. With `cache` the pixels are written to `<cache>/<digest>.npy` once and mapped from there afterwards.
+
+    Labels: of a folder, `labels.csv` or class folders; None where it has neither. A folder has no split of its own. With
+    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` must hold such indices, and class folders
+    must be the 1000 of ImageNet-1k.
+
+    Raises VitfrostError for sizes out of range, a source that is missing, damaged or disagrees with the options, and where
+    no image is usable.
+    """
+    for name, value in (("size of the images", size), ("number of threads", threads)):
+        if value < 1:
+            raise VitfrostError(f"the {name} must be at least 1, not {value}")
+    path = Path(source)
+    preprocess = Preprocess(
+        {"input_size": (3, size, size), "mean": (0,) * 3, "std": (1,) * 3, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
+    )
+    found = (
+        _of_pack(path, preprocess, split, labels, limit, seed)
+        if path.suffix == ".npz"
+        else _of_folder(path, preprocess, split, labels, limit, seed, threads)
+    )
+    settings = {"version": 1, "size": size, "split": split, "labels": labels, "limit": limit, "seed": seed if limit else 0}
+    digest = hashlib.sha256(json.dumps({**settings, "content": found.content}).encode()).hexdigest()
+    text = f"decoding {path.name}"
+    if cache is None:
+        pixels, skipped = _in_memory(found, size, threads, text, progress)
+    else:
+        pixels, skipped = _through_cache(Path(cache) / f"{digest}.npy", found, size, threads, text, progress)
+    kept = None
+    if found.labels is not None:
+        kept = torch.tensor([label for name, label in zip(found.names, found.labels.tolist(), strict=True) if name not in skipped])
+    return DecodedImages(pixels, kept, digest, found.classes, skipped, found.label_space)
+
+
+def join(parts: Sequence[DecodedImages]) -> DecodedImages:
+    """Several sources as one, in this order; mapped pixels are read into memory.
+
+    Raises VitfrostError for no part, different image sizes, and labels that number different classes.
+    """
+    if not parts:
+        raise VitfrostError("there are no images to join; give at least one source")
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts[1:]:
+        if part.size != first.size:
+            raise VitfrostError(f"cannot join images of {first.size} and {part.size} pixels; decode them to one size")
+        if (part.label_space, part.classes) != (first.label_space, first.classes):
+            raise VitfrostError("cannot join sources whose labels number different classes; map all to imagenet labels, or leave one out")
+    known = [part.labels for part in parts if part.labels is not None]
+    digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
+    skipped = {name: reason for part in parts for name, reason in part.skipped.items()}
+    pixels = torch.cat([part.pixels for part in parts])
+    return replace(first, pixels=pixels, labels=torch.cat(known) if known else None, digest=digest, skipped=skipped)
+
+
+def _of_pack(path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int) -> _Source:
+    pack = Pack.open(path)
+    every = pack.positions(split)
+    everything = ImageSet(path, tuple(str(position) for position in every), None)  # for the same draw as of a folder
+    positions = [int(name) for name in everything.subset(limit, seed).files]
+    local = pack.y[positions].astype(np.int64)
+    own = f"pack {hashlib.sha256(pack.in1k.tobytes()).hexdigest()}"
+    return _Source(
+        names=[f"{path}[{position}]" for position in positions],
+        labels=local if labels == "local" else pack.in1k[local].astype(np.int64),
+        classes=pack.classes if labels == "local" else IMAGENET_CLASSES,
+        label_space=own if labels == "local" else "imagenet",
+        content=sha256_of_file(path),
+        decode=lambda place: pack.decode(positions[place], preprocess),
+    )
+
+
+def _of_folder(path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int, threads: int) -> _Source:
+    if split != "all":
+        raise VitfrostError(f"the folder {path} has no split {split} of its own; name the folder of that split and leave the split out")
+    every = open_images(path)
+    top = {file.split("/", 1)[0] if "/" in file else "" for file in every.files}
+    space, classes = "", None
+    if (path / LABELS_FILE).is_file():
+        every = open_images(path, need_labels=True, classes=IMAGENET_CLASSES if labels == "imagenet" else None)
+        space = "imagenet" if labels == "imagenet" else "numbers of a CSV"
+    elif len(top) > 1 and "" not in top:
+        if labels == "imagenet" and len(top) != IMAGENET_CLASSES:
+            mend = f"all {IMAGENET_CLASSES} are needed for ImageNet-1k indices; add a {LABELS_FILE} with them"
+            raise VitfrostError(f"the folder {path} has {len(top)} class folders; {mend}")
+        every = open_images(path, need_labels=True)
+        space = "imagenet" if labels == "imagenet" else "folders " + "/".join(sorted(top))
+    if every.labels is not None:
+        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1
+    drawn = every.subset(limit, seed)
+    with ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-hash") as pool:
+        hashes = list(pool.map(_content, [path / file for file in drawn.files]))
+    content = hashlib.sha256()
+    for place, file in enumerate(drawn.files):
+        label = "" if drawn.labels is None else drawn.labels[place]
+        content.update(f"{file}\0{hashes[place]}\0{label}\n".encode("utf-8", "surrogateescape"))
+    return _Source(
+        names=[str(path / file) for file in drawn.files],
+        labels=None if drawn.labels is None else np.array(drawn.labels, np.int64),
+        classes=classes,
+        label_space=space,
+        content=content.hexdigest(),
+        decode=lambda place: decode_file(path / drawn.files[place], preprocess),
+    )
+
+
+def _content(path: Path) -> str:
+    try:
+        return sha256_of_file(path) if path.is_file() else "no regular file"
+    except OSError:
+        return "unreadable"
+
+
+def _decoded(source: _Source, threads: int, text: str, progress: bool) -> Generator[tuple[str, Decoded], None, None]:
+    """(name, decoded image) in order, a few images per thread in advance."""
+    pending: deque[Future[Decoded]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-decode")
+    try:
+        for place, name in enumerate(track(source.names, len(source.names), text, progress)):
+            while len(pending) < 8 * threads and place + len(pending) < len(source.names):
+                pending.append(pool.submit(source.decode, place + len(pending)))
+            yield name, pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_memory(source: _Source, size: int, threads: int, text: str, progress: bool) -> tuple[Tensor, dict[str, str]]:
+    pixels = torch.empty((len(source.names), 3, size, size), dtype=torch.uint8)
+    skipped: dict[str, str] = {}
+    used = 0
+    with closing(_decoded(source, threads, text, progress)) as images:
+        for name, image in images:
+            if image.pixels is None:
+                skipped[name] = image.reason
+            else:
+                pixels[used] = torch.from_numpy(image.pixels)
+                used += 1
+    _refuse_empty(used, skipped)
+    return pixels[:used], skipped
+
+
+def _through_cache(path: Path, source: _Source, size: int, threads: int, text: str, progress: bool) -> tuple[Tensor, dict[str, str]]:
+    """Map the pixels of an earlier call, or decode into that file first; `skipped` lies beside it as JSON, written before it."""
+    record = path.with_suffix(".json")
+    known = _cached(path, record, source, size)
+    if known is not None:
+        return known
+    skipped: dict[str, str] = {}
+    used = 0
+    with atomic_file(path) as temporary:
+        with open(temporary, "wb") as file, closing(_decoded(source, threads, text, progress)) as images:
+            _write_header(file, len(source.names), size)
+            begin = file.tell()
+            for name, image in images:
+                if image.pixels is None:
+                    skipped[name] = image.reason
+                else:
+                    file.write(image.pixels.tobytes())
+                    used += 1
+            _refuse_empty(used, skipped)
+            file.seek(0)
+            _write_header(file, used, size)
+            assert file.tell() == begin  # NumPy pads the header so that the first axis can change
+        write_json(record, {"skipped": skipped})
+    return _mapped(path), skipped
+
+
+def _cached(path: Path, record: Path, source: _Source, size: int) -> tuple[Tensor, dict[str, str]] | None:
+    """The pixels and skipped images of an earlier call; None where there is none, or its files are damaged."""
+    if not (path.is_file() and record.is_file()):
+        return None
+    try:
+        skipped = dict(read_json(record)["skipped"])
+        pixels = _mapped(path)
+    except (VitfrostError, OSError, EOFError, ValueError, TypeError, KeyError):
+        return None
+    whole = pixels.shape == (len(source.names) - len(skipped), 3, size, size) and pixels.dtype == torch.uint8
+    return (pixels, skipped) if whole else None
+
+
+def _write_header(file: BinaryIO, images: int, size: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (images, 3, size, size)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _mapped(path: Path) -> Tensor:
+    """Copy on write: torch knows no read-only tensors, and the file stays as it is."""
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def _refuse_empty(used: int, skipped: Mapping[str, str]) -> None:
+    if not used:
+        first, reason = next(iter(skipped.items()))
+        raise VitfrostError(f"none of the {len(skipped)} images is usable; {first}: {reason}; give a folder or pack of readable images")

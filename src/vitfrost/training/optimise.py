@@ -1,0 +1,57 @@
+"""Optimiser, learning rate and moving average, all timm's; the learning rate is a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import VitfrostError
+from ..vit.compat import import_timm
+from .recipe import OptimiserPart, SchedulePart
+
+import_timm()
+from timm.layers import DropPath, PatchDropout  # noqa: E402  (timm must be imported through the guard)
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler  # noqa: E402
+from timm.scheduler.scheduler import Scheduler  # noqa: E402
+
+
+def build_optimiser(model: nn.Module, part: OptimiserPart) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; biases, norms and what the model names are not decayed. Raises VitfrostError for an unknown one."""
+    options: dict[str, Any] = {} if part.betas is None else {"betas": part.betas}
+    if part.layer_decay is not None:
+        options["layer_decay"] = part.layer_decay
+    try:
+        return create_optimizer_v2(model, opt=part.name, lr=part.lr, weight_decay=part.weight_decay, **options)
+    except (AssertionError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise VitfrostError(f"optimiser {part.name} cannot be made: {error}; timm.optim.list_optimizers() lists the names") from error
+
+
+def total_steps(part: SchedulePart, steps_per_epoch: int) -> int:
+    """Length of the training in steps."""
+    return part.steps if part.steps is not None else (part.epochs or 0) * steps_per_epoch
+
+
+def build_schedule(optimiser: torch.optim.Optimizer, part: SchedulePart, lr: float, steps_per_epoch: int) -> Scheduler:
+    """The schedule per step: call `step_update(step)` before each of the steps 0, 1, ...
+
+    The warm-up is linear, from lr / (w + 1) at step 0 to lr at step w.
+    """
+    steps = total_steps(part, steps_per_epoch)
+    warmup = math.ceil(part.warmup * (1 if part.steps is not None else steps_per_epoch))
+    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": lr / (warmup + 1), "t_in_epochs": False}
+    if part.name == "constant":
+        return StepLRScheduler(optimiser, decay_t=steps + 1, decay_rate=1.0, warmup_prefix=False, **common)
+    if part.name == "linear":
+        return PolyLRScheduler(optimiser, t_initial=steps, power=1.0, lr_min=part.min_lr, **common)
+    return CosineLRScheduler(optimiser, t_initial=steps, lr_min=part.min_lr, **common)
+
+
+def stop_dropping(model: nn.Module) -> None:
+    """From now on nothing is dropped: dropout, stochastic depth and the dropping of patches stay in evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | DropPath | PatchDropout):
+            module.eval()

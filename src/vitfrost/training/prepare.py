@@ -1,0 +1,186 @@
+"""From a recipe to what a training run needs: the model in training form, its plan, its teacher, its pictures."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artefact import load_artefact
+from ..compression.apply import draw_calibration, similarity_of
+from ..compression.structure import has_structure, install_structure, start_from
+from ..distributed import rank
+from ..errors import VitfrostError
+from ..plans.choose import plan, unfrozen_plan
+from ..plans.schema import Plan, QuantizePlan, check_fits, load_plan, plan_hash
+from ..plans.scratch import plan_from_model
+from ..statistics.record import Statistics
+from ..vit.families import find_sites
+from ..vit.load import LoadedModel, hash_state, load_model, load_state, read_weights
+from ..vit.resize import fit_state
+from .decoded import DecodedImages, join, open_decoded
+from .recipe import SourcePart, TrainingRecipe
+
+FLOATING = QuantizePlan(weight_bits=32, activation_bits=32)
+DECODING_THREADS = 2
+
+
+@dataclass
+class Start:
+    """What training starts from. `loaded` is the model before it was changed, `model` the one that is trained; None as `plan`: plain."""
+
+    loaded: LoadedModel
+    model: nn.Module
+    plan: Plan
+    seeds: dict[str, int]
+    structure: dict[str, Any] | None = None
+
+
+def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
+    """Load or create the model and give it the plan's structure in training form.
+
+    Trained weights take it up in closed form (not with `fill=False`, where a checkpoint follows). Raises VitfrostError where plan, model
+    and statistics do not belong together, and for a plan that quantises or freezes.
+    """
+    if recipe.start.artefact is not None:
+        return _of_artefact(recipe)
+    loaded = _load_model(recipe)
+    sites = find_sites(loaded.model)
+    chosen = _plan(recipe, loaded)
+    check_fits(chosen, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    _refuse_untrainable(chosen)
+    start = Start(loaded, copy.deepcopy(loaded.model), chosen, {"training": recipe.seed})
+    if has_structure(chosen):
+        torch.manual_seed(recipe.seed)
+        if recipe.model.weights is None or not fill:
+            install_structure(start.model, chosen, training=True)
+        else:
+            _take_up(start, recipe)
+    return start
+
+
+def _of_artefact(recipe: TrainingRecipe) -> Start:
+    """Go on from an artefact: merged layers stay merged."""
+    artefact = load_artefact(str(recipe.start.artefact))
+    if artefact.name != recipe.model.name:
+        raise VitfrostError(f"start.artefact is a {artefact.name}, but model.name is {recipe.model.name}; name the same model")
+    _refuse_untrainable(artefact.plan)
+    for parameter in artefact.model.parameters():
+        parameter.requires_grad_(True)
+    return Start(artefact, artefact.model, artefact.plan, {**artefact.seeds, "training": recipe.seed}, artefact.structure)
+
+
+def _refuse_untrainable(chosen: Plan) -> None:
+    if chosen.freeze is not None or (chosen.quantize.weight_bits, chosen.quantize.activation_bits) != (32, 32):
+        raise VitfrostError(
+            "the plan freezes or quantises, which is not trained through; plan with 32 bits and nothing frozen, train, then compress"
+        )
+
+
+def _load_model(recipe: TrainingRecipe) -> LoadedModel:
+    part = recipe.model
+    options = dict(part.options)
+    if part.classes is not None:
+        options["num_classes"] = part.classes
+    crop: dict[str, Any] = {"crop_pct": part.crop_pct, "crop_mode": part.crop_mode, "seed": recipe.seed}
+    loaded = load_model(part.name, None if part.weights == "timm" else "random", part.image_size, **crop, **options)
+    if part.weights not in (None, "timm"):
+        loaded = _with_weights(loaded, str(part.weights))
+    kept = {name: value for name, value in loaded.options.items() if not name.endswith("drop_rate") and name != "drop_path_rate"}
+    return replace(loaded, options=kept)
+
+
+def _with_weights(loaded: LoadedModel, path: str) -> LoadedModel:
+    """Weights of a file, but for a classifier that has other classes: that stays untrained."""
+    model: Any = loaded.model
+    state, own = fit_state(model, read_weights(path)), model.state_dict()
+    classifier = model.get_classifier()
+    for name in [name for name, module in model.named_modules() if module is classifier]:
+        for key in (f"{name}.{part}" for part in classifier.state_dict()):
+            if key in state and state[key].shape != own[key].shape:
+                state[key] = own[key]
+    load_state(model, state, path)
+    return replace(loaded, weight_tag=f"file:{Path(path).name}", state_hash=hash_state(model))
+
+
+def _plan(recipe: TrainingRecipe, loaded: LoadedModel) -> Plan:
+    if recipe.plan is None:
+        return unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), FLOATING)
+    if isinstance(recipe.plan, str):
+        return load_plan(recipe.plan)
+    if recipe.start.statistics is not None:
+        heads, blocks = (None if part is None else part.model_dump() for part in (recipe.plan.hallucinate, recipe.plan.compact))
+        return plan(recipe.start.statistics, freeze=None, hallucinate=heads, compact=blocks, weight_bits=32, activation_bits=32)
+    return plan_from_model(loaded, hallucinate=recipe.plan.hallucinate, compact=recipe.plan.compact)
+
+
+def _take_up(start: Start, recipe: TrainingRecipe) -> None:
+    """Fill the plan's structure from the trained weights, in closed form."""
+    part = recipe.start
+    statistics = None if part.statistics is None else Statistics.load(part.statistics)
+    if statistics is not None and statistics.header.model["state_hash"] != start.loaded.state_hash:
+        raise VitfrostError(f"the statistics {part.statistics} are of other weights; calibrate this model, or leave them out")
+    pixels = None
+    if part.images is not None:
+        pixels, start.structure = draw_calibration(start.loaded, part.images, part.limit, part.seed)
+        start.seeds["structure"] = part.seed
+    errors = start_from(start.model, start.plan, pixels, similarity_of(start.plan, statistics), training=True, seed=part.seed)
+    start.structure = (start.structure or {}) | {"relative_errors": errors}
+
+
+def load_teacher(recipe: TrainingRecipe, start: Start) -> LoadedModel | None:
+    """The teacher in evaluation mode, without gradients. Raises VitfrostError where its classes are not the model's."""
+    part = recipe.teacher
+    if part is None:
+        return None
+    if part.original:
+        teacher = replace(start.loaded, model=copy.deepcopy(start.loaded.model))
+    else:
+        weights = None if part.weights == "timm" else part.weights
+        teacher = load_model(str(part.name), weights, part.image_size)
+    if teacher.classes != start.loaded.classes:
+        raise VitfrostError(
+            f"the teacher {teacher.name} has {teacher.classes} classes, the model {start.loaded.classes}; give an equal one"
+        )
+    teacher.model.eval().requires_grad_(False)
+    return teacher
+
+
+def open_training(recipe: TrainingRecipe, start: Start, progress: bool) -> DecodedImages:
+    """The training pictures, decoded. Raises VitfrostError where labels are missing that no teacher replaces, or do not fit the model."""
+    size = recipe.data.size or max(start.loaded.image_size)
+    threads = recipe.threads or DECODING_THREADS
+    cache = None if recipe.data.cache is None else Path(recipe.data.cache)
+    parts = [_open(part, size, cache, threads, progress and rank() == 0) for part in recipe.data.train]
+    images = join(parts)
+    if images.labels is None and (recipe.teacher is None or recipe.teacher.weight < 1):
+        raise VitfrostError("data.train has no labels; give labels, or a teacher with weight 1")
+    if images.labels is not None and int(images.labels.max()) >= start.loaded.classes:
+        raise VitfrostError(
+            f"data.train has labels up to {int(images.labels.max())}, the model has {start.loaded.classes} classes; set model.classes"
+        )
+    return images
+
+
+def _open(part: SourcePart, size: int, cache: Path | None, threads: int, progress: bool) -> DecodedImages:
+    images = open_decoded(
+        part.source, size=size, split=part.split, labels="local" if part.labels == "none" else part.labels, limit=part.limit,
+        seed=part.seed, cache=cache, threads=threads, progress=progress,
+    )  # fmt: skip
+    return replace(images, labels=None, classes=None, label_space="") if part.labels == "none" else images
+
+
+def input_hashes(
+    recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: LoadedModel | None
+) -> dict[str, str]:
+    """What a checkpoint belongs to, by name."""
+    found = {"recipe": recipe.hash(), "plan": plan_hash(start.plan), "start": start.loaded.state_hash, "training data": images.digest}
+    if evaluation is not None:
+        found["evaluation data"] = evaluation
+    if teacher is not None:
+        found["teacher"] = teacher.state_hash
+    return found

@@ -1,0 +1,296 @@
+"""What a person writes for `vitfrost train`: a strict, versioned YAML file. Paths are relative to the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import VitfrostError
+from ..files import write_text
+from ..plans.schema import describe
+from ..plans.structure import CompactPlan, HallucinatePlan
+from ..plans.text import from_yaml
+from .augment import AugmentSettings
+
+KIND, VERSION = "vitfrost training", 1
+NAMED_WEIGHTS = ("timm", "random")
+RUN_ONLY = ("threads", "checkpoint_every", "log_every", "tensorboard", "time_limit")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ModelPart(_Part):
+    """What is trained. `weights`: none or "random" (untrained), a file, or "timm" for timm's pretrained weights.
+
+    `options` are further arguments of timm's create_model, such as embed_dim, num_heads, depth or drop_path_rate.
+    """
+
+    name: str
+    weights: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    classes: int | None = Field(None, ge=1)
+    crop_pct: float | None = Field(None, gt=0, le=1)
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    options: dict[str, Any] = {}
+
+    @field_validator("weights")
+    @classmethod
+    def _random_is_untrained(cls, value: str | None) -> str | None:
+        return None if value == "random" else value
+
+
+class StartPart(_Part):
+    """Where trained weights take up a plan's structure: statistics with `similarity`, images for moments; or an artefact to go on from."""
+
+    statistics: str | None = None
+    images: str | None = None
+    limit: int = Field(256, ge=1)
+    seed: int = Field(0, ge=0)
+    artefact: str | None = None
+
+
+class TeacherPart(_Part):
+    """A model that is imitated: the one training starts from (`original`), or any other with the same classes.
+
+    `weight` is the share of the distillation in the loss; the labels have the rest.
+    """
+
+    original: bool = False
+    name: str | None = None
+    weights: str | None = None
+    image_size: int | tuple[int, int] | None = None
+    kind: Literal["soft", "hard"] = "soft"
+    temperature: float = Field(1.0, gt=0)
+    weight: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> TeacherPart:
+        if self.original == (self.name is not None):
+            raise ValueError("original is to be true, or name and weights given; a teacher is one model")
+        return self
+
+
+class SourcePart(_Part):
+    """Pictures: a folder or a pack (.npz), the part of it that is used, and whose numbers its labels are."""
+
+    source: str
+    split: Literal["all", "train", "test"] = "all"
+    labels: Literal["local", "imagenet", "none"] = "local"
+    limit: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class DataPart(_Part):
+    """Training pictures, several sources joined, decoded once to squares of `size` pixels (None: the model's), and evaluation pictures.
+
+    Evaluation pictures are resized and cropped as `vitfrost evaluate` does. `cache`: a folder for decoded training pictures.
+    """
+
+    train: list[SourcePart] = Field(min_length=1)
+    evaluation: SourcePart | None = None
+    size: int | None = Field(None, ge=1)
+    cache: str | None = None
+
+
+class MixingPart(_Part):
+    """Mixup and CutMix by their Beta parameters (0: off), within chunks of so many pictures; label smoothing."""
+
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    switch_prob: float = Field(0.5, ge=0, le=1)
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    chunk: int = Field(8, ge=1)
+
+
+class OptimiserPart(_Part):
+    """An optimiser by its name in timm; `clip` bounds the norm of the gradient."""
+
+    name: str = "adamw"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] | None = None
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    clip: float | None = Field(None, gt=0)
+
+
+class SchedulePart(_Part):
+    """The learning rate by step, and the length in `epochs` or `steps`; `warmup` is in the same unit.
+
+    `follow: time`: the rate follows the share of `time_limit` that has passed and training ends with it, however many steps that
+    are; the length then only scales the warm-up. Such a run is not reproducible.
+    """
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    warmup: float = Field(0.0, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+    follow: Literal["steps", "time"] = "steps"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> SchedulePart:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("epochs or steps is to be given, one of the two")
+        if self.warmup >= (self.epochs or self.steps or 0):
+            raise ValueError(f"warmup is {self.warmup:g}, as long as the whole training; it is in the same unit")
+        return self
+
+
+class EveryPart(_Part):
+    """How often a checkpoint is written: every so many steps, or seconds."""
+
+    steps: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> EveryPart:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("steps or seconds is to be given, one of the two")
+        return self
+
+
+class InlinePlan(_Part):
+    """A plan's structural parts, with the keys that they have in a plan. It is made from the start's statistics, or the model alone."""
+
+    hallucinate: HallucinatePlan | None = None
+    compact: CompactPlan | None = None
+
+
+class TrainingRecipe(_Part):
+    """One training run. `batch_size` is that of all processes together; `time_limit` is in minutes.
+
+    `drop_until`: after this share of the training nothing is dropped any more (dropout, stochastic depth, patches).
+    `evaluate_every` is in epochs; without it only the result is evaluated.
+    """
+
+    kind: Literal["vitfrost training"] = "vitfrost training"
+    version: Literal[1] = 1
+    model: ModelPart
+    plan: str | InlinePlan | None = None
+    start: StartPart = StartPart()
+    teacher: TeacherPart | None = None
+    data: DataPart
+    augment: AugmentSettings = AugmentSettings()
+    mixing: MixingPart = MixingPart()
+    optimiser: OptimiserPart
+    schedule: SchedulePart
+    ema: float | None = Field(None, gt=0, lt=1)
+    drop_until: float = Field(1.0, ge=0, le=1)
+    batch_size: int = Field(64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = Field(0, ge=0)
+    evaluate_every: int | None = Field(None, ge=1)
+    checkpoint_every: EveryPart = EveryPart(seconds=300)
+    log_every: int = Field(20, ge=1)
+    time_limit: float | None = Field(None, gt=0)
+    threads: int | None = Field(None, ge=1)
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> TrainingRecipe:
+        if self.schedule.follow == "time" and self.time_limit is None:
+            raise ValueError("schedule.follow is 'time', but there is no time_limit; give one in minutes")
+        if self.teacher is not None and self.teacher.original and self.model.weights is None:
+            raise ValueError("teacher.original is true, but the model is untrained; give model.weights, or name another teacher")
+        if self.start.artefact is not None and self.plan is not None:
+            raise ValueError("start.artefact brings its own plan; leave out plan, or the artefact")
+        if self.teacher is None and all(source.labels == "none" for source in self.data.train):
+            raise ValueError("data.train has no labels, which needs a teacher; give labels, or a teacher")
+        return self
+
+    def hash(self) -> str:
+        """SHA-256 of what determines the result, without folders (the digests of what the files hold are compared on their own)."""
+        data = {key: value for key, value in self.without_paths().items() if key not in RUN_ONLY}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def without_paths(self) -> dict[str, Any]:
+        """What is recorded in an artefact: everything but where files lay."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        for part, key in _paths(data):
+            part[key] = Path(part[key]).name
+        return data
+
+    def resolved(self, folder: Path, data: Path | None = None) -> TrainingRecipe:
+        """The same recipe with absolute paths: taken from `folder`, those of pictures from `data` where it is given.
+
+        `data` may also be a file (a pack), which then takes the place of every source.
+        """
+        values = self.model_dump(mode="json")
+        pictures = data if data is not None and data.is_dir() else folder
+        for part, key in _paths(values):
+            from_data = "source" in part or (part is values["start"] and key == "images")
+            if from_data and data is not None and not data.is_dir():
+                if "source" in part:
+                    part[key] = str(data.resolve())
+                continue
+            part[key] = str(((pictures if from_data else folder) / part[key]).resolve())
+        return TrainingRecipe.model_validate(values)
+
+
+def _paths(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where the plain data of a recipe names files: (part, key) pairs."""
+    sources = [*data["data"]["train"], data["data"].get("evaluation") or {}]
+    start = data.get("start") or {}
+    named = [(source, "source") for source in sources]
+    named += [(start, key) for key in ("statistics", "images", "artefact")]
+    named += [(data["data"], "cache"), (data["model"], "weights"), (data.get("teacher") or {}, "weights"), (data, "plan")]
+    return [(part, key) for part, key in named if isinstance(part.get(key), str) and part[key] not in NAMED_WEIGHTS]
+
+
+def load_training_recipe(path: str | Path, variants: Sequence[str] = (), data: str | Path | None = None) -> TrainingRecipe:
+    """Read a recipe with its paths resolved; each of `variants` puts the values of its part of `variants` over the others'.
+
+    Raises VitfrostError naming the key that is wrong and why.
+    """
+    path = Path(path)
+    try:
+        content = from_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VitfrostError(f"no recipe {path}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise VitfrostError(f"{path} is no training recipe: its first line should be 'kind: {KIND}'")
+    if isinstance(content.get("version"), int) and content["version"] > VERSION:
+        raise VitfrostError(f"{path} has recipe version {content['version']}, this vitfrost reads up to {VERSION}; update vitfrost")
+    known = content.pop("variants", None) or {}
+    if not isinstance(known, dict):
+        raise VitfrostError(f"{path}: variants is a mapping of names to the keys that they change")
+    for name in variants:
+        if not isinstance(known.get(name), dict):
+            named = f"its variants are {', '.join(map(str, known))}" if known else "it has none"
+            raise VitfrostError(f"{path} has no variant '{name}'; {named}")
+        content = overlaid(content, known[name])
+    try:
+        recipe = TrainingRecipe.model_validate(content)
+    except ValidationError as error:
+        raise VitfrostError(f"{path}: {describe(error)}") from error
+    if data is not None and not Path(data).exists():
+        raise VitfrostError(f"no data {data}; name a folder that holds the recipe's sources, or a pack (.npz)")
+    return recipe.resolved(path.parent, None if data is None else Path(data))
+
+
+def overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the values of `changes` in place of its own, part by part; null takes a key away."""
+    merged = dict(data)
+    for key, value in changes.items():
+        ours = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = overlaid(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def save_training_recipe(recipe: TrainingRecipe, path: str | Path) -> None:
+    """Write the recipe as YAML, atomically."""
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))

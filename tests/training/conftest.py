@@ -1,0 +1,49 @@
+"""Small recipes for the training tests: the bundled digits model, shallow, on a few pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def changed(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values of `changes` in place of those of `data`, part by part; None takes a key away."""
+    merged = dict(data)
+    for key, value in changes.items():
+        ours = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = changed(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
+    return merged
+
+
+@pytest.fixture
+def written(pictures: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe for a model of depth 2 on the forty pictures, with changes; returns its path."""
+
+    def write(name: str = "recipe.yaml", **changes: Any) -> Path:
+        recipe: dict[str, Any] = {
+            "kind": "vitfrost training",
+            "version": 1,
+            "model": {"name": "vitfrost_digits", "options": {"depth": 2, "embed_dim": 32, "num_heads": 2}},
+            "data": {"train": [{"source": str(pictures)}], "evaluation": {"source": str(pictures)}},
+            "augment": {"flip": 0.5, "rotate": 10},
+            "optimiser": {"lr": 1e-3, "clip": 1.0},
+            "schedule": {"epochs": 2, "warmup": 0.5},
+            "batch_size": 8,
+            "log_every": 2,
+            "threads": 1,
+        }
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(changed(recipe, changes), sort_keys=False))
+        return path
+
+    return write
