@@ -176,6 +176,33 @@ def run_folder(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+@pytest.fixture(scope="session")
+def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """The folder of a run whose plan hallucinates half of the heads and makes all feed-forward blocks compact, and freezes nothing."""
+    folder = tmp_path_factory.mktemp("structured")
+    options: dict[str, Any] = {"hallucinate": 0.5, "compact": 0.5, "weight_bits": 32, "activation_bits": 32}
+    recipe = {
+        "model": {"name": MODEL, "weights": "random"},
+        "calibration": {"images": str(pictures), "limit": 12},
+        "plan": options,
+        "evaluation": {"images": str(pictures), "limit": 12},
+    }
+    save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
+    loaded, statistics = load_model(MODEL, "random"), folder / "statistics.safetensors"
+    calibrate(loaded, pictures, limit=12, similarity=True, out=statistics, progress=False)
+    plan(statistics, freeze=None, out=folder / "plan.yaml", **options)
+    compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artefact")
+    models = {"original": loaded, "compressed": load_artefact(folder / "artefact")}
+    save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
+    return folder
+
+
+@pytest.fixture
+def structured_folder(structured_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(structured_run, tmp_path / "structured"))
+
+
 def grid_recipe(pictures: Path) -> Recipe:
     """The paper's grid in small; the names of the blocks say nothing."""
     shares = [0.1, 0.2, 0.5]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from ..files import write_text
 from . import summary
+from .commands import commands
 from .figures import HeatMap, by_head, heat_map
 from .grid_page import PAGE, render_grid
 from .grid_parts import read_grid
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
+from .structure import build_likeness, build_structure
 from .templates import fill
 
 TEMPLATE = "page.html.j2"
@@ -37,6 +39,8 @@ def render(parts: RunParts) -> str:
     gallery = build_gallery(parts)
     divergence = gallery.divergence if gallery else None
     rows = parts.results.rows if parts.results else []
+    likeness = build_likeness(parts)
+    structure = build_structure(parts, likeness)
     return fill(
         TEMPLATE,
         parts=parts,
@@ -52,6 +56,10 @@ def render(parts: RunParts) -> str:
         open_layers=OPEN_LAYERS,
         entropy=heat_map("mean entropy, bits", gallery.mean_entropy, "viridis", ".2f") if gallery else None,
         shares=_shares(parts),
+        likeness=likeness,
+        structure=structure,
+        untrained=summary.untrained(parts),
+        freezes=parts.savings is not None and parts.savings.frozen_entries > 0,
         divergence=divergence,
         divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
         divergence_means=_thousandths(divergence.mean) if divergence else None,
@@ -59,14 +67,18 @@ def render(parts: RunParts) -> str:
         settings=summary.settings(parts),
         versions=summary.versions(parts),
         hashes=summary.file_hashes(parts),
-        commands=summary.commands(parts),
+        commands=commands(parts),
     )
 
 
 def _shares(parts: RunParts) -> HeatMap | None:
     if parts.savings is None or parts.plan is None or not parts.savings.frozen_entries:
         return None
-    return heat_map("frozen share, %", frozen_shares(parts.plan.layers), "cividis", ".1f", limits=(0.0, 100.0))
+    chart = heat_map("frozen share, %", frozen_shares(parts.plan.layers), "cividis", ".1f", limits=(0.0, 100.0))
+    for cells, layer in zip(chart.rows, parts.plan.layers, strict=True):
+        for head in layer.hallucinated:
+            cells[head] = ("–", "background:var(--hallucinated-tint);color:var(--hallucinated)")
+    return chart
 
 
 def _thousandths(divergence: list[list[float]]) -> HeatMap:

@@ -94,6 +94,8 @@ def _luminance(*channels: int) -> float:
 
 def short(value: float) -> str:
     """A number in two significant digits (whole ones in full), very small ones with a power of ten."""
+    if value < 0:
+        return "−" + short(-value)
     if value == 0 or value >= 1e-3:
         return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
     power = math.floor(math.log10(value))

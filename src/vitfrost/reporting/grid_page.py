@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from . import criteria, entropy_maps, paper, summary
+from .commands import run_command
 from .complexity import complexity, savings
 from .figures import heat_map
 from .grid_parts import GridParts
@@ -103,6 +104,6 @@ def render_grid(parts: GridParts) -> str:
         complexity=complexity(parts.anatomy),
         savings=savings(parts),
         recipe=summary.recipe_text(parts.recipe),
-        commands=[summary.run_command(parts.recipe), "vitfrost report NEW_RUN"],
+        commands=[run_command(parts.recipe), "vitfrost report NEW_RUN"],
         versions=list(parts.some_row.environment.items()) if parts.some_row else [],
     )

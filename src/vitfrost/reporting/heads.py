@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..plans.choose import frozen_maps
-from ..plans.schema import LayerPlan, Plan
+from ..plans.schema import LayerPlan, Plan, sources
 from ..statistics.record import SiteStatistics, Statistics, kl_maps
 from ..vit.sites import AttentionSite
 from .figures import Scale, picture
@@ -47,12 +47,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Head:
-    """One head of the gallery. `frozen_share` is of its unmasked entries, all windows together."""
+    """One head of the gallery. `frozen_share` is of its unmasked entries, all windows together; `like` a hallucinated head's model."""
 
     number: int
     mean_entropy: float
     frozen_share: float
     pictures: list[Picture]
+    like: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,11 @@ def frozen_shares(layers: tuple[LayerPlan, ...]) -> list[list[float]]:
     return [[100 * head.entries / layer.entries_per_head for head in layer.heads] for layer in layers]
 
 
+def _likes(layer: LayerPlan) -> dict[int, int]:
+    """For every hallucinated head the number, from 1 on, of the head that it starts like."""
+    return {head: like + 1 for head, like in zip(layer.hallucinated, sources(layer), strict=True)}
+
+
 def build_gallery(parts: RunParts) -> Gallery | None:
     """Draw every head of the shown statistics; None where the run has no statistics."""
     shown, anatomy = parts.shown, parts.anatomy
@@ -139,13 +145,20 @@ def build_gallery(parts: RunParts) -> Gallery | None:
     ]
     drawings = _drawings(layers, anatomy.class_token)
     planned = frozen_shares(parts.plan.layers) if parts.plan else [[0.0] * layer.site.heads for layer in layers]
+    likes = [_likes(layer) for layer in parts.plan.layers] if parts.plan else [{} for _ in layers]
     means = [np.nanmean(layer.entropy, axis=(1, 2)).tolist() for layer in layers]
     return Gallery(
         layers=[
             (
                 layer.site,
                 [
-                    Head(head + 1, means[number][head], planned[number][head], _pictures(drawings, layer.site, number, head))
+                    Head(
+                        head + 1,
+                        means[number][head],
+                        planned[number][head],
+                        _pictures(drawings, layer.site, number, head),
+                        likes[number].get(head),
+                    )
                     for head in range(layer.site.heads)
                 ],
             )

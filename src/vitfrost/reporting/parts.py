@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from ..artefact import CONFIG_FILE, KIND, WEIGHTS_FILE
+from ..compression.structure import has_structure, install_structure
 from ..errors import VitfrostError
 from ..files import read_json
-from ..measure.cost import FrozenSavings, frozen_savings, macs_by_part
+from ..measure.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
 from ..measure.results import Results, Row, load_results
-from ..plans.schema import Plan, check_fits, load_plan, parse_plan, plan_hash
+from ..plans.schema import LayerPlan, Plan, check_fits, describe, load_plan, parse_plan, plan_hash
 from ..recipe import Recipe, load_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
@@ -25,12 +28,42 @@ STATISTICS, QUANTISED = "statistics.safetensors", "statistics.quantised.safetens
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Parameters, and multiply-accumulates per image, by part."""
+
+    parameters: dict[str, int]
+    macs: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Anatomy:
-    """What the model's architecture tells: its sites, whether query 0 is a class token, and its costs per image."""
+    """What the model's architecture tells: its sites, whether query 0 is a class token, its costs, and with the plan's structure.
+
+    `planned` is None where the plan changes no layer.
+    """
 
     sites: ModelSites
     class_token: bool
     macs: dict[str, int]
+    parameters: dict[str, int] = field(default_factory=dict)
+    planned: Costs | None = None
+
+
+class HallucinatedHead(BaseModel):
+    """What an artefact says of a hallucinated head (see compression.quality)."""
+
+    head: int
+    like: int
+    explained: float | None = None
+    distance: float | None = None
+
+
+class StructureRecord(BaseModel):
+    """What an artefact says of its changed layers: images behind the factors, errors by feed-forward block, heads by site."""
+
+    images: int | None = None
+    relative_errors: dict[str, float] = {}
+    heads: dict[str, list[HallucinatedHead]] = {}
 
 
 @dataclass(frozen=True)
@@ -48,6 +81,7 @@ class RunParts:
     artefact: dict[str, Any] | None
     artefact_bytes: int | None
     results: Results | None
+    record: StructureRecord | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any] | None:
@@ -78,8 +112,13 @@ class RunParts:
             if statistics is not None:
                 statistics.check_fits(self.identity, sites.signature())
         if self.plan is not None:
-            check_fits(self.plan, self.identity, sites.signature())
-        return Anatomy(sites, getattr(model, "cls_token", None) is not None, macs_by_part(model, sites))
+            check_fits(self.plan, self.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
+        class_token = getattr(model, "cls_token", None) is not None
+        macs, parameters, planned = macs_by_part(model, sites), parameters_by_part(model, sites), None
+        if self.plan is not None and has_structure(self.plan):
+            changed = install_structure(model, self.plan)
+            planned = Costs(parameters_by_part(model, changed), macs_by_part(model, changed))
+        return Anatomy(sites, class_token, macs, parameters, planned)
 
     @property
     def shown(self) -> Statistics | None:
@@ -96,11 +135,28 @@ class RunParts:
 
     @property
     def savings(self) -> FrozenSavings | None:
-        """What the plan's frozen entries save."""
+        """What the plan's frozen entries save; nothing in layers that hallucinate, whose other maps are made of all logits."""
         if self.plan is None or self.anatomy is None:
             return None
-        frozen = {layer.site: [head.entries for head in layer.heads] for layer in self.plan.layers}
-        return frozen_savings(frozen, self.anatomy.sites, {layer.site: layer.entries_per_head for layer in self.plan.layers})
+        sites = self.anatomy.sites
+
+        def of(layers: list[LayerPlan]) -> FrozenSavings:
+            frozen = {layer.site: [head.entries for head in layer.heads] for layer in layers}
+            return frozen_savings(frozen, sites, {layer.site: layer.entries_per_head for layer in layers})
+
+        found = of(list(self.plan.layers))
+        free = of([layer for layer in self.plan.layers if not layer.hallucinated])
+        return replace(found, whole_heads=free.whole_heads, dense_saved_macs=free.dense_saved_macs, ideal_saved_macs=free.ideal_saved_macs)
+
+    @property
+    def compared(self) -> Statistics | None:
+        """The statistics that say how alike the heads are: the original model's where they do."""
+        return next((one for one in (self.statistics, self.quantised) if one is not None and one.similarity is not None), None)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the artefact was trained after it was made."""
+        return self.artefact is not None and self.artefact.get("training") is not None
 
     @property
     def original(self) -> Row | None:
@@ -153,6 +209,7 @@ def read_parts(folder: Path) -> RunParts:
         artefact=artefact,
         artefact_bytes=sum(file.stat().st_size for file in (folder / ARTEFACT).iterdir()) if artefact else None,
         results=optional(RESULTS, load_results),
+        record=_read_record(artefact, folder / ARTEFACT / CONFIG_FILE) if artefact else None,
     )
     parts.check(folder)
     return parts
@@ -165,3 +222,12 @@ def _read_artefact(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS_FILE).is_file():
         raise VitfrostError(f"the artefact {folder} has no {WEIGHTS_FILE}; compress again")
     return config
+
+
+def _read_record(config: dict[str, Any], path: Path) -> StructureRecord | None:
+    if config.get("structure") is None:
+        return None
+    try:
+        return StructureRecord.model_validate(config["structure"])
+    except ValidationError as error:
+        raise VitfrostError(f"{path} is damaged: structure.{describe(error)}; compress again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ MAC_NAMES = {
     "stem": "Patch embedding",
     "query_key_projection": "Q and K projections",
     "query_key_product": "Q·Kᵀ, the logits",
+    "hallucination": "Hallucinating maps",
     "map_value_product": "A·V, maps times values",
     "value_output_projection": "V and output projections",
     "feed_forward": "Feed-forward",
@@ -108,20 +108,43 @@ def what_was_done(plan: Plan) -> str:
             f"are frozen to their means over {plan.statistics.images:,} images{source}: "
             f"{CRITERIA.get(plan.freeze.by, plan.freeze.by)}, {SCOPES[plan.freeze.scope]}, stored {kept}."
         )
-    else:
-        sentences.append("No attention weight is frozen.")
+    sentences += _structure_sentences(plan, counted)
     weight, activation = plan.quantize.weight_bits, plan.quantize.activation_bits
     if weight == activation == FULL_PRECISION:
-        sentences.append("Nothing is quantised.")
+        sentences.append("Nothing is quantised." if sentences else "The plan leaves the model as it is.")
     else:
         named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
         sentences.append(f"RepQ-ViT quantises {' and '.join(named)}.")
     return " ".join(sentences)
 
 
+def _structure_sentences(plan: Plan, counted: dict[str, Any]) -> list[str]:
+    """Hallucinated heads and compact blocks, where there are any."""
+    sentences = []
+    heads, blocks = counted["hallucinated_heads"], counted["compact_blocks"]
+    if heads:
+        sentences.append(
+            f"{heads} of {counted['heads']} attention heads are hallucinated: they have no queries and keys, and their maps are made of "
+            "those of the other heads of their layer."
+        )
+    if blocks:
+        ranks = sorted({block.rank for block in plan.feed_forward if block.rank is not None})
+        told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
+        sentences.append(f"{blocks} of {len(plan.feed_forward)} feed-forward blocks are compact: their second projection has {told}.")
+    return sentences
+
+
+def untrained(parts: RunParts) -> bool:
+    """Whether the artefact's layers were changed and not trained since: accuracy is that of closed-form solutions."""
+    return parts.artefact is not None and parts.artefact.get("structure") is not None and not parts.trained
+
+
 def key_numbers(parts: RunParts) -> list[KeyNumber]:
     """The headline's cards, as far as the run has their numbers."""
-    original, compressed = parts.original, parts.compressed
+    original, compressed, savings = parts.original, parts.compressed, parts.savings
+    frozen = savings is not None and savings.frozen_entries > 0
+    bounded = savings is not None and savings.ideal_saved_macs > 0
+    state = " Before any training." if untrained(parts) else ""
     cards = []
     if original and compressed and original.top1 is not None and compressed.top1 is not None:
         difference = compressed.top1_difference
@@ -129,7 +152,8 @@ def key_numbers(parts: RunParts) -> list[KeyNumber]:
             KeyNumber(
                 "Top-1 accuracy",
                 [Figure(f"{row.top1:.2f} %", interval(row.interval), row.kind) for row in (original, compressed)],
-                f"Paired difference {signed(difference.value)} points ({interval(difference.interval, True)})." if difference else "",
+                (f"Paired difference {signed(difference.value)} points ({interval(difference.interval, True)})." if difference else "")
+                + state,
                 compressed.kind if difference else None,
             )
         )
@@ -141,18 +165,20 @@ def key_numbers(parts: RunParts) -> list[KeyNumber]:
         before = [] if original is None or original.size_bytes is None else [original.size_bytes]
         figures = [Figure(megabytes(size), "fp32 parameters", "executed") for size in before]
         figures.append(Figure(megabytes(parts.artefact_bytes), "artefact, all files", "executed"))
-        ratio = f"{before[0] / parts.artefact_bytes:.1f} times smaller, frozen maps included." if before else "Frozen maps included."
-        cards.append(KeyNumber("Size on disk", figures, ratio))
-    savings = parts.savings
+        included = "frozen maps included" if frozen else ""
+        ratio = ", ".join([*(f"{size / parts.artefact_bytes:.1f} times smaller" for size in before), *([included] if frozen else [])])
+        cards.append(KeyNumber("Size on disk", figures, f"{ratio[0].upper()}{ratio[1:]}." if ratio else ""))
     if parts.anatomy is not None and savings is not None:
         total = sum(parts.anatomy.macs.values())
-        done, ideal = total - savings.dense_saved_macs, total - savings.ideal_saved_macs
+        made = sum(parts.anatomy.planned.macs.values()) if parts.anatomy.planned else total
+        done, ideal = made - savings.dense_saved_macs, made - savings.ideal_saved_macs
+        fewer = f"{signed(100 * (done / total - 1))} %." if parts.anatomy.planned else ""
         cards.append(
             KeyNumber(
                 "Multiply-accumulates per image",
                 [Figure(operations(total), "original", "executed"), Figure(operations(done), "compressed", "executed")],
-                f"Ideal sparse bound {operations(ideal)} ({signed(100 * (ideal / total - 1))} %)." if savings.frozen_entries else "",
-                "simulated" if savings.frozen_entries else None,
+                f"{fewer} Ideal sparse bound {operations(ideal)} ({signed(100 * (ideal / total - 1))} %).".strip() if bounded else fewer,
+                "simulated" if bounded else None,
             )
         )
     return cards
@@ -190,7 +216,8 @@ def mac_bars(parts: RunParts) -> list[MacBar]:
     """Multiply-accumulates by part, in the order in which data passes them; Q·Kᵀ carries what ideal sparsity would save."""
     if parts.anatomy is None:
         return []
-    macs, savings = parts.anatomy.macs, parts.savings
+    savings = parts.savings
+    macs = parts.anatomy.planned.macs if parts.anatomy.planned else parts.anatomy.macs
     total, longest = sum(macs.values()), max(macs.values())
     saved = {"query_key_product": savings.ideal_saved_macs} if savings else {}
     return [
@@ -236,7 +263,7 @@ def settings(parts: RunParts) -> str:
     """The plan without its layers, as YAML."""
     if parts.plan is None:
         return ""
-    return _yaml(parts.plan.model_dump(mode="json", include={"freeze", "quantize"}, exclude_none=True))
+    return _yaml(parts.plan.model_dump(mode="json", include={"freeze", "hallucinate", "compact", "quantize"}, exclude_none=True))
 
 
 def recipe_text(recipe: Recipe | None) -> str:
@@ -253,29 +280,3 @@ def versions(parts: RunParts) -> list[tuple[str, str]]:
     row = parts.compressed or parts.original
     found = dict(parts.artefact["versions"]) if parts.artefact else {}
     return list((found | (row.environment if row else {})).items())
-
-
-def run_command(recipe: Recipe) -> str:
-    """How to run a recipe again."""
-    replaced = [
-        ("--weights", "WEIGHTS", recipe.model.weights not in (None, "random")),
-        ("--calibration", "CALIBRATION_IMAGES", True),
-        ("--images", "EVALUATION_IMAGES", recipe.evaluation is not None),
-    ]
-    options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
-    return " \\\n    ".join(["vitfrost run recipe.yaml --out NEW_RUN", *options])
-
-
-def commands(parts: RunParts) -> list[str]:
-    """How to make the run and this page again; capitals stand for files and folders of the reader."""
-    made = []
-    if parts.recipe is not None:
-        made.append(run_command(parts.recipe))
-    elif parts.plan is not None and parts.plan.freeze is not None:
-        freeze, quantize = parts.plan.freeze, parts.plan.quantize
-        made.append(
-            f"vitfrost plan --statistics STATISTICS --freeze {freeze.ratio} --by {shlex.quote(freeze.by)} --scope {freeze.scope} \\\n    "
-            f"--frozen-bits {freeze.bits} --weight-bits {quantize.weight_bits} --activation-bits {quantize.activation_bits} "
-            f"--seed {freeze.seed} --out plan.yaml"
-        )
-    return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]

@@ -1,0 +1,66 @@
+"""The command lines that make a run, its plan and its page again; capitals stand for files and folders of the reader."""
+
+from __future__ import annotations
+
+import shlex
+
+from pydantic import BaseModel
+
+from ..plans.schema import Plan
+from ..recipe import Recipe
+from .parts import RunParts
+
+NEXT = " \\\n    "
+COMPACT_NAMES = {"init": "compact-init", "blocks": "compact-blocks", "norm": "branch-norm"}
+HALLUCINATE_NAMES = {"by": "hallucinate-by", "bias": "map-bias"}
+
+
+def run_command(recipe: Recipe) -> str:
+    """How to run a recipe again."""
+    replaced = [
+        ("--weights", "WEIGHTS", recipe.model.weights not in (None, "random")),
+        ("--calibration", "CALIBRATION_IMAGES", True),
+        ("--images", "EVALUATION_IMAGES", recipe.evaluation is not None),
+    ]
+    options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
+    return NEXT.join(["vitfrost run recipe.yaml --out NEW_RUN", *options])
+
+
+def plan_command(plan: Plan) -> str:
+    """How to make the plan again from its statistics."""
+    freeze, quantize, heads, blocks = plan.freeze, plan.quantize, plan.hallucinate, plan.compact
+    lines = ["vitfrost plan --statistics STATISTICS"]
+    if freeze is not None:
+        lines[0] += f" --freeze {freeze.ratio} --by {shlex.quote(freeze.by)} --scope {freeze.scope}"
+    if heads is not None:
+        lines.append(" ".join([f"--hallucinate {heads.share}", *_changed(heads, ("share", "seed"), HALLUCINATE_NAMES)]))
+    if blocks is not None:
+        lines.append(" ".join([f"--compact {blocks.ratio}", *_changed(blocks, ("ratio",), COMPACT_NAMES)]))
+    constants = "" if freeze is None else f"--frozen-bits {freeze.bits} "
+    seed = freeze.seed if freeze is not None else (0 if heads is None else heads.seed)
+    bits = f"--weight-bits {quantize.weight_bits} --activation-bits {quantize.activation_bits}"
+    return NEXT.join([*lines, f"{constants}{bits} --seed {seed} --out plan.yaml"])
+
+
+def _changed(part: BaseModel, told: tuple[str, ...], names: dict[str, str]) -> list[str]:
+    """Options of a plan's part that are not left as they are by default; those that are switches have no value."""
+    options = []
+    for field, about in type(part).model_fields.items():
+        value = getattr(part, field)
+        if field in told or value == about.default:
+            continue
+        option = "--" + names.get(field, field.replace("_", "-"))
+        options.append(option if value is True else f"{option} {'no' if value is False else value}")
+    return options
+
+
+def commands(parts: RunParts) -> list[str]:
+    """What was run, as far as the run tells, and the page."""
+    made = []
+    if parts.recipe is not None:
+        made.append(run_command(parts.recipe))
+    elif (
+        parts.plan is not None and parts.plan.statistics is not None and (parts.plan.freeze or parts.plan.hallucinate or parts.plan.compact)
+    ):
+        made.append(plan_command(parts.plan))
+    return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]
