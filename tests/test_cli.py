@@ -34,8 +34,8 @@ POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "report": "RUN", 
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
-        "--freeze": "0.2", "--by": "entropy", "--scope": "head", "--unit": "entry",
-        "--frozen-bits": "4", "--weight-bits": "4", "--activation-bits": "4", "--seed": "0",
+        "--freeze": "None", "--by": "entropy", "--scope": "head", "--unit": "entry",
+        "--frozen-bits": "4", "--weight-bits": "None", "--activation-bits": "None", "--seed": "0",
     },
     "compress": {"--seed": "0"},
 }  # fmt: skip

@@ -26,6 +26,7 @@ Weights = Annotated[
 ]
 Size = Annotated[int | None, arg(metavar="PX", help="input size, if not the model's own")]
 CropShare = Annotated[float | None, arg(metavar="SHARE", help="share of the resized image that is kept; else the model's own")]
+Device = Annotated[str, arg(metavar="DEVICE", help="where the model runs: cpu, or cuda where there is a GPU")]
 CropMode = Annotated[Crop | None, arg(help="how the crop is made; 'squash' resizes both sides to the input size")]
 
 
@@ -53,11 +54,18 @@ def demo(out: Path = Path("vitfrost-demo")) -> None:
 
 
 def inspect(
-    artefact: ArtefactOrNone = None, /, model: Model = None, weights: Weights = None, image_size: Size = None, json: Path | None = None
+    artefact: ArtefactOrNone = None,
+    /,
+    model: Model = None,
+    weights: Weights = None,
+    image_size: Size = None,
+    plan: Path | None = None,
+    json: Path | None = None,
 ) -> None:
     """Say whether a model is supported; list its attention sites, parameters and multiply-accumulates by part.
 
     Args:
+        plan: also count what this plan leaves of them; without a model, the plan's own is taken.
         json: also write what was found to this file.
     """
     from . import inspect as verb
@@ -66,7 +74,8 @@ def inspect(
 
     if json is not None:
         refuse_unwritable(json)
-    found = verb(_one_of(artefact, model), weights=weights, image_size=image_size)
+    named = None if plan is not None and artefact is None and model is None else _one_of(artefact, model)
+    found = verb(named, weights=weights, image_size=image_size, plan=plan)
     _print(format_inspection(found))
     if json is not None:
         write_json(json, found)
@@ -89,6 +98,8 @@ def calibrate(
     maps: Literal["before", "after"] = "before",
     memory_limit: float = 4.0,
     sensitivity: bool = False,
+    similarity: bool = False,
+    device: Device = "cpu",
 ) -> None:
     """Measure the attention maps of a model or an artefact on images: entropy, mean, variance of every weight.
 
@@ -101,6 +112,7 @@ def calibrate(
         maps: of a quantised artefact, the maps before or after its map quantiser.
         memory_limit: GB for counters; beyond it the images are passed several times.
         sensitivity: also measure how much the outputs depend on every weight (no labels needed; takes up to twice as long).
+        similarity: also measure how alike the heads are, within layers and across them; a plan that hallucinates heads needs it.
     """
     from . import calibrate as verb
     from .distributed import rank
@@ -110,6 +122,7 @@ def calibrate(
     found = verb(
         _one_of(artefact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
         crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9), sensitivity=sensitivity,
+        similarity=similarity, device=device,
     )  # fmt: skip
     if rank() != 0:
         return
@@ -119,9 +132,29 @@ def calibrate(
 
 def plan(
     *,
-    statistics: Path,
     out: Path,
-    freeze: float = 0.2,
+    statistics: Path | None = None,
+    model: Model = None,
+    weights: Weights = None,
+    image_size: Size = None,
+    hallucinate: float | None = None,
+    hallucinate_by: Literal["medoids", "first", "random"] | None = None,
+    mix: Literal["ridge", "copy"] = "ridge",
+    ridge: float = 1e-3,
+    space: Literal["logits", "post-softmax"] = "logits",
+    inter_map: Literal["linear", "copy", "pair"] = "linear",
+    intra_map: Literal["none", "3x3", "5x5", "key-grid"] = "3x3",
+    prefix: Literal["skip", "include"] = "skip",
+    map_bias: Literal["yes", "no"] = "yes",
+    compact: float | None = None,
+    compact_init: Literal["activations", "weights", "random"] = "activations",
+    compact_blocks: Literal["all", "transformer"] = "all",
+    branches: int = 2,
+    branch_norm: Literal["batch", "none"] = "batch",
+    expand: bool = False,
+    identity: bool = False,
+    noise: float = 0.01,
+    freeze: float | None = None,
     by: Criterion = "entropy",
     scope: Literal["head", "layer", "model"] = "head",
     unit: Literal["entry"] = "entry",
@@ -131,17 +164,34 @@ def plan(
     frozen_bits: int = 4,
     frozen_grid: Literal["layer", "head"] = "layer",
     order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge",
-    weight_bits: int = 4,
-    activation_bits: int = 4,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
     levels: Literal["published", "strict"] = "published",
     seed: int = 0,
 ) -> None:
-    """Choose the entries to freeze (equation 15 of EAM) and the bits; write a plan that you can read, edit and diff.
+    """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
 
     Args:
-        statistics: file from `vitfrost calibrate`.
         out: plan file (.yaml).
-        freeze: share of attention weights to freeze, 0 to 1.
+        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training, which freezes nothing.
+        hallucinate: share of every layer's heads that lose their queries and keys; their maps are made of the other heads'.
+        hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), the first, or a draw.
+        mix: how the mix across heads starts: ridge regression on logits, or copies.
+        ridge: penalty of the regression, relative to the mean energy of a head.
+        space: whether logits are mixed, or maps after the softmax.
+        inter_map: a learned linear mix across heads, plain copies, or one head each times a scalar.
+        intra_map: convolution within a hallucinated map, zero at the start.
+        prefix: whether the convolution skips the rows and columns of prefix tokens (CLS).
+        map_bias: whether every hallucinated map has a learned constant.
+        compact: rank of every second feed-forward projection, as a ratio of its width.
+        compact_init: factors that fit the activations of images, plain SVD, or untrained ones.
+        compact_blocks: all feed-forward blocks, or only those after attention.
+        branches: parallel branches of each factor while training, 1 to 4.
+        branch_norm: BatchNorm behind every branch while training, or none.
+        expand: branches of two weights each while training.
+        identity: one more branch that averages channels.
+        noise: how far branches differ at the start, relative to their weights.
+        freeze: share of attention weights to freeze, 0 to 1; 0.2 unless heads are hallucinated or blocks compacted, then none.
         by: criterion; the lowest are frozen.
         scope: where the share is taken: every head's map, every layer, or the whole model.
         unit: what is frozen.
@@ -151,21 +201,57 @@ def plan(
         frozen_bits: bits of the frozen constants, 2 to 8 or 32.
         frozen_grid: log grid of the constants: the layer's own map quantiser's, or one fitted per head.
         order: quantise the computed entries and then merge, or the other way round.
-        weight_bits: 2 to 8, or 32 for floating point.
-        activation_bits: 2 to 8, or 32 for floating point.
+        weight_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
+        activation_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
         levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
-        seed: seed of the random criterion.
+        seed: seed of random choices.
     """
     from . import plan as verb
     from .plans.choose import summary
 
+    if (statistics is None) == (model is None):
+        raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
+    chosen_by = hallucinate_by or ("first" if statistics is None else "medoids")
+    heads = None if hallucinate is None else {
+        "share": hallucinate, "by": chosen_by, "mix": mix, "ridge": ridge, "seed": seed, "space": space, "inter_map": inter_map,
+        "intra_map": intra_map, "prefix": prefix, "bias": map_bias == "yes",
+    }  # fmt: skip
+    blocks = None if compact is None else {
+        "ratio": compact, "init": compact_init, "blocks": compact_blocks, "branches": branches, "norm": branch_norm, "expand": expand,
+        "identity": identity, "noise": noise,
+    }  # fmt: skip
+    bits = 32 if statistics is None else 4
+    weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
+    if statistics is None:
+        from .plans.scratch import plan_from_model
+
+        if freeze is not None:
+            raise VitfrostError("freezing maps needs their statistics; give --statistics FILE instead of --model, or leave --freeze out")
+        made = plan_from_model(
+            str(model), hallucinate=heads, compact=blocks, weight_bits=weight_bits, activation_bits=activation_bits, levels=levels,
+            weights=weights, image_size=image_size, out=out,
+        )  # fmt: skip
+        _say_planned(out, summary(made))
+        return
+    if weights is not None or image_size is not None:
+        raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
+    if freeze is None and hallucinate is None and compact is None:
+        freeze = 0.2
     made = verb(
-        statistics, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect, renormalise=renormalise,
-        frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits,
-        levels=levels, seed=seed, out=out,
+        statistics, hallucinate=heads, compact=blocks, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect,
+        renormalise=renormalise, frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits,
+        activation_bits=activation_bits, levels=levels, seed=seed, out=out,
     )  # fmt: skip
-    found = summary(made)
-    print(f"{out}: {found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)")
+    _say_planned(out, summary(made))
+
+
+def _say_planned(out: Path, found: dict[str, Any]) -> None:
+    said = [f"{found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)"]
+    if found["hallucinated_heads"]:
+        said.append(f"{found['hallucinated_heads']} of {found['heads']} heads hallucinated")
+    if found["compact_blocks"]:
+        said.append(f"{found['compact_blocks']} feed-forward blocks compact")
+    print(f"{out}: {', '.join(said)}")
 
 
 def compress(
@@ -220,6 +306,7 @@ def evaluate(
     crop_pct: CropShare = None,
     crop_mode: CropMode = None,
     batch_size: int = 16,
+    device: Device = "cpu",
     json: Path | None = None,
 ) -> None:
     """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference.
@@ -243,7 +330,8 @@ def evaluate(
         weights, reference_weights = None, reference_weights or weights
     row = verb(
         _one_of(artefact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
-        limit=limit, seed=seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=batch_size, json=json,
+        limit=limit, seed=seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=batch_size,
+        device=device, json=json,
     )  # fmt: skip
     if row is not None:
         _print(format_rows([row]))
@@ -271,6 +359,7 @@ def run(
     weights: Weights = None,
     calibration: Path | None = None,
     images: Path | None = None,
+    device: Device = "cpu",
 ) -> None:
     """Run a recipe from statistics to report; every stage can be resumed.
 
@@ -285,7 +374,7 @@ def run(
     from . import run as verb
     from .measure.results import format_rows, load_results
 
-    folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images)
+    folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images, device=device)
     if (folder / "outcomes").is_dir():
         from .grid.record import grid_outcomes
         from .grid.summary import points
@@ -295,6 +384,43 @@ def run(
     elif (folder / "results.json").is_file():
         _print(format_rows(load_results(folder / "results.json").rows))
     print(folder / "report.html")
+
+
+def train(
+    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")],
+    /,
+    *,
+    out: Path,
+    resume: bool = False,
+    variant: tuple[str, ...] = (),
+    weights: Annotated[
+        str | None, arg(metavar="FILE", help="weights to start from, instead of the recipe's; 'timm' for timm's own, 'random' for none")
+    ] = None,
+    data: Path | None = None,
+    statistics: Path | None = None,
+    device: Device = "cpu",
+) -> None:
+    """Train a model from a recipe, from scratch or from trained weights, plain or with a plan's structure, with a teacher or without.
+
+    Args:
+        recipe: YAML file (kind: vitfrost training).
+        out: folder for the run: metrics, checkpoint, artefact and result.
+        resume: go on with a run that was stopped.
+        variant: parts of the recipe's variants, laid over it in this order.
+        data: folder that the recipe's pictures are in, or a pack (.npz) for all of them.
+        statistics: statistics that a plan's start is fitted to, instead of the recipe's.
+    """
+    from . import train as verb
+    from .distributed import rank
+    from .measure.results import format_rows
+    from .training.verb import result_of
+
+    folder = verb(recipe, out, resume=resume, variants=variant, weights=weights, data=data, statistics=statistics, device=device)
+    if rank() != 0:
+        return
+    if (row := result_of(folder)) is not None:
+        _print(format_rows([row]))
+    print(folder / "artefact")
 
 
 def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -307,7 +433,7 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run)}
+COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run, train)}
 
 
 def _parse(arguments: list[str] | None) -> Callable[[], None]:

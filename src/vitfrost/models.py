@@ -8,7 +8,7 @@ from pathlib import Path
 from .artefact import load_artefact
 from .errors import VitfrostError
 from .vit.compat import import_timm
-from .vit.load import LoadedModel, load_model, set_crop
+from .vit.load import LoadedModel, find_device, load_model, set_crop
 
 timm = import_timm()
 
@@ -20,11 +20,27 @@ def open_model(
     *,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
+    device: str | None = None,
 ) -> LoadedModel:
     """Load a timm name, an artefact's folder, or take a LoadedModel; crops given here replace the model's own.
 
+    `device`: where what is loaded is to run (see `find_device`); a LoadedModel stays where it is unless one is given.
     Raises VitfrostError when weights or an image size are given for something that has its own.
     """
+    place = None if device is None else find_device(device)
+    loaded = _open(model, weights, image_size, crop_pct, crop_mode)
+    if place is not None:
+        loaded.model.to(place)
+    return loaded
+
+
+def _open(
+    model: str | Path | LoadedModel,
+    weights: str | Path | None,
+    image_size: int | tuple[int, int] | None,
+    crop_pct: float | None,
+    crop_mode: str | None,
+) -> LoadedModel:
     if not isinstance(model, LoadedModel) and not names_artefact(model):
         return load_model(str(model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     if weights is not None or image_size is not None:
@@ -47,6 +63,7 @@ def open_reference(
     *,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
+    device: str | None = None,
 ) -> LoadedModel:
     """Load the model to compare with.
 
@@ -54,7 +71,7 @@ def open_reference(
     Raises VitfrostError when it has other classes.
     """
     same = isinstance(reference, str) and reference == model.name
-    loaded = open_model(reference, weights, model.image_size if same else None, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = open_model(reference, weights, model.image_size if same else None, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
     if same:
         loaded.preprocessing = dict(model.preprocessing)
     if loaded.classes != model.classes:

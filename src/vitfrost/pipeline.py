@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from .artefact import load_artefact
 from .compression.apply import compress
 from .errors import VitfrostError
 from .files import refuse_existing
@@ -13,6 +12,7 @@ from .grid.stages import GridRun
 from .images.source import open_images
 from .measure.accuracy import evaluate_many, find_images
 from .measure.results import Results, save_results
+from .models import open_model
 from .plans.choose import plan, unfrozen_plan
 from .plans.criteria import NEED_SENSITIVITY
 from .plans.schema import Plan, QuantizePlan
@@ -22,7 +22,7 @@ from .reporting.several import report_several
 from .stages import Stage, run_stages, say
 from .statistics.collect import calibrate
 from .vit.families import find_sites
-from .vit.load import LoadedModel, load_model
+from .vit.load import LoadedModel, find_device, load_model
 
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.html"
 
@@ -30,10 +30,11 @@ RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.html"
 class SingleRun:
     """A run's folder, its recipe, and the stages that the recipe asks for."""
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: bool):
+    def __init__(self, recipe: Recipe, folder: Path, progress: bool, device: str = "cpu"):
         self.recipe = recipe
         self.folder = folder
         self.progress = progress
+        self.device = device
 
     @cached_property
     def original(self) -> LoadedModel:
@@ -42,7 +43,7 @@ class SingleRun:
         loaded = load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
         if part.whole_squares:
             loaded.preprocessing["whole_squares"] = True
-        return loaded
+        return open_model(loaded, device=self.device)
 
     def check_images(self) -> None:
         """Find out before the work that every folder of images and every label is there. Raises VitfrostError as the stages do."""
@@ -61,18 +62,24 @@ class SingleRun:
         """Whether the statistics need gradients."""
         return self.recipe.calibration.sensitivity or self.recipe.plan.by in NEED_SENSITIVITY
 
+    @property
+    def similarity(self) -> bool:
+        """Whether the statistics need the heads' similarity."""
+        return self.recipe.calibration.similarity or self.recipe.plan.similarity
+
     def _calibrate(self, model: LoadedModel | Path, out: Path, maps: str) -> None:
         part = self.recipe.calibration
         calibrate(
-            model, part.images, limit=part.limit, seed=part.seed, out=out, maps=maps, sensitivity=self.sensitivity, progress=self.progress
-        )
+            open_model(model, device=self.device), part.images, limit=part.limit, seed=part.seed, out=out, maps=maps,
+            sensitivity=self.sensitivity, similarity=self.similarity, progress=self.progress,
+        )  # fmt: skip
 
     def _compress(self, chosen: Plan | Path, statistics: str | None, out: Path) -> None:
         part = self.recipe.compress
         compress(
             self.original, chosen, statistics=None if statistics is None else self.folder / statistics,
             images=part.images or self.recipe.calibration.images, seed=part.seed, calibration_images=part.calibration_images,
-            recipe=self.recipe.without_paths(), out=out, overwrite=True,
+            compact_images=part.compact_images,            recipe=self.recipe.without_paths(), out=out, overwrite=True,
         )  # fmt: skip
 
     def _compress_unfrozen(self, out: Path) -> None:
@@ -86,8 +93,8 @@ class SingleRun:
         assert part is not None
         models: dict[str, LoadedModel] = {"original": self.original}
         if self.quantised_statistics:
-            models["quantised"] = load_artefact(self.folder / "quantised")
-        models["compressed"] = load_artefact(self.folder / "artefact")
+            models["quantised"] = open_model(self.folder / "quantised", device=self.device)
+        models["compressed"] = open_model(self.folder / "artefact", device=self.device)
         rows = evaluate_many(
             models, part.images, labels=part.labels, reference="original", limit=part.limit, seed=part.seed, progress=self.progress
         )
@@ -97,7 +104,7 @@ class SingleRun:
         """The stages in order, without the report."""
         recipe, folder = self.recipe, self.folder
         model = {**recipe.model.model_dump(), "state": self.original.state_hash}
-        taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity}
+        taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity, "similarity": self.similarity}
         drawn = {**recipe.compress.model_dump(), "bits": (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels)}
         stages = [
             Stage("calibrate", "statistics.safetensors", (), [model, taken], lambda out: self._calibrate(self.original, out, "before"))
@@ -114,8 +121,8 @@ class SingleRun:
             ]  # fmt: skip
         stages += [
             Stage(
-                "plan", "plan.yaml", (source,), recipe.plan.model_dump(),
-                lambda out: plan(folder / source, **recipe.plan.model_dump(), out=out),
+                "plan", "plan.yaml", (source,), recipe.plan.options(),
+                lambda out: plan(folder / source, **recipe.plan.options(), out=out),
             ),
             Stage(
                 "compress", "artefact", (source, "plan.yaml"), [model, drawn, taken["images"]],
@@ -136,6 +143,7 @@ def run(
     weights: str | Path | None = None,
     calibration: str | Path | None = None,
     images: str | Path | None = None,
+    device: str = "cpu",
     progress: bool = True,
 ) -> Path:
     """Go from a recipe to a report; every stage's file is left in the folder `out`, which is returned.
@@ -145,13 +153,15 @@ def run(
     outputs are already there and were made from the same inputs are not done again. A list of recipes runs one after the
     other, each in its own folder below `out`; those that cannot be run are named at the end.
     Raises VitfrostError as the stages do, and when `out` holds something and `resume` is not set; a resumed run with a
-    changed recipe redoes what the change touches.
+    changed recipe redoes what the change touches. `device`: where statistics are taken and models are measured ("cpu" or "cuda");
+    what is compressed is compressed on the CPU, so it has the same bits.
     """
+    find_device(device)
     folder = Path(out)
     several = load_recipe_list(recipe)
     if several is not None:
         refuse_existing(folder, overwrite=True)
-        return _run_several(several, folder, resume, quick, weights, calibration, images, progress)
+        return _run_several(several, folder, resume, quick, weights, calibration, images, device, progress)
     loaded = load_recipe(recipe, quick=quick)
     if weights is not None:
         loaded.model.weights = str(weights) if str(weights) == "random" else _weights_file(Path(weights), loaded.model.name)
@@ -160,13 +170,13 @@ def run(
     if images is not None and loaded.evaluation is not None:
         loaded.evaluation.images = str(Path(images).resolve())
     refuse_existing_run(folder, resume)
-    started = SingleRun(loaded, folder, progress)
+    started = SingleRun(loaded, folder, progress, device)
     if not resume:
         started.check_images()
     if loaded.grid is None:
         stages, clock = started.stages(), None
     else:
-        grid = GridRun(loaded, folder, started.original, progress)
+        grid = GridRun(loaded, folder, started.original, progress, device)
         stages, clock = grid.stages(), grid.clock
     save_recipe(loaded, folder / RECIPE_FILE)
     made = tuple(stage.output for stage in stages)
@@ -194,6 +204,7 @@ def _run_several(
     weights: str | Path | None,
     calibration: str | Path | None,
     images: str | Path | None,
+    device: str,
     progress: bool,
 ) -> Path:
     """Run recipes one after the other and make one page of them; name those that could not be run at the end."""
@@ -205,7 +216,7 @@ def _run_several(
         try:
             made[path.stem] = run(
                 path, target, resume=resume and target.is_dir(), quick=quick, weights=weights, calibration=calibration, images=images,
-                progress=progress,
+                device=device, progress=progress,
             )  # fmt: skip
         except VitfrostError as error:
             say(f"({number}/{len(recipes.paths)}) {path.name} cannot be run: {error}")

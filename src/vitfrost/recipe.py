@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import VitfrostError
 from .files import write_text
 from .plans.schema import Bits, describe
+from .plans.structure import CompactPlan, HallucinatePlan
 from .plans.text import from_yaml
 
 KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
@@ -46,12 +47,19 @@ class CalibrationPart(_Part):
     precision: Literal["fp32", "quantised"] = "fp32"
     observed: Literal["before", "after"] = "before"
     sensitivity: bool = False
+    similarity: bool = False
 
 
 class PlanPart(_Part):
-    """Options of `vitfrost plan`, under the same names and with the same defaults."""
+    """Options of `vitfrost plan`, under the same names and with the same defaults.
 
-    freeze: float = Field(0.2, ge=0, le=1)
+    `hallucinate` and `compact` are a share and a ratio, or the fields of those parts of a plan; with one of them and without `freeze`
+    nothing is frozen.
+    """
+
+    hallucinate: Annotated[float, Field(gt=0, lt=1)] | HallucinatePlan | None = None
+    compact: Annotated[float, Field(gt=0, lt=1)] | CompactPlan | None = None
+    freeze: float | None = Field(0.2, ge=0, le=1)
     by: Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"] = "entropy"
     scope: Literal["head", "layer", "model"] = "head"
     unit: Literal["entry"] = "entry"
@@ -66,13 +74,37 @@ class PlanPart(_Part):
     levels: Literal["published", "strict"] = "published"
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _structure_alone_freezes_nothing(self) -> PlanPart:
+        if self.has_structure and "freeze" not in self.model_fields_set:
+            self.freeze = None
+        return self
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether layers are changed."""
+        return self.hallucinate is not None or self.compact is not None
+
+    @property
+    def similarity(self) -> bool:
+        """Whether the heads' similarity is needed: to choose heads, or to fit the mix."""
+        if not isinstance(self.hallucinate, HallucinatePlan):
+            return self.hallucinate is not None
+        return self.hallucinate.by == "medoids" or self.hallucinate.mix == "ridge"
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of the verb `plan`, without the parts that are not used."""
+        data = self.model_dump(mode="json")
+        return {key: value for key, value in data.items() if value is not None or key not in ("hallucinate", "compact")}
+
 
 class CompressPart(_Part):
-    """RepQ-ViT's calibration draw; the images are the calibration folder's unless another one is named."""
+    """The images of RepQ-ViT's calibration and of compact blocks, drawn from the calibration folder unless another one is named."""
 
     images: str | None = None
     seed: int = Field(0, ge=0)
     calibration_images: int = Field(32, ge=1)
+    compact_images: int = Field(256, ge=1)
 
 
 class EvaluationPart(_Part):
@@ -100,7 +132,7 @@ class BlockPart(_Part):
     def _gather_choices(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "choices" in data:
             return data
-        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed"}
+        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed", "hallucinate", "compact"}
         gathered: dict[str, list[Any]] = {}
         for key, value in data.items():
             if key in ("name", "seeds"):
@@ -175,6 +207,8 @@ class Recipe(_Part):
     def _grid_is_evaluated(self) -> Recipe:
         if self.grid is not None and self.evaluation is None:
             raise ValueError("evaluation is missing; a grid is made to be evaluated")
+        if self.grid is not None and self.plan.has_structure:
+            raise ValueError("grid has variants of frozen maps; leave hallucinate and compact out of its plan, or run them without a grid")
         return self
 
     def resolved(self, folder: Path) -> Recipe:

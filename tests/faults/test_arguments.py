@@ -41,7 +41,7 @@ def test_calibrate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: s
         ("--freeze", "1.5", "freeze is 1.5; it should be less than or equal to 1"),
         ("--freeze", "-0.1", "freeze is -0.1"),
         ("--freeze", "nan", "freeze is nan"),
-        ("--freeze", "much", "--freeze: could not convert"),
+        ("--freeze", "much", "could not convert string to float: 'much'"),
         ("--by", "taste", f"'taste' for argument '--by'. Expected one of {tuple(CRITERIA)}"),
         ("--scope", "all", "'--scope'"),
         ("--unit", "head", "'--unit'"),
@@ -94,7 +94,7 @@ def test_evaluate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Expected one of {demo, inspect, calibrate, plan, compress, evaluate, report, run}"),
+        ([], "Expected one of {demo, inspect, calibrate, plan, compress, evaluate, report, run, train}"),
         (["calibrat"], "Unrecognized options: calibrat; Available subcommands: demo, inspect, calibrate"),
         (["calibrate", "--model", "vitfrost_digits"], "Missing from vitfrost calibrate: --images PATH"),
         (["calibrate", "--images", "x", "--out"], "Missing value for argument '--out'"),

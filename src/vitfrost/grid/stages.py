@@ -12,12 +12,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..artefact import load_artefact
 from ..compression.apply import compress
 from ..errors import VitfrostError
 from ..images.source import ImageSet, open_images
 from ..measure.accuracy import BATCH_SIZE, find_images
 from ..measure.results import Results, save_results
+from ..models import open_model
 from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
 from ..plans.schema import QuantizePlan
@@ -41,8 +41,8 @@ SENSITIVITY_WORK, CALIBRATION_WORK = 3.0, 1.1
 class GridRun:
     """The folder of a grid, its variants, and the stages that they need."""
 
-    def __init__(self, recipe: Recipe, folder: Path, original: LoadedModel, progress: bool):
-        self.recipe, self.folder, self.original, self.progress = recipe, folder, original, progress
+    def __init__(self, recipe: Recipe, folder: Path, original: LoadedModel, progress: bool, device: str = "cpu"):
+        self.recipe, self.folder, self.original, self.progress, self.device = recipe, folder, original, progress, device
         self.variants = expand(recipe)
         self.clock = TimeLeft()
         part = recipe.evaluation
@@ -120,8 +120,8 @@ class GridRun:
 
         def make(out: Path) -> None:
             calibrate(
-                model, part.images, limit=source.images, seed=part.seed, out=out, maps=part.observed if quantised else "before",
-                sensitivity=sensitivity, progress=self.progress,
+                open_model(model, device=self.device), part.images, limit=source.images, seed=part.seed, out=out,
+                maps=part.observed if quantised else "before", sensitivity=sensitivity, progress=self.progress,
             )  # fmt: skip
 
         inputs = (f"quantised/{source.model}",) if quantised else ()
@@ -147,7 +147,8 @@ class GridRun:
             else:
                 open_members.append(variant)
         quantises = members[0].source.quantises
-        base = load_artefact(self.folder / "quantised" / name) if quantises else copy.deepcopy(self.original)  # the original stays as it is
+        # the original stays as it is
+        base = open_model(self.folder / "quantised" / name, device=self.device) if quantises else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
         for start in range(0, len(open_members), VARIANTS_PER_PASS):

@@ -64,7 +64,7 @@ class Variant:
     @classmethod
     def of(cls, block: str, source: Source, plan: PlanPart) -> Variant:
         """A variant with a plan's options, those of `source` included."""
-        options = plan.model_dump(mode="json") | {"protect": tuple(plan.protect)}
+        options = plan.options() | {"protect": tuple(plan.protect)}
         return cls(block, source, tuple(sorted(options.items())))
 
     @property
