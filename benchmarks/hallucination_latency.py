@@ -1,5 +1,6 @@
 """When saved multiply-accumulates become saved time: models with hallucinated maps and compact feed-forward blocks on four runtimes.
 
+    pip install -c constraints.txt ".[export]"
     python benchmarks/hallucination_latency.py --models deit_small_patch16_224 vitfrost_pvt_small nextvit_small --work DIR --json out.json
 
 Untrained weights (time does not depend on them), fp32, merged inference form. Variants of a model: the original (fused attention),
@@ -20,6 +21,7 @@ import argparse
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,11 @@ def narrow(name: str, target: int) -> nn.Module | None:
             best = (distance, candidate)
     assert best is not None
     return best[1].eval()
+
+
+def versions(runtimes: list[str]) -> dict[str, str]:
+    """Versions of the runtimes beside PyTorch."""
+    return {name: version(name) for name in runtimes if name in ("onnxruntime", "openvino")}
 
 
 def variants_of(name: str) -> dict[str, tuple[nn.Module, int]]:
@@ -157,7 +164,12 @@ def measure(name: str, models: Mapping[str, tuple[nn.Module, int]], options: arg
             torch.compiler.reset()
             write_json(
                 options.json,
-                {"environment": environment(), "rounds": options.rounds, "seed": options.seed, "rows": [*options.before, *rows]},
+                {
+                    "environment": environment() | versions(options.runtimes),
+                    "rounds": options.rounds,
+                    "seed": options.seed,
+                    "rows": [*options.before, *rows],
+                },
             )
     return rows
 
