@@ -11,17 +11,18 @@ import torch
 from torch import nn
 
 import vitfrost
-from vitfrost.artefact import load_artefact
+from vitfrost.artefact import load_artefact, save_artefact
 from vitfrost.compaction.projection import CompactProjection
 from vitfrost.compression.structure import changed_sites, has_structure, install_structure, merge_structure, start_from
 from vitfrost.errors import VitfrostError
 from vitfrost.measure.contestant import executed_macs
 from vitfrost.measure.cost import macs_by_part, parameters_by_part
+from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.schema import Plan
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import LoadedModel, load_model
+from vitfrost.vit.load import LoadedModel, hash_state, load_model
 
 MODELS = {
     "vit": lambda: load_model("deit_tiny_patch16_224", "random", 64, depth=2),  # 3 heads: an odd count
@@ -145,6 +146,35 @@ def test_a_training_start_is_close_to_the_merged_one() -> None:
     with torch.no_grad():
         merged, trained = (model.eval()(pixels) for model in models)
     assert torch.allclose(merged, trained, atol=1e-3 * float(merged.abs().max()))
+
+
+@torch.no_grad()
+def test_a_trained_structure_is_quantised_and_frozen_afterwards(pictures: Path, tmp_path: Path) -> None:
+    """An artefact as training leaves it: other weights than closed form would give; calibrate, plan and compress go on from it."""
+    loaded = MODELS["vit"]()
+    made = vitfrost.compress(loaded, structured(loaded), images=pictures, compact_images=4)
+    for parameter in made.model.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    made.state_hash = hash_state(made.model)
+    save_artefact(made, tmp_path / "trained")
+    statistics = vitfrost.calibrate(tmp_path / "trained", pictures, limit=4, progress=False)
+    chosen = vitfrost.plan(statistics, freeze=0.2, weight_bits=8, activation_bits=32, frozen_bits=32)
+    assert [layer.hallucinated for layer in chosen.layers] == [layer.hallucinated for layer in made.plan.layers]
+    assert chosen.feed_forward == made.plan.feed_forward
+    out = tmp_path / "compressed"
+    compressed = vitfrost.compress(tmp_path / "trained", chosen, statistics=statistics, images=pictures, calibration_images=4, out=out)
+    pixels = pixels_of(loaded)
+    assert torch.equal(load_artefact(out).model(pixels), compressed.model(pixels))
+    bits_only = vitfrost.plan(statistics, freeze=None, weight_bits=8, activation_bits=32)
+    quantised = vitfrost.compress(made, bits_only).model(pixels)
+    scale = float(made.model(pixels).abs().max())
+    assert 0 < float((quantised - made.model(pixels)).abs().max()) < 0.1 * scale  # the trained weights, to 8 bits
+    with pytest.raises(VitfrostError, match="already"):
+        vitfrost.compress(compressed, chosen, statistics=statistics)
+    with pytest.raises(VitfrostError, match="other hallucinated heads"):
+        vitfrost.compress(made, unfrozen_plan(made.identity(), find_sites(loaded.model).signature(), bits_only.quantize))
+    with pytest.raises(VitfrostError, match="plan only bits"):
+        vitfrost.plan(statistics, hallucinate=0.5)
 
 
 def test_what_does_not_fit_is_refused(pictures: Path) -> None:

@@ -15,13 +15,14 @@ from ..files import refuse_existing
 from ..images.batches import images_hash, take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
+from ..models import open_model
 from ..plans.choose import frozen_maps
-from ..plans.schema import Plan, check_fits, load_plan
+from ..plans.schema import Plan, check_fits, load_plan, structure_of
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
-from ..vit.load import LoadedModel, device_of, load_model
+from ..vit.load import LoadedModel, create_model, device_of
 from .frozen import FrozenMaps, frozen_step
 from .quality import hallucinated_heads
 from .structure import changed_sites, has_structure, start_from
@@ -83,9 +84,9 @@ def _settings_record(settings: QuantizationSettings) -> dict[str, Any]:
     }
 
 
-def _check_statistics(plan: Plan, statistics: Statistics | None) -> None:
+def _check_statistics(plan: Plan, statistics: Statistics | None, made: bool) -> None:
     freezes = any(head.entries for layer in plan.layers for head in layer.heads)
-    mixes = plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.mix == "ridge"
+    mixes = not made and plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.mix == "ridge"
     if not freezes and not mixes:
         return
     if statistics is None:
@@ -109,15 +110,25 @@ def _give_structure(
     return record | {"relative_errors": errors, "heads": heads}, {"structure": seed} if record else {}
 
 
+def _check_structure(made: Plan, plan: Plan) -> None:
+    """Raise VitfrostError unless the plan goes on from what an artefact was made with."""
+    if made.freeze is not None or settings_of(made).any:
+        raise VitfrostError("the artefact is quantised or frozen already; compress the model that it was made from, or a trained artefact")
+    if structure_of(made) != structure_of(plan):
+        raise VitfrostError(
+            "the plan has other hallucinated heads or compact blocks than the artefact; calibrate the artefact and plan again"
+        )
+
+
 def similarity_of(plan: Plan, statistics: Statistics | None) -> dict[str, torch.Tensor] | None:
     """The heads' second moments by site, where the statistics have them."""
-    if plan.hallucinate is None or statistics is None or statistics.similarity is None:
+    if plan.hallucinate is None or statistics is None or (statistics.similarity is None and not plan.hallucinate.fits_mix):
         return None
     return {layer.site: torch.from_numpy(statistics.head_moments(layer.site)) for layer in plan.layers if layer.hallucinated}
 
 
 def compress(
-    model: str | LoadedModel,
+    model: str | Path | LoadedModel,
     plan: Plan | str | Path,
     *,
     statistics: Statistics | str | Path | None = None,
@@ -137,7 +148,8 @@ def compress(
 
     `images` is the folder from which, with `seed`, `calibration_images` images are drawn where activations are quantised and
     `compact_images` where compact blocks fit activations; `statistics` the ones the plan was made from (needed where it freezes
-    or hallucinates). The model itself is not changed.
+    or hallucinates). The model itself is not changed. It may be an artefact (or its folder), such as a trained one, that is neither
+    quantised nor frozen: its structure stays, and the plan has to be made from statistics of it.
     Raises VitfrostError when plan, statistics and model do not belong together.
     """
     if out is not None:
@@ -148,13 +160,16 @@ def compress(
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
-    _check_statistics(plan, statistics)
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
-    sites = find_sites(loaded.model)
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    made = isinstance(loaded, Artefact)
+    _check_statistics(plan, statistics, made)
+    sites = find_sites(create_model(loaded.name, loaded.image_size, **loaded.options) if made else loaded.model)
     check_fits(plan, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    if isinstance(loaded, Artefact):
+        _check_structure(loaded.plan, plan)
     settings = settings_of(plan)
     pixels, quantization = None, None
-    seeds: dict[str, int] = {}
+    seeds: dict[str, int] = dict(loaded.seeds) if isinstance(loaded, Artefact) else {}
     if settings.activations:
         if images is None:
             raise VitfrostError("quantising activations needs calibration images; give --images DIR or set the activation bits to 32")
@@ -164,11 +179,12 @@ def compress(
     elif settings.any:
         quantization = _settings_record(settings)
     compressed = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
-    structure = None
+    structure = loaded.structure if isinstance(loaded, Artefact) else None
     if has_structure(plan):
+        sites = changed_sites(sites, plan)
+    if has_structure(plan) and not made:
         structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, compact_images, seed)
         seeds |= drawn_seed
-        sites = changed_sites(sites, plan)
     quantize_model(compressed, sites, settings, pixels)
     source = None
     if statistics is not None:
@@ -188,6 +204,7 @@ def compress(
     artefact = Artefact(
         compressed.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
         loaded.options, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
+        training=loaded.training if isinstance(loaded, Artefact) else None,
     )  # fmt: skip
     if out is not None:
         save_artefact(artefact, out, overwrite)

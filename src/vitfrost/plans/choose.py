@@ -230,9 +230,19 @@ def _chosen_plan(
     """The plan that these statistics give for these settings; see `plan`."""
     header = statistics.header
     layers = [_empty_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
-    if hallucinate is not None:
-        layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
-        _check_mix(layers, hallucinate, statistics)
+    feed_forward: tuple[FeedForwardPlan, ...] = ()
+    if header.structure is not None:
+        if hallucinate is not None or compact is not None:
+            raise VitfrostError(
+                "the statistics are of a model with hallucinated heads or compact blocks already; plan only bits and freezing"
+            )
+        hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
+    else:
+        if hallucinate is not None:
+            layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
+            _check_mix(layers, hallucinate, statistics)
+        if compact is not None:
+            feed_forward = _compact(header.feed_forward, compact)
     if freeze is not None:
         if freeze.protect and not any(layer.prefix_tokens for layer in layers):
             raise VitfrostError(f"protect is {', '.join(freeze.protect)}, but the model has no class token or other prefix token")
@@ -249,8 +259,22 @@ def _chosen_plan(
     model = ModelIdentity.model_validate(dict(header.model))
     return Plan(
         model=model, statistics=source, freeze=freeze, hallucinate=hallucinate, compact=compact, quantize=quantize,
-        layers=tuple(layers), feed_forward=() if compact is None else _compact(header.feed_forward, compact),
+        layers=tuple(layers), feed_forward=feed_forward,
     )  # fmt: skip
+
+
+def _given_structure(
+    structure: Mapping[str, Any], layers: Sequence[LayerPlan]
+) -> tuple[HallucinatePlan | None, CompactPlan | None, tuple[FeedForwardPlan, ...], list[LayerPlan]]:
+    """The parts of the plan that the observed model was made with, and the layers with its hallucinated heads."""
+    heads = structure["heads"]
+    with_heads = [
+        LayerPlan.model_validate(layer.model_dump() | {"heads": heads[layer.site]}) if layer.site in heads else layer for layer in layers
+    ]
+    hallucinate = HallucinatePlan.model_validate(structure["hallucinate"]) if "hallucinate" in structure else None
+    compact = CompactPlan.model_validate(structure["compact"]) if "compact" in structure else None
+    blocks = tuple(FeedForwardPlan.model_validate(block) for block in structure.get("feed_forward", ()))
+    return hallucinate, compact, blocks, with_heads
 
 
 def _check_mix(layers: Sequence[LayerPlan], settings: HallucinatePlan, statistics: StatisticsRecord) -> None:

@@ -234,6 +234,25 @@ class Plan(Strict):
         return data
 
 
+STRUCTURE_PARTS = ("hallucinate", "compact", "feed_forward")
+
+
+def structure_of(plan: Plan | None) -> dict[str, Any] | None:
+    """The parts of a plan that change layers, as plain data: hallucinate, compact, feed_forward, and by site the heads, of which only
+    hallucinated ones differ from computed; None without such parts."""
+    if plan is None or (plan.hallucinate is None and plan.compact is None):
+        return None
+    data = plan.plain()
+    heads = {
+        layer.site: [
+            {"source": head.source, "like": head.like} if head.source == "hallucinated" else {"source": "computed"} for head in layer.heads
+        ]
+        for layer in plan.layers
+        if layer.hallucinated
+    }
+    return {part: data[part] for part in STRUCTURE_PARTS if part in data} | {"heads": heads}
+
+
 def _path(location: Sequence[int | str]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 

@@ -17,6 +17,7 @@ from ..images.batches import BatchLoader, images_hash
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..models import open_model
+from ..plans.schema import structure_of
 from ..progress import track
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites, install_map_attention
@@ -106,6 +107,7 @@ def calibrate(
         sensitivity=sensitivity,
         similarity=similarity,
         feed_forward=feed_forward,
+        structure=structure_of(getattr(loaded, "plan", None)),
     )
     statistics = Statistics(header, collected, None if compared is None else compared.sums)
     if distributed.world() > 1:

@@ -22,7 +22,7 @@ from .similarity import added, moments_of
 FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
 SIMILARITY = "similarity"
 VALUE_SCALE = 2.0**20
-_SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3}
+_SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3, "structure": 3}
 _METADATA_KEY = "vitfrost.statistics"
 _ARRAYS = {
     "widths": np.uint16,
@@ -104,6 +104,7 @@ class StatisticsHeader:
     `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
     `sensitivity`: whether gradients were taken too; `similarity`: whether heads were compared. `feed_forward`: name, width, hidden
     channels and block of the feed-forward sites.
+    `structure`: the hallucinated heads and compact blocks that the observed model had already, as in its plan (None: none).
     """
 
     model: dict[str, Any]
@@ -119,6 +120,7 @@ class StatisticsHeader:
     sensitivity: bool = False
     similarity: bool = False
     feed_forward: list[dict[str, Any]] = field(default_factory=list)
+    structure: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
 
 
@@ -268,9 +270,9 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
         raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error
     if version > FORMAT_VERSION:
         raise VitfrostError(f"{path} has format version {version}, newer than {FORMAT_VERSION}, which this vitfrost reads; update vitfrost")
-    values = {"sensitivity": False, "similarity": False, "feed_forward": []} | values
+    values = {"sensitivity": False, "similarity": False, "feed_forward": [], "structure": None} | values
     complete = values.keys() == {field.name for field in fields(StatisticsHeader)}
-    kinds = {"sensitivity": bool, "similarity": bool, "feed_forward": list}
+    kinds = {"sensitivity": bool, "similarity": bool, "feed_forward": list, "structure": dict | None}
     if not complete or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
         raise VitfrostError(f"{path} has an incomplete header; calibrate again")
     return StatisticsHeader(**values)
