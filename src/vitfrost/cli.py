@@ -404,6 +404,7 @@ def train(
     ] = None,
     data: Path | None = None,
     statistics: Path | None = None,
+    seed: int | None = None,
     device: Device = "cpu",
 ) -> None:
     """Train a model from a recipe, from scratch or from trained weights, plain or with a plan's structure, with a teacher or without.
@@ -415,13 +416,14 @@ def train(
         variant: parts of the recipe's variants, laid over it in this order.
         data: folder that the recipe's pictures are in, or a pack (.npz) for all of them.
         statistics: statistics that a plan's start is fitted to, instead of the recipe's.
+        seed: instead of the recipe's.
     """
     from . import train as verb
     from .distributed import rank
     from .measure.results import format_rows
     from .training.verb import result_of
 
-    folder = verb(recipe, out, resume=resume, variants=variant, weights=weights, data=data, statistics=statistics, device=device)
+    folder = verb(recipe, out, resume=resume, variants=variant, weights=weights, data=data, statistics=statistics, seed=seed, device=device)
     if rank() != 0:
         return
     if (row := result_of(folder)) is not None:

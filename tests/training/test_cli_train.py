@@ -21,15 +21,16 @@ def test_a_run_ends_with_a_table_and_the_artefact_can_be_evaluated(
     images = tmp_path / "data"
     images.mkdir()
     (images / "images").symlink_to(pictures)
-    called = call("train", recipe, "--out", tmp_path / "run", "--data", images, "--variant", "one")
+    called = call("train", recipe, "--out", tmp_path / "run", "--data", images, "--variant", "one", "--seed", 3)
     assert called.status == 0, called.err
+    assert "seed: 3" in (tmp_path / "run" / "recipe.yaml").read_text().splitlines()
     assert "vitfrost_digits" in called.out
     assert called.out.rstrip().endswith("artefact")
     evaluated = call("evaluate", tmp_path / "run" / "artefact", "--images", pictures)
     assert evaluated.status == 0, evaluated.err
     top1 = called.out.split("fp32")[1].split()[1]
     assert top1 in evaluated.out
-    again = call("train", recipe, "--out", tmp_path / "run", "--data", images, "--variant", "one", "--resume")
+    again = call("train", recipe, "--out", tmp_path / "run", "--data", images, "--variant", "one", "--seed", 3, "--resume")
     assert again.status == 0, again.err
 
 

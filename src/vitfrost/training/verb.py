@@ -37,12 +37,14 @@ def train(
     weights: str | Path | None = None,
     data: str | Path | None = None,
     statistics: str | Path | None = None,
+    seed: int | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Path:
     """Train what a recipe says into the folder `out`, which is returned.
 
-    `variants` are parts of the recipe's `variants`, laid over it in this order. `weights`, `data` and `statistics` replace its paths:
+    `variants` are parts of the recipe's `variants`, laid over it in this order.
+    `seed` replaces its seed, `weights`, `data` and `statistics` its paths:
     `data` is a folder that its pictures' paths are relative to, or one pack or folder for all of them where it is a file. With
     `resume` a run that was stopped goes on from its last checkpoint, to the same bits on the same machine and number of threads.
     The folder then holds recipe.yaml, metrics.jsonl, checkpoint.pt, artefact and, where there are evaluation pictures, result.json.
@@ -51,7 +53,7 @@ def train(
     """
     folder = Path(out)
     chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, variants, data)
-    chosen = _with_paths(chosen, weights, statistics)
+    chosen = _with_paths(chosen, weights, statistics, seed)
     _refuse_run(folder, resume)
     place = join_processes(device)
     if chosen.threads is not None:
@@ -64,12 +66,14 @@ def train(
     return folder
 
 
-def _with_paths(recipe: TrainingRecipe, weights: str | Path | None, statistics: str | Path | None) -> TrainingRecipe:
+def _with_paths(recipe: TrainingRecipe, weights: str | Path | None, statistics: str | Path | None, seed: int | None) -> TrainingRecipe:
     values = recipe.model_dump(mode="json")
     if weights is not None:
         if recipe.start.artefact is not None:
             raise VitfrostError("the recipe starts from an artefact, which brings its own weights; leave out --weights")
         values["model"]["weights"] = str(weights) if str(weights) in NAMED_WEIGHTS else str(Path(weights).resolve())
+    if seed is not None:
+        values["seed"] = seed
     if statistics is not None:
         values["start"]["statistics"] = str(Path(statistics).resolve())
     try:
