@@ -28,6 +28,7 @@ from vitfrost.vit.load import LoadedModel, load_model
 HALF = {"share": 0.5}
 VARIANTS: dict[str, dict[str, Any]] = {
     "hMHSA: medoids, ridge": {"hallucinate": HALF},
+    "hMHSA: explained, ridge": {"hallucinate": HALF | {"by": "explained"}},
     "hMHSA: medoids, one head times a scalar": {"hallucinate": HALF | {"inter_map": "pair"}},
     "hMHSA: medoids, copies": {"hallucinate": HALF | {"mix": "copy"}},
     "hMHSA: random heads, ridge": {"hallucinate": HALF | {"by": "random"}},
@@ -37,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cFFN: rank 0.5 d, plain SVD": {"compact": {"ratio": 0.5, "init": "weights"}},
     "cFFN: rank 0.25 d": {"compact": 0.25},
     "hMHSA + cFFN: medoids, ridge, rank 0.5 d": {"hallucinate": HALF, "compact": 0.5},
+    "hMHSA + cFFN: explained, ridge, rank 0.5 d": {"hallucinate": HALF | {"by": "explained"}, "compact": 0.5},
 }
 
 

@@ -138,7 +138,7 @@ def plan(
     weights: Weights = None,
     image_size: Size = None,
     hallucinate: float | None = None,
-    hallucinate_by: Literal["medoids", "first", "random"] | None = None,
+    hallucinate_by: Literal["medoids", "explained", "first", "random"] | None = None,
     mix: Literal["ridge", "copy"] = "ridge",
     ridge: float = 1e-3,
     space: Literal["logits", "post-softmax"] = "logits",
@@ -175,7 +175,8 @@ def plan(
         out: plan file (.yaml).
         statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training, which freezes nothing.
         hallucinate: share of every layer's heads that lose their queries and keys; their maps are made of the other heads'.
-        hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), the first, or a draw.
+        hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), those that explain
+            the others' logits best, the first, or a draw.
         mix: how the mix across heads starts: ridge regression on logits, or copies.
         ridge: penalty of the regression, relative to the mean energy of a head.
         space: whether logits are mixed, or maps after the softmax.

@@ -90,7 +90,7 @@ class PlanPart(_Part):
         """Whether the heads' similarity is needed: to choose heads, or to fit the mix."""
         if not isinstance(self.hallucinate, HallucinatePlan):
             return self.hallucinate is not None
-        return self.hallucinate.by == "medoids" or self.hallucinate.mix == "ridge"
+        return self.hallucinate.compares_heads or self.hallucinate.mix == "ridge"
 
     def options(self) -> dict[str, Any]:
         """The arguments of the verb `plan`, without the parts that are not used."""

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vitfrost.hallucination.fit import HeadChoice, choose_heads, correlations, fit_mix, fit_pairs, head_moments
+from vitfrost.hallucination.fit import (
+    HeadChoice,
+    choose_explained,
+    choose_heads,
+    correlations,
+    fit_mix,
+    fit_pairs,
+    head_moments,
+    unexplained,
+)
 
 CHOICE = HeadChoice(kept=(0, 2, 3), sources=(0, 1))
 
@@ -125,3 +134,28 @@ def test_opposite_heads_are_not_alike_and_equal_choices_take_the_lower_number() 
     assert choose_heads(torch.ones(4, 4), 2).kept == (0, 1)
     with pytest.raises(ValueError, match="5 of 4 heads"):
         choose_heads(torch.ones(4, 4), 5)
+
+
+@given(st.integers(0, 999), st.integers(2, 6), st.integers(1, 6))
+def test_no_swap_explains_more_and_medoids_never_do(seed: int, heads: int, computed: int) -> None:
+    computed = min(computed, heads)
+    root = torch.randn(heads, heads + 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    moments = root @ root.T
+    choice = choose_explained(moments, computed, 1e-3)
+    reached = unexplained(moments, choice.kept, 1e-3)
+    assert sorted(choice.order) == list(range(heads))
+    assert 0 <= reached <= heads - computed
+    for out in choice.kept:
+        for into in choice.others:
+            swapped = sorted([*(head for head in choice.kept if head != out), into])
+            assert unexplained(moments, swapped, 1e-3) >= reached - 1e-9
+    if heads - computed == 1:  # then dropping one head is an exhaustive search
+        assert reached <= unexplained(moments, choose_heads(correlations(moments), computed).kept, 1e-3) + 1e-9
+
+
+def test_heads_that_others_span_are_the_ones_to_drop() -> None:
+    """Heads 1 and 3 are sums and differences of 0, 2 and 4, though they resemble each other most."""
+    base = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.stack([base[0], base[0] + base[1] + base[2], base[1], base[0] + base[1] - 0.5 * base[2], base[2]])
+    choice = choose_explained(rows @ rows.T, 3, 0.0)
+    assert unexplained(rows @ rows.T, choice.kept, 0.0) < 1e-9

@@ -46,7 +46,7 @@ class Record:
         ]
         self.header = SimpleNamespace(
             model=IDENTITY | {"name": self.name}, sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32,
-            feed_forward=blocks,
+            feed_forward=blocks, structure=None,
         )  # fmt: skip
 
     def head_moments(self, site: str) -> np.ndarray:

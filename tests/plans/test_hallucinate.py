@@ -22,7 +22,7 @@ COPIES = {"mix": "copy"}
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=3),
     st.floats(0, 0.99),
-    st.sampled_from(["medoids", "first", "random"]),
+    st.sampled_from(["medoids", "explained", "first", "random"]),
     st.integers(0, 9),
 )
 def test_the_share_of_every_layer_is_hallucinated_and_the_rest_computed(draw_record, heads, ratio, by, seed):
@@ -149,7 +149,7 @@ def test_older_statistics_do_not_know_the_blocks(draw_record):
         ({"hallucinate": -0.1}, "hallucinate is -0.1; it should be greater than or equal to 0"),
         (
             {"hallucinate": {"share": 0.5, "by": "similarity"}},
-            "hallucinate_by is 'similarity'; it should be 'medoids', 'first' or 'random'",
+            "hallucinate_by is 'similarity'; it should be 'medoids', 'explained', 'first' or 'random'",
         ),
         ({"hallucinate": {"share": 0.5, "ridge": float("inf")}}, "ridge is inf; it should be a finite number"),
         (

@@ -161,7 +161,7 @@ def test_the_parts_are_the_options_of_the_layers():
         ("ridge: 0.001", "ridge: -1", "hallucinate.ridge is -1; it should be greater than or equal to 0"),
         ("ridge: 0.001", "ridge: much", "hallucinate.ridge is 'much'; it should be a valid number"),
         ("bias: true", "bias: 1", "hallucinate.bias is 1; it should be a valid boolean"),
-        ("by: first", "by: entropy", "hallucinate.by is 'entropy'; it should be 'medoids', 'first' or 'random'"),
+        ("by: first", "by: entropy", "hallucinate.by is 'entropy'; it should be 'medoids', 'explained', 'first' or 'random'"),
         (
             "space: logits\n  inter_map: linear",
             "space: post-softmax\n  inter_map: pair",

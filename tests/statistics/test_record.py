@@ -189,7 +189,7 @@ def as_version_1(values):
 
 
 def as_version_2(values):
-    return {name: value for name, value in values.items() if name not in ("similarity", "feed_forward")} | {"version": 2}
+    return {name: value for name, value in values.items() if name not in ("similarity", "feed_forward", "structure")} | {"version": 2}
 
 
 @pytest.mark.parametrize("as_version", [as_version_1, as_version_2])
@@ -281,3 +281,9 @@ def test_a_full_disk_leaves_the_old_file(saved, tmp_path):
     assert "VitfrostError cannot write" in done.stdout
     assert saved.read_bytes() == before
     assert os.listdir(tmp_path) == [saved.name]
+
+
+def test_statistics_of_other_structures_are_not_merged(maps):
+    plain, changed = make_statistics(maps), make_statistics(maps, structure={"heads": {}})
+    with pytest.raises(VitfrostError, match="different hallucinated heads"):
+        Statistics.merge([plain, changed])

@@ -6,6 +6,7 @@ over any number of images is their h x h matrix of second moments, which adds up
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,48 @@ def choose_heads(similarities: Float[Tensor, "heads heads"], computed: int) -> H
     return HeadChoice(tuple(kept), tuple(sources))
 
 
+def unexplained(moments: Float[Tensor, "heads heads"], kept: Sequence[int], ridge: float) -> float:
+    """Sum over the other heads of the share of their row-centred logits that `fit_mix` of the heads `kept` leaves unexplained.
+
+    The share is E|g - m s|^2 / E|g|^2; a head without energy counts as explained.
+    """
+    kept, moments = list(kept), moments.double()
+    others = [head for head in range(len(moments)) if head not in kept]
+    mix = _ridge_mix(moments, kept, others, ridge)
+    energy = moments.diagonal()[others]
+    made = ((mix @ moments[kept][:, kept]) * mix).sum(1)
+    residual = energy - 2 * (mix * moments[others][:, kept]).sum(1) + made
+    return float(torch.where(energy > 0, residual / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0).sum())
+
+
+def choose_explained(moments: Float[Tensor, "heads heads"], computed: int, ridge: float = 1e-3) -> HeadChoice:
+    """The heads whose mixes leave the least of the others' logits unexplained: heads are dropped one by one, the one that costs least,
+    and then swapped as long as that helps. Sources are the most similar computed heads.
+
+    Deterministic: of equal steps the one with the lower head numbers is taken. Raises ValueError where `computed` does not lie in 1..heads.
+    """
+    heads = len(moments)
+    if not 1 <= computed <= heads:
+        raise ValueError(f"{computed} of {heads} heads cannot be computed")
+
+    def cost(kept: list[int]) -> float:
+        return unexplained(moments, kept, ridge)
+
+    kept = list(range(heads))
+    while len(kept) > computed:
+        kept = min(([head for head in kept if head != out] for out in kept), key=cost)
+    while True:
+        others = [head for head in range(heads) if head not in kept]
+        swaps = [sorted([*(k for k in kept if k != out), into]) for out in kept for into in others]
+        best = min(swaps, key=cost, default=kept)
+        if cost(best) >= cost(kept) - 1e-9:  # a swap has to help by more than rounding
+            break
+        kept = best
+    similarities = correlations(moments.double())
+    sources = [int(similarities[head, kept].argmax()) for head in range(heads) if head not in kept]
+    return HeadChoice(tuple(kept), tuple(sources))
+
+
 def fit_mix(moments: Float[Tensor, "heads heads"], choice: HeadChoice, ridge: float = 1e-3) -> Float[Tensor, "hallucinated computed"]:
     """The matrix W that makes the other heads' row-centred logits of the computed ones': argmin |G - W S|^2 + lambda |W|^2.
 
@@ -84,8 +127,10 @@ def fit_mix(moments: Float[Tensor, "heads heads"], choice: HeadChoice, ridge: fl
     """
     if ridge < 0:
         raise ValueError(f"a ridge of {ridge} is negative")
-    kept, others = list(choice.kept), list(choice.others)
-    moments = moments.double()
+    return _ridge_mix(moments.double(), list(choice.kept), list(choice.others), ridge)
+
+
+def _ridge_mix(moments: Tensor, kept: list[int], others: list[int], ridge: float) -> Tensor:
     own = moments[kept][:, kept]
     penalty = ridge * own.diagonal().mean() * torch.eye(len(kept), dtype=own.dtype, device=own.device)
     return moments[others][:, kept] @ torch.linalg.pinv(own + penalty, hermitian=True)

@@ -23,11 +23,13 @@ def hallucinated_layers(
 ) -> list[LayerPlan]:
     """The layers with floor(share h) of their h heads hallucinated; a layer with too few heads stays as it is.
 
-    `moments_of` gives a site's second moments of row-centred logits (needed to choose medoids).
+    `moments_of` gives a site's second moments of row-centred logits (needed to choose medoids, or by what is explained).
     Raises VitfrostError where they are needed and not given, and for Swin.
     """
-    if settings.by == "medoids" and moments_of is None:
-        raise VitfrostError("choosing heads by medoids needs their similarity, which statistics hold; plan from statistics, or by first")
+    if settings.compares_heads and moments_of is None:
+        raise VitfrostError(
+            f"choosing heads by {settings.by} needs their similarity, which statistics hold; plan from statistics, or by first"
+        )
     made = []
     for index, layer in enumerate(layers):
         heads = layer.maps[1]
@@ -37,7 +39,7 @@ def hallucinated_layers(
         if count == 0:
             made.append(layer)
             continue
-        moments = moments_of(layer.site) if settings.by == "medoids" and moments_of is not None else None
+        moments = moments_of(layer.site) if settings.compares_heads and moments_of is not None else None
         kept, likes = choose(heads, heads - count, settings, index, moments)
         others = iter(likes)
         plans = [COMPUTED if head in kept else HeadPlan(source="hallucinated", like=next(others)) for head in range(heads)]
@@ -49,12 +51,14 @@ def choose(
     heads: int, computed: int, settings: HallucinatePlan, index: int, moments: Float[np.ndarray, "heads heads"] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The computed heads of the layer at position `index`, and for each other head, ascending, the computed one it starts as."""
-    if settings.by == "medoids":
+    if settings.compares_heads:
         import torch
 
-        from ..hallucination.fit import choose_heads, correlations
+        from ..hallucination.fit import choose_explained, choose_heads, correlations
 
-        choice = choose_heads(correlations(torch.from_numpy(np.asarray(moments))), computed)
+        known = torch.from_numpy(np.asarray(moments))
+        by_medoids = settings.by == "medoids"
+        choice = choose_heads(correlations(known), computed) if by_medoids else choose_explained(known, computed, settings.ridge)
         return choice.kept, tuple(choice.kept[source] for source in choice.sources)
     if settings.by == "first":
         kept = tuple(range(computed))

@@ -23,14 +23,15 @@ def is_swin(model_name: str) -> bool:
 class HallucinatePlan(Strict):
     """How heads were chosen and how their maps are made of the others' (arXiv 2306.10875; its open points are options).
 
-    `share` of each layer's heads, rounded down, are hallucinated; `by` chose them: medoids of the heads' similarity, the first
+    `share` of each layer's heads, rounded down, are hallucinated; `by` chose them: medoids of the heads' similarity,
+    the heads whose mixes leave least of the others' logits unexplained, the first
     ones are computed, or a draw by `seed`. `mix`: where trained weights are there, the mix starts as a ridge regression of logits
     on the statistics' similarity, with `ridge` times the mean energy of a head as penalty, or as a copy of the head `like`.
     The other fields are those of HallucinationOptions.
     """
 
     share: float = Field(strict=True, ge=0, lt=1)
-    by: Literal["medoids", "first", "random"] = "medoids"
+    by: Literal["medoids", "explained", "first", "random"] = "medoids"
     mix: Literal["ridge", "copy"] = "ridge"
     ridge: float = Field(1e-3, ge=0)
     seed: Count = 0
@@ -47,6 +48,11 @@ class HallucinatePlan(Strict):
         except VitfrostError as error:
             raise ValueError(f"inter_map is '{self.inter_map}': {error}") from error
         return self
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether heads are chosen by second moments of their logits."""
+        return self.by in ("medoids", "explained")
 
     @property
     def fits_mix(self) -> bool:

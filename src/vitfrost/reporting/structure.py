@@ -23,6 +23,7 @@ PAIRS = 8
 DEFAULT_RIDGE = 1e-3
 CHOSEN_BY = {
     "medoids": "the medoids of the heads' similarity are computed",
+    "explained": "the heads that explain most of the others' logits are computed",
     "first": "the first heads of every layer are computed",
     "random": "the computed heads were drawn at random",
 }

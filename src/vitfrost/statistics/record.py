@@ -211,6 +211,8 @@ class Statistics:
         for what in ("precision", "observed", "quantization", "sensitivity", "similarity"):
             if getattr(mine, what) != getattr(theirs, what):
                 raise VitfrostError(f"statistics that differ in {what} cannot be merged: {getattr(mine, what)} and {getattr(theirs, what)}")
+        if mine.structure != theirs.structure:
+            raise VitfrostError("statistics of models with different hallucinated heads or compact blocks cannot be merged")
         if mine.images + theirs.images > histogram.MAX_IMAGES:
             raise VitfrostError(f"merged statistics would hold {mine.images + theirs.images} images; at most {histogram.MAX_IMAGES} fit")
         header = replace(
