@@ -14,7 +14,7 @@ from .errors import VitfrostError
 from .files import write_text
 from .plans.schema import Bits, describe
 from .plans.structure import CompactPlan, HallucinatePlan
-from .plans.text import from_yaml
+from .plans.text import from_yaml, overlaid
 
 KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
 
@@ -256,7 +256,7 @@ def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
     if quick:
         if not isinstance(shorter, dict):
             raise VitfrostError(f"{path} has no quick variant; run it without --quick")
-        data = _overlaid(data, shorter)
+        data = overlaid(data, shorter)
     try:
         return Recipe.model_validate(data).resolved(path.parent)
     except ValidationError as error:
@@ -299,15 +299,6 @@ def _read(path: Path) -> Any:
         raise VitfrostError(f"no recipe {path}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise VitfrostError(f"{path} is not readable YAML: {error}") from error
-
-
-def _overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`data` with the values of `changes` in place of its own, part by part."""
-    merged = dict(data)
-    for key, value in changes.items():
-        ours = merged.get(key)
-        merged[key] = _overlaid(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

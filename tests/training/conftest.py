@@ -10,19 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from vitfrost.plans.text import overlaid
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def changed(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The values of `changes` in place of those of `data`, part by part; None takes a key away."""
-    merged = dict(data)
-    for key, value in changes.items():
-        ours = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = changed(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
-    return merged
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def written(pictures: Path, tmp_path: Path) -> Callable[..., Path]:
             "threads": 1,
         }
         path = tmp_path / name
-        path.write_text(yaml.safe_dump(changed(recipe, changes), sort_keys=False))
+        path.write_text(yaml.safe_dump(overlaid(recipe, changes), sort_keys=False))
         return path
 
     return write

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from vitfrost.errors import VitfrostError
-from vitfrost.training.recipe import TrainingRecipe, load_training_recipe, overlaid, save_training_recipe
+from vitfrost.plans.text import overlaid
+from vitfrost.training.recipe import TrainingRecipe, load_training_recipe, save_training_recipe
 
 BASE: dict[str, Any] = {
     "kind": "vitfrost training",

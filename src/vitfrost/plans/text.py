@@ -82,3 +82,15 @@ def to_yaml(data: dict[str, Any]) -> str:
 def from_yaml(text: str) -> Any:
     """Plain data from YAML text. Raises yaml.YAMLError, ValueError or RecursionError where it is none."""
     return yaml.load(text, Loader=_Loader)
+
+
+def overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`data` with the values of `changes` in place of its own, part by part; None takes a key away."""
+    merged = dict(data)
+    for key, value in changes.items():
+        ours = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = overlaid(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
+    return merged

@@ -15,7 +15,7 @@ from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.schema import describe
 from ..plans.structure import CompactPlan, HallucinatePlan
-from ..plans.text import from_yaml
+from ..plans.text import from_yaml, overlaid
 from .augment import AugmentSettings
 
 KIND, VERSION = "vitfrost training", 1
@@ -277,18 +277,6 @@ def load_training_recipe(path: str | Path, variants: Sequence[str] = (), data: s
     if data is not None and not Path(data).exists():
         raise VitfrostError(f"no data {data}; name a folder that holds the recipe's sources, or a pack (.npz)")
     return recipe.resolved(path.parent, None if data is None else Path(data))
-
-
-def overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`data` with the values of `changes` in place of its own, part by part; null takes a key away."""
-    merged = dict(data)
-    for key, value in changes.items():
-        ours = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = overlaid(ours, value) if isinstance(ours, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def save_training_recipe(recipe: TrainingRecipe, path: str | Path) -> None:
