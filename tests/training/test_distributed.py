@@ -26,7 +26,7 @@ def torchrun(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5, "norm": "none"}}
+BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
 
 
 @pytest.mark.parametrize("plan", [None, BOTH], ids=["plain", "structure"])
