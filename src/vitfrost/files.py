@@ -129,6 +129,16 @@ def refuse_existing(path: Path, overwrite: bool = False) -> None:
         raise VitfrostError(f"the folder {path} exists and is not empty; name another one or add --overwrite")
 
 
+def refuse_existing_run(folder: Path, resume: bool, marker: str, what: str) -> None:
+    """Raise VitfrostError where no run can be made: a folder with a run (it holds `marker`) unless `resume`, with anything else, a file."""
+    refuse_existing(folder, overwrite=True)
+    if folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
+        if not (folder / marker).is_file():
+            raise VitfrostError(f"the folder {folder} exists and holds no {what}; name another one")
+        if not resume:
+            raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write text atomically."""
     with atomic_file(path) as temporary:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .compression.apply import compress
 from .errors import VitfrostError
-from .files import refuse_existing
+from .files import refuse_existing, refuse_existing_run
 from .grid.stages import GridRun
 from .images.source import open_images
 from .measure.accuracy import evaluate_many, find_images
@@ -169,7 +169,7 @@ def run(
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:
         loaded.evaluation.images = str(Path(images).resolve())
-    refuse_existing_run(folder, resume)
+    refuse_existing_run(folder, resume, RECIPE_FILE, "run")
     started = SingleRun(loaded, folder, progress, device)
     if not resume:
         started.check_images()
@@ -230,13 +230,3 @@ def _run_several(
             f"mend it and add --resume"
         )
     return folder
-
-
-def refuse_existing_run(folder: Path, resume: bool) -> None:
-    """Raise VitfrostError where no run can be made: a folder with a run unless `resume`, one with anything else, a file."""
-    refuse_existing(folder, overwrite=True)
-    if folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
-        if not (folder / RECIPE_FILE).is_file():
-            raise VitfrostError(f"the folder {folder} exists and holds no run; name another one")
-        if not resume:
-            raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")

@@ -86,7 +86,7 @@ def _settings_record(settings: QuantizationSettings) -> dict[str, Any]:
 
 def _check_statistics(plan: Plan, statistics: Statistics | None, made: bool) -> None:
     freezes = any(head.entries for layer in plan.layers for head in layer.heads)
-    mixes = not made and plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.mix == "ridge"
+    mixes = not made and plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.fits_mix
     if not freezes and not mixes:
         return
     if statistics is None:
@@ -161,15 +161,15 @@ def compress(
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
     loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
-    made = isinstance(loaded, Artefact)
-    _check_statistics(plan, statistics, made)
-    sites = find_sites(create_model(loaded.name, loaded.image_size, **loaded.options) if made else loaded.model)
+    given = loaded if isinstance(loaded, Artefact) else None
+    _check_statistics(plan, statistics, given is not None)
+    sites = find_sites(loaded.model if given is None else create_model(loaded.name, loaded.image_size, **loaded.options))
     check_fits(plan, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
-    if isinstance(loaded, Artefact):
-        _check_structure(loaded.plan, plan)
+    if given is not None:
+        _check_structure(given.plan, plan)
     settings = settings_of(plan)
     pixels, quantization = None, None
-    seeds: dict[str, int] = dict(loaded.seeds) if isinstance(loaded, Artefact) else {}
+    seeds: dict[str, int] = {} if given is None else dict(given.seeds)
     if settings.activations:
         if images is None:
             raise VitfrostError("quantising activations needs calibration images; give --images DIR or set the activation bits to 32")
@@ -179,10 +179,10 @@ def compress(
     elif settings.any:
         quantization = _settings_record(settings)
     compressed = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
-    structure = loaded.structure if isinstance(loaded, Artefact) else None
+    structure = None if given is None else given.structure
     if has_structure(plan):
         sites = changed_sites(sites, plan)
-    if has_structure(plan) and not made:
+    if has_structure(plan) and given is None:
         structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, compact_images, seed)
         seeds |= drawn_seed
     quantize_model(compressed, sites, settings, pixels)
@@ -204,7 +204,7 @@ def compress(
     artefact = Artefact(
         compressed.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
         loaded.options, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
-        training=loaded.training if isinstance(loaded, Artefact) else None,
+        training=None if given is None else given.training,
     )  # fmt: skip
     if out is not None:
         save_artefact(artefact, out, overwrite)

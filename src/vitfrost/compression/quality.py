@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..hallucination.fit import HeadChoice
+from ..hallucination.fit import HeadChoice, unexplained_shares
 from ..hallucination.maps import HeadHallucination
 from ..plans.schema import Plan, sources
 from ..vit.attention import MapAttention
@@ -20,17 +20,8 @@ from ..vit.load import device_of
 
 
 def explained(moments: Float[Tensor, "heads heads"], choice: HeadChoice, mix: Float[Tensor, "hallucinated computed"]) -> list[float]:
-    """Share of each hallucinated head's row-centred logit energy that `mix` of the computed heads explains (1: all; can be negative).
-
-    1 - E|g - m s|^2 / E|g|^2 from the heads' second moments; a head without energy counts as explained.
-    """
-    kept, others = list(choice.kept), list(choice.others)
-    moments, mix = moments.double(), mix.double()
-    energy = moments.diagonal()[others]
-    cross = (mix * moments[others][:, kept]).sum(1)
-    made = ((mix @ moments[kept][:, kept]) * mix).sum(1)
-    residual = energy - 2 * cross + made
-    return torch.where(energy > 0, 1 - residual / energy.clamp(min=torch.finfo(energy.dtype).tiny), 1.0).tolist()
+    """Share of each hallucinated head's row-centred logit energy that `mix` of the computed heads explains (1: all; can be negative)."""
+    return (1 - unexplained_shares(moments, choice.kept, mix)).tolist()
 
 
 def hallucinated_heads(
@@ -41,22 +32,22 @@ def hallucinated_heads(
 ) -> dict[str, list[dict[str, Any]]]:
     """For every hallucinated head by site: head, like, the share of its logits that the mix explains, and its map's distance.
 
-    `similarity`: the heads' second moments by site (explained: None without). `seen`: the original model, and images to run through
-    it (distance: None without).
+    `similarity`: the heads' second moments by site (explained: None without, and for a mix of maps after the softmax). `seen`: the
+    original model, and images to run through it (distance: None without).
     """
     layers = [layer for layer in plan.layers if layer.hallucinated]
     distances: dict[str, list[float]] = {}
     if seen is not None:
         original, pixels = seen
-        copied = copy.deepcopy(original)
+        copied = copy.deepcopy(original).to(device_of(model))
         install_map_attention(copied)
-        distances = map_distances(copied, model, [layer.site for layer in layers], pixels.to(device_of(copied)))
+        distances = map_distances(copied, model, [layer.site for layer in layers], pixels.to(device_of(model)))
     found: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
         likes, shares = sources(layer), None
         made = model.get_submodule(f"{layer.site}.hallucination")
         assert isinstance(made, HeadHallucination)
-        if similarity is not None:
+        if similarity is not None and made.options.space == "logits":
             places = tuple(layer.logit_heads.index(like) for like in likes)
             matrix = made.mix.matrix().detach().cpu()
             shares = explained(similarity[layer.site], HeadChoice(layer.logit_heads, places), matrix)

@@ -75,7 +75,7 @@ def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str,
                 "leave its heads computed"
             )
         assert plan.hallucinate is not None
-        moments = None if plan.hallucinate.mix == "copy" or similarity is None else similarity[layer.site]
+        moments = similarity[layer.site] if similarity is not None and plan.hallucinate.fits_mix else None
         module.hallucination = _hallucination(module, layer, plan.hallucinate, moments)
         module.keep_logits(layer.order, len(layer.logit_heads))
 
@@ -85,7 +85,7 @@ def _hallucination(module: MapAttention, layer: LayerPlan, settings: Hallucinate
     kept = layer.logit_heads
     places = tuple(kept.index(source) for source in sources(layer))
     made = HeadHallucination(len(kept), places, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
-    if moments is not None and options.inter_map != "copy":
+    if moments is not None:
         choice = HeadChoice(kept, places)
         made.mix.set_mix(fit_pairs(moments, choice) if options.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
     return made.to(module.proj.weight)

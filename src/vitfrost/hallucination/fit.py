@@ -77,18 +77,25 @@ def choose_heads(similarities: Float[Tensor, "heads heads"], computed: int) -> H
     return HeadChoice(tuple(kept), tuple(sources))
 
 
-def unexplained(moments: Float[Tensor, "heads heads"], kept: Sequence[int], ridge: float) -> float:
-    """Sum over the other heads of the share of their row-centred logits that `fit_mix` of the heads `kept` leaves unexplained.
+def unexplained_shares(
+    moments: Float[Tensor, "heads heads"], kept: Sequence[int], mix: Float[Tensor, "hallucinated computed"]
+) -> Float[Tensor, " hallucinated"]:
+    """E|g - m s|^2 / E|g|^2 of every head that is not in `kept`, ascending: the share of its row-centred logits that `mix` leaves.
 
-    The share is E|g - m s|^2 / E|g|^2; a head without energy counts as explained.
+    A head without energy counts as explained.
     """
-    kept, moments = list(kept), moments.double()
+    kept, moments, mix = list(kept), moments.double(), mix.double()
     others = [head for head in range(len(moments)) if head not in kept]
-    mix = _ridge_mix(moments, kept, others, ridge)
     energy = moments.diagonal()[others]
     made = ((mix @ moments[kept][:, kept]) * mix).sum(1)
     residual = energy - 2 * (mix * moments[others][:, kept]).sum(1) + made
-    return float(torch.where(energy > 0, residual / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0).sum())
+    return torch.where(energy > 0, residual / energy.clamp(min=torch.finfo(energy.dtype).tiny), 0.0)
+
+
+def unexplained(moments: Float[Tensor, "heads heads"], kept: Sequence[int], ridge: float) -> float:
+    """Sum over the other heads of what `fit_mix` of the heads `kept` leaves unexplained."""
+    others = [head for head in range(len(moments)) if head not in kept]
+    return float(unexplained_shares(moments, kept, _ridge_mix(moments.double(), list(kept), others, ridge)).sum())
 
 
 def choose_explained(moments: Float[Tensor, "heads heads"], computed: int, ridge: float = 1e-3) -> HeadChoice:

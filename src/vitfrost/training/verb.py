@@ -13,7 +13,7 @@ from ..artefact import Artefact, load_artefact, save_artefact
 from ..compression.structure import merge_structure
 from ..distributed import barrier, rank, shared_errors
 from ..errors import VitfrostError
-from ..files import refuse_existing
+from ..files import refuse_existing_run
 from ..measure.accuracy import result_row
 from ..measure.outcomes import Measured
 from ..measure.results import Results, Row, save_results
@@ -54,7 +54,7 @@ def train(
     folder = Path(out)
     chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, variants, data)
     chosen = _with_paths(chosen, weights, statistics, seed)
-    _refuse_run(folder, resume)
+    refuse_existing_run(folder, resume, RECIPE_FILE, "training run")
     place = join_processes(device)
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
@@ -80,16 +80,6 @@ def _with_paths(recipe: TrainingRecipe, weights: str | Path | None, statistics: 
         return TrainingRecipe.model_validate(values)
     except ValidationError as error:
         raise VitfrostError(f"the recipe with these weights: {describe(error)}") from error
-
-
-def _refuse_run(folder: Path, resume: bool) -> None:
-    """Raise VitfrostError where no run can be made: a folder with a run unless `resume`, one with anything else, a file."""
-    refuse_existing(folder, overwrite=True)
-    if folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir()):
-        if not (folder / RECIPE_FILE).is_file():
-            raise VitfrostError(f"the folder {folder} exists and holds no training run; name another one")
-        if not resume:
-            raise VitfrostError(f"{folder} holds a run already; add --resume to finish it, or name another folder")
 
 
 def _prepared(
