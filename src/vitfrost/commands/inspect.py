@@ -1,0 +1,35 @@
+"""The command `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .arguments import ArtefactOrNone, Model, Size, Weights, one_of, show
+
+
+def inspect(
+    artefact: ArtefactOrNone = None,
+    /,
+    model: Model = None,
+    weights: Weights = None,
+    image_size: Size = None,
+    plan: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Say whether a model is supported; list its attention sites, parameters and multiply-accumulates by part.
+
+    Args:
+        plan: also count what this plan leaves of them; without a model, the plan's own is taken.
+        json: also write what was found to this file.
+    """
+    from .. import inspect as verb
+    from ..files import refuse_unwritable, write_json
+    from ..measure.inspection import format_inspection
+
+    if json is not None:
+        refuse_unwritable(json)
+    named = None if plan is not None and artefact is None and model is None else one_of(artefact, model)
+    found = verb(named, weights=weights, image_size=image_size, plan=plan)
+    show(format_inspection(found))
+    if json is not None:
+        write_json(json, found)

@@ -1,0 +1,134 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import VitfrostError
+from .arguments import Criterion, Model, Size, Weights
+
+
+def plan(
+    *,
+    out: Path,
+    statistics: Path | None = None,
+    model: Model = None,
+    weights: Weights = None,
+    image_size: Size = None,
+    hallucinate: float | None = None,
+    hallucinate_by: Literal["medoids", "explained", "first", "random"] | None = None,
+    mix: Literal["ridge", "copy"] = "ridge",
+    ridge: float = 1e-3,
+    space: Literal["logits", "post-softmax"] = "logits",
+    inter_map: Literal["linear", "copy", "pair"] = "linear",
+    intra_map: Literal["none", "3x3", "5x5", "key-grid"] = "3x3",
+    prefix: Literal["skip", "include"] = "skip",
+    map_bias: Literal["yes", "no"] = "yes",
+    compact: float | None = None,
+    compact_init: Literal["activations", "weights", "random"] = "activations",
+    compact_blocks: Literal["all", "transformer"] = "all",
+    branches: int = 2,
+    branch_norm: Literal["batch", "none"] = "batch",
+    expand: bool = False,
+    identity: bool = False,
+    noise: float = 0.01,
+    freeze: float | None = None,
+    by: Criterion = "entropy",
+    scope: Literal["head", "layer", "model"] = "head",
+    unit: Literal["entry"] = "entry",
+    ties: Literal["rank", "strict", "le"] = "rank",
+    protect: tuple[Literal["cls-rows", "cls-columns"], ...] = (),
+    renormalise: Literal["none", "mass", "renorm"] = "none",
+    frozen_bits: int = 4,
+    frozen_grid: Literal["layer", "head"] = "layer",
+    order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge",
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    levels: Literal["published", "strict"] = "published",
+    seed: int = 0,
+) -> None:
+    """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
+
+    Args:
+        out: plan file (.yaml).
+        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training, which freezes nothing.
+        hallucinate: share of every layer's heads that lose their queries and keys; their maps are made of the other heads'.
+        hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), those that explain
+            the others' logits best, the first, or a draw.
+        mix: how the mix across heads starts: ridge regression on logits, or copies.
+        ridge: penalty of the regression, relative to the mean energy of a head.
+        space: whether logits are mixed, or maps after the softmax.
+        inter_map: a learned linear mix across heads, plain copies, or one head each times a scalar.
+        intra_map: convolution within a hallucinated map, zero at the start.
+        prefix: whether the convolution skips the rows and columns of prefix tokens (CLS).
+        map_bias: whether every hallucinated map has a learned constant.
+        compact: rank of every second feed-forward projection, as a ratio of its width.
+        compact_init: factors that fit the activations of images, plain SVD, or untrained ones.
+        compact_blocks: all feed-forward blocks, or only those after attention.
+        branches: parallel branches of each factor while training, 1 to 4.
+        branch_norm: BatchNorm behind every branch while training, or none.
+        expand: branches of two weights each while training.
+        identity: one more branch that averages channels.
+        noise: how far branches differ at the start, relative to their weights.
+        freeze: share of attention weights to freeze, 0 to 1; 0.2 unless heads are hallucinated or blocks compacted, then none.
+        by: criterion; the lowest are frozen.
+        scope: where the share is taken: every head's map, every layer, or the whole model.
+        unit: what is frozen.
+        ties: exactly the share by rank; or thresholds: 'strict' as printed (ties become zero), 'le' (ties are frozen).
+        protect: rows or columns of the prefix tokens that are never frozen.
+        renormalise: none as printed; 'mass' scales the computed entries so that rows sum to one; 'renorm' divides the row.
+        frozen_bits: bits of the frozen constants, 2 to 8 or 32.
+        frozen_grid: log grid of the constants: the layer's own map quantiser's, or one fitted per head.
+        order: quantise the computed entries and then merge, or the other way round.
+        weight_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
+        activation_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
+        levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
+        seed: seed of random choices.
+    """
+    from .. import plan as verb
+    from ..plans.choose import summary
+
+    if (statistics is None) == (model is None):
+        raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
+    chosen_by = hallucinate_by or ("first" if statistics is None else "medoids")
+    heads = None if hallucinate is None else {
+        "share": hallucinate, "by": chosen_by, "mix": mix, "ridge": ridge, "seed": seed, "space": space, "inter_map": inter_map,
+        "intra_map": intra_map, "prefix": prefix, "bias": map_bias == "yes",
+    }  # fmt: skip
+    blocks = None if compact is None else {
+        "ratio": compact, "init": compact_init, "blocks": compact_blocks, "branches": branches, "norm": branch_norm, "expand": expand,
+        "identity": identity, "noise": noise,
+    }  # fmt: skip
+    bits = 32 if statistics is None else 4
+    weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
+    if statistics is None:
+        from ..plans.scratch import plan_from_model
+
+        if freeze is not None:
+            raise VitfrostError("freezing maps needs their statistics; give --statistics FILE instead of --model, or leave --freeze out")
+        made = plan_from_model(
+            str(model), hallucinate=heads, compact=blocks, weight_bits=weight_bits, activation_bits=activation_bits, levels=levels,
+            weights=weights, image_size=image_size, out=out,
+        )  # fmt: skip
+        _say_planned(out, summary(made))
+        return
+    if weights is not None or image_size is not None:
+        raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
+    if freeze is None and hallucinate is None and compact is None:
+        freeze = 0.2
+    made = verb(
+        statistics, hallucinate=heads, compact=blocks, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect,
+        renormalise=renormalise, frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits,
+        activation_bits=activation_bits, levels=levels, seed=seed, out=out,
+    )  # fmt: skip
+    _say_planned(out, summary(made))
+
+
+def _say_planned(out: Path, found: dict[str, Any]) -> None:
+    said = [f"{found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)"]
+    if found["hallucinated_heads"]:
+        said.append(f"{found['hallucinated_heads']} of {found['heads']} heads hallucinated")
+    if found["compact_blocks"]:
+        said.append(f"{found['compact_blocks']} feed-forward blocks compact")
+    print(f"{out}: {', '.join(said)}")
