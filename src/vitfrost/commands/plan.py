@@ -34,9 +34,12 @@ def plan(
     identity: bool = False,
     noise: float = 0.01,
     freeze: float | None = None,
-    by: Criterion = "entropy",
+    by: Criterion | None = None,
     scope: Literal["head", "layer", "model"] = "head",
-    unit: Literal["entry"] = "entry",
+    unit: Literal["entry", "head", "layer"] = "entry",
+    constants: Literal["auto", "dense", "toeplitz", "local"] = "auto",
+    window: int | None = None,
+    tolerance: float = 0.1,
     ties: Literal["rank", "strict", "le"] = "rank",
     protect: tuple[Literal["cls-rows", "cls-columns"], ...] = (),
     renormalise: Literal["none", "mass", "renorm"] = "none",
@@ -72,9 +75,13 @@ def plan(
         identity: one more branch that averages channels.
         noise: how far branches differ at the start, relative to their weights.
         freeze: share of attention weights to freeze, 0 to 1; 0.2 unless heads are hallucinated or blocks compacted, then none.
-        by: criterion; the lowest are frozen.
+        by: criterion; the lowest are frozen. Entropy, but for whole heads fisher where the statistics have sensitivity.
         scope: where the share is taken: every head's map, every layer, or the whole model.
-        unit: what is frozen.
+        unit: what is frozen: entries of maps, or whole heads or layers, which lose their queries, keys and logits.
+        constants: of whole heads: dense maps, toeplitz (by relative position on the patch grid), local (a window and a uniform rest),
+            or the cheapest of them that the tolerance allows.
+        window: side of local kernels, odd.
+        tolerance: how much a constant's structure may add to the error at the layer's output, relative to freezing itself.
         ties: exactly the share by rank; or thresholds: 'strict' as printed (ties become zero), 'le' (ties are frozen).
         protect: rows or columns of the prefix tokens that are never frozen.
         renormalise: none as printed; 'mass' scales the computed entries so that rows sum to one; 'renorm' divides the row.
@@ -118,7 +125,8 @@ def plan(
     if freeze is None and hallucinate is None and compact is None:
         freeze = 0.2
     made = verb(
-        statistics, hallucinate=heads, compact=blocks, freeze=freeze, by=by, scope=scope, unit=unit, ties=ties, protect=protect,
+        statistics, hallucinate=heads, compact=blocks, freeze=freeze, by=by, scope=scope, unit=unit, constants=constants,
+        window=window, tolerance=tolerance, ties=ties, protect=protect,
         renormalise=renormalise, frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits,
         activation_bits=activation_bits, levels=levels, seed=seed, out=out,
     )  # fmt: skip
@@ -126,7 +134,11 @@ def plan(
 
 
 def _say_planned(out: Path, found: dict[str, Any]) -> None:
-    said = [f"{found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)"]
+    said = []
+    if found["constant_heads"]:
+        said.append(f"{found['constant_heads']} of {found['heads']} heads frozen whole")
+    if found["frozen_entries"] or not said:
+        said.append(f"{found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)")
     if found["hallucinated_heads"]:
         said.append(f"{found['hallucinated_heads']} of {found['heads']} heads hallucinated")
     if found["compact_blocks"]:

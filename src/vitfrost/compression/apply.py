@@ -1,4 +1,4 @@
-"""The verb `compress`: a plan applied to a model, in the order hallucinate, compact, quantise (RepQ-ViT), freeze."""
+"""The verb `compress`: a plan applied to a model, in the order hallucinate, freeze heads, compact, quantise (RepQ-ViT), freeze entries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..models import open_model
 from ..plans.choose import frozen_maps
+from ..plans.freeze_heads import Constant, constants_of
 from ..plans.schema import Plan, check_fits, load_plan, structure_of
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..statistics.record import Statistics
@@ -86,6 +87,7 @@ def _settings_record(settings: QuantizationSettings) -> dict[str, Any]:
 
 def _check_statistics(plan: Plan, statistics: Statistics | None, made: bool) -> None:
     freezes = any(head.entries for layer in plan.layers for head in layer.heads)
+    freezes |= not made and plan.statistics is not None and any(layer.constant for layer in plan.layers)
     mixes = not made and plan.statistics is not None and plan.hallucinate is not None and plan.hallucinate.fits_mix
     if not freezes and not mixes:
         return
@@ -105,7 +107,7 @@ def _give_structure(
     if images is not None:
         pixels, record = draw_calibration(loaded, images, count, seed)
     similarity = similarity_of(plan, statistics)
-    errors = start_from(model, plan, pixels, similarity, seed=seed)
+    errors = start_from(model, plan, pixels, similarity, constants=fitted_constants(plan, statistics), seed=seed)
     heads = hallucinated_heads(plan, model, similarity, None if pixels is None else (loaded.model, pixels[:DISTANCE_IMAGES]))
     return record | {"relative_errors": errors, "heads": heads}, {"structure": seed} if record else {}
 
@@ -118,6 +120,13 @@ def _check_structure(made: Plan, plan: Plan) -> None:
         raise VitfrostError(
             "the plan has other hallucinated heads or compact blocks than the artefact; calibrate the artefact and plan again"
         )
+
+
+def fitted_constants(plan: Plan, statistics: Statistics | None) -> dict[str, list[Constant]] | None:
+    """The constants of the plan's frozen heads by site, fitted to the mean maps; None without statistics."""
+    if statistics is None:
+        return None
+    return {layer.site: constants_of(layer, statistics.sites[layer.site], plan.model.image_size) for layer in plan.layers if layer.constant}
 
 
 def similarity_of(plan: Plan, statistics: Statistics | None) -> dict[str, torch.Tensor] | None:

@@ -1,10 +1,12 @@
-"""A plan's structure: attention layers with fewer queries and keys, and feed-forward blocks with a factorised second projection."""
+"""A plan's structure: attention layers with fewer queries and keys, whose other heads' maps are constants or made of the others', and
+feed-forward blocks with a factorised second projection."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -14,23 +16,26 @@ from ..compaction.factorise import factorise
 from ..compaction.moments import InputMoments
 from ..compaction.projection import CompactProjection, Layout
 from ..errors import VitfrostError
+from ..freezing.constants import Kind, Shape
+from ..freezing.cost import constant_macs
+from ..freezing.heads import Constant, ConstantHeads
 from ..hallucination.cost import generation_macs
 from ..hallucination.fit import HeadChoice, fit_mix, fit_pairs
 from ..hallucination.maps import HeadHallucination
 from ..plans.schema import FeedForwardPlan, HallucinatePlan, LayerPlan, Plan, sources
 from ..vit.attention import MapAttention
-from ..vit.families import find_sites, install_map_attention
+from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.sites import AttentionSite, LinearSite, ModelSites
 
 
 def has_structure(plan: Plan) -> bool:
-    """True where the plan changes the layers themselves: hallucinated heads or compact feed-forward blocks."""
-    return any(layer.hallucinated for layer in plan.layers) or any(block.rank is not None for block in plan.feed_forward)
+    """True where the plan changes the layers themselves: constant or hallucinated heads, or compact feed-forward blocks."""
+    return any(layer.hallucinated or layer.constant for layer in plan.layers) or any(block.rank is not None for block in plan.feed_forward)
 
 
 def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
     """The sites of a model after `install_structure`: fewer logits, other layers; maps and heads stay."""
-    layers = {layer.site: layer for layer in plan.layers if layer.hallucinated}
+    layers = {layer.site: layer for layer in plan.layers if layer.hallucinated or layer.constant}
     ranks = {block.site: block.rank for block in plan.feed_forward if block.rank is not None}
     attention = tuple(_with_logits(site, layers[site.name], plan) if site.name in layers else site for site in sites.attention)
     logit_heads = {site.name: site.logit_heads for site in attention if site.name in layers}
@@ -42,6 +47,8 @@ def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
             linears += [replace(linear, name=f"{linear.name}.{part}") for part in ("down", "up")]
             continue
         count = logit_heads.get(parent)
+        if count == 0 and linear.role in ("query", "key"):
+            continue
         if count is not None and linear.role in ("qkv", "key_value"):
             site = by_name[parent]
             shares = (count, count, site.heads) if linear.role == "qkv" else (count, site.heads)
@@ -51,10 +58,50 @@ def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
 
 
 def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> AttentionSite:
-    assert plan.hallucinate is not None
-    count = len(layer.logit_heads)
-    macs = generation_macs(site.queries, site.keys, count, site.heads - count, plan.hallucinate.options(), site.prefix_tokens)
-    return replace(site, logit_heads=count, generation_macs=macs)
+    count, made, constant = len(layer.logit_heads), len(layer.hallucinated), len(layer.constant)
+    macs = 0
+    if made:
+        assert plan.hallucinate is not None
+        macs = generation_macs(site.queries, site.keys, count, made, plan.hallucinate.options(), site.prefix_tokens)
+    applied = constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds_of(layer)) if constant else 0
+    return replace(site, logit_heads=count, generation_macs=macs, constant_heads=constant, constant_macs=applied)
+
+
+def kinds_of(layer: LayerPlan) -> list[tuple[Kind, int | None]]:
+    """Kind and window of every constant head of a layer, in their order."""
+    heads = [layer.heads[number] for number in layer.constant]
+    return [(head.constant, head.window) for head in heads if head.constant is not None]
+
+
+def shape_of(site: AttentionSite) -> Shape | None:
+    """The patch grid of a site's structured constants; None where queries and keys do not lie on one grid."""
+    same = site.queries == site.keys and site.grid_of_keys == site.grid
+    return Shape(site.grid, site.prefix_tokens) if same and site.queries == site.prefix_tokens + prod(site.grid) else None
+
+
+def install_constants(model: nn.Module, plan: Plan, constants: Mapping[str, Sequence[Constant]] | None = None) -> None:
+    """Leave queries and keys to the plan's other heads, in place, and give its frozen heads constant maps.
+
+    `constants`: by site, those of its frozen heads in their order, as `plans.freeze_heads.constants_of` fits them; without them maps
+    are uniform (to load a state, to count, or to be trained). Raises VitfrostError for a kind that a layer's maps cannot have.
+    """
+    modules = install_map_attention(model)
+    for layer in plan.layers:
+        if not layer.constant:
+            continue
+        module, allowed = modules[layer.site], allowed_pairs(model, layer.site)
+        site = module.site
+        try:
+            made = ConstantHeads(kinds_of(layer), shape_of(site), (site.windows, site.queries, site.keys), site.head_dim, allowed)
+            if constants is not None:
+                for head, constant in zip(made.constants(), constants[layer.site], strict=True):
+                    head.set(constant)
+        except ValueError as error:
+            raise VitfrostError(f"{layer.site}: {error}; write constant: dense for its heads, or plan again") from error
+        made.to(module.proj.weight).train(module.training)
+        if not layer.hallucinated:
+            module.keep_logits(layer.order, len(layer.logit_heads))
+        module.constants = made
 
 
 def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
@@ -167,10 +214,12 @@ def _compact(
 def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -> ModelSites:
     """Give a model, as timm builds it, the plan's layers, in place, untrained: to load a state, to count, or to train from scratch.
 
-    Attention keeps the model's weights of the heads that stay; maps start as copies. Returns the sites of the changed model.
+    Attention keeps the model's weights of the heads that stay; maps start as copies, constant ones as uniform. Returns the sites of
+    the changed model.
     """
     sites = find_sites(model)
     install_hallucination(model, plan)
+    install_constants(model, plan)
     install_compaction(model, plan, training=training, fill=False)
     return changed_sites(sites, plan)
 
@@ -190,12 +239,14 @@ def start_from(
     pixels: Float[Tensor, "images 3 height width"] | None,
     similarity: Mapping[str, Float[Tensor, "heads heads"]] | None,
     *,
+    constants: Mapping[str, Sequence[Constant]] | None = None,
     training: bool = False,
     batch_size: int = 16,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Give a trained model the plan's structure in closed form, in place: the mix by ridge regression on logits, the factors by an SVD
-    that is aware of the activations which `pixels` cause in the model with its hallucinated maps.
+    """Give a trained model the plan's structure in closed form, in place: the mix by ridge regression on logits, `constants` of frozen
+    heads as they were fitted to mean maps, the factors by an SVD that is aware of the activations which `pixels` cause in the model
+    with its hallucinated and constant maps.
 
     Returns the relative error of every compact block's output. Raises VitfrostError where images are needed and not given.
     """
@@ -204,6 +255,7 @@ def start_from(
     if aware and pixels is None:
         raise VitfrostError("factors that fit the activations need images; give --images DIR, or plan with --compact-init weights")
     install_hallucination(model, plan, similarity)
+    install_constants(model, plan, constants)
     inputs = None
     if aware:
         assert pixels is not None

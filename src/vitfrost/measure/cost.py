@@ -15,10 +15,10 @@ from torch import nn
 from ..errors import VitfrostError
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
-MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "value_output_projection",
-             "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
-PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "value_output_projection",
-                   "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
+MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",
+             "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
+PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "constant_maps",
+                   "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
 # The parts that a layer's cost falls to, in shares of the projections that it stacks.
 _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
     "stem": ("stem",),
@@ -74,7 +74,8 @@ def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
         logit_heads = site.heads if site.logit_heads is None else site.logit_heads
         macs["query_key_product"] += logit_macs(site) * logit_heads // site.heads
         macs["hallucination"] += site.generation_macs
-        macs["map_value_product"] += logit_macs(site)
+        macs["map_value_product"] += logit_macs(site) * (site.heads - site.constant_heads) // site.heads
+        macs["constant_maps"] += site.constant_macs
     for linear in sites.linears:
         _share(macs, linear, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
@@ -90,7 +91,7 @@ def _share(counts: dict[str, int], linear: LinearSite, cost: int) -> None:
 def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """Parameters by part (`PARAMETER_PARTS`); the parts add up to all parameters of the model.
 
-    "hallucination" is what makes maps of other heads' maps.
+    "hallucination" is what makes maps of other heads' maps, "constant_maps" the numbers of frozen heads' constants.
     "embeddings" are positions, class and register tokens, relative biases and layer scales; biases count with their layer.
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
@@ -101,6 +102,8 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
             _share(counts, linears[path], own)
         elif ".hallucination." in path:
             counts["hallucination"] += own
+        elif ".constants." in path:
+            counts["constant_maps"] += own
         else:
             counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
     return counts

@@ -41,7 +41,7 @@ def inspect(
     `model`: a timm name (nothing is downloaded), a LoadedModel, or an artefact's folder; the plan's own where it is not given.
     `weights`: a file that is loaded to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention
     (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
-    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, compact_blocks, and parameters
+    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, and parameters
     and macs as above.
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
     """
@@ -108,6 +108,7 @@ def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
     parameters, macs = parameters_by_part(model, changed), macs_by_part(model, changed)
     return {
         "hallucinated_heads": sum(len(layer.hallucinated) for layer in plan.layers),
+        "constant_heads": sum(len(layer.constant) for layer in plan.layers),
         "compact_blocks": sum(block.rank is not None for block in plan.feed_forward),
         "parameters": parameters,
         "parameters_total": sum(parameters.values()),
@@ -139,9 +140,8 @@ def format_inspection(description: dict[str, Any]) -> Group:
     if planned is None:
         return Group(sites, blocks, _parts(description), elements)
     heads, compact = planned["hallucinated_heads"], planned["compact_blocks"]
-    return Group(
-        sites, blocks, _parts(description, planned), f"{heads} hallucinated heads, {compact} compact feed-forward blocks", elements
-    )
+    said = f"{planned['constant_heads']} frozen heads, {heads} hallucinated heads, {compact} compact feed-forward blocks"
+    return Group(sites, blocks, _parts(description, planned), said, elements)
 
 
 def _parts(description: dict[str, Any], planned: dict[str, Any] | None = None) -> Table:

@@ -15,18 +15,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+from pydantic import BaseModel
 
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from .compact import compact_blocks
 from .criteria import CRITERIA, SiteArrays
+from .freeze_heads import frozen_by_criterion
 from .hallucinate import COMPUTED, hallucinated_layers
 from .options import checked, compact_part, hallucinate_part
 from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, save_plan
 from .select import lowest, share, up_to_threshold
-from .structure import CompactPlan, FeedForwardPlan, HallucinatePlan
+from .structure import CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
 
 FREEZE_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
+CONSTANTS_NAMES = {"ratio": "freeze", "kind": "constants"}
 
 
 @runtime_checkable
@@ -163,9 +166,12 @@ def plan(
     hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
     compact: float | Mapping[str, Any] | CompactPlan | None = None,
     freeze: float | None = 0.2,
-    by: str = "entropy",
+    by: str | None = None,
     scope: str = "head",
     unit: str = "entry",
+    constants: str = "auto",
+    window: int | None = None,
+    tolerance: float = 0.1,
     ties: str = "rank",
     protect: Sequence[str] = (),
     renormalise: str = "none",
@@ -184,6 +190,9 @@ def plan(
     `hallucinate`: the share of every layer's heads, or the fields of HallucinatePlan; `compact`: the ratio of the rank to the width,
     or the fields of CompactPlan. Heads are hallucinated first; only entries of the remaining heads count and are frozen.
     Choosing medoids, and a mix that starts as a regression, take statistics with `similarity`.
+    `unit`: what is frozen, entries of maps, or whole heads or layers, which lose their queries and keys; then `freeze` is a share of
+    the model's heads or layers, `constants`, `window` and `tolerance` are fields of ConstantsPlan, and `by` is "fisher" where the
+    statistics have sensitivity, else "entropy", if not given. Of entries:
     `freeze` is the share of each scope's unmasked entries: of every head's map over all its windows, of each layer, or of
     the model; None leaves the freezing out. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
     floor(freeze * n) entries; with eps the score of the last of them, "strict" freezes H < eps and makes H == eps zero
@@ -191,25 +200,41 @@ def plan(
     tokens, computed. The other options are fields of FreezePlan and QuantizePlan.
     Raises VitfrostError, one line, for options out of range and statistics that cannot be read.
     """
-    if unit != "entry":
-        raise VitfrostError(f"unit is '{unit}'; the unit that can be frozen is 'entry'")
+    if unit not in ("entry", "head", "layer"):
+        raise VitfrostError(f"unit is '{unit}'; the units that can be frozen are entry, head and layer")
     if out is not None:
         refuse_unwritable(out)
+    known = _read(statistics)
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-    settings = None if freeze is None else checked(
-        FreezePlan,
-        {
-            "by": by, "ratio": freeze, "scope": scope, "ties": ties, "protect": protect, "renormalise": renormalise,
-            "bits": frozen_bits, "grid": frozen_grid, "order": order, "seed": seed,
-        },
-        FREEZE_NAMES,
-    )  # fmt: skip
+    settings, whole = None, None
+    entry_options = {
+        "scope": scope, "ties": ties, "protect": tuple(protect), "renormalise": renormalise, "bits": frozen_bits, "grid": frozen_grid,
+        "order": order,
+    }  # fmt: skip
+    head_options = {"kind": constants, "window": window, "tolerance": tolerance}
+    if unit == "entry":
+        _refuse_changed(ConstantsPlan, head_options, CONSTANTS_NAMES, "is of whole heads; give unit head or layer as well")
+        if freeze is not None:
+            settings = checked(FreezePlan, entry_options | {"by": by or "entropy", "ratio": freeze, "seed": seed}, FREEZE_NAMES)
+    else:
+        _refuse_changed(FreezePlan, entry_options, FREEZE_NAMES, "is of frozen entries; leave it out, or give unit entry")
+        if freeze is not None:
+            chosen_by = by or ("fisher" if known.header.sensitivity else "entropy")
+            fields = head_options | {"unit": unit, "by": chosen_by, "ratio": freeze, "seed": seed}
+            whole = checked(ConstantsPlan, fields, CONSTANTS_NAMES)
     heads = None if hallucinate is None else hallucinate_part(hallucinate)
     blocks = None if compact is None else compact_part(compact)
-    made = _chosen_plan(_read(statistics), settings, quantize, heads, blocks)
+    made = _chosen_plan(known, settings, quantize, heads, blocks, whole)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _refuse_changed(part: type[BaseModel], options: Mapping[str, Any], names: Mapping[str, str], reason: str) -> None:
+    """Raise VitfrostError naming the first option that is not left at its default, where the part is not used."""
+    for field, value in options.items():
+        if value != part.model_fields[field].default:
+            raise VitfrostError(f"{names.get(field, field)} {reason}")
 
 
 def _read(statistics: StatisticsRecord | str | Path) -> StatisticsRecord:
@@ -226,21 +251,25 @@ def _chosen_plan(
     quantize: QuantizePlan,
     hallucinate: HallucinatePlan | None = None,
     compact: CompactPlan | None = None,
+    constants: ConstantsPlan | None = None,
 ) -> Plan:
     """The plan that these statistics give for these settings; see `plan`."""
     header = statistics.header
     layers = [_empty_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
     if header.structure is not None:
-        if hallucinate is not None or compact is not None:
+        if hallucinate is not None or compact is not None or constants is not None:
             raise VitfrostError(
-                "the statistics are of a model with hallucinated heads or compact blocks already; plan only bits and freezing"
+                "the statistics are of a model with frozen or hallucinated heads or compact blocks already; plan only bits and "
+                "frozen entries"
             )
-        hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
+        constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
     else:
         if hallucinate is not None:
             layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
             _check_mix(layers, hallucinate, statistics)
+        if constants is not None:
+            layers = frozen_by_criterion(layers, constants, statistics.sites, header.model["image_size"])
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
     if freeze is not None:
@@ -258,23 +287,24 @@ def _chosen_plan(
     )
     model = ModelIdentity.model_validate(dict(header.model))
     return Plan(
-        model=model, statistics=source, freeze=freeze, hallucinate=hallucinate, compact=compact, quantize=quantize,
+        model=model, statistics=source, freeze=freeze, constants=constants, hallucinate=hallucinate, compact=compact, quantize=quantize,
         layers=tuple(layers), feed_forward=feed_forward,
     )  # fmt: skip
 
 
 def _given_structure(
     structure: Mapping[str, Any], layers: Sequence[LayerPlan]
-) -> tuple[HallucinatePlan | None, CompactPlan | None, tuple[FeedForwardPlan, ...], list[LayerPlan]]:
-    """The parts of the plan that the observed model was made with, and the layers with its hallucinated heads."""
+) -> tuple[ConstantsPlan | None, HallucinatePlan | None, CompactPlan | None, tuple[FeedForwardPlan, ...], list[LayerPlan]]:
+    """The parts of the plan that the observed model was made with, and the layers with its frozen and hallucinated heads."""
     heads = structure["heads"]
     with_heads = [
         LayerPlan.model_validate(layer.model_dump() | {"heads": heads[layer.site]}) if layer.site in heads else layer for layer in layers
     ]
+    constants = ConstantsPlan.model_validate(structure["constants"]) if "constants" in structure else None
     hallucinate = HallucinatePlan.model_validate(structure["hallucinate"]) if "hallucinate" in structure else None
     compact = CompactPlan.model_validate(structure["compact"]) if "compact" in structure else None
     blocks = tuple(FeedForwardPlan.model_validate(block) for block in structure.get("feed_forward", ()))
-    return hallucinate, compact, blocks, with_heads
+    return constants, hallucinate, compact, blocks, with_heads
 
 
 def _check_mix(layers: Sequence[LayerPlan], settings: HallucinatePlan, statistics: StatisticsRecord) -> None:
@@ -338,7 +368,10 @@ def summary(plan: Plan) -> dict[str, Any]:
         frozen = sum(head.entries for layer in layers for head in layer.heads)
         return {
             "heads": sum(len(layer.heads) for layer in layers),
-            "frozen_heads": sum(head.entries == layer.entries_per_head for layer in layers for head in layer.heads),
+            "frozen_heads": sum(
+                head.constant is not None or head.entries == layer.entries_per_head for layer in layers for head in layer.heads
+            ),
+            "constant_heads": sum(len(layer.constant) for layer in layers),
             "entries": entries,
             "frozen_entries": frozen,
             "hallucinated_heads": sum(len(layer.hallucinated) for layer in layers),

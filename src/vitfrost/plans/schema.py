@@ -17,9 +17,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
 from ..files import write_text
+from ..freezing.constants import Kind
 from .criteria import CRITERIA
 from .strict import Count, Positive, Strict
-from .structure import NO_SWIN, CompactPlan, FeedForwardPlan, HallucinatePlan, is_swin
+from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan, Window, is_swin
 from .text import from_yaml, to_yaml
 
 KIND, VERSION = "vitfrost plan", 1
@@ -32,13 +33,31 @@ class HeadPlan(Strict):
     """Where a head's maps come from. `entries` counts the frozen attention weights over all windows of the head.
 
     The last `zeros` of them in rank become literal zeros instead of means: the ties of equation 15 read as printed.
-    A hallucinated head has no queries and keys; its map starts `like` that of another head of its layer.
+    A head that is frozen whole has a `constant` instead: its kind, and the `window` of a local one; it has no queries and keys.
+    `why`: what was measured when it was chosen. A hallucinated head has no queries and keys either; its map starts `like` that of
+    another head of its layer.
     """
 
     source: Literal["computed", "frozen", "hallucinated"]
     entries: Count = 0
     zeros: Count = 0
     like: Count | None = None
+    constant: Kind | None = None
+    window: Window | None = None
+    why: str | None = None
+
+    @model_validator(mode="after")
+    def _constant_goes_with_frozen(self) -> HeadPlan:
+        if self.constant is not None and self.source != "frozen":
+            raise ValueError(f"constant is '{self.constant}', but a {self.source} head has none; leave it out, or write source: frozen")
+        if self.constant is not None and self.entries:
+            raise ValueError(f"entries is {self.entries}, but constant freezes the whole head; leave one of them out")
+        if (self.window is None) == (self.constant == "local"):
+            missing = (
+                "is missing, and a local constant has one" if self.window is None else f"is {self.window}, but only local ones have one"
+            )
+            raise ValueError(f"window {missing}")
+        return self
 
     @model_validator(mode="after")
     def _source_and_entries_agree(self) -> HeadPlan:
@@ -46,8 +65,8 @@ class HeadPlan(Strict):
             raise ValueError(f"entries is {self.entries}, but a {self.source} head has none; leave it out, or write source: frozen")
         if self.source != "hallucinated" and self.like is not None:
             raise ValueError(f"like is {self.like}, but a {self.source} head is like itself; leave it out, or write source: hallucinated")
-        if self.source == "frozen" and not self.entries:
-            raise ValueError("entries is 0, but a frozen head has at least 1; write a number, or source: computed")
+        if self.source == "frozen" and not self.entries and self.constant is None:
+            raise ValueError("entries is 0, but a frozen head has at least 1, or a constant; write one, or source: computed")
         if self.zeros > self.entries:
             raise ValueError(f"zeros is {self.zeros}, more than the {self.entries} frozen entries")
         return self
@@ -77,19 +96,24 @@ class LayerPlan(Strict):
         return tuple(number for number, head in enumerate(self.heads) if head.source == "hallucinated")
 
     @property
+    def constant(self) -> tuple[int, ...]:
+        """Heads whose whole map is a constant, without queries and keys, ascending."""
+        return tuple(number for number, head in enumerate(self.heads) if head.constant is not None)
+
+    @property
     def logit_heads(self) -> tuple[int, ...]:
-        """Heads with queries and keys (computed and frozen ones), ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.source != "hallucinated")
+        """Heads with queries and keys (computed ones, and those with frozen entries), ascending."""
+        return tuple(number for number, head in enumerate(self.heads) if head.source != "hallucinated" and head.constant is None)
 
     @property
     def order(self) -> tuple[int, ...]:
-        """All heads, those with queries and keys first."""
-        return self.logit_heads + self.hallucinated
+        """All heads: those with queries and keys, those hallucinated from them, those with constant maps."""
+        return self.logit_heads + self.hallucinated + self.constant
 
     @model_validator(mode="after")
     def _hallucinated_heads_have_sources(self) -> LayerPlan:
-        if not self.logit_heads:
-            raise ValueError("heads are all hallucinated; leave at least one computed or frozen")
+        if self.hallucinated and not self.logit_heads:
+            raise ValueError("heads are hallucinated, but none is left to make their maps of; leave at least one computed")
         for number in self.hallucinated:
             like = self.heads[number].like
             if like is not None and like not in self.logit_heads:
@@ -183,6 +207,7 @@ class Plan(Strict):
     model: ModelIdentity
     statistics: StatisticsIdentity | None = None
     freeze: FreezePlan | None = None
+    constants: ConstantsPlan | None = None
     hallucinate: HallucinatePlan | None = None
     compact: CompactPlan | None = None
     quantize: QuantizePlan
@@ -201,12 +226,22 @@ class Plan(Strict):
                 if head.entries and (self.freeze is None or self.statistics is None):
                     missing = "freeze" if self.freeze is None else "statistics"
                     raise ValueError(f"{where}.source is 'frozen', but the plan has no {missing} part; make it with vitfrost plan")
+                if head.constant is not None and self.constants is None:
+                    raise ValueError(
+                        f"{where}.constant is '{head.constant}', but the plan has no constants part; make it with vitfrost plan"
+                    )
                 if head.source == "hallucinated" and self.hallucinate is None:
                     raise ValueError(f"{where}.source is 'hallucinated', but the plan has no hallucinate part; make it with vitfrost plan")
                 if head.source == "hallucinated" and is_swin(self.model.name):
                     raise ValueError(f"{where}.source is 'hallucinated', but {NO_SWIN}; leave it computed")
                 if head.zeros and self.freeze is not None and self.freeze.ties != "strict":
                     raise ValueError(f"{where}.zeros is {head.zeros}, but freeze.ties is '{self.freeze.ties}'; zeros go with ties: strict")
+        return self
+
+    @model_validator(mode="after")
+    def _freezes_entries_or_heads(self) -> Plan:
+        if self.freeze is not None and self.constants is not None:
+            raise ValueError("constants are given beside freeze; a plan freezes entries or whole heads, so leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -224,33 +259,38 @@ class Plan(Strict):
     def plain(self) -> dict[str, Any]:
         """Plain data for YAML and JSON, without the parts that are not used, so that plans keep their hash when parts are added."""
         data = self.model_dump(mode="json")
-        for part in ("hallucinate", "compact", "feed_forward"):
+        for part in STRUCTURE_PARTS:
             if not data[part]:
                 del data[part]
         for layer in data["layers"]:
             for head in layer["heads"]:
-                if head["like"] is None:
-                    del head["like"]
+                for key in ("like", "constant", "window", "why"):
+                    if head[key] is None:
+                        del head[key]
         return data
 
 
-STRUCTURE_PARTS = ("hallucinate", "compact", "feed_forward")
+STRUCTURE_PARTS = ("constants", "hallucinate", "compact", "feed_forward")
 
 
 def structure_of(plan: Plan | None) -> dict[str, Any] | None:
-    """The parts of a plan that change layers, as plain data: hallucinate, compact, feed_forward, and by site the heads, of which only
-    hallucinated ones differ from computed; None without such parts."""
-    if plan is None or (plan.hallucinate is None and plan.compact is None):
+    """The parts of a plan that change layers, as plain data: constants, hallucinate, compact, feed_forward, and by site the heads, of
+    which only those without queries and keys differ from computed; None without such parts."""
+    if plan is None or (plan.constants is None and plan.hallucinate is None and plan.compact is None):
         return None
     data = plan.plain()
     heads = {
-        layer.site: [
-            {"source": head.source, "like": head.like} if head.source == "hallucinated" else {"source": "computed"} for head in layer.heads
-        ]
-        for layer in plan.layers
-        if layer.hallucinated
+        layer.site: [_structure_of_head(head) for head in layer.heads] for layer in plan.layers if layer.hallucinated or layer.constant
     }
     return {part: data[part] for part in STRUCTURE_PARTS if part in data} | {"heads": heads}
+
+
+def _structure_of_head(head: HeadPlan) -> dict[str, Any]:
+    if head.source == "hallucinated":
+        return {"source": head.source, "like": head.like}
+    if head.constant is not None:
+        return {"source": head.source, "constant": head.constant, "window": head.window}
+    return {"source": "computed"}
 
 
 def _path(location: Sequence[int | str]) -> str:

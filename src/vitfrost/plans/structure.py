@@ -1,18 +1,29 @@
-"""The parts of a plan that change a model's layers: hallucinated maps (hMHSA) and compact feed-forward blocks (cFFN)."""
+"""The parts of a plan that change a model's layers: constant maps of whole heads, hallucinated maps (hMHSA) and compact feed-forward
+blocks (cFFN)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..compaction.cost import largest_useful_rank
 from ..compaction.options import CompactionOptions, Norm
 from ..errors import VitfrostError
+from ..freezing.constants import Kind
 from ..hallucination.options import HallucinationOptions, InterMap, IntraMap, Space
 from .strict import Count, Positive, Strict
 
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"the window is {value}; a kernel around a patch has an odd side")
+    return value
+
+
+Window = Annotated[Positive, AfterValidator(_odd)]
 
 
 def is_swin(model_name: str) -> bool:
@@ -62,6 +73,24 @@ class HallucinatePlan(Strict):
     def options(self) -> HallucinationOptions:
         """How the maps are made; the plan's heads say which."""
         return HallucinationOptions(None, self.space, self.inter_map, self.intra_map, self.prefix, self.bias)
+
+
+class ConstantsPlan(Strict):
+    """How whole heads were chosen to be frozen, and how their constants were.
+
+    `unit`: heads, or layers with all their heads. `by` ranked them (a criterion, summed up over a head's entries, or a search by the
+    measured effect on the outputs), `ratio` gave their number (None: a search did). `kind`: one kind of constant for all, or the
+    cheapest whose error at the layer's output is at most `tolerance` times what freezing itself does to it. `window`: the side of
+    local kernels, where it was given. What each head got stands in the layers.
+    """
+
+    unit: Literal["head", "layer"] = "head"
+    by: str = "output-error"
+    ratio: float | None = Field(None, strict=True, ge=0, le=1)
+    kind: Kind | Literal["auto"] = "auto"
+    window: Window | None = None
+    tolerance: float = Field(0.1, ge=0)
+    seed: Count = 0
 
 
 class CompactPlan(Strict):

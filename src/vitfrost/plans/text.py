@@ -10,12 +10,16 @@ HEADER = """\
 # A plan: what vitfrost does to every head of the model, and how the model is quantised. You may edit it.
 # - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
 #   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
-{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
+{constants}{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
 # - freeze.by, seed and protect rank the entries; bits, grid, order and renormalise say how constants are stored and merged.
 {feed_forward}# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
 """
 # Said only where a plan has the part, so that the files of plans without it keep their bytes.
 PART_LINES = {
+    "constants": """\
+#   {source: frozen, constant: KIND} drops a head's queries and keys and makes its map a constant: dense, toeplitz (by relative
+#   position on the patch grid), or local with an odd window: K (and one number for all patches outside it).
+""",
     "hallucinate": """\
 #   {source: hallucinated, like: K} drops its queries and keys and makes its maps of the other heads', starting as head K's.
 """,

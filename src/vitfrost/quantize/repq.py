@@ -76,10 +76,11 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
         layers[site.name] = layer
     if settings.activations:
         for module in attention.values():
-            module.query_quantizer = UniformQuantizer(settings.activation_bits)
-            module.key_quantizer = UniformQuantizer(settings.activation_bits)
             module.value_quantizer = UniformQuantizer(settings.activation_bits)
-            module.map_quantizer = LogQuantizer(settings.activation_bits, settings.levels)
+            if module.logit_heads:
+                module.query_quantizer = UniformQuantizer(settings.activation_bits)
+                module.key_quantizer = UniformQuantizer(settings.activation_bits)
+                module.map_quantizer = LogQuantizer(settings.activation_bits, settings.levels)
     return layers
 
 

@@ -1,6 +1,7 @@
 """The run-time attention: every head's map is computed, frozen or hallucinated.
 
-Shapes: B images, W windows per image, rows = B W, H heads, g heads with queries and keys, N queries, M keys, D head width.
+Shapes: B images, W windows per image, rows = B W, H heads, g heads with queries and keys, F heads with constant maps, N queries,
+M keys, D head width.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
 LogitObserver = Callable[[Tensor], None]
-Projections = tuple[Tensor, Tensor, Tensor]
+Projections = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 class MapAttention(nn.Module):
@@ -34,7 +35,8 @@ class MapAttention(nn.Module):
     Attributes set by the compressor (None: nothing happens there):
         query_quantizer, key_quantizer, value_quantizer: modules over [rows, heads, tokens, D]
         map_quantizer: module over the softmax output [rows, H, N, M]
-        hallucination: module from logits [rows, g, N, M] to maps [rows, H, N, M] (see hallucination.maps)
+        hallucination: module from logits [rows, g, N, M] to maps [rows, H - F, N, M] (see hallucination.maps)
+        constants: module from values [rows, F, M, D] of the last F heads of `order` to outputs [rows, F, N, D] (see freezing.heads)
         frozen: module that merges constants into the maps and groups the heads (see compression.frozen), in this module's order
         observer: called with (maps, values) after the softmax, or with quantised maps if `observe_quantized`
         logit_observer: called with the logits [rows, H, N, M] of a module that has them for all heads
@@ -58,6 +60,7 @@ class MapAttention(nn.Module):
         self.value_quantizer: nn.Module | None = None
         self.map_quantizer: nn.Module | None = None
         self.hallucination: nn.Module | None = None
+        self.constants: Any = None  # a freezing.heads.ConstantHeads
         self.frozen: Any = None  # a compression.frozen.FrozenMaps, which lies above this package
         self.observer: MapObserver | None = None
         self.logit_observer: LogitObserver | None = None
@@ -70,14 +73,19 @@ class MapAttention(nn.Module):
     def keep_logits(self, order: Sequence[int], logit_heads: int) -> None:
         """Leave queries and keys to the first `logit_heads` heads of `order` only; the function of every head stays the same.
 
-        Done once, before anything is quantised. What makes the other heads' maps goes into `hallucination`.
+        Done once, before anything is quantised. What makes the other heads' maps goes into `hallucination` and `constants`.
         """
-        if sorted(order) != list(range(self.site.heads)) or not 1 <= logit_heads <= self.site.heads:
+        if sorted(order) != list(range(self.site.heads)) or not 0 <= logit_heads <= self.site.heads:
             raise ValueError(f"{logit_heads} heads of the order {list(order)} do not fit {self.site.heads} heads")
         self.split_heads(order, logit_heads)
         columns = head_channels(order, self.site.head_dim, self.proj.weight.device)
         self.proj.weight = nn.Parameter(self.proj.weight.detach()[:, columns])
         self.order, self.logit_heads = tuple(order), logit_heads
+
+    @property
+    def moving_heads(self) -> int:
+        """How many heads have maps that depend on the image; the others, with constant ones, stand behind them."""
+        return self.site.heads - (0 if self.constants is None else len(self.constants.heads))
 
     def in_original_order(self, heads: Shaped[Tensor, "rows heads *rest"]) -> Shaped[Tensor, "rows heads *rest"]:
         """What belongs to this module's places, by heads of the original."""
@@ -87,8 +95,12 @@ class MapAttention(nn.Module):
         return heads[:, places]
 
     def observe(self, maps: Tensor, values: Tensor) -> None:
-        """Show maps and values to the observer, in the original's order."""
+        """Show maps (of heads with constant ones as well) and values to the observer, in the original's order."""
         if self.observer is not None:
+            if self.constants is not None:
+                constant = self.constants.maps()
+                repeated = constant.repeat(len(values) // len(constant), 1, 1, 1)
+                maps = torch.cat([maps, repeated], dim=1)
             self.observer(self.in_original_order(maps), self.in_original_order(values))
 
     def logits_to_maps(self, logits: Float[Tensor, "rows logit_heads queries keys"]) -> Float[Tensor, "rows heads queries keys"]:
@@ -99,7 +111,8 @@ class MapAttention(nn.Module):
         return torch.softmax(logits, dim=-1)
 
     def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
-        """Maps of the heads at the places `heads` (None: all), then observer, quantiser and frozen entries, in this order."""
+        """Maps of the heads at the places `heads` (None: all that depend on the image), then observer (with the values `v` of all
+        heads), quantiser and frozen entries, in this order."""
         if heads is not None:
             q, k = q[:, heads], k[:, heads]
             bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
@@ -118,44 +131,58 @@ class MapAttention(nn.Module):
             self.observe(maps, v)
         return self.attn_drop(maps)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
-        """Mix the values. Maps are explicit only where something needs them: heads that are neither observed, quantised, frozen nor
-        mixed go through fused attention, wholly frozen heads need no queries and keys at all."""
+    def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
+        """Mix the values: of heads with constant maps as one operation, of the others with their own maps."""
+        if self.constants is None:
+            assert q is not None
+            assert k is not None
+            return self.attend_moving(q, k, v, bias)
+        still = self.constants(v[:, self.moving_heads :])
+        if q is None or k is None:
+            self.observe(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
+            return still
+        return torch.cat([self.attend_moving(q, k, v, bias), still], dim=1)
+
+    def attend_moving(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
+        """Mix the values of heads whose maps depend on the image; `v` has those of all heads. Maps are explicit only where something
+        needs them: heads that are neither observed, quantised, frozen nor mixed go through fused attention."""
+        values, v = v, v[:, : self.moving_heads]
         quantised, watched = self.map_quantizer is not None, self.observer is not None or self.logit_observer is not None
         if self.hallucination is not None:
-            return self.maps_of(None, q, k, v, bias) @ v
+            return self.maps_of(None, q, k, values, bias) @ v
         if self.frozen is None and not quantised and not watched:
             dropped = self.attn_drop.p if self.training and isinstance(self.attn_drop, nn.Dropout) else 0.0
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropped, scale=1.0)
         if self.frozen is None or watched:
-            return self.maps_of(None, q, k, v, bias) @ v
+            return self.maps_of(None, q, k, values, bias) @ v
         constant, fused = self.frozen.constant_heads, [] if quantised else self.frozen.other_heads
         explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantised else []))
         if len(explicit) == self.site.heads:
-            return self.maps_of(None, q, k, v, bias) @ v
+            return self.maps_of(None, q, k, values, bias) @ v
         out = v.new_empty(*v.shape[:2], q.shape[2], v.shape[3])
         if fused:
             bias_fused = bias[:, fused] if bias is not None and bias.shape[1] > 1 else bias
             out[:, fused] = F.scaled_dot_product_attention(q[:, fused], k[:, fused], v[:, fused], attn_mask=bias_fused, scale=1.0)
         if explicit:
-            out[:, explicit] = self.maps_of(explicit, q, k, v, bias) @ v[:, explicit]
+            out[:, explicit] = self.maps_of(explicit, q, k, values, bias) @ v[:, explicit]
         if constant:
             maps = self.frozen.constant_maps(self.map_quantizer)
             windows = v[:, constant].reshape(-1, maps.shape[0], len(constant), *v.shape[2:])
             out[:, constant] = (maps @ windows).reshape(v.shape[0], len(constant), *out.shape[2:])
         return out
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
-        """Quantise and scale queries, keys and values, attend, and put the heads side by side."""
-        if self.scale_queries_first:
+    def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
+        """Quantise and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
+        has any."""
+        if q is not None and self.scale_queries_first:
             q = q * self.scale
-        if self.query_quantizer is not None:
+        if q is not None and self.query_quantizer is not None:
             q = self.query_quantizer(q)
-        if self.key_quantizer is not None:
+        if k is not None and self.key_quantizer is not None:
             k = self.key_quantizer(k)
         if self.value_quantizer is not None:
             v = self.value_quantizer(v)
-        if not self.scale_queries_first:
+        if q is not None and not self.scale_queries_first:
             q = q * self.scale
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
@@ -192,7 +219,9 @@ class FusedAttention(MapAttention):
         for name, parameter in list(self.norm.named_parameters(recurse=False)):  # of the heads side by side, before `proj`
             setattr(self.norm, name, nn.Parameter(parameter.detach()[channels], parameter.requires_grad))
         table = self.relative_position_bias_table
-        if table is not None:
+        if table is not None and not logit_heads:
+            self.relative_position_bias_table = None
+        elif table is not None:
             self.relative_position_bias_table = nn.Parameter(table.detach()[:, list(order[:logit_heads])], table.requires_grad)
 
     def relative_bias(self) -> Float[Tensor, "1 heads queries keys"] | None:
@@ -214,11 +243,13 @@ class FusedAttention(MapAttention):
         return mask if bias is None else bias + mask
 
     def project(self, x: Float[Tensor, "rows queries channels"]) -> Projections:
-        """Queries and keys [rows, g, N, D], values [rows, H, N, D]."""
+        """Queries and keys [rows, g, N, D] (None where g is 0), values [rows, H, N, D]."""
         rows, tokens, _ = x.shape
         if self.logit_heads == self.site.heads:
             qkv = self.qkv(x).reshape(rows, tokens, 3, self.site.heads, self.site.head_dim).permute(2, 0, 3, 1, 4)
             q, k, v = qkv.unbind(0)
+        elif not self.logit_heads:
+            return None, None, self.heads_of(self.qkv(x))
         else:
             cut = self.logit_heads * self.site.head_dim
             q, k, v = (self.heads_of(part) for part in self.qkv(x).tensor_split([cut, 2 * cut], dim=-1))
@@ -234,7 +265,7 @@ class FusedAttention(MapAttention):
         """Same signature as timm's Attention (`attn_mask`, `is_causal`) and WindowAttention (`mask`)."""
         if attn_mask is not None or is_causal:
             raise ValueError("vitfrost's attention has no caller-given mask; it sees the whole image")
-        x = self.mixed(*self.project(x), self.logit_bias(len(x), mask))
+        x = self.mixed(*self.project(x), self.logit_bias(len(x), mask) if self.logit_heads else None)
         return self.proj_drop(self.proj(self.norm(x)))
 
 

@@ -27,7 +27,7 @@ class PyramidAttention(MapAttention):
     def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
         channels = head_channels(order, self.site.head_dim, self.q.weight.device)
         kept = channels[: logit_heads * self.site.head_dim]
-        self.q = with_rows(self.q, kept)
+        self.q = with_rows(self.q, kept) if logit_heads else None
         self.kv = with_rows(self.kv, torch.cat([kept, channels + self.site.heads * self.site.head_dim]))
 
     def reduced(self, x: Float[Tensor, "rows queries channels"], grid: Sequence[int]) -> Float[Tensor, "rows keys channels"]:
@@ -41,6 +41,8 @@ class PyramidAttention(MapAttention):
 
     def forward(self, x: Float[Tensor, "rows queries channels"], feat_size: Sequence[int]) -> Float[Tensor, "rows queries channels"]:
         """`feat_size`: height and width of the patch grid."""
+        if not self.logit_heads:
+            return self.proj_drop(self.proj(self.mixed(None, None, self.heads_of(self.kv(self.reduced(x, feat_size))))))
         k, v = self.kv(self.reduced(x, feat_size)).tensor_split([self.logit_heads * self.site.head_dim], dim=-1)
         return self.proj_drop(self.proj(self.mixed(self.heads_of(self.q(x)), self.heads_of(k), self.heads_of(v))))
 
@@ -60,11 +62,13 @@ class PooledAttention(MapAttention):
     def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
         channels = head_channels(order, self.site.head_dim, self.q.weight.device)
         kept = channels[: logit_heads * self.site.head_dim]
-        self.q, self.k, self.v = with_rows(self.q, kept), with_rows(self.k, kept), with_rows(self.v, channels)
+        self.q, self.k = (with_rows(layer, kept) if logit_heads else None for layer in (self.q, self.k))
+        self.v = with_rows(self.v, channels)
 
     def forward(self, x: Float[Tensor, "rows queries channels"]) -> Float[Tensor, "rows queries channels"]:
         """Same signature as timm's EfficientAttention."""
-        q = self.q(x)
+        q = None if self.q is None else self.heads_of(self.q(x))
         if self.sr is not None:
             x = self.norm(self.sr(x.transpose(1, 2))).transpose(1, 2)
-        return self.proj_drop(self.proj(self.mixed(self.heads_of(q), self.heads_of(self.k(x)), self.heads_of(self.v(x)))))
+        k = None if self.k is None else self.heads_of(self.k(x))
+        return self.proj_drop(self.proj(self.mixed(q, k, self.heads_of(self.v(x)))))

@@ -17,6 +17,7 @@ class AttentionSite:
     tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
     `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
     `logit_heads` (None: all) have queries and keys; making the other heads' maps takes `generation_macs` multiply-accumulates.
+    `constant_heads` have a constant map, which all together take `constant_macs` to be applied to their values.
     """
 
     name: str
@@ -34,6 +35,8 @@ class AttentionSite:
     key_grid: tuple[int, int] | None = None
     logit_heads: int | None = None
     generation_macs: int = 0
+    constant_heads: int = 0
+    constant_macs: int = 0
 
     @property
     def grid_of_keys(self) -> tuple[int, int] | None:

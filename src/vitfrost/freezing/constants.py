@@ -1,0 +1,200 @@
+"""Constant attention maps of one head: dense, by relative position (Toeplitz), or local with a uniform rest.
+
+Between patch tokens a structured map is A[i, j] = s_i k[p_j - p_i]: a kernel over the relative position of key and query on the
+patch grid, times a scale per query, since rows near the border have fewer keys and still sum to one. `local` keeps the kernel in
+a window and gives all other keys one number, the rest. Rows and columns of prefix tokens (CLS) are kept as they are. Pairs that a
+shift mask forbids are zero.
+
+Shapes: W windows (1 where all windows share a constant), N queries, M keys, P prefix tokens, gh x gw the patch grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Kind = Literal["dense", "toeplitz", "local"]
+ITERATIONS = 6
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a structured constant needs to know of its site: the patch grid of queries and keys, and the prefix tokens before it."""
+
+    grid: tuple[int, int]
+    prefix_tokens: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """All tokens: prefix tokens and patches."""
+        return self.prefix_tokens + self.patches
+
+    def kernel_shape(self, kind: Kind, window: int | None) -> tuple[int, int]:
+        """Height and width of the kernel: all relative positions, or those of the window."""
+        if kind == "toeplitz":
+            return 2 * self.grid[0] - 1, 2 * self.grid[1] - 1
+        assert window is not None
+        return min(window, 2 * self.grid[0] - 1), min(window, 2 * self.grid[1] - 1)
+
+
+@dataclass(frozen=True)
+class StructuredMap:
+    """One head's structured constant. `rest` is what keys outside the kernel get; 0 where the kernel covers them all.
+
+    `prefix_rows` are the prefix tokens' rows over all keys, `prefix_columns` what patches give to prefix tokens.
+    """
+
+    kernel: Float[np.ndarray, "kernel_height kernel_width"]
+    rest: float
+    row_scale: Float[np.ndarray, "windows patches"]
+    prefix_rows: Float[np.ndarray, "prefix tokens"]
+    prefix_columns: Float[np.ndarray, "patches prefix"]
+
+    def numbers(self) -> int:
+        """How many numbers are stored."""
+        return 1 + sum(part.size for part in (self.kernel, self.row_scale, self.prefix_rows, self.prefix_columns))
+
+
+def relative_positions(grid: tuple[int, int], kernel: tuple[int, int]) -> Int[np.ndarray, "patches patches"]:
+    """For every pair of patches [query, key] the flat index into a kernel of odd size, or -1 outside it."""
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    down = rows[None, :] - rows[:, None] + kernel[0] // 2
+    right = columns[None, :] - columns[:, None] + kernel[1] // 2
+    inside = (down >= 0) & (down < kernel[0]) & (right >= 0) & (right < kernel[1])
+    return np.where(inside, down * kernel[1] + right, -1)
+
+
+def fit(
+    mean: Float[np.ndarray, "windows tokens tokens"],
+    importance: Float[np.ndarray, "windows tokens"],
+    shape: Shape,
+    kind: Kind,
+    window: int | None = None,
+    allowed: Bool[np.ndarray, "windows tokens tokens"] | None = None,
+) -> StructuredMap:
+    """The structured constant nearest to a head's mean maps: least squares over all allowed pairs, each weighted by its key's
+    `importance` (mean squared norm of the key's value at the layer's output), by alternating between kernel and row scales.
+
+    All windows share kernel and rest; they share the row scales too where no mask tells them apart.
+    """
+    prefix = shape.prefix_tokens
+    kernel = shape.kernel_shape(kind, window)
+    groups = relative_positions(shape.grid, kernel) + 1  # group 0 is the rest
+    size = kernel[0] * kernel[1] + 1
+    patches = mean[:, prefix:, prefix:].astype(np.float64)
+    weights = np.broadcast_to(importance[:, None, prefix:].astype(np.float64), patches.shape)
+    if allowed is None:
+        patches = (patches * weights).sum(0, keepdims=True) / np.maximum(weights.sum(0, keepdims=True), _TINY)
+        weights = weights.sum(0, keepdims=True)
+    else:
+        weights = weights * allowed[:, prefix:, prefix:]
+    flat = np.broadcast_to(groups, patches.shape).reshape(-1)
+    scale = np.ones(patches.shape[:2])
+    values = np.zeros(size)
+    for _ in range(ITERATIONS):
+        weighted = weights * scale[:, :, None]
+        below = np.bincount(flat, (weighted * scale[:, :, None]).reshape(-1), size)
+        values = np.bincount(flat, (weighted * patches).reshape(-1), size) / np.maximum(below, _TINY)
+        spread = values[groups]
+        energy = (weights * spread**2).sum(-1)
+        scale = np.where(energy > _TINY, (weights * patches * spread).sum(-1) / np.maximum(energy, _TINY), 1.0)
+    mean_scale = float(scale.mean()) or 1.0
+    values, scale = values * mean_scale, scale / mean_scale
+    return StructuredMap(
+        kernel=values[1:].reshape(kernel),
+        rest=float(values[0]),
+        row_scale=scale,
+        prefix_rows=mean[:, :prefix].astype(np.float64).mean(0),
+        prefix_columns=mean[:, prefix:, :prefix].astype(np.float64).mean(0),
+    )
+
+
+def dense_of(
+    constant: StructuredMap, shape: Shape, allowed: Bool[np.ndarray, "windows tokens tokens"] | None = None
+) -> Float[np.ndarray, "windows tokens tokens"]:
+    """The whole map that a structured constant stands for."""
+    prefix = shape.prefix_tokens
+    groups = relative_positions(shape.grid, constant.kernel.shape)  # type: ignore[arg-type]
+    values = np.append(constant.kernel.reshape(-1), constant.rest)
+    patches = values[groups] * constant.row_scale[:, :, None]
+    if allowed is not None:
+        patches = patches * allowed[:, prefix:, prefix:]
+    made = np.zeros((len(patches), shape.tokens, shape.tokens))
+    made[:, :prefix] = constant.prefix_rows
+    made[:, prefix:, :prefix] = constant.prefix_columns
+    made[:, prefix:, prefix:] = patches
+    return made
+
+
+def uniform(shape: Shape, kind: Kind, window: int | None = None, windows: int = 1) -> StructuredMap:
+    """The map that looks at all tokens alike, in the form of a kind: where a model is only timed, or about to be trained."""
+    level = 1 / shape.tokens
+    kernel = shape.kernel_shape(kind, window)
+    prefix = shape.prefix_tokens
+    return StructuredMap(
+        kernel=np.full(kernel, level),
+        rest=level,
+        row_scale=np.ones((windows, shape.patches)),
+        prefix_rows=np.full((prefix, shape.tokens), level),
+        prefix_columns=np.full((shape.patches, prefix), level),
+    )
+
+
+def resized(constant: StructuredMap, shape: Shape, target: Shape, kind: Kind) -> StructuredMap:
+    """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
+    every query keeps how much it gives to patches and to prefix tokens.
+
+    A local kernel's window grows with the grid, to the next odd number. Measured on DeiT-Tiny from 224 to 384 px: a stretched kernel
+    is nearly as near to the mean maps taken there as one fitted to them; one that keeps its size in patches is not.
+    """
+    from scipy.ndimage import map_coordinates, zoom
+
+    if constant.row_scale.shape[0] != 1:
+        raise ValueError("constants of masked windows belong to their image size")
+    stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
+    if kind == "toeplitz":
+        kernel_shape = target.kernel_shape(kind, None)
+    else:
+        kernel_shape = tuple(
+            min(2 * round((size * factor - 1) / 2) + 1, 2 * side - 1)
+            for size, factor, side in zip(constant.kernel.shape, stretch, target.grid, strict=True)
+        )  # type: ignore[assignment]
+    places = [
+        (np.arange(new) - new // 2) / factor + old // 2
+        for new, old, factor in zip(kernel_shape, constant.kernel.shape, stretch, strict=True)
+    ]
+    kernel = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+
+    def on_grid(values: np.ndarray) -> np.ndarray:
+        """Values of patches [..., patches], from the one grid to the other."""
+        lead = values.shape[:-1]
+        pictured = values.reshape(*lead, *shape.grid)
+        factors = [1.0] * len(lead) + stretch
+        return zoom(pictured, factors, order=1, mode="nearest", grid_mode=True).reshape(*lead, target.patches)
+
+    prefix = shape.prefix_tokens
+    mass = dense_of(constant, shape)[0, prefix:, prefix:].sum(1)
+    plain = StructuredMap(kernel, constant.rest, np.ones((1, target.patches)), np.zeros((prefix, target.tokens)),
+                          np.zeros((target.patches, prefix)))  # fmt: skip
+    unscaled = dense_of(plain, target)[0, prefix:, prefix:].sum(1)
+    scale = on_grid(mass) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
+    rows = constant.prefix_rows
+    to_patches = on_grid(rows[:, prefix:])
+    kept = rows[:, prefix:].sum(1, keepdims=True) / np.maximum(to_patches.sum(1, keepdims=True), _TINY)
+    level = float(scale.mean()) or 1.0
+    return StructuredMap(
+        kernel=kernel * level,
+        rest=constant.rest * level,
+        row_scale=(scale / level)[None],
+        prefix_rows=np.concatenate([rows[:, :prefix], to_patches * kept], axis=1),
+        prefix_columns=on_grid(constant.prefix_columns.T).T,
+    )

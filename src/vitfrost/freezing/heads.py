@@ -1,0 +1,173 @@
+"""The run-time module of a layer's frozen heads: constant maps times values, as one grouped operation.
+
+Shapes: B images, W windows per image, rows = B W, F frozen heads, N queries, M keys, D head width, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .constants import Kind, Shape, StructuredMap, relative_positions, uniform
+from .cost import Form, best_form, kernels_together
+
+Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
+_PARTS = tuple(field.name for field in fields(StructuredMap))
+
+
+class HeadConstant(nn.Module):
+    """The numbers of one head's constant, as parameters: `map` [W, N, M] of a dense one, else the parts of a StructuredMap.
+
+    Dense maps are per window position; structured ones are shared by all windows, with row scales per window where a shift mask
+    tells them apart.
+    """
+
+    def __init__(self, kind: Kind, shape: Shape | None, maps: tuple[int, int, int], window: int | None = None, masked: bool = False):
+        super().__init__()
+        self.kind, self.shape, self.window = kind, shape, window
+        self.kernel: Any
+        self.rest: Any
+        self.row_scale: Any
+        self.prefix_rows: Any
+        self.prefix_columns: Any
+        if kind == "dense":
+            self.map = nn.Parameter(torch.full(maps, 1 / maps[2]))
+            return
+        if shape is None or maps[1:] != (shape.tokens, shape.tokens):
+            raise ValueError(f"a {kind} constant needs queries and keys on one patch grid")
+        self.set(uniform(shape, kind, window, maps[0] if masked else 1))
+
+    def set(self, constant: Constant) -> None:
+        """Take the numbers of a fitted constant. Raises ValueError for one of another shape."""
+        parts = {"map": constant} if isinstance(constant, np.ndarray) else {name: getattr(constant, name) for name in _PARTS}
+        for name, value in parts.items():
+            tensor = torch.as_tensor(np.asarray(value), dtype=torch.float32)
+            known = getattr(self, name, None)
+            if known is not None and known.shape != tensor.shape:
+                raise ValueError(f"the constant's {name} is {list(tensor.shape)}, and should be {list(known.shape)}")
+            setattr(self, name, nn.Parameter(tensor.clone()))
+
+    def constant(self) -> Constant:
+        """The numbers, as they were set."""
+        if self.kind == "dense":
+            return self.map.detach().cpu().numpy()
+        parts = {name: getattr(self, name).detach().cpu().double().numpy() for name in _PARTS}
+        return StructuredMap(**parts | {"rest": float(parts["rest"])})
+
+    def maps(self, allowed: Bool[Tensor, "windows queries keys"] | None) -> Float[Tensor, "windows queries keys"]:
+        """The whole map; differentiable by the parameters."""
+        if self.kind == "dense":
+            return self.map if allowed is None else self.map * allowed
+        assert self.shape is not None
+        prefix = self.shape.prefix_tokens
+        groups = torch.from_numpy(relative_positions(self.shape.grid, tuple(self.kernel.shape))).to(self.kernel.device)
+        values = torch.cat([self.kernel.flatten(), self.rest.reshape(1)])
+        patches = values[groups] * self.row_scale[:, :, None]
+        if allowed is not None:
+            patches = patches * allowed[:, prefix:, prefix:]
+        columns, rows = (part.expand(len(patches), *part.shape) for part in (self.prefix_columns, self.prefix_rows))
+        return torch.cat([rows, torch.cat([columns, patches], dim=2)], dim=1)
+
+
+class ConstantHeads(nn.Module):
+    """All frozen heads of a layer: outputs [rows, F, N, D] of values [rows, F, M, D], without queries, keys, logits or softmax.
+
+    `form`: one product with the whole maps, or one grouped convolution over the patch grid, whichever the kernels make cheaper.
+    In training the constants' parameters get gradients; in evaluation what they fold to is computed once and kept.
+    """
+
+    allowed: Tensor | None
+
+    def __init__(
+        self,
+        kinds: Sequence[tuple[Kind, int | None]],
+        shape: Shape | None,
+        maps: tuple[int, int, int],
+        head_dim: int,
+        allowed: Bool[Tensor, "windows queries keys"] | None = None,
+        form: Form | None = None,
+    ):
+        super().__init__()
+        self.shape, self.head_dim = shape, head_dim
+        self.heads = nn.ModuleList(HeadConstant(kind, shape, maps, window, allowed is not None) for kind, window in kinds)
+        self.register_buffer("allowed", allowed, persistent=False)
+        self.form: Form = form or best_form(shape, head_dim, kernels_together(shape, maps[0], kinds))
+        self._folded: dict[str, Tensor] = {}
+        self._folded_from: tuple[Any, ...] = ()
+
+    def constants(self) -> list[HeadConstant]:
+        """The heads' constants, in order."""
+        return [head for head in self.heads if isinstance(head, HeadConstant)]
+
+    def maps(self) -> Float[Tensor, "windows heads queries keys"]:
+        """The whole maps; one window where all share them. Differentiable."""
+        maps = [head.maps(self.allowed) for head in self.constants()]
+        windows = max(len(each) for each in maps)
+        return torch.stack([each.expand(windows, *each.shape[1:]) for each in maps], dim=1)
+
+    def _convolution(self) -> dict[str, Tensor]:
+        """Kernels [F D, 1, kh, kw] less their rest, rest, row scales and prefix parts, for one grouped convolution."""
+        heads: list[Any] = self.constants()
+        height, width = (max(head.kernel.shape[axis] for head in heads) for axis in (0, 1))
+        kernels = []
+        for head in heads:
+            down, right = (height - head.kernel.shape[0]) // 2, (width - head.kernel.shape[1]) // 2
+            kernels.append(F.pad(head.kernel - head.rest, (right, right, down, down)))
+        return {
+            "kernel": torch.stack(kernels)[:, None].repeat_interleave(self.head_dim, dim=0),
+            "rest": torch.stack([head.rest for head in heads])[:, None, None],
+            "scale": torch.stack([head.row_scale[0] for head in heads])[:, :, None],
+            "rows": torch.stack([head.prefix_rows for head in heads]),
+            "columns": torch.stack([head.prefix_columns for head in heads]),
+        }
+
+    def folded(self) -> dict[str, Tensor]:
+        """What the parameters come to in this form; in evaluation computed once and again whenever they changed."""
+        if self.training:
+            return self._fold()
+        if torch.compiler.is_compiling() and self._folded:
+            return self._folded
+        state = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.parameters())
+        if state != self._folded_from:
+            with torch.no_grad():
+                self._folded, self._folded_from = self._fold(), state
+        return self._folded
+
+    def _fold(self) -> dict[str, Tensor]:
+        return {"maps": self.maps()} if self.form == "matmul" else self._convolution()
+
+    def forward(self, values: Float[Tensor, "rows heads keys width"]) -> Float[Tensor, "rows heads queries width"]:
+        """Constant maps times values."""
+        parts = self.folded()
+        return self._multiply(values, parts["maps"]) if self.form == "matmul" else self._convolve(values, parts)
+
+    def _multiply(self, values: Tensor, maps: Tensor) -> Tensor:
+        if len(maps) > 1:
+            rows = values.unflatten(0, (-1, len(maps)))
+            return (maps @ rows).flatten(0, 1)
+        # The batch goes into the columns, or the maps would be copied for every image.
+        columns = values.permute(1, 2, 0, 3).flatten(2)
+        mixed = torch.bmm(maps[0], columns)
+        return mixed.unflatten(2, (-1, values.shape[3])).permute(2, 0, 1, 3)
+
+    def _convolve(self, values: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        assert self.shape is not None
+        prefix, grid = self.shape.prefix_tokens, self.shape.grid
+        heads, width = values.shape[1], values.shape[3]
+        patches = values[:, :, prefix:]
+        picture = patches.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+        padding = tuple(side // 2 for side in parts["kernel"].shape[2:])
+        near = F.conv2d(picture, parts["kernel"], padding=padding, groups=heads * width)
+        near = near.flatten(2).unflatten(1, (heads, width)).transpose(2, 3)
+        mixed = parts["scale"] * (near + parts["rest"] * patches.sum(2, keepdim=True))
+        if not prefix:
+            return mixed
+        mixed = mixed + parts["columns"] @ values[:, :, :prefix]
+        return torch.cat([parts["rows"] @ values, mixed], dim=2)

@@ -1,0 +1,196 @@
+"""Which whole heads or layers to freeze, and to what kind of constant.
+
+Shapes: W windows, H heads, Q queries, K keys, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isqrt, prod, sqrt
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import VitfrostError
+from ..freezing.constants import Kind, Shape, StructuredMap, dense_of, fit
+from ..freezing.cost import head_cost
+from .criteria import CRITERIA, SiteArrays
+from .schema import HeadPlan, LayerPlan
+from .select import share
+from .structure import ConstantsPlan
+
+Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
+
+WINDOWS = (3, 5, 7, 9, 11, 15)
+DEFAULT_WINDOW = 7
+# Criteria that are errors add up over a head's entries; the others are averaged.
+ADDITIVE = frozenset({"output-error", "output-error-joint", "fisher"})
+# Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
+HEAD_DIM = 64
+
+
+def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
+    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square); None where there
+    is none, as with spatially reduced keys."""
+    windows, _, queries, keys = layer.maps
+    patches = queries - layer.prefix_tokens
+    if queries != keys or patches < 1:
+        return None
+    height = isqrt(patches) if windows > 1 else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
+    if patches % height or height * (width := patches // height) != patches:
+        return None
+    return Shape((height, width), layer.prefix_tokens)
+
+
+def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: Kind, window: int | None) -> Constant:
+    """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
+    mean = site.mean[:, head]
+    if kind == "dense":
+        return mean
+    if shape is None:
+        raise VitfrostError(f"{kind} constants need queries and keys on one patch grid, which these maps do not have; take dense ones")
+    return fit(mean, site.value_norm[:, head], shape, kind, window, site.allowed)
+
+
+def whole_map(constant: Constant, shape: Shape | None, site: SiteArrays) -> Float[np.ndarray, "windows queries keys"]:
+    """The map that a constant stands for."""
+    if isinstance(constant, np.ndarray):
+        return constant
+    assert shape is not None
+    return dense_of(constant, shape, site.allowed)
+
+
+def structure_error(constant: Constant, shape: Shape | None, site: SiteArrays, head: int) -> float:
+    """What a constant adds to the squared error at the layer's output beyond that of the mean map: sum of (A^mu - c)^2 E||W_O v||^2."""
+    wrong = (site.mean[:, head] - whole_map(constant, shape, site)) ** 2
+    return float((wrong * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
+
+
+def freezing_error(site: SiteArrays, head: int) -> float:
+    """What freezing a head to its mean map does at the layer's output: sum of E[(A - A^mu)^2] E||W_O v||^2."""
+    return float((site.variance[:, head] * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
+
+
+def candidates(settings: ConstantsPlan, shape: Shape | None) -> list[tuple[Kind, int | None]]:
+    """Kinds and windows that a head may get, unless its map has no patch grid: then only dense ones."""
+    if shape is None and settings.kind in ("auto", "dense"):
+        return [("dense", None)]
+    if settings.kind != "auto":
+        return [(settings.kind, (settings.window or DEFAULT_WINDOW) if settings.kind == "local" else None)]
+    assert shape is not None
+    largest = 2 * max(shape.grid) - 1
+    windows = [settings.window] if settings.window is not None else [window for window in WINDOWS if window < largest]
+    return [*(("local", window) for window in windows), ("toeplitz", None), ("dense", None)]  # type: ignore[list-item]
+
+
+def choose_kind(settings: ConstantsPlan, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
+    """The cheapest constant whose error stays within the head's budget, and that error relative to the layer's freezing error.
+
+    The budget is `tolerance` times what freezing a head of this layer does to its output on average.
+    """
+    windows, heads, queries, keys = layer.maps
+    scale = sum(freezing_error(site, other) for other in range(heads)) / heads
+    masked = site.allowed is not None
+    kinds = candidates(settings, shape)
+    costs = {kind: head_cost(kind[0], shape, (windows, queries, keys), HEAD_DIM, kind[1], masked).total for kind in kinds}
+    for kind, window in sorted(kinds, key=lambda kind: costs[kind]):
+        error = structure_error(fitted(site, shape, head, kind, window), shape, site, head)
+        if len(kinds) == 1 or error <= settings.tolerance * scale:
+            break
+    else:
+        kind, window, error = "dense", None, 0.0
+    return HeadPlan(source="frozen", constant=kind, window=window), error / scale if scale else 0.0
+
+
+def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.ndarray, heads]:
+    """A criterion of whole heads: of errors the sum over the entries, of the others the mean; masked pairs are left out."""
+    if by not in CRITERIA:
+        raise VitfrostError(f"by is '{by}'; it should be one of {', '.join(CRITERIA)}")
+    scores = CRITERIA[by](site, seed, index).astype(np.float64)
+    count = prod(scores.shape) // scores.shape[1]
+    if site.allowed is not None:
+        scores = scores * site.allowed[:, None]
+        count = int(site.allowed.sum())
+    total = scores.sum(axis=(0, 2, 3))
+    return total if by in ADDITIVE else total / max(count, 1)
+
+
+def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[LayerPlan], settings: ConstantsPlan) -> list[set[int]]:
+    """Per layer, which heads are frozen: the lowest in score, `ratio` of all heads, or of all layers with all their heads.
+
+    A layer that hallucinates heads keeps one whose logits they are made of. Raises VitfrostError where too few are left.
+    """
+    assert settings.ratio is not None
+    chosen: list[set[int]] = [set() for _ in layers]
+    if settings.unit == "layer":
+        possible = [place for place, layer in enumerate(layers) if not layer.hallucinated]
+        count = share(settings.ratio, len(layers))
+        ranked = sorted(possible, key=lambda place: (float(scores[place].sum()), place))
+        _check_count(count, len(ranked), "layers", settings.ratio)
+        for place in ranked[:count]:
+            chosen[place] = set(range(layers[place].maps[1]))
+        return chosen
+    ranked_heads = sorted(
+        ((float(scores[place][head]), place, head) for place, layer in enumerate(layers) for head in layer.logit_heads),
+    )
+    count, taken = share(settings.ratio, sum(layer.maps[1] for layer in layers)), 0
+    for _, place, head in ranked_heads:
+        layer = layers[place]
+        if taken == count or (layer.hallucinated and len(chosen[place]) == len(layer.logit_heads) - 1):
+            continue
+        chosen[place].add(head)
+        taken += 1
+    _check_count(count, taken, "heads", settings.ratio)
+    return chosen
+
+
+def _check_count(wanted: int, possible: int, what: str, ratio: float) -> None:
+    if wanted > possible:
+        raise VitfrostError(
+            f"freeze is {ratio}, that is {wanted} {what}, but only {possible} can be frozen whole beside hallucinated heads; give less"
+        )
+
+
+def with_constants(
+    layers: Sequence[LayerPlan],
+    chosen: Sequence[Iterable[int]],
+    settings: ConstantsPlan,
+    sites: Mapping[str, SiteArrays],
+    image_size: Sequence[int],
+    why: Mapping[tuple[int, int], str] | None = None,
+) -> list[LayerPlan]:
+    """The layers with the chosen heads frozen whole, each to the kind of constant that the settings give it."""
+    made = []
+    for place, (layer, frozen_heads) in enumerate(zip(layers, chosen, strict=True)):
+        plans, heads = list(layer.heads), set(frozen_heads)
+        for head in sorted(heads):
+            frozen, error = choose_kind(settings, layer, sites[layer.site], shape_of(layer, image_size), head)
+            reason = (why or {}).get((place, head))
+            text = f"structure adds {100 * error:.1f} % to the layer's freezing error"
+            plans[head] = frozen.model_copy(update={"why": text if reason is None else f"{reason}; {text}"})
+        for head in layer.hallucinated:
+            if plans[head].like in heads:  # its map starts like that of another head then
+                plans[head] = plans[head].model_copy(update={"like": None})
+        made.append(LayerPlan.model_validate(layer.model_dump() | {"heads": [plan.model_dump() for plan in plans]}))
+    return made
+
+
+def frozen_by_criterion(
+    layers: Sequence[LayerPlan], settings: ConstantsPlan, sites: Mapping[str, SiteArrays], image_size: Sequence[int]
+) -> list[LayerPlan]:
+    """The layers with the share of heads (or layers) frozen that ranks lowest by the settings' criterion."""
+    scores = [head_scores(sites[layer.site], settings.by, settings.seed, index) for index, layer in enumerate(layers)]
+    chosen = chosen_heads(scores, layers, settings)
+    why = {(place, head): f"{settings.by} {scores[place][head]:.4g}" for place, heads in enumerate(chosen) for head in heads}
+    return with_constants(layers, chosen, settings, sites, image_size, why)
+
+
+def constants_of(plan_layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Constant]:
+    """The fitted constants of a layer's frozen heads, in their order."""
+    shape = shape_of(plan_layer, image_size)
+    made = []
+    for head in plan_layer.constant:
+        frozen = plan_layer.heads[head]
+        made.append(fitted(site, shape, head, cast(Kind, frozen.constant), frozen.window))
+    return made
