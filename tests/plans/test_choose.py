@@ -163,7 +163,7 @@ def test_too_high_a_ratio_names_the_highest_possible_one(draw_record, scope):
         ({"frozen_grid": "row"}, "frozen_grid is 'row'; it should be 'layer' or 'head'"),
         ({"by": "entrop"}, "by is 'entrop'; it should be one of entropy, mean"),
         ({"scope": "map"}, "scope is 'map'; it should be 'head', 'layer' or 'model'"),
-        ({"unit": "head"}, "unit is 'head'; the unit that can be frozen is 'entry'"),
+        ({"unit": "row"}, "unit is 'row'; the units that can be frozen are entry, head and layer"),
         ({"ties": "lt"}, "ties is 'lt'"),
         ({"levels": "some"}, "levels is 'some'"),
         ({"order": "merge"}, "order is 'merge'"),

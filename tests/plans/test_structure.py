@@ -144,7 +144,7 @@ def test_the_parts_are_the_options_of_the_layers():
         (
             "{source: frozen, entries: 5}\n  - {source: frozen, entries: 5}",
             "{source: hallucinated}\n  - {source: hallucinated}",
-            "layers[0].heads are all hallucinated; leave at least one",
+            "layers[0].heads are hallucinated, but none is left to make their maps of; leave at least one",
         ),
         (
             "maps: [1, 4, 5, 5]",

@@ -17,6 +17,7 @@ from ..plans.schema import Plan, sources
 from ..vit.attention import MapAttention
 from ..vit.families import install_map_attention
 from ..vit.load import device_of
+from .structure import mixed_moments
 
 
 def explained(moments: Float[Tensor, "heads heads"], choice: HeadChoice, mix: Float[Tensor, "hallucinated computed"]) -> list[float]:
@@ -48,9 +49,8 @@ def hallucinated_heads(
         made = model.get_submodule(f"{layer.site}.hallucination")
         assert isinstance(made, HeadHallucination)
         if similarity is not None and made.options.space == "logits":
-            places = tuple(layer.logit_heads.index(like) for like in likes)
-            matrix = made.mix.matrix().detach().cpu()
-            shares = explained(similarity[layer.site], HeadChoice(layer.logit_heads, places), matrix)
+            moments, choice = mixed_moments(similarity[layer.site], layer)
+            shares = explained(moments, choice, made.mix.matrix().detach().cpu())
         found[layer.site] = [
             {
                 "head": head,

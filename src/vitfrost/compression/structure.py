@@ -127,13 +127,22 @@ def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str,
         module.keep_logits(layer.order, len(layer.logit_heads))
 
 
+def mixed_moments(moments: Float[Tensor, "heads heads"], layer: LayerPlan) -> tuple[Float[Tensor, "mixed mixed"], HeadChoice]:
+    """The second moments of a layer's heads that have logits or are made of them, and which those are among them; heads with
+    constant maps take no part."""
+    mixed = [head for head in range(len(layer.heads)) if head not in layer.constant]
+    kept = tuple(mixed.index(head) for head in layer.logit_heads)
+    places = tuple(layer.logit_heads.index(source) for source in sources(layer))
+    return moments[mixed][:, mixed], HeadChoice(kept, places)
+
+
 def _hallucination(module: MapAttention, layer: LayerPlan, settings: HallucinatePlan, moments: Tensor | None) -> HeadHallucination:
     site, options = module.site, settings.options()
     kept = layer.logit_heads
     places = tuple(kept.index(source) for source in sources(layer))
     made = HeadHallucination(len(kept), places, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
     if moments is not None:
-        choice = HeadChoice(kept, places)
+        moments, choice = mixed_moments(moments, layer)
         made.mix.set_mix(fit_pairs(moments, choice) if options.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
     return made.to(module.proj.weight)
 
