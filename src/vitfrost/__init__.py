@@ -15,6 +15,7 @@ _VERBS = {
     "calibrate": "vitfrost.statistics.collect",
     "plan": "vitfrost.plans.choose",
     "compress": "vitfrost.compression.apply",
+    "resize": "vitfrost.compression.resize",
     "evaluate": "vitfrost.measure.accuracy",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",

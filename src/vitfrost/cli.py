@@ -19,6 +19,7 @@ from .commands.evaluate import evaluate
 from .commands.inspect import inspect
 from .commands.plan import plan
 from .commands.report import report
+from .commands.resize import resize
 from .commands.run import run
 from .commands.train import train
 from .errors import VitfrostError
@@ -34,7 +35,7 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run, train)}
+COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, resize, evaluate, report, run, train)}
 
 
 def _parse(arguments: list[str] | None) -> Callable[[], None]:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from vitfrost.artefact import load_artefact
+from vitfrost.compression.apply import compress
 from vitfrost.errors import VitfrostError
 from vitfrost.measure.accuracy import evaluate
 from vitfrost.measure.results import load_results
+from vitfrost.plans.choose import plan
 from vitfrost.statistics.collect import calibrate
 from vitfrost.training.checkpoint import load_checkpoint
 from vitfrost.training.metrics import read_metrics
@@ -211,9 +213,34 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
         trained(written("other.yaml", **untrained), tmp_path / "other")
 
 
+def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
+    """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artefact, by imitation of the original, without labels."""
+    statistics = calibrate("vitfrost_digits", pictures, limit=12, progress=False)
+    chosen = plan(statistics, unit="head", freeze=0.5, constants="local", window=3, weight_bits=32, activation_bits=32)
+    frozen = compress("vitfrost_digits", chosen, statistics=statistics, out=tmp_path / "frozen")
+    recipe = written(
+        model={"options": None}, teacher={"name": "vitfrost_digits", "weights": "timm", "weight": 1.0}, schedule={"epochs": 6},
+        data={"train": [{"source": str(pictures), "labels": "none"}]}, augment={"flip": 0, "rotate": 0},
+    )  # fmt: skip
+    run = trained(recipe, tmp_path / "run", artefact=tmp_path / "frozen", teacher_weights="timm")
+    losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+    made = load_artefact(run / "artefact")
+    assert made.plan == chosen
+    before, after = frozen.model.state_dict(), made.model.state_dict()
+    kernels = [key for key in after if key.endswith(".kernel")]
+    assert kernels
+    assert all(not torch.equal(before[key], after[key]) for key in kernels)
+    inline = written("inline.yaml", plan={"constants": {"unit": "layer", "ratio": 1.0, "by": "first"}}, schedule={"epochs": 1})
+    scratch = load_artefact(trained(inline, tmp_path / "scratch") / "artefact")
+    assert all(len(layer.constant) == 2 for layer in scratch.plan.layers)
+    with pytest.raises(VitfrostError, match="no teacher of its own"):
+        trained(inline, tmp_path / "other", teacher_weights="timm")
+
+
 def test_a_plan_that_quantises_or_freezes_is_not_trained(written: Callable[..., Path], prepared: Any, tmp_path: Path) -> None:
     recipe = written(plan=str(prepared.plan), model={"weights": "timm", "options": None})
-    with pytest.raises(VitfrostError, match="freezes or quantises"):
+    with pytest.raises(VitfrostError, match="freezes entries or quantises"):
         trained(recipe, tmp_path / "run")
 
 
