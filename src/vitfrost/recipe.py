@@ -110,12 +110,16 @@ class PlanPart(_Part):
 
 
 class CompressPart(_Part):
-    """The images of RepQ-ViT's calibration and of compact blocks, drawn from the calibration folder unless another one is named."""
+    """The images of RepQ-ViT's calibration, of compact blocks and of the repair, drawn from the calibration folder unless another one is
+    named; and whether and how the model is repaired."""
 
     images: str | None = None
     seed: int = Field(0, ge=0)
     calibration_images: int = Field(32, ge=1)
     compact_images: int = Field(256, ge=1)
+    repair: Literal["ridge", "bias"] | None = None
+    repair_images: int = Field(300, ge=1)
+    repair_penalty: float | None = Field(None, ge=0)
 
 
 class EvaluationPart(_Part):
@@ -222,6 +226,8 @@ class Recipe(_Part):
             raise ValueError(
                 "grid has variants of frozen maps; leave hallucinate, compact and whole heads out of its plan, or run without a grid"
             )
+        if self.grid is not None and self.compress.repair is not None:
+            raise ValueError("grid has variants that are not repaired; leave compress.repair out, or repair without a grid")
         return self
 
     def resolved(self, folder: Path) -> Recipe:
