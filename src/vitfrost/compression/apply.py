@@ -20,7 +20,7 @@ from ..plans.choose import frozen_maps
 from ..plans.freeze_heads import Constant, constants_of
 from ..plans.schema import Plan, check_fits, load_plan, structure_of
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
-from ..repair.options import Method, RepairOptions, repair_options
+from ..repair.options import RepairOptions, repair_options
 from ..repair.refit import Repair
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
@@ -181,7 +181,7 @@ def compress(
     seed: int = 0,
     calibration_images: int = CALIBRATION_IMAGES,
     compact_images: int = COMPACT_IMAGES,
-    repair: Method | RepairOptions | None = None,
+    repair: str | RepairOptions | None = None,
     repair_images: int = REPAIR_IMAGES,
     repair_penalty: float | None = None,
     progress: bool = False,
