@@ -16,6 +16,8 @@ _VERBS = {
     "plan": "vitfrost.plans.choose",
     "compress": "vitfrost.compression.apply",
     "evaluate": "vitfrost.measure.accuracy",
+    "export": "vitfrost.exporting.verb",
+    "predict": "vitfrost.runtime.predict",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",
     "train": "vitfrost.training.verb",
