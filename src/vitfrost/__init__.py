@@ -17,6 +17,8 @@ _VERBS = {
     "compress": "vitfrost.compression.apply",
     "resize": "vitfrost.compression.resize",
     "evaluate": "vitfrost.measure.accuracy",
+    "export": "vitfrost.exporting.verb",
+    "predict": "vitfrost.runtime.predict",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",
     "train": "vitfrost.training.verb",
