@@ -52,12 +52,14 @@ def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, 
     assert logits_differ(loaded, folder) < 1e-4
 
 
-def test_a_swin_artefact_exports_for_any_batch(tmp_path: Path) -> None:
+def test_swin_with_our_attention_exports_to_openvino_and_is_refused_as_onnx(tmp_path: Path) -> None:
     loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2, 1), num_heads=(3, 6))
-    for module in install_map_attention(loaded.model).values():
-        assert type(module).__name__ == "FusedAttention"
-    folder = vitfrost.export(loaded, format="onnx", precision="fp32", out=tmp_path / "out")
+    install_map_attention(loaded.model)
+    folder = vitfrost.export(loaded, format="openvino", precision="fp32", out=tmp_path / "out")
     assert logits_differ(loaded, folder, (1, 3)) < 1e-3
+    with pytest.raises(VitfrostError, match=r"cannot be written as ONNX: .*; try --format openvino"):
+        vitfrost.export(loaded, format="onnx", precision="fp32", out=tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def small(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> LoadedModel:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
             assert made is not None
             made.save(str(path), external_data=False)
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}") from error
+        raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}; try --format openvino") from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:
@@ -96,5 +97,6 @@ def quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))  # the tools colour their complaints
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
