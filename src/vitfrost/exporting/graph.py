@@ -18,6 +18,7 @@ from torch import nn
 
 from ..compression.structure import merge_structure
 from ..errors import VitfrostError
+from ..freezing.heads import ConstantHeads
 from ..runtime.engines import INPUT, OUTPUT, import_runtime
 from ..vit.load import LoadedModel
 
@@ -26,8 +27,12 @@ OPSET = 23
 
 
 def inference_form(loaded: LoadedModel) -> nn.Module:
-    """A copy of the model on the CPU in float32 and in evaluation mode, its training forms merged."""
-    return merge_structure(copy.deepcopy(loaded.model).cpu().float().eval())
+    """A copy of the model on the CPU in float32 and in evaluation mode, its training forms merged and its constant maps folded."""
+    model = merge_structure(copy.deepcopy(loaded.model).cpu().float().eval())
+    for module in model.modules():
+        if isinstance(module, ConstantHeads):
+            module.folded()
+    return model
 
 
 def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.export.ExportedProgram:

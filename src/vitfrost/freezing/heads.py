@@ -133,8 +133,8 @@ class ConstantHeads(nn.Module):
         """What the parameters come to in this form; in evaluation computed once and again whenever they changed."""
         if self.training:
             return self._fold()
-        if torch.compiler.is_compiling() and self._folded:
-            return self._folded
+        if torch.compiler.is_compiling():  # what a trace makes does not live on after it
+            return self._folded or self._fold()
         state = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.parameters())
         if state != self._folded_from:
             with torch.no_grad():
@@ -151,12 +151,12 @@ class ConstantHeads(nn.Module):
 
     def _multiply(self, values: Tensor, maps: Tensor) -> Tensor:
         if len(maps) > 1:
-            rows = values.unflatten(0, (-1, len(maps)))
-            return (maps @ rows).flatten(0, 1)
-        # The batch goes into the columns, or the maps would be copied for every image.
-        columns = values.permute(1, 2, 0, 3).flatten(2)
-        mixed = torch.bmm(maps[0], columns)
-        return mixed.unflatten(2, (-1, values.shape[3])).permute(2, 0, 1, 3)
+            return (maps @ values.unflatten(0, (-1, len(maps)))).flatten(0, 1)
+        if torch.compiler.is_compiling():  # compiled and exported graphs broadcast; eager would copy the maps for every image
+            return maps @ values
+        rows, heads, keys, width = values.shape
+        columns = values.permute(1, 2, 0, 3).reshape(heads, keys, rows * width)
+        return torch.bmm(maps[0], columns).reshape(heads, -1, rows, width).permute(2, 0, 1, 3)
 
     def _convolve(self, values: Tensor, parts: dict[str, Tensor]) -> Tensor:
         # Tokens first, as the projections before and after have them: transposes of heads cancel out, and the rest is element by element.

@@ -139,7 +139,8 @@ class MapAttention(nn.Module):
             return self.attend_moving(q, k, v, bias)
         still = self.constants(v[:, self.moving_heads :])
         if q is None or k is None:
-            self.observe(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
+            if self.observer is not None:
+                self.observe(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
             return still
         return torch.cat([self.attend_moving(q, k, v, bias), still], dim=1)
 
