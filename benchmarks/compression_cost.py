@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import vitfrost
-from interleave import paired_ratio, seconds_per_image
+from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
 from vitfrost.artefact import load_artefact
 from vitfrost.files import write_json
 from vitfrost.measure.results import environment

@@ -16,6 +16,7 @@ _VERBS = {
     "plan": "vitfrost.plans.choose",
     "compress": "vitfrost.compression.apply",
     "evaluate": "vitfrost.measure.accuracy",
+    "bench": "vitfrost.benchmark.verb",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",
     "train": "vitfrost.training.verb",

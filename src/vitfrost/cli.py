@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from .commands.bench import bench
 from .commands.calibrate import calibrate
 from .commands.compress import compress
 from .commands.demo import demo
@@ -34,7 +35,7 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run, train)}
+COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, bench, report, run, train)}
 
 
 def _parse(arguments: list[str] | None) -> Callable[[], None]:

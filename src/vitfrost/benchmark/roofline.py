@@ -1,0 +1,138 @@
+"""How far the limit is: the rate at which this machine multiplies matrices, per precision and number of threads.
+
+A chain of large square products is timed alone through the same runtimes as the models; the fastest run counts, because a limit is
+asked for. int8 products have uint8 activations and int8 weights with a quantisation between them, as quantised models do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from .record import Rate
+
+SIDE, PRODUCTS = 1024, 4
+TRIES = 9
+ENOUGH_SECONDS = 5.0
+_ACTIVATION_STEP, _ZERO_POINT = np.float32(4 / 128), np.uint8(128)
+
+
+def measure_rates(runtimes: tuple[str, ...], precisions: tuple[str, ...], threads: int, device: str) -> list[Rate]:
+    """The rates of every runtime ("openvino", "onnxruntime", "torch") at every precision that it computes in on this machine."""
+    rates = []
+    for runtime in runtimes:
+        for precision in precisions:
+            run = _OPEN[runtime](precision, threads, device)
+            if run is not None:
+                gmacs = PRODUCTS * SIDE**3 / _fastest(run) / 1e9
+                rates.append(Rate.model_validate({
+                    "runtime": runtime, "precision": precision, "threads": threads, "gmacs_per_second": gmacs,
+                }))  # fmt: skip
+    return rates
+
+
+def limit_of(rates: list[Rate], precision: str, threads: int) -> float | None:
+    """Multiply-accumulates per second of the fastest runtime at this precision; None where none was measured."""
+    found = [rate.gmacs_per_second for rate in rates if rate.precision == precision and rate.threads == threads]
+    return 1e9 * max(found) if found else None
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    run()
+    seconds: list[float] = []
+    while len(seconds) < TRIES and sum(seconds) < ENOUGH_SECONDS:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _input() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32)
+
+
+@cache
+def product_chain(int8: bool) -> bytes:
+    """`PRODUCTS` matrix products in a row as an ONNX model, float32 [SIDE, SIDE] in and out; with `int8` as QDQ."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(1)
+    constants: dict[str, Any] = {"step": _ACTIVATION_STEP, "zero": _ZERO_POINT, "weight_step": np.float32(1 / 73 / SIDE**0.5)}
+    nodes: list[Any] = []
+
+    def between(name: str) -> str:
+        if not int8:
+            return name
+        nodes.append(helper.make_node("QuantizeLinear", [name, "step", "zero"], [f"{name}_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}_q", "step", "zero"], [f"{name}_d"]))
+        return f"{name}_d"
+
+    last = between("x")
+    for number in range(PRODUCTS):
+        codes = rng.integers(-127, 128, (SIDE, SIDE), dtype=np.int8)
+        weight = f"w{number}"
+        if int8:
+            constants[f"{weight}_q"] = codes
+            nodes.append(helper.make_node("DequantizeLinear", [f"{weight}_q", "weight_step"], [weight]))
+        else:
+            constants[weight] = codes.astype(np.float32) * constants["weight_step"]
+        nodes.append(helper.make_node("MatMul", [last, weight], [f"y{number}"]))
+        last = between(f"y{number}")
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes, "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [SIDE, SIDE])],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, [SIDE, SIDE])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
+    )  # fmt: skip
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
+
+
+def _openvino(precision: str, threads: int, device: str) -> Callable[[], object] | None:
+    import openvino
+
+    hint = "bf16" if precision == "bf16" else "f32"
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(product_chain(precision == "int8")), "CPU", options)
+    if hint == "bf16" and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        return None
+    request, pixels = compiled.create_infer_request(), _input()
+    return lambda: request.infer([pixels])
+
+
+def _onnxruntime(precision: str, threads: int, device: str) -> Callable[[], object] | None:
+    if precision == "bf16":
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(product_chain(precision == "int8"), options, providers=["CPUExecutionProvider"])
+    feed = {"x": _input()}
+    return lambda: session.run(None, feed)
+
+
+def _torch(precision: str, threads: int, device: str) -> Callable[[], object] | None:
+    on_gpu = device.startswith("cuda")
+    if precision == "int8" or (precision == "bf16" and not on_gpu):
+        return None
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = (torch.from_numpy(_input()).to(device, kind) for _ in range(2))
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        for _ in range(PRODUCTS):
+            torch.mm(left, right)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+_OPEN = {"openvino": _openvino, "onnxruntime": _onnxruntime, "torch": _torch}
