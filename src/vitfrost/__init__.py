@@ -16,6 +16,8 @@ _VERBS = {
     "plan": "vitfrost.plans.choose",
     "compress": "vitfrost.compression.apply",
     "evaluate": "vitfrost.measure.accuracy",
+    "export": "vitfrost.exporting.verb",
+    "predict": "vitfrost.runtime.predict",
     "bench": "vitfrost.benchmark.verb",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",

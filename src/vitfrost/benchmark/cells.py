@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .record import LeftOut
 from .sessions import Opening
@@ -91,9 +92,14 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
     if runtime not in runtimes:
         return []
     graph = "int8" if subject.about["precision"] == "int8" else "fp32"
-    calibration = "as exported" if graph == "int8" else None
+    calibration = described(subject.about["calibration"]) if graph == "int8" else None
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
     return [Cell(subject, runtime, graph, hint, subject.export, calibration) for hint in hints]
+
+
+def described(drawn: dict[str, Any] | None) -> str:
+    """The record of an export's calibration in words."""
+    return "unknown" if drawn is None else f"{drawn['images']} pictures ({str(drawn['images_hash'])[:12]}), seed {drawn['seed']}"
 
 
 def _why_none(subject: Subject, runtimes: Sequence[str]) -> str:
@@ -107,9 +113,9 @@ def _never(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> l
     left_out = []
     if "onnxruntime" in runtimes and "bf16" in precisions:
         left_out.append(LeftOut(name="onnxruntime bf16", why="its CPU kernels compute in fp32"))
-    for runtime in EAGER:
-        if runtime in runtimes and "bf16" in precisions and device == "cpu":
-            left_out.append(LeftOut(name=f"{runtime} bf16", why="measured on a GPU only; on a CPU the bf16 peer is OpenVINO's"))
-        if runtime in runtimes and "int8" in precisions:
-            left_out.append(LeftOut(name=f"{runtime} int8", why="PyTorch runs no int8 form of the models; the int8 peers are the runtimes'"))
+    eager = " and ".join(runtime for runtime in EAGER if runtime in runtimes)
+    if eager and "bf16" in precisions and device == "cpu":
+        left_out.append(LeftOut(name=f"{eager} bf16", why="measured on a GPU only; on a CPU the bf16 peer is OpenVINO's"))
+    if eager and "int8" in precisions:
+        left_out.append(LeftOut(name=f"{eager} int8", why="PyTorch runs no int8 form of these models; the int8 peers are the runtimes'"))
     return left_out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 
 from .record import BenchRow, Rate, Ratio
@@ -18,10 +17,8 @@ def compared(rows: Sequence[BenchRow], rates: list[Rate], seed: int, against: st
     """
     found = []
     for row in sorted(rows, key=lambda row: row.p50_ms):
-        if against is None:
-            peer = peer_of(row, rows)
-        else:
-            peer = fastest(other for other in rows if against in (other.name, other.subject))
+        named = (other for other in rows if against in (other.name, other.subject))
+        peer = peer_of(row, rows) if against is None else fastest(named)
         limit = limit_of(rates, limit_precision(row), row.threads)
         rate = row.macs * row.images_per_second
         found.append(
@@ -64,8 +61,3 @@ def limit_precision(row: BenchRow) -> str:
 def _ratio(row: BenchRow, other: BenchRow, seed: int) -> Ratio:
     value, low, high = paired_ratio(row.round_ms, other.round_ms, seed)
     return Ratio(to=other.name, value=value, interval=(low, high))
-
-
-def images_per_second(round_ms: Sequence[float]) -> float:
-    """Of the median round."""
-    return 1e3 / statistics.median(round_ms)

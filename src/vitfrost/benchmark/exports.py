@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import VitfrostError
+from ..exporting.verb import export
+from ..files import atomic_folder
 from ..runtime.folder import read_export
 from ..stages import file_key, hash_of, say
-from .cells import EAGER, FORMATS, Cell
+from .cells import EAGER, FORMATS, Cell, described
 from .record import LeftOut
 from .subjects import Subject
 
@@ -44,10 +46,9 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
         if path in failed:
             left_out.append(LeftOut(name=cell.name, why=failed[path]))
             continue
-        drawn = about["calibration"]
         calibration = None
         if cell.precision == "int8":
-            calibration = ON_NOISE if images is None else f"{drawn['images']} pictures ({str(drawn['images_hash'])[:12]}), seed {drawn['seed']}"
+            calibration = ON_NOISE if images is None else described(about["calibration"])
         found.append(replace(cell, export=path, calibration=calibration))
     return found, left_out
 
@@ -69,8 +70,6 @@ def _identity(subject: Subject) -> list[object]:
 
 
 def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
-    from ..exporting.verb import export
-
     assert cell.subject.loaded is not None
     if cell.precision != "int8":
         export(cell.subject.loaded, format=FORMATS[cell.runtime], precision=cell.precision, out=path, seed=seed)  # type: ignore[arg-type]
@@ -84,8 +83,6 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
 
 def noise_pictures(folder: Path, image_size: tuple[int, int], seed: int) -> Path:
     """A folder of `NOISE_IMAGES` pictures of uniform noise in the model's size, made once."""
-    from ..files import atomic_folder
-
     path = folder / f"noise-{image_size[0]}x{image_size[1]}-{seed}"
     if not path.is_dir():
         rng = np.random.default_rng(seed)

@@ -13,9 +13,10 @@ from itertools import islice
 import torch
 
 from ..errors import VitfrostError
+from ..measure.contestant import describe
 from ..measure.results import processor_name
 from ..progress import track
-from ..runtime.folder import model_bytes
+from ..runtime.folder import model_bytes, read_export
 from .cells import EAGER, Cell
 from .load import OtherLoad
 from .record import BenchRow, LeftOut
@@ -41,8 +42,9 @@ def measure_group(
             run = partial(session.run, pixels)
             try:
                 run()  # compiles, allocates
-            except VitfrostError as error:
-                left_out.append(LeftOut(name=cell.name, why=str(error)))
+            except Exception as error:  # runtimes raise types of their own; each means that this row cannot be had here
+                reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+                left_out.append(LeftOut(name=cell.name, why=f"it cannot be run: {type(error).__name__} {reason.strip()}"))
                 del sessions[cell]
                 continue
             start = time.perf_counter()
@@ -58,7 +60,9 @@ def measure_group(
                 seconds[name].append([one / batch for one in taken])
         load = others.cores()
         rows = [
-            _row(cell, session, seconds[cell.name], batch, threads, device, load) for cell, session in sessions.items() if seconds[cell.name]
+            _row(cell, session, seconds[cell.name], batch, threads, device, load)
+            for cell, session in sessions.items()
+            if seconds[cell.name]
         ]
         del sessions, slots, timed
         gc.collect()
@@ -76,9 +80,7 @@ def _thread_count(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _open(
-    cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str
-) -> tuple[dict[Cell, Session], list[LeftOut]]:
+def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str) -> tuple[dict[Cell, Session], list[LeftOut]]:
     sessions: dict[Cell, Session] = {}
     left_out: list[LeftOut] = []
     same: dict[tuple[str, str, str], Cell] = {}
@@ -98,9 +100,7 @@ def _open(
     return sessions, left_out
 
 
-def _row(
-    cell: Cell, session: Session, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None
-) -> BenchRow:
+def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None) -> BenchRow:
     subject = cell.subject
     round_ms = [1e3 * statistics.median(taken) for taken in seconds]
     single = [taken for in_round in seconds for taken in in_round]
@@ -120,10 +120,6 @@ def _row(
 def _file_bytes(cell: Cell) -> int:
     """Of the exported graph; of an artefact's folder or the parameters where PyTorch runs the model."""
     if cell.export is not None:
-        from ..runtime.folder import read_export
-
         return model_bytes(cell.export, read_export(cell.export))
-    from ..measure.contestant import describe
-
     assert cell.subject.loaded is not None
     return describe(cell.subject.loaded).size_bytes

@@ -36,13 +36,13 @@ class Rate(Strict):
 class BenchRow(Strict):
     """One model on one runtime at one precision, batch size, number of threads and image size.
 
-    `subject`: the model, by what it was called; `original`: the unmodified model that it was made from (itself, where `unmodified`). `precision` is what was asked for and
-    `effective_precision` what the runtime says that it computes in beside integers. `kind`: "executed", or "simulated" where
-    quantisation is imitated in floating point. `calibration`: what int8 ranges were taken from. `random_weights`: untrained, so
-    that only the time means something. Times are of one image (the batch's divided by its size): `p50_ms` and `p90_ms` over all timed
-    runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process that opens the model and runs it
-    once. `limit_share`: multiply-accumulates per second over the best rate of the machine at this precision and number of threads.
-    `other_load`: cores that other processes kept busy meanwhile.
+    `subject`: the model, by what it was called; `original`: the unmodified model that it was made from (itself, where `unmodified`).
+    `precision` is what was asked for, `effective_precision` what the runtime says that it computes in. `kind`: "executed", or
+    "simulated" where quantisation is imitated in floating point. `calibration`: what int8 ranges were taken from. `random_weights`:
+    untrained, so that only the time means something. Times are of one image (the batch's divided by its size): `p50_ms` and `p90_ms`
+    over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process that opens the model
+    and runs it once. `limit_share`: multiply-accumulates per second over the best rate of the machine at this precision and number of
+    threads. `other_load`: cores that other processes kept busy meanwhile.
     """
 
     name: str
@@ -95,8 +95,8 @@ class MeasuredGroup(Strict):
 class Benchmark(Strict):
     """The result file of `vitfrost bench`: groups of rows one after the other, the fastest row of a group first."""
 
-    kind: Literal["vitfrost bench"] = KIND
-    version: Literal[1] = VERSION
+    kind: Literal["vitfrost bench"] = "vitfrost bench"
+    version: Literal[1] = 1
     seed: Count
     rounds: Positive
     environment: dict[str, str]

@@ -129,5 +129,5 @@ def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str
     chosen = tuple(dict.fromkeys(asked)) if asked else RUNTIMES[2:] if on_gpu else RUNTIMES
     absent = [runtime for runtime in chosen if runtime in ("openvino", "onnxruntime") and find_spec(runtime) is None]
     if absent and asked:
-        raise VitfrostError(f"{absent[0]} is not installed; install vitfrost[export] (pip install 'vitfrost[export]')")
+        raise VitfrostError(f"{absent[0]} is not installed; pip install 'vitfrost[export]', or leave it out of --runtime")
     return tuple(runtime for runtime in chosen if runtime not in absent), absent

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 from ..artefact import Artefact, is_artefact, load_artefact
 from ..errors import VitfrostError
-from ..files import read_json
 from ..measure.contestant import describe
+from ..runtime.folder import is_export, read_export
 from ..vit.load import RANDOM_WEIGHTS, LoadedModel, find_weights, load_model
 from .sessions import ModelSource
 
 TIMM = "timm:"
-EXPORT_FILE, EXPORT_KIND = "export.json", "vitfrost export"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,7 @@ def open_subjects(what: Sequence[str | Path], weights: str | Path | None, image_
     """The models named by `what`, in their order, and after them the unmodified models that are not among them.
 
     `weights`: a file (or a folder with NAME/model.safetensors) for timm models and unmodified ones, or "random". Without it a timm
-    model that is named has timm's own, and an unmodified peer of an artefact has random ones. `image_sizes`: what timm models are built for;
+    model that is named has timm's own, and an unmodified peer has random ones. `image_sizes`: what timm models are built for;
     an artefact has one size, which must be among them. Raises VitfrostError for anything that cannot be opened.
     """
     if not what:
@@ -131,7 +130,7 @@ def _subject(loaded: LoadedModel, source: ModelSource, label: str, unmodified: b
 
 
 def _folder(path: Path, label: str) -> Subject:
-    if (path / EXPORT_FILE).is_file():
+    if is_export(path):
         return _exported(path, label)
     if is_artefact(path):
         loaded = load_artefact(path)
@@ -142,10 +141,8 @@ def _folder(path: Path, label: str) -> Subject:
 
 
 def _exported(path: Path, label: str) -> Subject:
-    about = read_json(path / EXPORT_FILE)
+    about = read_export(path)
     try:
-        if about["kind"] != EXPORT_KIND:
-            raise ValueError(f"its kind is {about['kind']}")
         model, size = about["model"], tuple(about["model"]["image_size"])
         original = ModelSource(model["name"], False, None, size, dict(model.get("options") or {}))
         return Subject(
@@ -153,7 +150,7 @@ def _exported(path: Path, label: str) -> Subject:
             export=path, about=about,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise VitfrostError(f"{path / EXPORT_FILE} is damaged: {type(error).__name__} {error}; export again") from error
+        raise VitfrostError(f"the export.json of {path} is damaged: {type(error).__name__} {error}; export again") from error
 
 
 def _check_size(subject: Subject, image_sizes: Sequence[int] | None) -> None:

@@ -16,19 +16,28 @@ def format_benchmark(benchmark: Benchmark) -> Group:
     """Tables of the groups, the machine's limits, and a line for everything that was left out."""
     from rich.console import Group
 
-    rates = [f"{rate.threads} threads, {rate.precision}, {rate.runtime}: {rate.gmacs_per_second:.1f}" for rate in benchmark.rates]
-    limits = "limits, GMAC/s: " + "; ".join(rates) if rates else ""
     left_out = [f"left out: {left.name}: {left.why}" for left in benchmark.left_out]
-    return Group(*(_table(rows) for rows in benchmark.groups()), *filter(None, [limits]), *left_out)
+    return Group(*(_table(rows) for rows in benchmark.groups()), *_limits(benchmark), *left_out)
+
+
+def _limits(benchmark: Benchmark) -> list[str]:
+    """A line per precision and number of threads."""
+    lines: dict[str, list[str]] = {}
+    for rate in benchmark.rates:
+        lines.setdefault(f"limit in {rate.precision}, {_threads(rate.threads)}", []).append(f"{rate.runtime} {rate.gmacs_per_second:.1f}")
+    return [f"{title}, GMAC/s: {', '.join(cells)}" for title, cells in lines.items()]
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def title_of(rows: Sequence[BenchRow]) -> str:
     """What the rows of a group have in common."""
     row = rows[0]
     size = f"{row.image_size[0]}" if row.image_size[0] == row.image_size[1] else "x".join(map(str, row.image_size))
-    threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     load = "" if row.other_load is None else f"; other processes kept {row.other_load:.1f} cores busy"
-    return f"{size} px, batch {row.batch}, {threads}{load}"
+    return f"{size} px, batch {row.batch}, {_threads(row.threads)}{load}"
 
 
 def _table(rows: Sequence[BenchRow]) -> Table:
@@ -42,8 +51,8 @@ def _table(rows: Sequence[BenchRow]) -> Table:
         "p50 ms": [f"{row.p50_ms:.2f}" for row in rows],
         "p90 ms": [f"{row.p90_ms:.2f}" for row in rows],
         "images/s": [f"{row.images_per_second:.1f}" for row in rows],
-        "/ peer": [_shown(row.to_peer, row.name) for row in rows],
-        "/ unmodified": [_shown(row.to_unmodified, row.name) for row in rows],
+        "time / peer": [_shown(row.to_peer, row.name) for row in rows],
+        "time / unmodified": [_shown(row.to_unmodified, row.name) for row in rows],
         "of limit": ["" if row.limit_share is None else f"{100 * row.limit_share:.0f} %" for row in rows],
         "GMACs": [f"{row.macs / 1e9:.3f}" for row in rows],
         "peak MB": ["" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}" for row in rows],

@@ -51,10 +51,10 @@ def bench(
 ) -> Benchmark:
     """Measure the time of models, each beside its unmodified model on every runtime, and return (and write) what was found.
 
-    `what`: artefact folders, exported folders, and "timm:NAME" for a timm model. `runtime`: of "openvino", "onnxruntime", "torch", "compiled"
-    (torch.compile); None for those that are installed. `weights`: of timm models and unmodified peers, "random" for untrained ones, which
-    peers have where none are given. `images`: what int8 is calibrated on; noise if not given. `image_size`: of timm models.
-    `against`: the model or row that all are compared with, instead of the fastest int8 row of their unmodified model.
+    `what`: artefact folders, exported folders, and "timm:NAME" for a timm model. `runtime`: of "openvino", "onnxruntime", "torch",
+    "compiled" (torch.compile); None for those that are installed. `weights`: of timm models and unmodified peers, "random" for
+    untrained ones, which peers have where none are given. `images`: what int8 is calibrated on; noise if not given. `image_size`: of
+    timm models. `against`: the model or row that all are compared with, instead of the fastest int8 row of their unmodified model.
     `memory`: also measure the peak memory of every row, in a process of its own. `out`: folder of the run; exported graphs and what
     was measured are kept there, and with `resume` a run that was stopped goes on. `json`: file for the result.
     Raises VitfrostError for anything that cannot be opened or is out of range, and where not a single row can be measured.
@@ -165,9 +165,9 @@ class _Run:
         return hash_of(made_of, versions, settings, more)[:12]
 
 
-def _work(size: tuple[int, int], batch: int) -> int:
-    """In pixels; threads are left out, as slots are of about the same length whatever runs in them."""
-    return size[0] * size[1] * batch
+def _work(size: tuple[int, int], batch: int) -> float:
+    """Opening and memory, which are about the same for every group, and pixels on top, in units of 16 pictures of 224 px."""
+    return 1 + size[0] * size[1] * batch / (16 * 224 * 224)
 
 
 def _once(left_out: Sequence[LeftOut]) -> list[LeftOut]:
@@ -190,9 +190,7 @@ def _numbers(numbers: Sequence[int], what: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def _check(
-    precisions: Sequence[str], threads: Sequence[int], rounds: int, seed: int, device: str, out: object, json: object
-) -> None:
+def _check(precisions: Sequence[str], threads: Sequence[int], rounds: int, seed: int, device: str, out: object, json: object) -> None:
     for precision in precisions:
         if precision not in PRECISIONS:
             raise VitfrostError(f"there is no precision '{precision}'; give some of {', '.join(PRECISIONS)}")
@@ -200,9 +198,9 @@ def _check(
         raise VitfrostError(f"no precision is given; give some of {', '.join(PRECISIONS)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if max(threads) > cores:
-        raise VitfrostError(f"{max(threads)} threads are more than the {cores} cores of this machine; threads that share a core tell nothing")
+        raise VitfrostError(f"{max(threads)} threads are more than the {cores} cores of this machine")
     if rounds < 1:
-        raise VitfrostError(f"the number of rounds {rounds} is out of range; give 1 or more, and 10 or more for intervals that mean something")
+        raise VitfrostError(f"the number of rounds {rounds} is out of range; give 1 or more; intervals want 10")
     if seed < 0:
         raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
     if out is None and json is None:

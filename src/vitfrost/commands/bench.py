@@ -22,7 +22,8 @@ def bench(
     image_size: Annotated[str | None, arg(metavar="PX,...", help="input sizes of timm: models, if not their own")] = None,
     images: Path | None = None,
     weights: Annotated[
-        str | None, arg(metavar="FILE", help="of timm: models and unmodified peers; 'random' for untrained ones, which peers have without it")
+        str | None,
+        arg(metavar="FILE", help="of timm: models and unmodified peers; 'random' for untrained, as peers are without it"),
     ] = None,
     rounds: int = 20,
     seed: int = 0,
