@@ -111,7 +111,7 @@ def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, t
         "precision": cell.shown_precision, "effective_precision": session.precision, "device": device, "batch": batch,
         "threads": threads, "image_size": subject.image_size, "weights": subject.weight_tag, "random_weights": subject.random_weights,
         "calibration": cell.calibration, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash, "macs": subject.macs,
-        "file_bytes": _file_bytes(cell), "p50_ms": 1e3 * percentile(single, 50), "p90_ms": 1e3 * percentile(single, 90),
+        "file_bytes": _file_bytes(cell), "p50_ms": 1e3 * percentile(single, 50.0), "p90_ms": 1e3 * percentile(single, 90.0),
         "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
         "other_load": load, "cpu": processor_name(),
     })  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,6 +21,7 @@ RUNTIMES = ("openvino", "onnxruntime", "torch", "compiled")
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
+@runtime_checkable
 class Session(Protocol):
     """An open model."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ INPUT, OUTPUT = "pixels", "logits"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A loaded graph. `runtime` names library, version and device; `precision` is what floating-point layers are computed in."""
 
@@ -36,7 +37,7 @@ def import_runtime(name: str, extra: str = "") -> Any:
         package = name.partition(".")[0]
         missing = error.name is None or error.name.partition(".")[0] == package
         reason = "is not installed" if missing and isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        also = extra and f", or the extra: pip install 'vitfrost[{extra}]'"
+        also = extra and f" (or the extra: pip install 'vitfrost[{extra}]')"
         raise VitfrostError(f"{package} {reason}; pip install {package}{also}") from error
 
 
@@ -44,7 +45,7 @@ class OnnxEngine:
     """ONNX Runtime on the CPU."""
 
     def __init__(self, folder: Path, threads: int):
-        runtime = import_runtime("onnxruntime", "export")
+        runtime = import_runtime("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -64,7 +65,7 @@ class OpenVinoEngine:
     """OpenVINO's CPU plugin. `precision` is read back: a CPU without bf16 computes in fp32 whatever it is asked for."""
 
     def __init__(self, folder: Path, threads: int, hint: str):
-        ov = import_runtime("openvino", "export")
+        ov = import_runtime("openvino")
         core = ov.Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": HINTS[hint], "PERFORMANCE_HINT": "LATENCY"}
         self._compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings)
