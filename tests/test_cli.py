@@ -27,10 +27,14 @@ FLAGS = {
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
+    "bench": [
+        "--runtime", "--precision", "--batch", "--threads", "--image-size", "--images", "--weights", "--rounds", "--seed", "--against",
+        "--device", "--out", "--json", "--resume",
+    ],
     "report": ["--out"],
     "run": ["--out", "--resume"],
 }  # fmt: skip
-POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "report": "RUN", "run": "RECIPE"}
+POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "bench": "WHAT...", "report": "RUN", "run": "RECIPE"}
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {

@@ -28,7 +28,8 @@ def _rows(row) -> list:
 
 
 def test_rows_are_compared_with_the_fastest_int8_peer_and_their_own_runtime(row) -> None:
-    rates = [Rate(runtime=name, precision="int8", threads=1, gmacs_per_second=rate) for name, rate in (("a", 1.0), ("b", 10.0))]
+    group = {"image_size": (32, 32), "batch": 1, "threads": 1, "precision": "int8"}
+    rates = [Rate(runtime=str(rate), gmacs_per_second=rate, round_ms=[1 / rate] * 3, **group) for rate in (1.0, 10.0)]
     found = {made.name: made for made in compared(_rows(row), rates, 0)}
     assert [made.p50_ms for made in found.values()] == sorted(made.p50_ms for made in found.values())
     assert {made.to_peer.to for made in found.values()} == {"plain, openvino int8"}  # not the faster fp32 row

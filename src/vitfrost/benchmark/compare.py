@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .record import BenchRow, Rate, Ratio
-from .roofline import limit_of
+from .roofline import share_of_limit
 from .timing import paired_ratio
 
 
-def compared(rows: Sequence[BenchRow], rates: list[Rate], seed: int, against: str | None = None) -> list[BenchRow]:
+def compared(rows: Sequence[BenchRow], rates: Sequence[Rate], seed: int, against: str | None = None) -> list[BenchRow]:
     """The rows of one group, fastest first, with their ratios and their share of the limit.
 
     Every row is compared with the peer to beat (see `peer_of`), or the row or the fastest row of the model called `against`, and
@@ -19,14 +19,12 @@ def compared(rows: Sequence[BenchRow], rates: list[Rate], seed: int, against: st
     for row in sorted(rows, key=lambda row: row.p50_ms):
         named = (other for other in rows if against in (other.name, other.subject))
         peer = peer_of(row, rows) if against is None else fastest(named)
-        limit = limit_of(rates, limit_precision(row), row.threads)
-        rate = row.macs * row.images_per_second
         found.append(
             row.model_copy(
                 update={
                     "to_peer": None if peer is None else _ratio(row, peer, seed),
                     "to_unmodified": None if (own := unmodified_of(row, rows)) is None else _ratio(row, own, seed),
-                    "limit_share": None if limit is None else float(f"{rate / limit:.6g}"),
+                    "limit_share": None if (share := share_of_limit(row, rates)) is None else float(f"{share:.6g}"),
                 }
             )
         )
@@ -51,11 +49,6 @@ def unmodified_of(row: BenchRow, rows: Sequence[BenchRow]) -> BenchRow | None:
 def fastest(rows: Iterable[BenchRow]) -> BenchRow | None:
     """The row with the smallest median time."""
     return min(rows, key=lambda row: row.p50_ms, default=None)
-
-
-def limit_precision(row: BenchRow) -> str:
-    """The precision whose products are the bulk of the row's work."""
-    return "int8" if row.effective_precision.startswith("int8") else row.effective_precision
 
 
 def _ratio(row: BenchRow, other: BenchRow, seed: int) -> Ratio:

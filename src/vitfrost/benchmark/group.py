@@ -6,7 +6,7 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -19,8 +19,9 @@ from ..progress import track
 from ..runtime.folder import model_bytes, read_export
 from .cells import EAGER, Cell
 from .load import OtherLoad
-from .record import BenchRow, LeftOut
-from .sessions import Session, runtime_version
+from .record import BenchRow, LeftOut, MeasuredGroup, Rate
+from .roofline import chain_macs, open_products
+from .sessions import PRECISIONS, Session, runtime_version
 from .timing import Slot, percentile, slot_for, timed_rounds
 
 WARM_UP = 2
@@ -28,11 +29,11 @@ WARM_UP = 2
 
 def measure_group(
     cells: Sequence[Cell], batch: int, threads: int, rounds: int, seed: int, device: str, text: str, progress: bool
-) -> tuple[list[BenchRow], list[LeftOut]]:
-    """Open the cells, interleave them for `WARM_UP` rounds that are not kept and `rounds` that are, and describe what was found.
+) -> MeasuredGroup:
+    """Open the cells and the machine's products, interleave them, and describe what was found.
 
-    Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16), and cells that cannot be opened or run, are
-    left out. Ratios are not filled in.
+    `WARM_UP` rounds are not kept, `rounds` are. Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16),
+    and cells that cannot be opened or run, are left out. Ratios are not filled in.
     """
     with _thread_count(threads):
         sessions, left_out = _open(cells, threads, device, progress, text)
@@ -50,6 +51,12 @@ def measure_group(
             start = time.perf_counter()
             run()
             slots[cell.name] = slot_for(run, time.perf_counter() - start)
+        products = _products(cells, threads, device)
+        for name, multiply in products.items():
+            multiply()
+            start = time.perf_counter()
+            multiply()
+            slots[name] = slot_for(multiply, time.perf_counter() - start)
         seconds: dict[str, list[list[float]]] = {name: [] for name in slots}
         timed = track(timed_rounds(slots, WARM_UP + rounds, seed), WARM_UP + rounds, text, progress)
         for _ in islice(timed, WARM_UP):
@@ -57,17 +64,35 @@ def measure_group(
         others = OtherLoad()
         for found in timed:
             for name, taken in found.items():
-                seconds[name].append([one / batch for one in taken])
+                seconds[name].append(taken)
         load = others.cores()
         rows = [
             _row(cell, session, seconds[cell.name], batch, threads, device, load)
             for cell, session in sessions.items()
             if seconds[cell.name]
         ]
-        del sessions, slots, timed
+        rates = [_rate(name, seconds[name], cells[0].subject.image_size, batch, threads) for name in products]
+        del sessions, slots, timed, products
         gc.collect()
         torch.compiler.reset()
-    return rows, left_out
+    return MeasuredGroup(rows=rows, rates=rates, left_out=left_out)
+
+
+def _products(cells: Sequence[Cell], threads: int, device: str) -> dict[str, Callable[[], object]]:
+    """The products of the runtimes and precisions of the cells, and of fp32, by "RUNTIME PRECISION"."""
+    runtimes = dict.fromkeys("torch" if cell.runtime in EAGER else cell.runtime for cell in cells)
+    asked = {"fp32", *(name for cell in cells for name in (cell.precision, cell.hint) if name is not None)}
+    opened = open_products(runtimes, [name for name in PRECISIONS if name in asked], threads, device)
+    return {f"products {runtime} {precision}": run for (runtime, precision), run in opened.items()}
+
+
+def _rate(name: str, seconds: list[list[float]], image_size: tuple[int, int], batch: int, threads: int) -> Rate:
+    _, runtime, precision = name.split()
+    round_ms = [1e3 * statistics.median(taken) for taken in seconds]
+    return Rate.model_validate({
+        "runtime": runtime, "precision": precision, "image_size": image_size, "batch": batch, "threads": threads,
+        "gmacs_per_second": chain_macs() / 1e6 / statistics.median(round_ms), "round_ms": round_ms,
+    })  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -102,8 +127,8 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
 
 def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None) -> BenchRow:
     subject = cell.subject
-    round_ms = [1e3 * statistics.median(taken) for taken in seconds]
-    single = [taken for in_round in seconds for taken in in_round]
+    round_ms = [1e3 * statistics.median(taken) / batch for taken in seconds]
+    single = [taken / batch for in_round in seconds for taken in in_round]
     eager = cell.runtime in EAGER
     return BenchRow.model_validate({
         "name": cell.name, "subject": subject.label, "original": subject.peer, "unmodified": subject.unmodified,

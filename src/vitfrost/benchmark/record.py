@@ -25,12 +25,19 @@ class Ratio(Strict):
 
 
 class Rate(Strict):
-    """How many multiply-accumulates a second (in units of 1e9) one runtime reaches on large products of one precision."""
+    """How many multiply-accumulates a second (in units of 1e9) one runtime reaches on large products of one precision.
+
+    `image_size`, `batch` and `threads` name the group of rows that the products were interleaved with; `round_ms` is one chain of
+    products.
+    """
 
     runtime: str
     precision: Literal["fp32", "bf16", "int8"]
+    image_size: tuple[Positive, Positive]
+    batch: Positive
     threads: Positive
     gmacs_per_second: Figures
+    round_ms: list[Figures] = Field(min_length=1)
 
 
 class BenchRow(Strict):
@@ -41,8 +48,8 @@ class BenchRow(Strict):
     "simulated" where quantisation is imitated in floating point. `calibration`: what int8 ranges were taken from. `random_weights`:
     untrained, so that only the time means something. Times are of one image (the batch's divided by its size): `p50_ms` and `p90_ms`
     over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process that opens the model
-    and runs it once. `limit_share`: multiply-accumulates per second over the best rate of the machine at this precision and number of
-    threads. `other_load`: cores that other processes kept busy meanwhile.
+    and runs it once. `limit_share`: multiply-accumulates per second over the best rate of products at this precision in the same
+    rounds. `other_load`: cores that other processes kept busy meanwhile.
     """
 
     name: str
@@ -89,6 +96,7 @@ class MeasuredGroup(Strict):
     """Rows that were interleaved with each other, before they are compared; what a run that was stopped goes on from."""
 
     rows: list[BenchRow]
+    rates: list[Rate]
     left_out: list[LeftOut]
 
 
@@ -110,6 +118,11 @@ class Benchmark(Strict):
         for row in self.rows:
             found.setdefault((row.image_size, row.batch, row.threads), []).append(row)
         return list(found.values())
+
+    def rates_of(self, row: BenchRow) -> list[Rate]:
+        """The limits of the row's group."""
+        group = (row.image_size, row.batch, row.threads)
+        return [rate for rate in self.rates if (rate.image_size, rate.batch, rate.threads) == group]
 
 
 def save_benchmark(benchmark: Benchmark, path: str | Path) -> None:

@@ -1,13 +1,14 @@
 """How far the limit is: the rate at which this machine multiplies matrices, per precision and number of threads.
 
-A chain of large square products is timed alone through the same runtimes as the models; the fastest run counts, because a limit is
-asked for. int8 products have uint8 activations and int8 weights with a quantisation between them, as quantised models do.
+A chain of large square products has its turn in every round beside the models, through the same runtimes, so that what else the
+machine does meets both. int8 products have uint8 activations and int8 weights with a quantisation between them, as quantised models do.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,48 +17,46 @@ import torch
 
 from ..errors import VitfrostError
 from ..runtime.engines import import_runtime
-from .record import Rate
+from .record import BenchRow, Rate
+from .timing import paired_ratio
 
 SIDE, PRODUCTS = 1024, 4
-TRIES = 9
-ENOUGH_SECONDS = 5.0
 _ACTIVATION_STEP, _ZERO_POINT = np.float32(4 / 128), np.uint8(128)
 
 
-def measure_rates(runtimes: tuple[str, ...], precisions: tuple[str, ...], threads: int, device: str) -> list[Rate]:
-    """The rates of every runtime ("openvino", "onnxruntime", "torch") at every precision that it computes in on this machine.
+def chain_macs() -> int:
+    """Multiply-accumulates of one chain of products."""
+    return PRODUCTS * SIDE**3
+
+
+def open_products(
+    runtimes: Iterable[str], precisions: Iterable[str], threads: int, device: str
+) -> dict[tuple[str, str], Callable[[], object]]:
+    """What runs the products, by runtime ("openvino", "onnxruntime", "torch") and precision, as far as this machine computes in it.
 
     Without the package onnx, which builds the products, those of the exported runtimes are left out.
     """
-    rates = []
+    opened: dict[tuple[str, str], Callable[[], object]] = {}
     for runtime in runtimes:
         for precision in precisions:
-            try:
+            with contextlib.suppress(VitfrostError):
                 run = _OPEN[runtime](precision, threads, device)
-            except VitfrostError:
-                continue
-            if run is not None:
-                gmacs = PRODUCTS * SIDE**3 / _fastest(run) / 1e9
-                rates.append(Rate.model_validate({
-                    "runtime": runtime, "precision": precision, "threads": threads, "gmacs_per_second": gmacs,
-                }))  # fmt: skip
-    return rates
+                if run is not None:
+                    opened[runtime, precision] = run
+    return opened
 
 
-def limit_of(rates: list[Rate], precision: str, threads: int) -> float | None:
-    """Multiply-accumulates per second of the fastest runtime at this precision; None where none was measured."""
-    found = [rate.gmacs_per_second for rate in rates if rate.precision == precision and rate.threads == threads]
-    return 1e9 * max(found) if found else None
+def share_of_limit(row: BenchRow, rates: Sequence[Rate]) -> float | None:
+    """The row's multiply-accumulates per second over those of the fastest products of its precision: the median of the rounds' ratios.
 
-
-def _fastest(run: Callable[[], object]) -> float:
-    run()
-    seconds: list[float] = []
-    while len(seconds) < TRIES and sum(seconds) < ENOUGH_SECONDS:
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    None where no runtime has products of that precision. `rates`: those of the row's own group.
+    """
+    precision = "int8" if row.effective_precision.startswith("int8") else row.effective_precision
+    best = max((rate for rate in rates if rate.precision == precision), key=lambda rate: rate.gmacs_per_second, default=None)
+    if best is None:
+        return None
+    macs = best.gmacs_per_second * 1e9 * statistics.median(best.round_ms) / 1e3  # of one chain
+    return row.macs / macs * paired_ratio(best.round_ms, row.round_ms, 0)[0]
 
 
 def _input() -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .record import Benchmark, BenchRow, Ratio
+from .record import Benchmark, BenchRow, Rate, Ratio
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 def format_benchmark(benchmark: Benchmark) -> Group:
-    """Tables of the groups, the machine's limits, and a line for everything that was left out."""
+    """Tables of the groups with the machine's limits, and a line for everything that was left out."""
     from rich.console import Group
 
     left_out = [f"left out: {left.name}: {left.why}" for left in benchmark.left_out]
-    return Group(*(_table(rows) for rows in benchmark.groups()), *_limits(benchmark), *left_out)
+    return Group(*(_table(rows, benchmark.rates_of(rows[0])) for rows in benchmark.groups()), *left_out)
 
 
-def _limits(benchmark: Benchmark) -> list[str]:
-    """A line per precision and number of threads."""
-    lines: dict[str, list[str]] = {}
-    for rate in benchmark.rates:
-        lines.setdefault(f"limit in {rate.precision}, {_threads(rate.threads)}", []).append(f"{rate.runtime} {rate.gmacs_per_second:.1f}")
-    return [f"{title}, GMAC/s: {', '.join(cells)}" for title, cells in lines.items()]
+def _limits(rates: Sequence[Rate]) -> str | None:
+    """The limits by precision, in one line."""
+    parts: dict[str, list[str]] = {}
+    for rate in rates:
+        parts.setdefault(rate.precision, []).append(f"{rate.runtime} {rate.gmacs_per_second:.1f}")
+    return "limit, GMAC/s: " + "; ".join(f"{name}: {', '.join(cells)}" for name, cells in parts.items()) if parts else None
 
 
 def _threads(count: int) -> str:
@@ -40,7 +40,7 @@ def title_of(rows: Sequence[BenchRow]) -> str:
     return f"{size} px, batch {row.batch}, {_threads(row.threads)}{load}"
 
 
-def _table(rows: Sequence[BenchRow]) -> Table:
+def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -60,6 +60,7 @@ def _table(rows: Sequence[BenchRow]) -> Table:
     }
     peers = ", ".join(dict.fromkeys(row.to_peer.to for row in rows if row.to_peer is not None))
     table = Table(box=SIMPLE_HEAD, title=f"{title_of(rows)}; peer: {peers or 'none'}", title_justify="left")
+    table.caption, table.caption_justify = _limits(rates), "left"
     filled = {title: cells for title, cells in columns.items() if any(cells)}
     for title in filled:
         table.add_column(title, justify="left" if title in ("model", "runtime", "precision") else "right", overflow="fold")

@@ -20,8 +20,7 @@ from .compare import compared
 from .exports import with_exports
 from .group import WARM_UP, measure_group
 from .memory import peak_memory
-from .record import Benchmark, BenchRow, LeftOut, MeasuredGroup, Rate, checked, save_benchmark
-from .roofline import measure_rates
+from .record import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
 from .sessions import PRECISIONS, find_runtimes, runtime_version
 from .subjects import open_subjects
 
@@ -82,13 +81,12 @@ def bench(
         run = _Run(folder, rounds, seed, device, memory, progress)
         groups = run.groups(cells, batches, threads_asked)
         left_out += [*failed, *(left for group in groups for left in group.left_out)]
-        rates = [rate for count in threads_asked for rate in run.rates(runtimes, tuple(precision), count)]
-        rows = [row for group in groups for row in compared(group.rows, rates, seed, against)]
+        rows = [row for group in groups for row in compared(group.rows, group.rates, seed, against)]
         if not rows:
             raise VitfrostError(f"nothing could be measured: {left_out[0].name}: {left_out[0].why}")
-        made = Benchmark(
-            seed=seed, rounds=rounds, environment=environment() | run.versions(runtimes), rates=rates, rows=rows, left_out=_once(left_out)
-        )
+        rates = [rate for group in groups for rate in group.rates]
+        versions = environment() | run.versions(runtimes)
+        made = Benchmark(seed=seed, rounds=rounds, environment=versions, rates=rates, rows=rows, left_out=_once(left_out))
         if out is not None:
             save_benchmark(made, folder / RESULT_FILE)
             draw_chart(made, folder)
@@ -124,23 +122,13 @@ class _Run:
                 clock.skipped(_work(size, batch))
                 continue
             say(f"{text}: {len(here)} rows{clock.text()}")
-            rows, left_out = measure_group(here, batch, count, self.rounds, self.seed, self.device, text, self.progress)
+            group = measure_group(here, batch, count, self.rounds, self.seed, self.device, text, self.progress)
             if self.memory and self.device == "cpu":
-                rows = self._with_memory(rows, here, batch, min(threads), text)
-            found.append(MeasuredGroup(rows=rows, left_out=left_out))
-            write_json(path, found[-1].model_dump(mode="json"))
+                group = group.model_copy(update={"rows": self._with_memory(group.rows, here, batch, min(threads), text)})
+            found.append(group)
+            write_json(path, group.model_dump(mode="json"))
             clock.done(_work(size, batch))
         return found
-
-    def rates(self, runtimes: Sequence[str], precisions: Sequence[str], threads: int) -> list[Rate]:
-        """The machine's limits with so many threads, measured or read."""
-        used = tuple(dict.fromkeys("torch" if name in EAGER else name for name in runtimes))
-        asked = tuple(name for name in PRECISIONS if name in {*precisions, "fp32"})
-        path = self.folder / "limits" / f"threads{threads}-{self._key([], 0, threads, [used, asked])}.json"
-        if not path.is_file():
-            say(f"limits of the machine, threads {threads}")
-            write_json(path, [rate.model_dump(mode="json") for rate in measure_rates(used, asked, threads, self.device)])
-        return [checked(Rate, plain, path) for plain in read_json(path)]
 
     def _with_memory(self, rows: list[BenchRow], cells: Sequence[Cell], batch: int, threads: int, text: str) -> list[BenchRow]:
         """The rows with their peak memory, which is measured once for all numbers of threads, with the smallest."""

@@ -14,7 +14,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..vit.load import LoadedModel
 
-Pixels = Float[ndarray, "images 3 height width"]
+Pixels = Float[ndarray, "_ 3 height width"]
 
 
 def draw(loaded: LoadedModel, images: str | Path, calibration: int, checks: int, seed: int) -> tuple[Pixels, Pixels, dict[str, Any] | None]:
