@@ -27,6 +27,8 @@ FLAGS = {
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
+    "export": ["--model", "--weights", "--format", "--precision", "--images", "--calibration-images", "--seed", "--out", "--overwrite"],
+    "predict": ["--top", "--threads", "--json"],
     "bench": [
         "--runtime", "--precision", "--batch", "--threads", "--image-size", "--images", "--weights", "--rounds", "--seed", "--against",
         "--device", "--out", "--json", "--resume",
@@ -34,7 +36,10 @@ FLAGS = {
     "report": ["--out"],
     "run": ["--out", "--resume"],
 }  # fmt: skip
-POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "bench": "WHAT...", "report": "RUN", "run": "RECIPE"}
+POSITIONAL = {
+    "calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "export": "ARTEFACT", "predict": "EXPORT", "bench": "WHAT...", "report": "RUN",
+    "run": "RECIPE",
+}  # fmt: skip
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
@@ -42,6 +47,8 @@ DEFAULTS = {
         "--frozen-bits": "4", "--weight-bits": "None", "--activation-bits": "None", "--seed": "0",
     },
     "compress": {"--seed": "0"},
+    "export": {"--calibration-images": "300", "--seed": "0"},
+    "predict": {"--top": "5"},
 }  # fmt: skip
 HEAVY = ("torch", "timm", "torchvision", "numpy", "numba", "matplotlib", "jinja2", "sklearn", "pydantic")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import VitfrostError
 from .record import LeftOut
 from .sessions import Opening
 from .subjects import Subject
@@ -55,14 +56,17 @@ class Cell:
 def plan_cells(
     subjects: Sequence[Subject], runtimes: Sequence[str], precisions: Sequence[str], device: str
 ) -> tuple[list[Cell], list[LeftOut]]:
-    """The cells of all subjects in their order, and what is not among them, with the reason."""
+    """The cells of all subjects in their order, and what is not among them, with the reason.
+
+    Raises VitfrostError for an exported folder of a runtime that is not asked for.
+    """
     cells: list[Cell] = []
     left_out: list[LeftOut] = []
     for subject in subjects:
         made = _of_export(subject, runtimes, precisions) if subject.export is not None else _of_model(subject, runtimes, precisions, device)
         cells += made
         if not made:
-            left_out.append(LeftOut(name=subject.label, why=_why_none(subject, runtimes)))
+            left_out.append(LeftOut(name=subject.label, why="no runtime that was asked for has a precision that was asked for"))
     return cells, left_out + _never(runtimes, precisions, device)
 
 
@@ -90,7 +94,7 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
     assert subject.about is not None
     runtime = RUNTIME_OF[subject.about["format"]]
     if runtime not in runtimes:
-        return []
+        raise VitfrostError(f"{subject.label} is exported for {runtime}, which is not among the runtimes {', '.join(runtimes)}")
     graph = "int8" if subject.about["precision"] == "int8" else "fp32"
     calibration = described(subject.about["calibration"]) if graph == "int8" else None
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
@@ -100,12 +104,6 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
 def described(drawn: dict[str, Any] | None) -> str:
     """The record of an export's calibration in words."""
     return "unknown" if drawn is None else f"{drawn['images']} pictures ({str(drawn['images_hash'])[:12]}), seed {drawn['seed']}"
-
-
-def _why_none(subject: Subject, runtimes: Sequence[str]) -> str:
-    if subject.about is not None:
-        return f"it is exported for {RUNTIME_OF[subject.about['format']]}, which is not among {', '.join(runtimes)}"
-    return "no runtime that was asked for has a precision that was asked for"
 
 
 def _never(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> list[LeftOut]:

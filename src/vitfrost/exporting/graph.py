@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import nn
 
@@ -32,7 +33,7 @@ def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.exp
     """The model as a graph over pixels [batch, 3, height, width]. Raises VitfrostError where it cannot be traced for any batch."""
     pixels = torch.zeros(2, 3, *image_size)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _unchecked_shapes():
             return torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the tracer raises many types; each means that this model has no such graph
         raise VitfrostError(f"{name} cannot be traced for batches of any size: {_first_line(error)}") from error
@@ -68,6 +69,17 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
 def save_openvino(model: Any, folder: Path) -> None:
     """Write model.xml and model.bin, weights as they are."""
     import_runtime("openvino", "export").save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _unchecked_shapes() -> Iterator[None]:
+    """Where shape annotations are checked (in our tests), they are not meant for the symbols that stand for sizes in a trace."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @contextlib.contextmanager
