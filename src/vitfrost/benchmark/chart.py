@@ -18,6 +18,7 @@ def draw_chart(benchmark: Benchmark, folder: Path) -> list[Path]:
     """Write ratios.png and ratios.svg into `folder`; rows without a peer are left out. Returns the files, none where no row has one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     groups = [rows for group in benchmark.groups() if (rows := [row for row in group if row.to_peer is not None])]
     if not groups:
@@ -33,8 +34,9 @@ def draw_chart(benchmark: Benchmark, folder: Path) -> list[Path]:
     for panel in panels[len(groups) :]:
         panel.set_visible(False)
     used = [runtime for runtime in RUNTIMES if any(row.runtime == runtime for rows in groups for row in rows)]
-    bars = [figure.gca().bar(0, 0, color=COLOURS[runtime], label=runtime) for runtime in used]
-    figure.legend(handles=bars, loc="outside lower center", ncols=len(used), frameon=False)
+    bars = [Patch(color=COLOURS[runtime], label=runtime) for runtime in used]
+    bars.append(Patch(alpha=0, label="paler: unmodified models"))
+    figure.legend(handles=bars, loc="outside lower center", ncols=len(bars), frameon=False)
     paths = [folder / "ratios.png", folder / "ratios.svg"]
     for path in paths:
         with atomic_file(path) as temporary:

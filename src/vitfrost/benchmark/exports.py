@@ -11,8 +11,8 @@ from PIL import Image
 
 from ..errors import VitfrostError
 from ..exporting.verb import export
-from ..files import atomic_folder
-from ..runtime.folder import read_export
+from ..files import atomic_folder, sha256_of_file
+from ..runtime.folder import EXPORT_FILE, read_export
 from ..stages import file_key, hash_of, say
 from .cells import EAGER, FORMATS, Cell, described
 from .record import LeftOut
@@ -58,11 +58,14 @@ def _key(cell: Cell, images: Path | None, seed: int) -> str:
     subject, form = cell.subject, FORMATS[cell.runtime]
     drawn = None if cell.precision != "int8" else [ON_NOISE if images is None else str(images.resolve()), seed]
     tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
-    made_of = [_identity(subject), list(subject.image_size), form, cell.precision, drawn, tools]
+    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, drawn, tools]
     return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}-{hash_of(made_of)[:12]}"
 
 
-def _identity(subject: Subject) -> list[object]:
+def identity_of(subject: Subject) -> list[object]:
+    """What tells one subject from another, whatever it is called: hashes of an artefact, an exported folder or a timm model."""
+    if subject.export is not None:
+        return [sha256_of_file(subject.export / EXPORT_FILE)]
     assert subject.source is not None
     if subject.source.artefact:
         return [file_key(Path(subject.source.model))]

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from ..errors import VitfrostError
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
@@ -17,7 +16,7 @@ from ..vit.load import find_device
 from .cells import EAGER, Cell, plan_cells
 from .chart import draw_chart
 from .compare import compared
-from .exports import with_exports
+from .exports import identity_of, with_exports
 from .group import WARM_UP, measure_group
 from .memory import peak_memory
 from .record import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
@@ -115,7 +114,8 @@ class _Run:
         for number, (size, batch, count) in enumerate(todo, 1):
             here = [cell for cell in cells if cell.subject.image_size == size]
             text = f"[{number}/{len(todo)}] {size[0]} px, batch {batch}, threads {count}"
-            path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{self._key(here, batch, count)}.json"
+            key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory)
+            path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
             if path.is_file():
                 say(f"{text}: already there")
                 found.append(checked(MeasuredGroup, read_json(path), path))
@@ -143,14 +143,11 @@ class _Run:
             made.append(row.model_copy(update={"peak_memory_bytes": read_json(path)}))
         return made
 
-    def _key(self, cells: Sequence[Cell], batch: int, threads: int, *more: Any) -> str:
-        made_of = [
-            [cell.name, cell.subject.state_hash, cell.subject.plan_hash, str(cell.subject.source), cell.export and cell.export.name]
-            for cell in cells
-        ]
+    def _key(self, cells: Sequence[Cell], *settings: int) -> str:
+        """Differs where anything differs that a measurement depends on."""
+        made_of = [[cell.name, identity_of(cell.subject), cell.export and cell.export.name] for cell in cells]
         versions = [runtime_version(cell.runtime) for cell in cells]
-        settings = [batch, threads, self.rounds, WARM_UP, self.seed, self.device, self.memory, processor_name()]
-        return hash_of(made_of, versions, settings, more)[:12]
+        return hash_of(made_of, versions, self.device, processor_name(), settings)[:12]
 
 
 def _work(size: tuple[int, int], batch: int) -> float:
