@@ -49,7 +49,8 @@ def _panel(panel: Any, rows: Sequence[BenchRow]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ends = [end for row in rows if row.to_peer is not None for end in (*row.to_peer.interval, 1.0)]
-    low, high = min(ends) / 1.15, max(ends) * 1.9  # room for the figures at the right
+    span = max(max(ends) / min(ends), 1.5)
+    low, high = min(ends) / span**0.06, max(ends) * span**0.35  # room for the figures at the right
     panel.set_xscale("log")
     for place, row in enumerate(reversed(rows)):
         assert row.to_peer is not None
