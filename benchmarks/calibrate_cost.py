@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from interleave import paired_ratio, seconds_per_image
+from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
 from vitfrost.files import write_json
 from vitfrost.statistics.collector import MapCollector
 from vitfrost.vit.families import find_sites

@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 import vitfrost
-from interleave import paired_ratio, seconds_per_image
 from vitfrost.artefact import load_artefact
+from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
 from vitfrost.files import write_json
 from vitfrost.measure.results import environment
 from vitfrost.vit.load import load_model

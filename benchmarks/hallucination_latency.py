@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from interleave import paired_ratio, seconds_per_image
+from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
 from vitfrost.compression.structure import install_structure
 from vitfrost.files import atomic_file, write_json
 from vitfrost.measure.cost import macs_by_part

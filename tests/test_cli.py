@@ -29,10 +29,17 @@ FLAGS = {
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
     "export": ["--model", "--weights", "--format", "--precision", "--images", "--calibration-images", "--seed", "--out", "--overwrite"],
     "predict": ["--top", "--threads", "--json"],
+    "bench": [
+        "--runtime", "--precision", "--batch", "--threads", "--image-size", "--images", "--weights", "--rounds", "--seed", "--against",
+        "--device", "--out", "--json", "--resume",
+    ],
     "report": ["--out"],
     "run": ["--out", "--resume"],
 }  # fmt: skip
-POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "export": "ARTEFACT", "predict": "EXPORT", "report": "RUN", "run": "RECIPE"}
+POSITIONAL = {
+    "calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "export": "ARTEFACT", "predict": "EXPORT", "bench": "WHAT...", "report": "RUN",
+    "run": "RECIPE",
+}  # fmt: skip
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {

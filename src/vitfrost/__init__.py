@@ -19,6 +19,7 @@ _VERBS = {
     "evaluate": "vitfrost.measure.accuracy",
     "export": "vitfrost.exporting.verb",
     "predict": "vitfrost.runtime.predict",
+    "bench": "vitfrost.benchmark.verb",
     "report": "vitfrost.reporting.build",
     "run": "vitfrost.pipeline",
     "train": "vitfrost.training.verb",

@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from .commands.bench import bench
 from .commands.calibrate import calibrate
 from .commands.compress import compress
 from .commands.demo import demo
@@ -37,7 +38,7 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-VERBS = (demo, inspect, calibrate, plan, compress, resize, evaluate, export, predict, report, run, train)
+VERBS = (demo, inspect, calibrate, plan, compress, resize, evaluate, export, predict, bench, report, run, train)
 COMMANDS = {verb.__name__: _deferred(verb) for verb in VERBS}
 
 

@@ -22,7 +22,7 @@ from .reporting.several import report_several
 from .stages import Stage, run_stages, say
 from .statistics.collect import calibrate
 from .vit.families import find_sites
-from .vit.load import LoadedModel, find_device, load_model
+from .vit.load import LoadedModel, find_device, find_weights, load_model
 
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.html"
 
@@ -166,7 +166,7 @@ def run(
         return _run_several(several, folder, resume, quick, weights, calibration, images, device, progress)
     loaded = load_recipe(recipe, quick=quick)
     if weights is not None:
-        loaded.model.weights = str(weights) if str(weights) == "random" else _weights_file(Path(weights), loaded.model.name)
+        loaded.model.weights = str(weights) if str(weights) == "random" else find_weights(Path(weights), loaded.model.name)
     if calibration is not None:
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:
@@ -184,18 +184,6 @@ def run(
     made = tuple(stage.output for stage in stages)
     run_stages([*stages, Stage("report", REPORT_FILE, made, {}, lambda path: report(folder, path))], folder, clock)
     return folder
-
-
-def _weights_file(path: Path, name: str) -> str:
-    """The file itself, or the one of the model `name` (its tag may be left out) in a folder of weights."""
-    if not path.is_dir():
-        return str(path.resolve())
-    for known in (name, name.partition(".")[0]):
-        for file in (path / known / "model.safetensors", path / f"{known}.safetensors"):
-            if file.is_file():
-                return str(file.resolve())
-    short = name.partition(".")[0]
-    raise VitfrostError(f"the folder {path} has no weights of {name}; put them at {path / short / 'model.safetensors'}")
 
 
 def _run_several(

@@ -94,7 +94,7 @@ def test_evaluate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Expected one of {demo, inspect, calibrate, plan, compress, evaluate, report, run, train}"),
+        ([], "Expected one of {demo, inspect, calibrate, plan, compress, evaluate, export, predict, bench, report, run, train}"),
         (["calibrat"], "Unrecognized options: calibrat; Available subcommands: demo, inspect, calibrate"),
         (["calibrate", "--model", "vitfrost_digits"], "Missing from vitfrost calibrate: --images PATH"),
         (["calibrate", "--images", "x", "--out"], "Missing value for argument '--out'"),

@@ -107,6 +107,21 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def find_weights(path: Path, name: str) -> str:
+    """The file itself, or the one of the model `name` (its tag may be left out) in a folder of weights.
+
+    Raises VitfrostError where the folder has none.
+    """
+    if not path.is_dir():
+        return str(path.resolve())
+    for known in (name, name.partition(".")[0]):
+        for file in (path / known / "model.safetensors", path / f"{known}.safetensors"):
+            if file.is_file():
+                return str(file.resolve())
+    short = name.partition(".")[0]
+    raise VitfrostError(f"the folder {path} has no weights of {name}; put them at {path / short / 'model.safetensors'}")
+
+
 def _names(keys: set[str]) -> str:
     shown = sorted(keys)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")

@@ -1,0 +1,101 @@
+"""What bench refuses, in one line, before anything is measured; and a run that is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitfrost.benchmark.record import load_benchmark
+from vitfrost.benchmark.sessions import find_runtimes
+from vitfrost.errors import VitfrostError
+
+DIGITS = "timm:vitfrost_digits"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([DIGITS, "--batch", "0"], "the batch size 0 is out of range; give 1 or more"),
+        ([DIGITS, "--batch", "1,two"], "--batch is '1,two'; give whole numbers with commas"),
+        ([DIGITS, "--batch", ""], "no batch size is given"),
+        ([DIGITS, "--threads", "0"], "the number of threads 0 is out of range"),
+        ([DIGITS, "--threads", "4096"], "4096 threads are more than the"),
+        ([DIGITS, "--rounds", "0"], "the number of rounds 0 is out of range"),
+        ([DIGITS, "--seed", "-1"], "the seed -1 is negative"),
+        ([DIGITS, "--image-size", "0"], "the image size 0 is out of range"),
+        ([DIGITS, "--runtime", "tensorrt"], "there is no runtime 'tensorrt'; give some of openvino, onnxruntime, torch, compiled"),
+        ([DIGITS, "--precision", "int4"], "there is no precision 'int4'; give some of fp32, bf16, int8"),
+        ([DIGITS, "--precision", ","], "no precision is given"),
+        ([DIGITS, "--runtime", "torch", "--precision", "int8"], "nothing to measure: vitfrost_digits: no runtime that was asked for"),
+        ([DIGITS, "--against", "deit", "--runtime", "torch"], "--against deit is none of the rows; the models are vitfrost_digits"),
+        ([DIGITS, DIGITS], "vitfrost_digits is given twice"),
+        (["timm:vitfrost_digit"], "timm has no model 'vitfrost_digit'; did you mean vitfrost_digits"),
+        (["vitfrost_digits"], "neither an artefact nor an exported folder; for the timm model write timm:vitfrost_digits"),
+        (["nowhere/artefact"], "nowhere/artefact is neither an artefact nor an exported folder"),
+        ([DIGITS, "--weights", "nowhere.safetensors"], "no weights file"),
+        ([DIGITS, "--images", "nowhere"], "nowhere"),
+        ([], "nothing to measure; give artefact folders"),
+    ],
+)
+def test_what_is_out_of_range(refused, tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in refused("bench", *words, "--out", tmp_path / "run")
+
+
+def test_a_place_for_the_result(refused, tmp_path: Path) -> None:
+    assert "nowhere to write the result; give --out RUN or --json FILE" in refused("bench", DIGITS)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "something").write_text("")
+    assert "holds no run of vitfrost bench" in refused("bench", DIGITS, "--out", tmp_path / "taken")
+    assert "is a folder" in refused("bench", DIGITS, "--json", tmp_path / "taken")
+
+
+def test_an_artefact_has_one_size(refused, prepared, tmp_path: Path) -> None:
+    line = refused("bench", prepared.artefact, "--image-size", "48,64", "--out", tmp_path / "run")
+    assert "artefact is built for 32x32 px, and --image-size asks for 48, 64; only timm: models are built for any size" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(refused, tmp_path: Path) -> None:
+    assert "the device 'cuda' cannot be used here" in refused("bench", DIGITS, "--device", "cuda", "--out", tmp_path / "run")
+
+
+def test_a_gpu_has_pytorch_only() -> None:
+    assert find_runtimes(None, "cuda") == (("torch", "compiled"), [])
+    with pytest.raises(VitfrostError, match="openvino is measured on the CPU only; with --device cuda give --runtime torch,compiled"):
+        find_runtimes(("torch", "openvino"), "cuda")
+
+
+def test_runtimes_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else found(name))
+    chosen, absent = find_runtimes(None, "cpu")
+    assert "openvino" in absent
+    assert {"torch", "compiled"} <= set(chosen)
+    with pytest.raises(VitfrostError, match=r"openvino is not installed; pip install 'vitfrost\[export\]'"):
+        find_runtimes(("openvino",), "cpu")
+
+
+def test_a_run_that_is_killed_keeps_its_groups(started: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("bench", "timm:vitfrost_digits", "--weights", "random", "--runtime", "torch", "--no-memory", "--rounds", 10, "--out", folder)
+    process = started(*words, "--batch", "1,2,3,4,5,6,7,8")
+    while process.poll() is None and not list((folder / "groups").glob("[!.]*.json")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.read_bytes() for path in (folder / "groups").glob("[!.]*.json")}
+    assert 1 <= len(kept) < 8
+    assert not (folder / "bench.json").exists()
+    process = started(*words, "--batch", "1,2,3,4,5,6,7,8", "--resume")
+    _, said = process.communicate(timeout=250)
+    assert process.returncode == 0, said
+    assert said.count("already there") == len(kept)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert [row.batch for row in load_benchmark(folder / "bench.json").rows] == list(range(1, 9))
