@@ -15,17 +15,19 @@ class SearchProgress:
     def __init__(self, moves: int, enabled: bool = True):
         self.moves, self.enabled = moves, enabled
         self._start = self._last = time.monotonic()
-        self._step, self._count = 0, 0
+        self._step, self._count, self._known = 0, 0, 0
 
-    def measured(self, step: int) -> None:
-        """A move was measured after so many steps."""
-        self._count = self._count + 1 if step == self._step else 1
-        self._step = step
+    def measured(self, step: int, known: bool = False) -> None:
+        """A move was measured after so many steps; `known`: earlier, so that it took no time."""
+        if step != self._step:
+            self._step, self._count, self._known = step, 0, 0
+        self._count += 1
+        self._known += known
         now = time.monotonic()
         if self.enabled and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             if step == 0:
-                left = (now - self._start) / self._count * max(self.moves - self._count, 0)
+                left = (now - self._start) / max(self._count - self._known, 1) * max(self.moves - self._count, 0)
                 self._say(f"search: every change alone, {self._count} of {self.moves}, {left:.0f} s left")
             else:
                 self._say(f"search: step {step + 1}, {self._count} changes measured again")

@@ -155,12 +155,12 @@ class _Searching:
 
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
         """From the log where it is known, else from the model."""
-        known = self.log.known(state.key)
-        if known is None:
-            known = self._measured(self.bench.measure(state, near), state, move, step)
-            self.log.add(known)
-        self.progress.measured(step)
-        return Effect(known.kl, known.kl_error, known.agreement, known.top1, known.seconds)
+        earlier = self.log.known(state.key)
+        found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
+        if earlier is None:
+            self.log.add(found)
+        self.progress.measured(step, known=earlier is not None)
+        return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 
     def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measured:
         about = {} if move is None else {"kind": move.kind, "site": move.site, "head": move.head, "rank": move.rank}
