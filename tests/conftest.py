@@ -101,3 +101,13 @@ def prepared(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepar
     drawn = ["--images", str(pictures), "--calibration-images", "4"]
     main(["compress", *model, "--plan", str(made.plan), "--statistics", str(made.statistics), *drawn, "--out", str(made.artefact)])
     return made
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled digits model as exported folders in fp32, by format."""
+    import vitfrost
+
+    folder = tmp_path_factory.mktemp("exported")
+    forms = ("onnx", "openvino")
+    return {form: vitfrost.export("vitfrost_digits", format=form, precision="fp32", out=folder / form) for form in forms}

@@ -27,10 +27,12 @@ FLAGS = {
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
+    "export": ["--model", "--weights", "--format", "--precision", "--images", "--calibration-images", "--seed", "--out", "--overwrite"],
+    "predict": ["--top", "--threads", "--json"],
     "report": ["--out"],
     "run": ["--out", "--resume"],
 }  # fmt: skip
-POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "report": "RUN", "run": "RECIPE"}
+POSITIONAL = {"calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "export": "ARTEFACT", "predict": "EXPORT", "report": "RUN", "run": "RECIPE"}
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
@@ -38,6 +40,8 @@ DEFAULTS = {
         "--frozen-bits": "4", "--weight-bits": "None", "--activation-bits": "None", "--seed": "0",
     },
     "compress": {"--seed": "0"},
+    "export": {"--calibration-images": "300", "--seed": "0"},
+    "predict": {"--top": "5"},
 }  # fmt: skip
 HEAVY = ("torch", "timm", "torchvision", "numpy", "numba", "matplotlib", "jinja2", "sklearn", "pydantic")
 

@@ -44,6 +44,7 @@ class Artefact(LoadedModel):
     quantization: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     seeds: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
@@ -172,6 +173,7 @@ def save_artefact(artefact: Artefact, path: str | Path, overwrite: bool = False)
             "quantization": artefact.quantization,
             "statistics": artefact.statistics,
             "structure": artefact.structure,
+            **({} if artefact.repair is None else {"repair": artefact.repair}),
             "training": artefact.training,
             "seeds": artefact.seeds,
             "recipe": artefact.recipe,
@@ -221,7 +223,7 @@ def load_artefact(path: str | Path) -> Artefact:
         artefact = Artefact(
             model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
             plan=plan, quantization=config["quantization"], statistics=config["statistics"], structure=config.get("structure"),
-            training=config.get("training"), seeds=config["seeds"], recipe=config["recipe"],
+            repair=config.get("repair"), training=config.get("training"), seeds=config["seeds"], recipe=config["recipe"],
             size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)

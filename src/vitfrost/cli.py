@@ -16,9 +16,12 @@ from .commands.calibrate import calibrate
 from .commands.compress import compress
 from .commands.demo import demo
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.inspect import inspect
 from .commands.plan import plan
+from .commands.predict import predict
 from .commands.report import report
+from .commands.resize import resize
 from .commands.run import run
 from .commands.train import train
 from .errors import VitfrostError
@@ -34,7 +37,8 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-COMMANDS = {verb.__name__: _deferred(verb) for verb in (demo, inspect, calibrate, plan, compress, evaluate, report, run, train)}
+VERBS = (demo, inspect, calibrate, plan, compress, resize, evaluate, export, predict, report, run, train)
+COMMANDS = {verb.__name__: _deferred(verb) for verb in VERBS}
 
 
 def _parse(arguments: list[str] | None) -> Callable[[], None]:

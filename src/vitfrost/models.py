@@ -1,4 +1,4 @@
-"""From what a user names (a timm model, a loaded one, an artefact's folder) to a model."""
+"""From what a user names (a timm model, a loaded one, the folder of an artefact or of an export) to a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from .artefact import load_artefact
 from .errors import VitfrostError
+from .exported import load_exported
+from .runtime.folder import EXPORT_FILE, is_export
 from .vit.compat import import_timm
 from .vit.load import LoadedModel, find_device, load_model, set_crop
 
@@ -21,13 +23,17 @@ def open_model(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     device: str | None = None,
+    exports: bool = False,
 ) -> LoadedModel:
     """Load a timm name, an artefact's folder, or take a LoadedModel; crops given here replace the model's own.
 
     `device`: where what is loaded is to run (see `find_device`); a LoadedModel stays where it is unless one is given.
+    `exports`: an exported model's folder is taken as well; it runs on the CPU, by its own runtime.
     Raises VitfrostError when weights or an image size are given for something that has its own.
     """
     place = None if device is None else find_device(device)
+    if not exports and not isinstance(model, LoadedModel) and names_artefact(model) and is_export(model):
+        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artefact it was exported from")
     loaded = _open(model, weights, image_size, crop_pct, crop_mode)
     if place is not None:
         loaded.model.to(place)
@@ -46,14 +52,16 @@ def _open(
     if weights is not None or image_size is not None:
         shown = f"the loaded model {model.name}" if isinstance(model, LoadedModel) else f"the artefact {model}"
         raise VitfrostError(f"{shown} brings its own weights and image size; give neither")
-    return _with_crop(model if isinstance(model, LoadedModel) else load_artefact(model), crop_pct, crop_mode)
+    if isinstance(model, LoadedModel):
+        return _with_crop(model, crop_pct, crop_mode)
+    return _with_crop(load_exported(model) if is_export(model) else load_artefact(model), crop_pct, crop_mode)
 
 
 def names_artefact(model: str | Path) -> bool:
-    """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json."""
+    """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json or export.json."""
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return True
-    return (Path(model) / "config.json").is_file() and not timm.is_model(model)
+    return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
 
 
 def open_reference(
@@ -64,14 +72,17 @@ def open_reference(
     crop_pct: float | None = None,
     crop_mode: str | None = None,
     device: str | None = None,
+    exports: bool = False,
 ) -> LoadedModel:
-    """Load the model to compare with.
+    """Load the model to compare with; arguments as of `open_model`.
 
     A reference given by the same timm name is built for the same image size and sees the same pixels as the model.
     Raises VitfrostError when it has other classes.
     """
     same = isinstance(reference, str) and reference == model.name
-    loaded = open_model(reference, weights, model.image_size if same else None, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
+    loaded = open_model(
+        reference, weights, model.image_size if same else None, crop_pct=crop_pct, crop_mode=crop_mode, device=device, exports=exports
+    )
     if same:
         loaded.preprocessing = dict(model.preprocessing)
     if loaded.classes != model.classes:

@@ -74,19 +74,21 @@ class SingleRun:
             sensitivity=self.sensitivity, similarity=self.similarity, progress=self.progress,
         )  # fmt: skip
 
-    def _compress(self, chosen: Plan | Path, statistics: str | None, out: Path) -> None:
+    def _compress(self, chosen: Plan | Path, statistics: str | None, out: Path, repairs: bool = True) -> None:
         part = self.recipe.compress
         compress(
             self.original, chosen, statistics=None if statistics is None else self.folder / statistics,
             images=part.images or self.recipe.calibration.images, seed=part.seed, calibration_images=part.calibration_images,
-            compact_images=part.compact_images,            recipe=self.recipe.without_paths(), out=out, overwrite=True,
+            compact_images=part.compact_images, repair=part.repair if repairs else None, repair_images=part.repair_images,
+            repair_penalty=part.repair_penalty if repairs else None, progress=self.progress, recipe=self.recipe.without_paths(),
+            out=out, overwrite=True,
         )  # fmt: skip
 
     def _compress_unfrozen(self, out: Path) -> None:
         part = self.recipe.plan
         quantize = QuantizePlan(weight_bits=part.weight_bits, activation_bits=part.activation_bits, levels=part.levels)  # type: ignore[arg-type]
         signature = find_sites(self.original.model).signature()
-        self._compress(unfrozen_plan(self.original.identity(), signature, quantize), None, out)
+        self._compress(unfrozen_plan(self.original.identity(), signature, quantize), None, out, repairs=False)
 
     def _evaluate(self, out: Path) -> None:
         part = self.recipe.evaluation

@@ -54,7 +54,7 @@ class PlanPart(_Part):
     """Options of `vitfrost plan`, under the same names and with the same defaults.
 
     `hallucinate` and `compact` are a share and a ratio, or the fields of those parts of a plan; with one of them and without `freeze`
-    nothing is frozen.
+    nothing is frozen. Whole heads (`unit` head or layer) are frozen in floating point unless bits are given.
     """
 
     hallucinate: Annotated[float, Field(gt=0, lt=1)] | HallucinatePlan | None = None
@@ -62,7 +62,10 @@ class PlanPart(_Part):
     freeze: float | None = Field(0.2, ge=0, le=1)
     by: Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"] = "entropy"
     scope: Literal["head", "layer", "model"] = "head"
-    unit: Literal["entry"] = "entry"
+    unit: Literal["entry", "head", "layer"] = "entry"
+    constants: Literal["auto", "dense", "toeplitz", "local"] = "auto"
+    window: int | None = Field(None, ge=1)
+    tolerance: float = Field(0.1, ge=0)
     ties: Literal["rank", "strict", "le"] = "rank"
     protect: list[Literal["cls-rows", "cls-columns"]] = []
     renormalise: Literal["none", "mass", "renorm"] = "none"
@@ -76,14 +79,17 @@ class PlanPart(_Part):
 
     @model_validator(mode="after")
     def _structure_alone_freezes_nothing(self) -> PlanPart:
-        if self.has_structure and "freeze" not in self.model_fields_set:
+        if (self.hallucinate is not None or self.compact is not None) and "freeze" not in self.model_fields_set:
             self.freeze = None
+        if self.unit != "entry":
+            for bits in {"weight_bits", "activation_bits"} - self.model_fields_set:
+                setattr(self, bits, 32)
         return self
 
     @property
     def has_structure(self) -> bool:
         """Whether layers are changed."""
-        return self.hallucinate is not None or self.compact is not None
+        return self.hallucinate is not None or self.compact is not None or self.unit != "entry"
 
     @property
     def similarity(self) -> bool:
@@ -95,16 +101,25 @@ class PlanPart(_Part):
     def options(self) -> dict[str, Any]:
         """The arguments of the verb `plan`, without the parts that are not used."""
         data = self.model_dump(mode="json")
-        return {key: value for key, value in data.items() if value is not None or key not in ("hallucinate", "compact")}
+        unused = {key for key in ("hallucinate", "compact") if data[key] is None}
+        if self.unit == "entry":
+            unused |= {"constants", "window", "tolerance"}
+        elif "by" not in self.model_fields_set:
+            unused.add("by")
+        return {key: value for key, value in data.items() if key not in unused}
 
 
 class CompressPart(_Part):
-    """The images of RepQ-ViT's calibration and of compact blocks, drawn from the calibration folder unless another one is named."""
+    """The images of RepQ-ViT's calibration, of compact blocks and of the repair, drawn from the calibration folder unless another one is
+    named; and whether and how the model is repaired."""
 
     images: str | None = None
     seed: int = Field(0, ge=0)
     calibration_images: int = Field(32, ge=1)
     compact_images: int = Field(256, ge=1)
+    repair: Literal["ridge", "bias"] | None = None
+    repair_images: int = Field(300, ge=1)
+    repair_penalty: float | None = Field(None, ge=0)
 
 
 class EvaluationPart(_Part):
@@ -132,7 +147,7 @@ class BlockPart(_Part):
     def _gather_choices(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "choices" in data:
             return data
-        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed", "hallucinate", "compact"}
+        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed", "hallucinate", "compact", "unit", "constants", "window", "tolerance"}
         gathered: dict[str, list[Any]] = {}
         for key, value in data.items():
             if key in ("name", "seeds"):
@@ -208,7 +223,11 @@ class Recipe(_Part):
         if self.grid is not None and self.evaluation is None:
             raise ValueError("evaluation is missing; a grid is made to be evaluated")
         if self.grid is not None and self.plan.has_structure:
-            raise ValueError("grid has variants of frozen maps; leave hallucinate and compact out of its plan, or run them without a grid")
+            raise ValueError(
+                "grid has variants of frozen maps; leave hallucinate, compact and whole heads out of its plan, or run without a grid"
+            )
+        if self.grid is not None and self.compress.repair is not None:
+            raise ValueError("grid has variants that are not repaired; leave compress.repair out, or repair without a grid")
         return self
 
     def resolved(self, folder: Path) -> Recipe:

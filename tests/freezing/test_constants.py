@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.freezing.constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, uniform
+from vitfrost.freezing.constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, stretched_window, uniform
 
 SHAPES = st.builds(Shape, st.tuples(st.integers(2, 5), st.integers(2, 6)), st.integers(0, 2))
 
@@ -84,7 +84,7 @@ def test_forbidden_pairs_are_zero_and_do_not_count() -> None:
 def test_the_same_grid_changes_nothing(shape: Shape, seed: int, local: bool) -> None:
     kind = "local" if local else "toeplitz"
     made = drawn(shape, shape.kernel_shape(kind, 3), seed, rest=0.05 if local else 0.0)
-    np.testing.assert_allclose(dense_of(resized(made, shape, shape, kind), shape), dense_of(made, shape), atol=1e-9)
+    np.testing.assert_allclose(dense_of(resized(made, shape, shape, kind, 3), shape), dense_of(made, shape), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["toeplitz", "local"])
@@ -94,15 +94,17 @@ def test_another_grid_keeps_what_a_query_gives_to_patches(kind: str, prefix: int
     rows = np.random.default_rng(0).uniform(0.2, 1, (prefix, old.tokens))
     made = uniform(old, kind, 3)  # type: ignore[arg-type]
     made = StructuredMap(made.kernel, made.rest, made.row_scale, rows / rows.sum(1, keepdims=True), made.prefix_columns)
-    whole = dense_of(resized(made, old, new, kind), new)  # type: ignore[arg-type]
+    whole = dense_of(resized(made, old, new, kind, 5), new)  # type: ignore[arg-type]
     assert whole.shape == (1, new.tokens, new.tokens)
     np.testing.assert_allclose(whole.sum(2), 1, atol=1e-9)
 
 
 def test_a_window_grows_with_the_grid() -> None:
     old, new = Shape((4, 4)), Shape((12, 12))
-    made = resized(drawn(old, (3, 3), 0, rest=0.01), old, new, "local")
+    assert [stretched_window(side, old, new) for side in (1, 3, 5)] == [3, 9, 15]
+    made = resized(drawn(old, (3, 3), 0, rest=0.01), old, new, "local", 9)
     assert made.kernel.shape == (9, 9)
+    assert made.kernel[4, 4] / made.rest == pytest.approx(drawn(old, (3, 3), 0).kernel[1, 1] / 0.01)
 
 
 def test_masked_windows_belong_to_their_image_size() -> None:

@@ -63,10 +63,13 @@ def test_the_description_is_json_and_builds_the_same() -> None:
 
 
 def test_the_estimated_size_is_that_of_the_resized_picture() -> None:
+    import_timm()
+    from timm.data import create_transform
+
     for width, height in ((10, 400), (400, 10), (30, 30)):
-        preprocess = Preprocess(CONFIG | {"crop_pct": 1.0})
-        resized = preprocess._geometry[0](Image.new("RGB", (width, height)))
-        assert preprocess.resized_pixels(width, height) == resized.size[0] * resized.size[1]
+        resize = create_transform(**CONFIG | {"crop_pct": 1.0}, is_training=False).transforms[0]
+        resized = resize(Image.new("RGB", (width, height)))
+        assert Preprocess(CONFIG | {"crop_pct": 1.0}).resized_pixels(width, height) == resized.size[0] * resized.size[1]
 
 
 @pytest.mark.parametrize(

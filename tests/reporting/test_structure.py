@@ -243,3 +243,25 @@ def test_a_browser_shows_the_page(structured_run: Path, tmp_path: Path, browser:
     page = report(structured_run, tmp_path / "page.html")
     images = LAYERS * HEADS * 4
     assert browser.look_at(page, width) == {"images": images, "loaded": images, "wide": False, "fetched": 0, "refused": 0}
+
+
+def test_heads_that_are_frozen_whole(tmp_path: Path, structured_run: Path, page_of: PageOf) -> None:
+    statistics = tmp_path / "statistics.safetensors"
+    statistics.write_bytes((structured_run / "statistics.safetensors").read_bytes())
+    made = plan(
+        statistics, unit="head", freeze=0.5, constants="local", window=5, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml"
+    )
+    page = page_of(tmp_path)
+    whole = sum(len(layer.constant) == HEADS for layer in made.layers)
+    assert "12 of 24 attention heads are frozen whole" in page.text
+    assert (f"{whole} whole layer" in page.text) == (whole > 0)
+    assert "Frozen heads" in page.text
+    found = build_structure(read_parts(tmp_path), None)
+    assert found is not None
+    assert found.counts == [("computed", 12), ("frozen", 12)]
+    assert {row[0] for row in cells(found.constants).values()} == {"local, 5 × 5"}
+    gallery = build_gallery(read_parts(tmp_path))
+    assert gallery is not None
+    for layer, (_, heads) in zip(made.layers, gallery.layers, strict=True):
+        drawn = [any(picture.caption == "Its constant" for picture in head.pictures) for head in heads]
+        assert drawn == [number in layer.constant for number in range(HEADS)]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitfrost.errors import VitfrostError
+from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import create_model, hash_state, load_model, read_weights
 
 
@@ -68,6 +69,29 @@ def test_missing_weights_and_unknown_names() -> None:
         load_model("test_vit", "nowhere.safetensors")
     with pytest.raises(VitfrostError, match="did you mean deit_tiny_patch16_224"):
         load_model("deit_tiny_patch16_225", "random")
+
+
+@torch.no_grad()
+def test_heads_keep_their_width_where_there_are_fewer_of_them() -> None:
+    """Half of the heads halve queries, keys, values and projection; timm alone would make the heads twice as wide."""
+    loaded = load_model("test_vit", "random", num_heads=1, attn_head_dim=32)
+    assert loaded.options == {"num_heads": 1, "attn_head_dim": 32}
+    sites = find_sites(loaded.model)
+    assert [(site.heads, site.head_dim, site.width) for site in sites.attention] == [(1, 32, 64)] * len(sites.attention)
+    assert tuple(loaded.model.blocks[0].attn.qkv.weight.shape) == (96, 64)
+    assert tuple(loaded.model.blocks[0].attn.proj.weight.shape) == (64, 32)
+    pixels = torch.randn(2, 3, 160, 160)
+    before = loaded.model(pixels)
+    install_map_attention(loaded.model)
+    torch.testing.assert_close(loaded.model(pixels), before, atol=1e-5, rtol=0)
+
+
+def test_a_width_of_heads_that_cannot_be_is_refused() -> None:
+    for width in (0, -3, 2.5, "32", True):
+        with pytest.raises(VitfrostError, match=r"attn_head_dim .* is out of range; give the channels of a head"):
+            create_model("test_vit", attn_head_dim=width)
+    with pytest.raises(VitfrostError, match="timm cannot create the model swin_tiny"):
+        create_model("swin_tiny_patch4_window7_224", attn_head_dim=32)
 
 
 @torch.no_grad()

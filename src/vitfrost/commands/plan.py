@@ -67,8 +67,8 @@ def plan(
 
     Args:
         out: plan file (.yaml).
-        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training, which freezes nothing. A search takes
-            both.
+        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training or timing, which freezes no entries. A
+            search takes both.
         hallucinate: share of every layer's heads that lose their queries and keys; their maps are made of the other heads'.
         hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), those that explain
             the others' logits best, the first, or a draw.
@@ -101,8 +101,8 @@ def plan(
         frozen_bits: bits of the frozen constants, 2 to 8 or 32.
         frozen_grid: log grid of the constants: the layer's own map quantiser's, or one fitted per head.
         order: quantise the computed entries and then merge, or the other way round.
-        weight_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
-        activation_bits: 2 to 8, or 32 for floating point; 4 with statistics, 32 without.
+        weight_bits: 2 to 8, or 32 for floating point; 4 where entries are frozen by statistics, else 32.
+        activation_bits: likewise.
         levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
         max_drop: search: percentage points of top-1 on the images, or without labels of agreement with the original, that may be lost.
         target_macs: search: share of the original's multiply-accumulates to come down to.
@@ -154,16 +154,21 @@ def plan(
         "ratio": compact, "init": compact_init, "blocks": compact_blocks, "branches": branches, "norm": branch_norm, "expand": expand,
         "identity": identity, "noise": noise,
     }  # fmt: skip
-    bits = 32 if statistics is None else 4
+    bits = 32 if statistics is None or unit != "entry" else 4
     weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
     if statistics is None:
         from ..plans.scratch import plan_from_model
 
+        whole = None
         if freeze is not None:
-            raise VitfrostError("freezing maps needs their statistics; give --statistics FILE instead of --model, or leave --freeze out")
+            if unit == "entry" or by is not None:
+                raise VitfrostError(
+                    "freezing maps needs their statistics; give --statistics FILE instead of --model, or leave --freeze out"
+                )
+            whole = {"unit": unit, "ratio": freeze, "kind": constants, "window": window, "tolerance": tolerance}
         made = plan_from_model(
-            str(model), hallucinate=heads, compact=blocks, weight_bits=weight_bits, activation_bits=activation_bits, levels=levels,
-            weights=weights, image_size=image_size, out=out,
+            str(model), hallucinate=heads, compact=blocks, constants=whole, weight_bits=weight_bits,
+            activation_bits=activation_bits, levels=levels, weights=weights, image_size=image_size, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return

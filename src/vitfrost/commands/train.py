@@ -22,6 +22,8 @@ def train(
     ] = None,
     data: Path | None = None,
     statistics: Path | None = None,
+    artefact: Path | None = None,
+    teacher_weights: str | None = None,
     seed: int | None = None,
     device: Device = "cpu",
 ) -> None:
@@ -34,6 +36,8 @@ def train(
         variant: parts of the recipe's variants, laid over it in this order.
         data: folder that the recipe's pictures are in, or a pack (.npz) for all of them.
         statistics: statistics that a plan's start is fitted to, instead of the recipe's.
+        artefact: artefact to go on from, with its plan, instead of the recipe's start.
+        teacher_weights: weights of the teacher that the recipe names, instead of the recipe's.
         seed: instead of the recipe's.
     """
     from .. import train as verb
@@ -41,7 +45,19 @@ def train(
     from ..measure.results import format_rows
     from ..training.verb import result_of
 
-    folder = verb(recipe, out, resume=resume, variants=variant, weights=weights, data=data, statistics=statistics, seed=seed, device=device)
+    folder = verb(
+        recipe,
+        out,
+        resume=resume,
+        variants=variant,
+        weights=weights,
+        data=data,
+        statistics=statistics,
+        artefact=artefact,
+        teacher_weights=teacher_weights,
+        seed=seed,
+        device=device,
+    )
     if rank() != 0:
         return
     if (row := result_of(folder)) is not None:

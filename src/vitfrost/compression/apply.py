@@ -1,4 +1,4 @@
-"""The verb `compress`: a plan applied to a model, in the order hallucinate, freeze heads, compact, quantise (RepQ-ViT), freeze entries."""
+"""The verb `compress`: a plan applied to a model: hallucinate, freeze heads, compact, repair, quantise (RepQ-ViT), freeze entries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..artefact import Artefact, build_frozen, save_artefact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
-from ..images.batches import images_hash, take_usable
+from ..images.batches import BatchLoader, images_hash, take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..models import open_model
@@ -20,10 +20,13 @@ from ..plans.choose import frozen_maps
 from ..plans.freeze_heads import Constant, constants_of
 from ..plans.schema import Plan, check_fits, load_plan, structure_of
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
+from ..repair.options import RepairOptions, repair_options
+from ..repair.refit import Repair
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.load import LoadedModel, create_model, device_of
+from ..vit.sites import ModelSites
 from .frozen import FrozenMaps, frozen_step
 from .quality import hallucinated_heads
 from .structure import changed_sites, has_structure, start_from
@@ -31,6 +34,8 @@ from .structure import changed_sites, has_structure, start_from
 CALIBRATION_IMAGES = 32
 COMPACT_IMAGES = 256
 DISTANCE_IMAGES = 32
+REPAIR_IMAGES = 300
+REPAIR_BATCH = 25
 
 
 def frozen_modules(model: nn.Module, plan: Plan, statistics: Statistics) -> dict[str, FrozenMaps]:
@@ -74,6 +79,33 @@ def draw_calibration(loaded: LoadedModel, images: str | Path, count: int, seed: 
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
     record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
     return batch.pixels, record
+
+
+def _repair(
+    changed: nn.Module,
+    loaded: LoadedModel,
+    sites: ModelSites,
+    options: RepairOptions,
+    images: str | Path,
+    count: int,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Repair in place. Returns the record: how, on what, and what was left of the stream at every layer."""
+    image_set = open_images(images)
+    drawn = image_set.subset(min(count, len(image_set)), seed)
+    loader = BatchLoader(drawn, Preprocess(loaded.preprocessing), REPAIR_BATCH)
+    original = copy.deepcopy(loaded.model).cpu()  # where the changed model is repaired, and without what a caller has hooked to it
+    repair = Repair(changed, original, sites, options)
+    layers = repair.run((batch.pixels for batch in loader), -(-len(drawn) // REPAIR_BATCH), progress)
+    return options.plain() | {
+        "skip_last": repair.skipped,
+        "images": len(loader.digests),
+        "images_hash": images_hash(drawn, loader.digests),
+        "seed": seed,
+        "skipped": len(loader.skipped),
+        "layers": layers,
+    }
 
 
 def _settings_record(settings: QuantizationSettings) -> dict[str, Any]:
@@ -149,23 +181,33 @@ def compress(
     seed: int = 0,
     calibration_images: int = CALIBRATION_IMAGES,
     compact_images: int = COMPACT_IMAGES,
+    repair: str | RepairOptions | None = None,
+    repair_images: int = REPAIR_IMAGES,
+    repair_penalty: float | None = None,
+    progress: bool = False,
     recipe: dict[str, Any] | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Artefact:
-    """Apply a plan to a model: hallucinate and compact in closed form, quantise with RepQ-ViT, freeze; save the artefact to `out`.
+    """Apply a plan to a model: hallucinate and compact in closed form, repair, quantise with RepQ-ViT, freeze; save the artefact to `out`.
 
     `images` is the folder from which, with `seed`, `calibration_images` images are drawn where activations are quantised and
     `compact_images` where compact blocks fit activations; `statistics` the ones the plan was made from (needed where it freezes
-    or hallucinates). The model itself is not changed. It may be an artefact (or its folder), such as a trained one, that is neither
-    quantised nor frozen: its structure stays, and the plan has to be made from statistics of it.
+    or hallucinates). `repair` ("ridge" or "bias") re-fits output projections and second feed-forward projections on `repair_images`
+    images (see repair.refit), to the structure alone where activations are quantised, else to frozen maps too; `repair_penalty` (None:
+    the default of RepairOptions) holds the weights to what they were. The model itself is not changed. It may be an artefact (or its
+    folder), such as a trained one, that is neither quantised nor frozen: its structure stays, the plan has to be made from statistics
+    of it, and a repair aims at it.
     Raises VitfrostError when plan, statistics and model do not belong together.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
-    for what, number in (("calibration images", calibration_images), ("compact images", compact_images)):
+    for what, number in (("calibration images", calibration_images), ("compact images", compact_images), ("repair images", repair_images)):
         if number < 1:
             raise VitfrostError(f"{what} must be at least 1, got {number}")
+    repairs = repair_options(repair, repair_penalty)
+    if repairs is not None and images is None:
+        raise VitfrostError("a repair is fitted to images, which need no labels; give --images DIR")
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
@@ -194,11 +236,20 @@ def compress(
     if has_structure(plan) and given is None:
         structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, compact_images, seed)
         seeds |= drawn_seed
+    repaired = None
+    freezes_first = not settings.activations  # constants lie on the grid of the map quantisers, where there are any
+    if freezes_first and statistics is not None:
+        freeze_model(compressed, plan, statistics)
+    if repairs is not None:
+        assert images is not None
+        repaired = _repair(compressed, loaded, sites, repairs, images, repair_images, seed, progress)
+        seeds["repair"] = seed
     quantize_model(compressed, sites, settings, pixels)
     source = None
     if statistics is not None:
         header = statistics.header
-        freeze_model(compressed, plan, statistics)
+        if not freezes_first:
+            freeze_model(compressed, plan, statistics)
         source = {
             "hash": statistics.content_hash,
             "images": header.images,
@@ -214,6 +265,7 @@ def compress(
         compressed.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
         loaded.options, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
         training=None if given is None else given.training,
+        repair=repaired or (None if given is None else given.repair),
     )  # fmt: skip
     if out is not None:
         save_artefact(artefact, out, overwrite)

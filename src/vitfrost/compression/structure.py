@@ -147,6 +147,11 @@ def mixed_moments(moments: Float[Tensor, "heads heads"], layer: LayerPlan) -> tu
 
 def _hallucination(module: MapAttention, layer: LayerPlan, settings: HallucinatePlan, moments: Tensor | None) -> HeadHallucination:
     site, options = module.site, settings.options()
+    if options.intra_map == "key-grid" and site.grid_of_keys is None:
+        raise VitfrostError(
+            f"{site.name} has keys that lie on no patch grid (each is a mean of consecutive tokens), which intra_map key-grid needs; "
+            "plan with --intra-map 3x3 or none, or leave this layer's heads computed"
+        )
     kept = layer.logit_heads
     places = tuple(kept.index(source) for source in sources(layer))
     made = HeadHallucination(len(kept), places, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.ndimage import map_coordinates, zoom
 
 Kind = Literal["dense", "toeplitz", "local"]
 ITERATIONS = 6
@@ -149,48 +150,45 @@ def uniform(shape: Shape, kind: Kind, window: int | None = None, windows: int = 
     )
 
 
-def resized(constant: StructuredMap, shape: Shape, target: Shape, kind: Kind) -> StructuredMap:
+def stretched_window(window: int, shape: Shape, target: Shape) -> int:
+    """The side of a local kernel on another grid: it grows as the grid does, to the nearest odd number."""
+    stretch = max(new / old for new, old in zip(target.grid, shape.grid, strict=True))
+    return 2 * round((window * stretch - 1) / 2) + 1
+
+
+def resized(constant: StructuredMap, shape: Shape, target: Shape, kind: Kind, window: int | None = None) -> StructuredMap:
     """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
     every query keeps how much it gives to patches and to prefix tokens.
 
-    A local kernel's window grows with the grid, to the next odd number. Measured on DeiT-Tiny from 224 to 384 px: a stretched kernel
-    is nearly as near to the mean maps taken there as one fitted to them; one that keeps its size in patches is not.
+    `window`: the side of a local kernel on the new grid (see `stretched_window`).
+    Raises ValueError for constants of masked windows, whose row scales belong to their image size.
     """
-    from scipy.ndimage import map_coordinates, zoom
-
     if constant.row_scale.shape[0] != 1:
         raise ValueError("constants of masked windows belong to their image size")
     stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
-    if kind == "toeplitz":
-        kernel_shape = target.kernel_shape(kind, None)
-    else:
-        kernel_shape = tuple(
-            min(2 * round((size * factor - 1) / 2) + 1, 2 * side - 1)
-            for size, factor, side in zip(constant.kernel.shape, stretch, target.grid, strict=True)
-        )  # type: ignore[assignment]
     places = [
         (np.arange(new) - new // 2) / factor + old // 2
-        for new, old, factor in zip(kernel_shape, constant.kernel.shape, stretch, strict=True)
+        for new, old, factor in zip(target.kernel_shape(kind, window), constant.kernel.shape, stretch, strict=True)
     ]
-    kernel = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+    outside = {"mode": "nearest"} if kind == "toeplitz" else {"mode": "grid-constant", "cval": constant.rest}
+    kernel = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
 
-    def on_grid(values: np.ndarray) -> np.ndarray:
-        """Values of patches [..., patches], from the one grid to the other."""
+    def on_grid(values: Float[np.ndarray, "*lead patches"]) -> Float[np.ndarray, "*lead new_patches"]:
+        """What is known per patch, from the one grid to the other."""
         lead = values.shape[:-1]
         pictured = values.reshape(*lead, *shape.grid)
-        factors = [1.0] * len(lead) + stretch
-        return zoom(pictured, factors, order=1, mode="nearest", grid_mode=True).reshape(*lead, target.patches)
+        return zoom(pictured, [1.0] * len(lead) + stretch, order=1, mode="nearest", grid_mode=True).reshape(*lead, target.patches)
 
     prefix = shape.prefix_tokens
     mass = dense_of(constant, shape)[0, prefix:, prefix:].sum(1)
-    plain = StructuredMap(kernel, constant.rest, np.ones((1, target.patches)), np.zeros((prefix, target.tokens)),
-                          np.zeros((target.patches, prefix)))  # fmt: skip
+    blank = np.zeros((prefix, target.tokens)), np.zeros((target.patches, prefix))
+    plain = StructuredMap(kernel, constant.rest, np.ones((1, target.patches)), *blank)
     unscaled = dense_of(plain, target)[0, prefix:, prefix:].sum(1)
     scale = on_grid(mass) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
+    level = float(scale.mean()) or 1.0
     rows = constant.prefix_rows
     to_patches = on_grid(rows[:, prefix:])
     kept = rows[:, prefix:].sum(1, keepdims=True) / np.maximum(to_patches.sum(1, keepdims=True), _TINY)
-    level = float(scale.mean()) or 1.0
     return StructuredMap(
         kernel=kernel * level,
         rest=constant.rest * level,

@@ -113,7 +113,8 @@ class ConstantHeads(nn.Module):
         return torch.stack([each.expand(windows, *each.shape[1:]) for each in maps], dim=1)
 
     def _convolution(self) -> dict[str, Tensor]:
-        """Kernels [F D, 1, kh, kw] less their rest, rest, row scales and prefix parts, for one grouped convolution."""
+        """For one grouped convolution: kernels [F D, 1, kh, kw] less their rest; per head, last but one, the rest [F, 1], row scales
+        [N, F, 1], prefix rows [P, N, F, 1] and prefix columns [P, N, F, 1]."""
         heads: list[Any] = self.constants()
         height, width = (max(head.kernel.shape[axis] for head in heads) for axis in (0, 1))
         kernels = []
@@ -122,10 +123,10 @@ class ConstantHeads(nn.Module):
             kernels.append(F.pad(head.kernel - head.rest, (right, right, down, down)))
         return {
             "kernel": torch.stack(kernels)[:, None].repeat_interleave(self.head_dim, dim=0),
-            "rest": torch.stack([head.rest for head in heads])[:, None, None],
-            "scale": torch.stack([head.row_scale[0] for head in heads])[:, :, None],
-            "rows": torch.stack([head.prefix_rows for head in heads]),
-            "columns": torch.stack([head.prefix_columns for head in heads]),
+            "rest": torch.stack([head.rest for head in heads])[:, None],
+            "scale": torch.stack([head.row_scale[0] for head in heads], dim=-1)[..., None],
+            "rows": torch.stack([head.prefix_rows for head in heads], dim=-1)[..., None],
+            "columns": torch.stack([head.prefix_columns.T for head in heads], dim=-1)[..., None],
         }
 
     def folded(self) -> dict[str, Tensor]:
@@ -158,16 +159,18 @@ class ConstantHeads(nn.Module):
         return mixed.unflatten(2, (-1, values.shape[3])).permute(2, 0, 1, 3)
 
     def _convolve(self, values: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        # Tokens first, as the projections before and after have them: transposes of heads cancel out, and the rest is element by element.
         assert self.shape is not None
         prefix, grid = self.shape.prefix_tokens, self.shape.grid
         heads, width = values.shape[1], values.shape[3]
-        patches = values[:, :, prefix:]
-        picture = patches.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+        tokens = values.transpose(1, 2)
+        patches = tokens[:, prefix:].flatten(2)
+        picture = patches.transpose(1, 2).unflatten(2, grid)
         padding = tuple(side // 2 for side in parts["kernel"].shape[2:])
-        near = F.conv2d(picture, parts["kernel"], padding=padding, groups=heads * width)
-        near = near.flatten(2).unflatten(1, (heads, width)).transpose(2, 3)
-        mixed = parts["scale"] * (near + parts["rest"] * patches.sum(2, keepdim=True))
-        if not prefix:
-            return mixed
-        mixed = mixed + parts["columns"] @ values[:, :, :prefix]
-        return torch.cat([parts["rows"] @ values, mixed], dim=2)
+        near = F.conv2d(picture, parts["kernel"], padding=padding, groups=heads * width).flatten(2).transpose(1, 2)
+        far = patches.sum(1, keepdim=True).unflatten(2, (heads, width)) * parts["rest"]
+        mixed = parts["scale"] * (near.unflatten(2, (heads, width)) + far)
+        for number in range(prefix):
+            mixed = mixed + parts["columns"][number] * tokens[:, number : number + 1]
+        looking = [(parts["rows"][number] * tokens).sum(1, keepdim=True) for number in range(prefix)]
+        return torch.cat([*looking, mixed], dim=1).transpose(1, 2)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from .preprocess import Preprocess
+from .geometry import Geometry
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels and the SHA-256 of the file's bytes, or None and "" with `reason` telling why the file is skipped."""
+    """Pixels uint8 [3, height, width] and the SHA-256 of the file's bytes, or None and "" with `reason` telling why the file is skipped."""
 
-    pixels: UInt8[np.ndarray, "3 height width"] | None
+    pixels: np.ndarray | None
     digest: str
     reason: str
 
@@ -26,7 +25,7 @@ class _Unusable(Exception):
     pass
 
 
-def decode_file(path: Path, preprocess: Preprocess) -> Decoded:
+def decode_file(path: Path, preprocess: Geometry) -> Decoded:
     """Read, decode, convert to RGB, resize and crop one file; EXIF rotation is ignored, as in timm.
 
     Never raises for a bad file. Skipped: what cannot be read or decoded completely, pictures with more pixels than Pillow's
@@ -57,7 +56,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _refuse_huge(image: Image.Image, preprocess: Preprocess) -> None:
+def _refuse_huge(image: Image.Image, preprocess: Geometry) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
     if limit is not None and width * height > limit:

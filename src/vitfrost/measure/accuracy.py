@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..distributed import rank
 from ..errors import VitfrostError
@@ -15,7 +14,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..models import open_model, open_reference
 from ..vit.load import LoadedModel
-from .contestant import describe, runtime_of
+from .contestant import describe, runtime_of, threads_of
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
 from .results import Difference, Interval, Row, environment
@@ -44,7 +43,8 @@ def evaluate(
 ) -> Row | None:
     """Measure a model on images, against labels, a reference model, or both.
 
-    `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or an artefact's folder.
+    `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or the folder of an artefact or of an
+    export, which runs by its own runtime on the CPU.
     `limit`: a draw of so many images by `seed`. `crop_pct` and `crop_mode` replace the preprocessing of both models.
     `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
     `json`: where to write the row. The row's shares and intervals are in percent. Under torchrun every process takes its
@@ -55,10 +55,10 @@ def evaluate(
         refuse_unwritable(json)
     if reference is None and reference_weights is not None:
         raise VitfrostError("reference weights are given without a reference; name the reference model as well")
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode, device=device, exports=True)
     compared = None
     if reference is not None:
-        compared = open_reference(reference, loaded, reference_weights, crop_pct=crop_pct, crop_mode=crop_mode, device=device)
+        compared = open_reference(reference, loaded, reference_weights, crop_pct=crop_pct, crop_mode=crop_mode, device=device, exports=True)
     row = evaluate_many(
         {name or loaded.name: loaded}, images, labels=labels, reference=compared,
         limit=limit, seed=seed, batch_size=batch_size, progress=progress,
@@ -131,7 +131,7 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
         name=name,
         kind=about.kind,
         runtime=runtime_of(loaded.model),
-        threads=torch.get_num_threads(),
+        threads=threads_of(loaded.model),
         precision=about.precision,
         images=images,
         images_hash=measured.images_hash,

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..artefact import Artefact
 from ..compression.frozen import FrozenMaps
+from ..exported import ExportedGraph, ExportedModel
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, device_of
@@ -34,8 +35,11 @@ class Description:
 def describe(loaded: LoadedModel) -> Description:
     """Kind, precision ("fp32", "W4/A4"), seeds, plan, size and multiply-accumulates of a loaded model or artefact.
 
-    Size is that of an artefact's folder, else of the parameters. Fake-quantised models are "simulated".
+    Size is that of an artefact's folder or of an export's graph, else of the parameters. Fake-quantised models are "simulated".
     """
+    if isinstance(loaded, ExportedModel):
+        about, session = loaded.about, loaded.session
+        return Description("executed", session.precision, dict(about["seeds"]), about["plan_hash"], session.size_bytes, about["macs"])
     macs = executed_macs(loaded)
     if not isinstance(loaded, Artefact):
         size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
@@ -68,5 +72,12 @@ def executed_macs(loaded: LoadedModel) -> int:
 
 
 def runtime_of(model: nn.Module) -> str:
-    """ "torch 2.13.0 cpu": what runs the model, and where."""
+    """ "torch 2.13.0 cpu", "openvino 2026.4.1 cpu": what runs the model, and where."""
+    if isinstance(model, ExportedGraph):
+        return model.session.runtime
     return f"torch {torch.__version__.partition('+')[0]} {device_of(model).type}"
+
+
+def threads_of(model: nn.Module) -> int:
+    """How many threads a forward pass uses on the CPU."""
+    return model.session.threads if isinstance(model, ExportedGraph) else torch.get_num_threads()

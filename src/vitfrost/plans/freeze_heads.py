@@ -145,6 +145,27 @@ def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[La
     return chosen
 
 
+def first_heads(layers: Sequence[LayerPlan], settings: ConstantsPlan, image_size: Sequence[int]) -> list[LayerPlan]:
+    """The layers with the first heads of each, or the first layers, frozen whole: without statistics, for a model that is only timed or
+    that is going to be trained. `auto` takes local kernels where there is a patch grid."""
+    assert settings.ratio is not None
+    count = share(settings.ratio, len(layers))
+    made = []
+    for place, layer in enumerate(layers):
+        heads = (
+            layer.logit_heads[: share(settings.ratio, layer.maps[1])] if settings.unit == "head" else layer.logit_heads * (place < count)
+        )
+        if layer.hallucinated and len(heads) == len(layer.logit_heads):
+            heads = heads[:-1]
+        kind, window = candidates(settings, shape_of(layer, image_size))[0]
+        window = (settings.window or DEFAULT_WINDOW) if kind == "local" else None
+        plans = list(layer.heads)
+        for head in heads:
+            plans[head] = HeadPlan(source="frozen", constant=kind, window=window)
+        made.append(LayerPlan.model_validate(layer.model_dump() | {"heads": [plan.model_dump() for plan in plans]}))
+    return made
+
+
 def _check_count(wanted: int, possible: int, what: str, ratio: float) -> None:
     if wanted > possible:
         raise VitfrostError(

@@ -12,6 +12,7 @@ from .parts import RunParts
 
 NEXT = " \\\n    "
 COMPACT_NAMES = {"init": "compact-init", "blocks": "compact-blocks", "norm": "branch-norm"}
+CONSTANTS_NAMES = {"kind": "constants"}
 HALLUCINATE_NAMES = {"by": "hallucinate-by", "bias": "map-bias"}
 
 
@@ -32,12 +33,15 @@ def plan_command(plan: Plan) -> str:
     lines = ["vitfrost plan --statistics STATISTICS"]
     if freeze is not None:
         lines[0] += f" --freeze {freeze.ratio} --by {shlex.quote(freeze.by)} --scope {freeze.scope}"
+    if (whole := plan.constants) is not None and whole.ratio is not None:
+        options = _changed(whole, ("unit", "ratio", "by", "seed"), CONSTANTS_NAMES)
+        lines.append(" ".join([f"--unit {whole.unit} --freeze {whole.ratio} --by {shlex.quote(whole.by)}", *options]))
     if heads is not None:
         lines.append(" ".join([f"--hallucinate {heads.share}", *_changed(heads, ("share", "seed"), HALLUCINATE_NAMES)]))
     if blocks is not None:
         lines.append(" ".join([f"--compact {blocks.ratio}", *_changed(blocks, ("ratio",), COMPACT_NAMES)]))
     constants = "" if freeze is None else f"--frozen-bits {freeze.bits} "
-    seed = freeze.seed if freeze is not None else (0 if heads is None else heads.seed)
+    seed = next((part.seed for part in (freeze, whole, heads) if part is not None), 0)
     bits = f"--weight-bits {quantize.weight_bits} --activation-bits {quantize.activation_bits}"
     return NEXT.join([*lines, f"{constants}{bits} --seed {seed} --out plan.yaml"])
 
@@ -60,7 +64,9 @@ def commands(parts: RunParts) -> list[str]:
     if parts.recipe is not None:
         made.append(run_command(parts.recipe))
     elif (
-        parts.plan is not None and parts.plan.statistics is not None and (parts.plan.freeze or parts.plan.hallucinate or parts.plan.compact)
+        parts.plan is not None
+        and parts.plan.statistics is not None
+        and (parts.plan.freeze or parts.plan.constants or parts.plan.hallucinate or parts.plan.compact)
     ):
         made.append(plan_command(parts.plan))
     return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]

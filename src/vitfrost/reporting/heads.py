@@ -1,4 +1,4 @@
-"""Every head of a run as arrays that can be drawn and numbers that can be read: its maps, its CLS row, its frozen share.
+"""Every head of a run as arrays that can be drawn and numbers that can be read: its maps, its CLS row, its frozen share, its constant.
 
 Windowed attention has many maps per head; they are shown as the mean over the windows. Shapes: W windows, H heads, Q queries, K keys.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..plans.choose import frozen_maps
+from ..plans.freeze_heads import constants_of, shape_of, whole_map
 from ..plans.schema import LayerPlan, Plan, sources
 from ..statistics.record import SiteStatistics, Statistics, kl_maps
 from ..vit.sites import AttentionSite
@@ -19,6 +20,7 @@ from .figures import Scale, picture
 from .parts import RunParts
 
 MAP_PIXELS = 128
+MEAN_MAP = "Mean map"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class LayerMaps:
     mean: Float[np.ndarray, "heads queries keys"]
     frozen: Float[np.ndarray, "heads queries keys"] | None
     divergence: Float[np.ndarray, "heads queries keys"] | None
+    constants: dict[int, Float[np.ndarray, "queries keys"]]
 
     def patch_row(self, maps: Float[np.ndarray, "heads queries keys"]) -> Float[np.ndarray, "heads rows columns"]:
         """Query 0 of every head over the patch grid; the prefix tokens' own keys are left out."""
@@ -47,13 +50,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Head:
-    """One head of the gallery. `frozen_share` is of its unmasked entries, all windows together; `like` a hallucinated head's model."""
+    """One head of the gallery. `frozen_share` is of its unmasked entries, all windows together; `like` a hallucinated head's model,
+    `constant` the kind of a head that is frozen whole."""
 
     number: int
     mean_entropy: float
     frozen_share: float
     pictures: list[Picture]
     like: int | None = None
+    constant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,23 @@ def _block_starts(side: int, prefix_tokens: int, factor: int) -> Int[np.ndarray,
 def _layer_maps(
     site: AttentionSite, shown: SiteStatistics, plan: Plan | None, ranking: Statistics | None, other: SiteStatistics | None
 ) -> LayerMaps:
-    frozen = None
-    if plan is not None and plan.freeze is not None and ranking is not None:
-        mask, _ = frozen_maps(plan, ranking.sites[site.name], next(layer for layer in plan.layers if layer.site == site.name))
-        frozen = over_windows(mask.astype(np.float32), shown.allowed)
+    frozen, constants = None, {}
+    if plan is not None and ranking is not None:
+        known, layer = ranking.sites[site.name], next(layer for layer in plan.layers if layer.site == site.name)
+        if plan.freeze is not None:
+            mask, _ = frozen_maps(plan, known, layer)
+            frozen = over_windows(mask.astype(np.float32), shown.allowed)
+        size = plan.model.image_size
+        for head, constant in zip(layer.constant, constants_of(layer, known, size), strict=True):
+            whole = np.broadcast_to(whole_map(constant, shape_of(layer, size), known), (site.windows, site.queries, site.keys))
+            constants[head] = over_windows(whole[:, None], shown.allowed)[0]
     return LayerMaps(
         site,
         over_windows(shown.entropy, shown.allowed),
         over_windows(shown.mean, shown.allowed),
         frozen,
         None if other is None else over_windows(kl_maps(shown, other), shown.allowed),
+        constants,
     )
 
 
@@ -156,8 +168,9 @@ def build_gallery(parts: RunParts) -> Gallery | None:
                         head + 1,
                         means[number][head],
                         planned[number][head],
-                        _pictures(drawings, layer.site, number, head),
+                        _pictures(drawings, layer, number, head),
                         likes[number].get(head),
+                        parts.plan.layers[number].heads[head].constant if parts.plan else None,
                     )
                     for head in range(layer.site.heads)
                 ],
@@ -190,7 +203,7 @@ def _drawings(layers: list[LayerMaps], class_token: bool) -> list[_Drawing]:
 
     drawn = [
         drawing("Entropy map", "entropy, bits", [layer.entropy for layer in layers], "viridis", log=False),
-        drawing("Mean map", "mean weight, log", [layer.mean for layer in layers], "magma", log=True),
+        drawing(MEAN_MAP, "mean weight, log", [layer.mean for layer in layers], "magma", log=True),
     ]
     frozen = [layer.frozen for layer in layers if layer.frozen is not None]
     if frozen:
@@ -203,12 +216,15 @@ def _drawings(layers: list[LayerMaps], class_token: bool) -> list[_Drawing]:
     return drawn
 
 
-def _pictures(drawings: list[_Drawing], site: AttentionSite, layer: int, head: int) -> list[Picture]:
+def _pictures(drawings: list[_Drawing], maps: LayerMaps, layer: int, head: int) -> list[Picture]:
     made = []
     for drawing in drawings:
-        values = shrink(drawing.values[layer][head], 0 if drawing.over_patches else site.prefix_tokens)
+        values = shrink(drawing.values[layer][head], 0 if drawing.over_patches else maps.site.prefix_tokens)
         where = f"layer {layer + 1}, head {head + 1}" + (", over the patch grid" if drawing.over_patches else "")
         made.append(Picture(drawing.caption, f"{drawing.caption} of {where}", picture(values, drawing.scale)))
+        if drawing.caption == MEAN_MAP and head in maps.constants:  # beside the map that it stands for, in the same colours
+            values = shrink(maps.constants[head], maps.site.prefix_tokens)
+            made.append(Picture("Its constant", f"the constant in place of the maps of {where}", picture(values, drawing.scale)))
     return made
 
 

@@ -1,4 +1,5 @@
-"""What the page says of the layers: how alike heads are, which ones are hallucinated, which blocks are compact, and the costs."""
+"""What the page says of the layers: how alike heads are, which ones are frozen whole or hallucinated, which blocks are compact, and the
+costs."""
 
 from __future__ import annotations
 
@@ -62,6 +63,9 @@ class BlockBar:
 class Structure:
     """What the plan changes in the layers. `sources[layer][head]` are (kind, text, title) of the cells of the overview of heads."""
 
+    title: str
+    constant: int
+    constants: Table | None
     hallucinated: int
     heads: int
     chosen: str
@@ -139,7 +143,7 @@ def _reached(parts: RunParts, layer: LayerPlan) -> list[tuple[int, HallucinatedH
 
 
 def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | None:
-    """What the plan hallucinates and makes compact; None where it changes no layer."""
+    """What the plan freezes whole, hallucinates and makes compact; None where it changes no layer."""
     plan, anatomy = parts.plan, parts.anatomy
     if plan is None or anatomy is None or anatomy.planned is None:
         return None
@@ -149,7 +153,15 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
     before, after = parts.original, parts.compressed
     timed = before is not None and after is not None and before.kind == after.kind == "executed"
     times = (before.seconds_per_image, after.seconds_per_image) if before and after and timed else (None, None)
+    blocks = _blocks(parts, plan)
+    constant = sum(len(layer.constant) for layer in plan.layers)
+    named = [("frozen heads", constant), ("hallucinated heads", kinds["hallucinated"]), ("compact blocks", len(blocks))]
+    there = [name for name, count in named if count] or ["changed layers"]
+    title = " and ".join([", ".join(there[:-1]), there[-1]] if len(there) > 1 else there)
     return Structure(
+        title=title[0].upper() + title[1:],
+        constant=constant,
+        constants=_constants(plan),
         hallucinated=kinds["hallucinated"],
         heads=sum(kinds.values()),
         chosen=_chosen(plan.hallucinate),
@@ -160,7 +172,7 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         distance=_range([one.distance for one in known]),
         sources=cells,
         counts=[(kind, kinds[kind]) for kind in ("computed", "frozen", "hallucinated") if kinds[kind]],
-        blocks=_blocks(parts, plan),
+        blocks=blocks,
         all_blocks=len(anatomy.sites.feed_forward),
         error_of="weights" if plan.compact is not None and plan.compact.init == "weights" else "outputs",
         costs=_costs(Costs(anatomy.parameters, anatomy.macs), anatomy.planned),
@@ -188,6 +200,8 @@ def _made(settings: HallucinatePlan | None) -> str:
 def _start(plan: Plan, hallucinates: bool) -> str:
     """Where mixes and factors come from while nothing was trained."""
     told = []
+    if any(layer.constant for layer in plan.layers):
+        told.append("constants are fitted to the mean maps" if plan.statistics is not None else "constant maps are uniform")
     if hallucinates and plan.hallucinate is not None:
         told.append("mixes come in closed form from the heads' similarity" if plan.hallucinate.fits_mix else "mixes start as copies")
     if any(block.rank is not None for block in plan.feed_forward) and plan.compact is not None:
@@ -201,10 +215,24 @@ def _source(layer: LayerPlan, head: int) -> Source:
     if plan.source == "hallucinated":
         like = dict(zip(layer.hallucinated, sources(layer), strict=True))[head] + 1
         return "hallucinated", f"like H{like}", f"hallucinated, starts like head {like}"
+    if plan.constant is not None:
+        text = f"{plan.constant} {plan.window}" if plan.window else plan.constant
+        return "frozen", text, f"frozen whole, {text}" + (f": {plan.why}" if plan.why else "")
     if plan.source == "frozen":
         share = f"{100 * plan.entries / layer.entries_per_head:.0f} %"
         return "frozen", share, f"{share} of its weights frozen, the others computed"
     return "computed", "", "computed"
+
+
+def _constants(plan: Plan) -> Table | None:
+    """Every head that is frozen whole: its constant, and why it was chosen."""
+    rows = []
+    for number, layer in enumerate(plan.layers, 1):
+        for head in layer.constant:
+            made = layer.heads[head]
+            kind = f"{made.constant}, {made.window} × {made.window}" if made.window else str(made.constant)
+            rows.append((f"L{number}H{head + 1}", [Cell(kind), Cell(made.why) if made.why else EMPTY]))
+    return Table("Heads that are frozen whole", "Head", ["constant", "why"], rows) if rows else None
 
 
 def _range(values: list[float | None]) -> tuple[float, float] | None:

@@ -22,6 +22,7 @@ MAC_NAMES = {
     "query_key_product": "Q·Kᵀ, the logits",
     "hallucination": "Hallucinating maps",
     "map_value_product": "A·V, maps times values",
+    "constant_maps": "Constant maps times values",
     "value_output_projection": "V and output projections",
     "feed_forward": "Feed-forward",
     "patch_merging": "Patch merging",
@@ -119,9 +120,16 @@ def what_was_done(plan: Plan) -> str:
 
 
 def _structure_sentences(plan: Plan, counted: dict[str, Any]) -> list[str]:
-    """Hallucinated heads and compact blocks, where there are any."""
+    """Frozen and hallucinated heads and compact blocks, where there are any."""
     sentences = []
-    heads, blocks = counted["hallucinated_heads"], counted["compact_blocks"]
+    heads, blocks, constant = counted["hallucinated_heads"], counted["compact_blocks"], counted["constant_heads"]
+    if constant:
+        whole = sum(len(layer.constant) == len(layer.heads) for layer in plan.layers)
+        layers = f", {whole} whole {'layer' if whole == 1 else 'layers'} among them" if whole else ""
+        sentences.append(
+            f"{constant} of {counted['heads']} attention heads are frozen whole{layers}: they have no queries and keys, and their maps are "
+            "constants."
+        )
     if heads:
         sentences.append(
             f"{heads} of {counted['heads']} attention heads are hallucinated: they have no queries and keys, and their maps are made of "
@@ -263,7 +271,9 @@ def settings(parts: RunParts) -> str:
     """The plan without its layers, as YAML."""
     if parts.plan is None:
         return ""
-    return _yaml(parts.plan.model_dump(mode="json", include={"freeze", "hallucinate", "compact", "quantize"}, exclude_none=True))
+    return _yaml(
+        parts.plan.model_dump(mode="json", include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True)
+    )
 
 
 def recipe_text(recipe: Recipe | None) -> str:

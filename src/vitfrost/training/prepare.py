@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..artefact import load_artefact
-from ..compression.apply import draw_calibration, similarity_of
+from ..compression.apply import draw_calibration, fitted_constants, similarity_of
 from ..compression.structure import has_structure, install_structure, start_from
 from ..distributed import rank
 from ..errors import VitfrostError
@@ -77,7 +77,8 @@ def _of_artefact(recipe: TrainingRecipe) -> Start:
 def _refuse_untrainable(chosen: Plan) -> None:
     if chosen.freeze is not None or (chosen.quantize.weight_bits, chosen.quantize.activation_bits) != (32, 32):
         raise VitfrostError(
-            "the plan freezes or quantises, which is not trained through; plan with 32 bits and nothing frozen, train, then compress"
+            "the plan freezes entries or quantises, which is not trained through; plan with 32 bits and whole heads frozen at most, train, "
+            "then compress"
         )
 
 
@@ -114,8 +115,14 @@ def _plan(recipe: TrainingRecipe, loaded: LoadedModel) -> Plan:
         return load_plan(recipe.plan)
     if recipe.start.statistics is not None:
         heads, blocks = (None if part is None else part.model_dump() for part in (recipe.plan.hallucinate, recipe.plan.compact))
-        return plan(recipe.start.statistics, freeze=None, hallucinate=heads, compact=blocks, weight_bits=32, activation_bits=32)
-    return plan_from_model(loaded, hallucinate=recipe.plan.hallucinate, compact=recipe.plan.compact)
+        whole: dict[str, Any] = {"freeze": None}
+        if (part := recipe.plan.constants) is not None:
+            whole = {
+                "unit": part.unit, "by": part.by, "freeze": part.ratio, "constants": part.kind, "window": part.window,
+                "tolerance": part.tolerance, "seed": part.seed,
+            }  # fmt: skip
+        return plan(recipe.start.statistics, hallucinate=heads, compact=blocks, weight_bits=32, activation_bits=32, **whole)
+    return plan_from_model(loaded, hallucinate=recipe.plan.hallucinate, compact=recipe.plan.compact, constants=recipe.plan.constants)
 
 
 def _take_up(start: Start, recipe: TrainingRecipe) -> None:
@@ -128,7 +135,10 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     if part.images is not None:
         pixels, start.structure = draw_calibration(start.loaded, part.images, part.limit, part.seed)
         start.seeds["structure"] = part.seed
-    errors = start_from(start.model, start.plan, pixels, similarity_of(start.plan, statistics), training=True, seed=part.seed)
+    errors = start_from(
+        start.model, start.plan, pixels, similarity_of(start.plan, statistics), constants=fitted_constants(start.plan, statistics),
+        training=True, seed=part.seed,
+    )  # fmt: skip
     start.structure = (start.structure or {}) | {"relative_errors": errors}
 
 

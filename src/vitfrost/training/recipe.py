@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.schema import describe
-from ..plans.structure import CompactPlan, HallucinatePlan
+from ..plans.structure import CompactPlan, ConstantsPlan, HallucinatePlan
 from ..plans.text import from_yaml, overlaid
 from .augment import AugmentSettings
 
@@ -160,6 +160,7 @@ class EveryPart(_Part):
 class InlinePlan(_Part):
     """A plan's structural parts, with the keys that they have in a plan. It is made from the start's statistics, or the model alone."""
 
+    constants: ConstantsPlan | None = None
     hallucinate: HallucinatePlan | None = None
     compact: CompactPlan | None = None
 

@@ -37,6 +37,8 @@ def train(
     weights: str | Path | None = None,
     data: str | Path | None = None,
     statistics: str | Path | None = None,
+    artefact: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
     seed: int | None = None,
     device: str = "cpu",
     progress: bool = True,
@@ -44,7 +46,7 @@ def train(
     """Train what a recipe says into the folder `out`, which is returned.
 
     `variants` are parts of the recipe's `variants`, laid over it in this order.
-    `seed` replaces its seed, `weights`, `data` and `statistics` its paths:
+    `seed` replaces its seed, `weights`, `data`, `statistics`, `artefact` (to start from) and `teacher_weights` its paths:
     `data` is a folder that its pictures' paths are relative to, or one pack or folder for all of them where it is a file. With
     `resume` a run that was stopped goes on from its last checkpoint, to the same bits on the same machine and number of threads.
     The folder then holds recipe.yaml, metrics.jsonl, checkpoint.pt, artefact and, where there are evaluation pictures, result.json.
@@ -53,7 +55,7 @@ def train(
     """
     folder = Path(out)
     chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, variants, data)
-    chosen = _with_paths(chosen, weights, statistics, seed)
+    chosen = _with_paths(chosen, weights, statistics, seed, artefact, teacher_weights)
     refuse_existing_run(folder, resume, RECIPE_FILE, "training run")
     place = join_processes(device)
     if chosen.threads is not None:
@@ -66,8 +68,23 @@ def train(
     return folder
 
 
-def _with_paths(recipe: TrainingRecipe, weights: str | Path | None, statistics: str | Path | None, seed: int | None) -> TrainingRecipe:
+def _with_paths(
+    recipe: TrainingRecipe,
+    weights: str | Path | None,
+    statistics: str | Path | None,
+    seed: int | None,
+    artefact: str | Path | None,
+    teacher_weights: str | Path | None,
+) -> TrainingRecipe:
     values = recipe.model_dump(mode="json")
+    if artefact is not None:
+        values["start"]["artefact"], values["plan"] = str(Path(artefact).resolve()), None
+        recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"artefact": str(artefact)})})
+    if teacher_weights is not None:
+        if recipe.teacher is None or recipe.teacher.original:
+            raise VitfrostError("the recipe names no teacher of its own, so there are no weights to replace; leave out --teacher-weights")
+        named = str(teacher_weights) in NAMED_WEIGHTS
+        values["teacher"]["weights"] = str(teacher_weights) if named else str(Path(teacher_weights).resolve())
     if weights is not None:
         if recipe.start.artefact is not None:
             raise VitfrostError("the recipe starts from an artefact, which brings its own weights; leave out --weights")

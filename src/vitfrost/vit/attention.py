@@ -265,7 +265,7 @@ class FusedAttention(MapAttention):
         """Same signature as timm's Attention (`attn_mask`, `is_causal`) and WindowAttention (`mask`)."""
         if attn_mask is not None or is_causal:
             raise ValueError("vitfrost's attention has no caller-given mask; it sees the whole image")
-        x = self.mixed(*self.project(x), self.logit_bias(len(x), mask) if self.logit_heads else None)
+        x = self.mixed(*self.project(x), self.logit_bias(x.shape[0], mask) if self.logit_heads else None)
         return self.proj_drop(self.proj(self.norm(x)))
 
 

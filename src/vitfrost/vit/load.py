@@ -143,9 +143,11 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
 def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> Any:
     """Create a timm model; raise VitfrostError for an unknown name or options the model does not take.
 
-    A model that takes images of any size is not built for `image_size`, which then stands in its configuration only.
+    A model that takes images of any size is not built for `image_size`, which then stands in its configuration only. Beside timm's
+    own options plain ViTs take `attn_head_dim`, the width of a head where it is not the model's width over the number of heads.
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
+    from .plain import attention_with_heads_of
 
     if not timm.is_model(name):
         import difflib
@@ -155,6 +157,8 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
         raise VitfrostError(f"timm has no model '{name}'{hint}")
     if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
         raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
+    if "attn_head_dim" in options:
+        options["attn_layer"] = attention_with_heads_of(options.pop("attn_head_dim"))
     try:
         if image_size is not None:
             options |= _size_options(name, image_size)

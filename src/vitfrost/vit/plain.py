@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -41,6 +41,22 @@ def _check_block(block: Any, name: str) -> None:
     if getattr(block.attn, "gate", None) is not None:
         raise UnsupportedModel(f"{name}.attn is gated attention, which is not supported")
     check_feed_forward(block.mlp, f"{name}.mlp")
+
+
+def attention_with_heads_of(width: object) -> type[Attention]:
+    """What timm's ViT takes as `attn_layer` for heads of `width` channels; by itself it ties them to the model's width.
+
+    Raises VitfrostError for a width that is no whole number of channels.
+    """
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise VitfrostError(f"attn_head_dim {width!r} is out of range; give the channels of a head, at least 1")
+    channels: int = width
+
+    class AttentionWithHeads(Attention):
+        def __new__(cls, dim: int, **options: Any) -> Any:  # timm wants a class; what it makes is timm's own attention
+            return Attention(dim, attn_head_dim=channels, **options)
+
+    return AttentionWithHeads
 
 
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:

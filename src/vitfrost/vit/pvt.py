@@ -71,7 +71,7 @@ class Stage(nn.Module):
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
         if prefix is not None:
-            x = torch.cat([prefix.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + resample_abs_pos_embed(
             self.pos_embed, list(grid), list(self.grid), num_prefix_tokens=self.prefix, interpolation="bilinear", antialias=False
         )

@@ -1,0 +1,73 @@
+"""int8: static post-training quantisation by the tools of the two runtimes, on real pictures.
+
+Weights are int8 per output channel, their inputs uint8 per tensor; attention's softmax, norms and activations stay floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Float
+from numpy import ndarray
+
+from ..runtime.engines import INPUT, import_runtime
+from .graph import quiet
+
+WeightRange = Literal["auto", "full", "reduced"]
+BATCH_SIZE = 8
+
+
+def reduces_range(asked: WeightRange) -> bool:
+    """Whether weights are to use 7 of their 8 bits.
+
+    Instructions before VNNI add two products of 8 bits in 16 bits and saturate. "auto" reduces unless this CPU says that it has VNNI
+    (or dot products of ARM, which add in 32 bits).
+    """
+    if asked != "auto":
+        return asked == "reduced"
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return True
+    return not words & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+
+
+def quantise_openvino(model: Any, pixels: Float[ndarray, "images 3 height width"], reduced: bool, **options: Any) -> Any:
+    """NNCF's post-training quantisation of an OpenVINO model (SmoothQuant, fast bias correction), calibrated on `pixels`."""
+    nncf = import_runtime("nncf", "export")
+    fix = nncf.OverflowFix.ENABLE if reduced else nncf.OverflowFix.DISABLE
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, **options.pop("advanced", {}))
+    with quiet():
+        dataset = nncf.Dataset([pixels[index : index + 1] for index in range(len(pixels))])
+        return nncf.quantize(
+            model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels), advanced_parameters=advanced,
+            **options,
+        )  # fmt: skip
+
+
+def quantise_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 height width"], reduced: bool, **options: Any) -> None:
+    """ONNX Runtime's static quantisation (QDQ) of `source`'s layers with weights, calibrated on `pixels`, into `target`."""
+    import_runtime("onnxruntime", "export")
+    onnx = import_runtime("onnx", "export")
+    tools = import_runtime("onnxruntime.quantization", "export")
+    graph = onnx.load(source).graph
+    constants = {value.name for value in graph.initializer}
+    layers = [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv") and constants & set(node.input[1:2])]
+
+    class Pictures(tools.CalibrationDataReader):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            self._batches: Iterator[ndarray] = (pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE))
+
+        def get_next(self) -> dict[str, ndarray] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    with quiet():
+        tools.quantize_static(
+            source, target, Pictures(), quant_format=tools.QuantFormat.QDQ, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            nodes_to_quantize=layers, per_channel=True, reduce_range=reduced, activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
+            calibrate_method=options.pop("method", tools.CalibrationMethod.MinMax), extra_options=options,
+        )  # fmt: skip

@@ -1,0 +1,167 @@
+"""The verb `export`: a model or an artefact as a folder that runs without torch, checked against the original before it appears."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from numpy import ndarray
+
+from ..artefact import Artefact
+from ..compression.frozen import FrozenMaps
+from ..errors import VitfrostError
+from ..files import atomic_folder, refuse_existing, sha256_of_file
+from ..images.preprocess import Preprocess
+from ..measure.contestant import FULL_PRECISION_BITS, describe
+from ..models import open_model
+from ..plans.choose import summary
+from ..runtime.engines import import_runtime
+from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.session import Session, open_export
+from ..stages import say
+from ..vit.load import LoadedModel
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
+from .pictures import draw, random_pixels
+from .quantise import WeightRange, quantise_onnx, quantise_openvino, reduces_range
+
+Format = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+CALIBRATION_IMAGES = 300
+INT8_CHECKS = 36
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+
+
+def export(
+    model: str | Path | LoadedModel,
+    *,
+    format: Format,
+    precision: Precision,
+    out: str | Path,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    images: str | Path | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    weight_range: WeightRange = "auto",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model (a timm name, an artefact's folder, or a LoadedModel) as an ONNX or OpenVINO graph; returns the folder `out`.
+
+    The graph takes normalised pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
+    an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
+    `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
+    Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
+    model's logits are not the original's; nothing is written then.
+    """
+    out = Path(out)
+    _check_options(format, precision, images, calibration_images)
+    refuse_existing(out, overwrite)
+    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+        import_runtime(package, "export")
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    _check_model(loaded)
+    about = describe(loaded)
+    checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
+    if images is None:
+        calibration, compared, record = None, random_pixels(loaded, checks, seed), None
+    else:
+        calibration, compared, record = draw(loaded, images, calibration_images if precision == "int8" else 0, checks, seed)
+        if record is not None and record["images"] < calibration_images:
+            say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    ready = inference_form(loaded)
+    reduced = precision == "int8" and reduces_range(weight_range)
+    with atomic_folder(out, overwrite) as folder:
+        _write_graph(ready, loaded, format, calibration if precision == "int8" else None, reduced, folder)
+        fields: dict[str, Any] = {
+            "kind": KIND,
+            "version": VERSION,
+            "format": format,
+            "precision": precision,
+            "model": loaded.identity(),
+            "classes": loaded.classes,
+            "preprocessing": Preprocess(loaded.preprocessing).describe(),
+            "plan_hash": about.plan_hash,
+            "plan": _plan_of(loaded),
+            "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
+            "calibration": record,
+            "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
+            "macs": about.macs,
+            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "versions": _versions(format, precision),
+        }
+        _write_json(folder, fields)
+        session = open_export(folder, threads=torch.get_num_threads())
+        parity = _compared(ready, session, compared, precision, "random" if images is None else "images")
+        refuse_difference(parity, loaded.name, format)
+        _write_json(folder, fields | {"parity": parity.as_dict(), "checked": {"runtime": session.runtime, "precision": session.precision}})
+        del session
+    return out
+
+
+def _check_options(form: str, precision: str, images: str | Path | None, count: int) -> None:
+    if form not in MODEL_FILES:
+        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
+    if precision not in PRECISIONS:
+        raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+    if (form, precision) == ("onnx", "bf16"):
+        raise VitfrostError("ONNX Runtime has no bf16 kernels for the CPU; export bf16 for openvino, or onnx in fp32 or int8")
+    if precision == "int8" and images is None:
+        raise VitfrostError("int8 is calibrated on real images; give --images DIR")
+    if count < 1:
+        raise VitfrostError(f"calibration images must be at least 1, got {count}")
+
+
+def _check_model(loaded: LoadedModel) -> None:
+    """Refuse simulated quantisation; warn of frozen entries that save nothing."""
+    if isinstance(loaded, Artefact) and loaded.plan.quantize.activation_bits != FULL_PRECISION_BITS:
+        raise VitfrostError(
+            f"the artefact quantises activations to {loaded.plan.quantize.activation_bits} bits, which is simulated in floating point and "
+            "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
+        )
+    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.model.modules()):
+        say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+
+
+def _write_graph(ready: Any, loaded: LoadedModel, form: str, calibration: ndarray | None, reduced: bool, folder: Path) -> None:
+    program = trace(ready, loaded.image_size, loaded.name)
+    if form == "openvino":
+        graph = to_openvino(program, loaded.image_size, loaded.name)
+        save_openvino(graph if calibration is None else quantise_openvino(graph, calibration, reduced), folder)
+        return
+    if calibration is None:
+        to_onnx(program, folder / "model.onnx", loaded.name)
+        return
+    to_onnx(program, folder / "float.onnx", loaded.name)
+    quantise_onnx(folder / "float.onnx", folder / "model.onnx", calibration, reduced)
+    os.unlink(folder / "float.onnx")
+
+
+@torch.inference_mode()
+def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, what: str) -> Parity:
+    expected = in_batches(lambda part: ready(torch.from_numpy(part)).numpy(), pixels)
+    # bf16 that the CPU does not have is fp32, and must be as close.
+    return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
+
+
+def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
+    if not isinstance(loaded, Artefact):
+        return None
+    found = summary(loaded.plan)
+    del found["layers"]
+    return found | {"weight_bits": loaded.plan.quantize.weight_bits}
+
+
+def _versions(form: str, precision: str) -> dict[str, str]:
+    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
+    return {name: version(name) for name in used}
+
+
+def _write_json(folder: Path, fields: dict[str, Any]) -> None:
+    (folder / EXPORT_FILE).write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")

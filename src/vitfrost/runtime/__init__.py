@@ -1,0 +1,7 @@
+"""Running an exported model with ONNX Runtime or OpenVINO: NumPy, Pillow and that runtime are all it needs, no torch."""
+
+from __future__ import annotations
+
+from .session import Prediction, Session, open_export
+
+__all__ = ["Prediction", "Session", "open_export"]

@@ -1,0 +1,116 @@
+"""An exported model, ready to run: pictures or normalised pixels in, logits or classes with probabilities out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import VitfrostError
+from ..images.decode import decode_file, to_rgb
+from ..images.geometry import Geometry
+from .engines import HINTS, Engine, start_engine
+from .folder import model_bytes, read_export
+
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one file: class indices, most probable first, with their probabilities."""
+
+    file: str
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+class Session:
+    """An exported model that is loaded. `about` is what `export.json` says, `size_bytes` the size of the graph's files."""
+
+    def __init__(self, folder: Path, about: dict[str, Any], engine: Engine):
+        self.folder = folder
+        self.about = about
+        self.size_bytes = model_bytes(folder, about)
+        self.geometry = Geometry(about["preprocessing"])
+        self._engine = engine
+
+    @property
+    def threads(self) -> int:
+        """How many threads a forward pass uses."""
+        return self._engine.threads
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, such as "openvino 2026.4.1 cpu"."""
+        return self._engine.runtime
+
+    @property
+    def precision(self) -> str:
+        """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantised."""
+        if self.about["precision"] != "int8":
+            return self._engine.precision
+        return "int8" if self._engine.precision == "fp32" else f"int8+{self._engine.precision}"
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits [B, classes] float32 of normalised pixels [B, 3, H, W] float32. Raises VitfrostError for another shape or type."""
+        expected = (3, *self.geometry.input_size)
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
+            wanted = f"float32 [B, {', '.join(map(str, expected))}]"
+            raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalised pixels, {wanted}")
+        return self._engine.run(pixels)
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """Normalised pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""
+        return self.geometry.normalised(self.geometry.pixels(to_rgb(image)))
+
+    def predict(self, paths: Sequence[str | Path] | str | Path, top: int = 5) -> list[Prediction]:
+        """The `top` classes of every file, in the order given. Raises VitfrostError for a file that is no readable picture."""
+        files = [paths] if isinstance(paths, str | Path) else list(paths)
+        if not files:
+            raise VitfrostError("no picture to predict; name at least one")
+        if not 1 <= top <= self.about["classes"]:
+            raise VitfrostError(f"top is {top}; the model has {self.about['classes']} classes, give 1 to {self.about['classes']}")
+        return [found for start in range(0, len(files), BATCH_SIZE) for found in self._predict(files[start : start + BATCH_SIZE], top)]
+
+    def _predict(self, files: list[str | Path], top: int) -> Iterator[Prediction]:
+        logits = self.run(self.geometry.normalised(np.stack([self._read(file) for file in files])))
+        for file, row in zip(files, logits, strict=True):
+            chosen = np.argsort(-row, kind="stable")[:top]
+            shares = np.exp(row.astype(np.float64) - row.max())
+            shares /= shares.sum()
+            yield Prediction(str(file), tuple(chosen.tolist()), tuple(shares[chosen].tolist()))
+
+    def _read(self, file: str | Path) -> np.ndarray:
+        decoded = decode_file(Path(file), self.geometry)
+        if decoded.pixels is None:
+            raise VitfrostError(f"cannot read {file}: {decoded.reason}")
+        return decoded.pixels
+
+
+def open_export(folder: str | Path, threads: int | None = None, precision_hint: str | None = None) -> Session:
+    """Load a folder made by `vitfrost export`.
+
+    `threads`: of a forward pass; OMP_NUM_THREADS, else all cores, if not given. `precision_hint`: "fp32" or "bf16" for what is not
+    int8, on OpenVINO only; the export's own if not given. A CPU without bf16 computes in fp32: `Session.precision` tells.
+    Raises VitfrostError for a folder that is no export, is damaged or from a newer version, and where the runtime is not installed.
+    """
+    path = Path(folder)
+    about = read_export(path)
+    if threads is not None and threads < 1:
+        raise VitfrostError(f"the number of threads must be at least 1, not {threads}")
+    hint = precision_hint or ("bf16" if about["precision"] == "bf16" else "fp32")
+    if hint not in HINTS:
+        raise VitfrostError(f"the precision hint '{hint}' is unknown; choose one of {', '.join(HINTS)}")
+    return Session(path, about, start_engine(about["format"], path, threads or _threads(), hint))
+
+
+def _threads() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

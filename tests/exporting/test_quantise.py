@@ -1,0 +1,91 @@
+"""int8: what is quantised, how, on which pictures, and that nothing leaves the machine or its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vitfrost
+from vitfrost.exporting.quantise import reduces_range
+from vitfrost.images.batches import images_hash, take_usable
+from vitfrost.images.preprocess import Preprocess
+from vitfrost.images.source import open_images
+from vitfrost.models import open_model
+from vitfrost.runtime import open_export
+
+
+def test_onnx_quantises_the_layers_with_weights_only(pictures: Path, tmp_path: Path) -> None:
+    import onnx
+
+    options = {"format": "onnx", "precision": "int8", "images": pictures, "calibration_images": 8, "seed": 3}
+    folder = vitfrost.export("vitfrost_digits", weight_range="reduced", out=tmp_path / "out", **options)
+    about = json.loads((folder / "export.json").read_text())
+    loaded, drawn = open_model("vitfrost_digits"), open_images(pictures).subset(40, 3)
+    batch = take_usable(drawn, Preprocess(loaded.preprocessing), 8)
+    assert about["calibration"] == {"images": 8, "images_hash": images_hash(drawn, batch.digests), "seed": 3, "skipped": 0}
+    assert about["weight_range"] == "reduced"
+    assert (about["parity"]["images"], about["parity"]["tolerance"]) == (36, None)
+
+    graph = onnx.load(folder / "model.onnx").graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert len(layers) == 1 + 6 * 4 + 1
+    for layer in layers:
+        activation, weight = (made_by[name] for name in layer.input[:2])
+        assert activation.op_type == weight.op_type == "DequantizeLinear"
+        codes, scales = (constants[name] for name in weight.input[:2])
+        assert codes.dtype == np.int8
+        assert np.abs(codes.astype(int)).max() <= 64  # 7 bits
+        assert scales.size in codes.shape
+        assert scales.size > 1
+        assert constants[activation.input[2]].dtype == np.uint8
+    assert not any(name.startswith("float") for name in os.listdir(folder))
+    pixels = batch.pixels.numpy()
+    assert open_export(folder, threads=1).precision == "int8"
+    differences = open_export(folder, threads=1).run(pixels) - loaded.model(batch.pixels).detach().numpy()
+    assert 0 < np.abs(differences).max() < 1
+
+
+def test_openvino_int8_sends_nothing_and_leaves_nothing_elsewhere(pictures: Path, tmp_path: Path) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    home.mkdir()
+    words = ["export", "--model", "vitfrost_digits", "--format", "openvino", "--precision", "int8", "--images", pictures]
+    code = """
+import socket, sys
+def refuse(*arguments, **options): raise AssertionError("a connection was attempted")
+socket.socket.connect = socket.getaddrinfo = refuse
+from vitfrost.cli import main
+main(sys.argv[1:])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words), "--calibration-images", "200", "--out", str(out)],
+        env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "has only 40 usable images to calibrate with" in ended.stderr
+    assert "connection" not in ended.stderr
+    assert not list(home.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "out"}
+    assert {path.name for path in out.iterdir()} == {"export.json", "model.xml", "model.bin"}
+    about = json.loads((out / "export.json").read_text())
+    assert about["calibration"]["images"] == 40
+    assert about["parity"]["agreement"] >= 0.5
+    assert "nncf" in about["versions"]
+    graph = (out / "model.xml").read_text()
+    assert "FakeQuantize" in graph
+    assert 'element_type="i8"' in graph
+
+
+def test_weights_keep_to_seven_bits_where_the_processor_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reduces_range("reduced")
+    assert not reduces_range("full")
+    for words, reduced in (("avx2 fma", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False), ("fp asimddp", False)):
+        monkeypatch.setattr(Path, "read_text", lambda *_, words=words, **__: f"flags : {words}\n")
+        assert reduces_range("auto") is reduced

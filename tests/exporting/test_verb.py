@@ -1,0 +1,194 @@
+"""An exported folder computes what the model does, says what it is, and appears only then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vitfrost
+from vitfrost.errors import VitfrostError
+from vitfrost.files import sha256_of_file
+from vitfrost.measure.contestant import describe
+from vitfrost.models import open_model
+from vitfrost.runtime import open_export
+from vitfrost.vit.families import install_map_attention
+from vitfrost.vit.load import LoadedModel, load_model
+
+KEYS = {
+    "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
+    "weight_range", "macs", "sha256", "versions", "parity", "checked",
+}  # fmt: skip
+
+
+def logits_differ(loaded: LoadedModel, folder: Path, batches: tuple[int, ...] = (1, 2, 5)) -> float:
+    """The largest difference to the model over batches of several sizes, on pixels of their own."""
+    session = open_export(folder, threads=1)
+    worst = 0.0
+    for images in batches:
+        pixels = torch.randn(images, 3, *loaded.image_size, generator=torch.Generator().manual_seed(images))
+        with torch.no_grad():
+            worst = max(worst, float((loaded.model(pixels) - torch.from_numpy(session.run(pixels.numpy()))).abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, Path], form: str) -> None:
+    folder, loaded = exported[form], open_model("vitfrost_digits")
+    about = json.loads((folder / "export.json").read_text())
+    assert set(about) == KEYS
+    assert (about["kind"], about["version"], about["format"], about["precision"]) == ("vitfrost export", 1, form, "fp32")
+    assert about["model"] == json.loads(json.dumps(loaded.identity()))
+    assert {path.name for path in folder.iterdir()} == {"export.json", *about["sha256"]}
+    assert all(sha256_of_file(folder / name) == digest for name, digest in about["sha256"].items())
+    assert (about["parity"]["images"], about["parity"]["batches"], about["parity"]["pixels"]) == (4, [1, 3], "random")
+    assert about["parity"]["max_abs_difference"] <= about["parity"]["tolerance"] < 1e-2
+    assert logits_differ(loaded, folder) < 1e-4
+
+
+def test_swin_with_our_attention_exports_to_openvino_and_is_refused_as_onnx(tmp_path: Path) -> None:
+    loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2, 1), num_heads=(3, 6))
+    install_map_attention(loaded.model)
+    folder = vitfrost.export(loaded, format="openvino", precision="fp32", out=tmp_path / "out")
+    assert logits_differ(loaded, folder, (1, 3)) < 1e-3
+    with pytest.raises(VitfrostError, match=r"cannot be written as ONNX: .*; try --format openvino"):
+        vitfrost.export(loaded, format="onnx", precision="fp32", out=tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def small(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> LoadedModel:
+    return load_model(name, "random", image_size, num_classes=7, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "options"),
+    [
+        ("deit_tiny_distilled_patch16_224", 32, {"depth": 2}),
+        ("vit_tiny_patch16_224", (32, 48), {"depth": 2, "global_pool": "avg"}),
+        ("swin_tiny_patch4_window7_224", 56, {"depths": (2, 1), "num_heads": (3, 6)}),
+        ("pvt_v2_b0", 64, {"depths": (1, 1, 1, 1)}),
+        ("vitfrost_pvt_tiny", 64, {"depths": (1, 1, 1, 1)}),
+        ("nextvit_small", 64, {"depths": (1, 1, 5, 1)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_family_exports(name: str, image_size: int | tuple[int, int], options: dict[str, Any], tmp_path: Path) -> None:
+    loaded = small(name, image_size, **options)
+    folder = vitfrost.export(loaded, format="openvino", precision="fp32", out=tmp_path / "out")
+    assert logits_differ(loaded, folder, (1, 3)) < 1e-3
+
+
+def compressed(prepared: Any, pictures: Path, tmp_path: Path, **options: Any) -> Any:
+    plan = vitfrost.plan(prepared.statistics, **{"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | options)
+    return vitfrost.compress(
+        "vitfrost_digits",
+        plan,
+        statistics=prepared.statistics,
+        images=pictures,
+        calibration_images=4,
+        compact_images=8,
+        out=tmp_path / "made",
+    )
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_hallucinated_heads_and_compact_blocks_export(prepared: Any, pictures: Path, tmp_path: Path, form: str) -> None:
+    heads = {"share": 0.5, "by": "first", "mix": "copy"}
+    made = compressed(prepared, pictures, tmp_path, freeze=None, hallucinate=heads, compact={"ratio": 0.5})
+    folder = vitfrost.export(tmp_path / "made", format=form, precision="fp32", out=tmp_path / "out")
+    assert logits_differ(made, folder) < 1e-4
+    about = json.loads((folder / "export.json").read_text())
+    assert about["plan_hash"] == made.plan_hash
+    assert (about["plan"]["hallucinated_heads"], about["plan"]["compact_blocks"]) == (12, 6)
+    assert about["macs"] < describe(open_model("vitfrost_digits")).macs
+
+
+def test_entry_wise_frozen_maps_export_with_a_warning(
+    prepared: Any, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = compressed(prepared, pictures, tmp_path, freeze=0.3)
+    capsys.readouterr()
+    folder = vitfrost.export(made, format="onnx", precision="fp32", out=tmp_path / "out")
+    assert "entry-wise frozen maps save no time" in capsys.readouterr().err
+    assert logits_differ(made, folder) < 1e-4
+
+
+def test_weights_of_four_bits_export_as_they_dequantise(prepared: Any, pictures: Path, tmp_path: Path) -> None:
+    made = compressed(prepared, pictures, tmp_path, freeze=None, weight_bits=4)
+    folder = vitfrost.export(made, format="openvino", precision="fp32", out=tmp_path / "out")
+    assert logits_differ(made, folder) < 1e-4
+    assert json.loads((folder / "export.json").read_text())["plan"]["weight_bits"] == 4
+
+
+def test_simulated_activations_are_refused(prepared: Any, call: Callable, tmp_path: Path) -> None:
+    ended = call("export", prepared.artefact, "--format", "onnx", "--precision", "fp32", "--out", tmp_path / "out")
+    assert ended.status == 2
+    assert "quantises activations to 4 bits, which is simulated" in ended.err
+    assert "--activation-bits 32" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+class Other(torch.nn.Module):
+    """A model that does something else once it is traced."""
+
+    def __init__(self, model: torch.nn.Module, offset: float):
+        super().__init__()
+        self.model, self.offset = model, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x) + (self.offset if torch.compiler.is_exporting() else 0.0) * torch.ones(10).cumsum(0)
+
+
+@pytest.mark.parametrize(("offset", "message"), [(1.0, "logits differ by 1.00e"), (float("nan"), "not finite")])
+def test_a_graph_with_other_logits_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float, message: str) -> None:
+    loaded = open_model("vitfrost_digits")
+    about = describe(loaded)
+    monkeypatch.setattr("vitfrost.exporting.verb.describe", lambda _: about)  # the wrapper is no family of models
+    with pytest.raises(VitfrostError, match=message):
+        vitfrost.export(replace(loaded, model=Other(loaded.model, offset)), format="onnx", precision="fp32", out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--format", "onnx", "--precision", "int8"), "int8 is calibrated on real images; give --images DIR"),
+        (("--format", "onnx", "--precision", "bf16"), "ONNX Runtime has no bf16 kernels for the CPU"),
+        (("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"), "calibration images must be at least 1"),
+        (("--format", "onnx", "--precision", "fp32", "--images", "nowhere"), "no image folder nowhere"),
+    ],
+)
+def test_bad_options_are_one_line(call: Callable, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    ended = call("export", "--model", "vitfrost_digits", *words, "--out", tmp_path / "out")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert message in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_content_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(VitfrostError, match="not empty"):
+        vitfrost.export("vitfrost_digits", format="onnx", precision="fp32", out=tmp_path)
+
+
+def test_an_export_is_no_model_to_compress(exported: dict[str, Path]) -> None:
+    with pytest.raises(VitfrostError, match="can only be evaluated and run"):
+        vitfrost.inspect(exported["onnx"])
+
+
+def test_bf16_says_what_the_processor_computes_in(tmp_path: Path) -> None:
+    folder = vitfrost.export("vitfrost_digits", format="openvino", precision="bf16", out=tmp_path / "out")
+    about = json.loads((folder / "export.json").read_text())
+    session = open_export(folder, threads=1)
+    assert about["precision"] == "bf16"
+    assert about["checked"]["precision"] == session.precision
+    assert session.precision in ("bf16", "fp32")
+    assert open_export(folder, threads=1, precision_hint="fp32").precision == "fp32"
+    pixels = np.zeros((2, 3, 32, 32), np.float32)
+    assert np.isfinite(session.run(pixels)).all()

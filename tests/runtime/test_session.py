@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitfrost
+from vitfrost.errors import VitfrostError
+from vitfrost.images.decode import to_rgb
+from vitfrost.images.preprocess import Preprocess
+from vitfrost.models import open_model
+from vitfrost.runtime import open_export
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_what_a_session_says_of_itself(exported: dict[str, Path], form: str) -> None:
+    session = open_export(exported[form], threads=1)
+    assert session.threads == 1
+    assert session.precision == "fp32"
+    assert re.fullmatch({"onnx": r"onnxruntime [\d.]+ cpu", "openvino": r"openvino [\d.]+ cpu"}[form], session.runtime)
+    assert session.size_bytes == sum(path.stat().st_size for path in exported[form].iterdir() if path.name != "export.json")
+    assert session.about["model"]["name"] == "vitfrost_digits"
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Pictures of several shapes and modes; one is turned by its EXIF data, which nobody reads."""
+    rng = np.random.default_rng(0)
+    made = []
+    for mode, size in (("RGB", (40, 31)), ("RGBA", (13, 70)), ("L", (24, 24)), ("P", (32, 50)), ("I;16", (9, 9))):
+        values = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(values).convert(mode)
+        made.append(folder / f"{mode.replace(';', '')}.png")
+        image.save(made[-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made.append(folder / "turned.jpg")
+    Image.fromarray(rng.integers(0, 256, (31, 40, 3), dtype=np.uint8)).save(made[-1], exif=exif)
+    return made
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_predictions_are_those_of_the_model_on_the_same_bits(exported: dict[str, Path], form: str, tmp_path: Path) -> None:
+    files, loaded, session = pictures_of(tmp_path), open_model("vitfrost_digits"), open_export(exported[form], threads=1)
+    preprocess = Preprocess(loaded.preprocessing)
+    found = session.predict(files, top=3)
+    for file, prediction in zip(files, found, strict=True):
+        with Image.open(file) as image:
+            pixels = preprocess(to_rgb(image))
+            assert np.array_equal(session.preprocess(image), pixels.numpy())
+        with torch.no_grad():
+            best = loaded.model(pixels[None]).softmax(-1)[0].topk(3)
+        assert prediction.file == str(file)
+        assert list(prediction.classes) == best.indices.tolist()
+        assert np.allclose(prediction.probabilities, best.values.numpy(), atol=1e-5)
+    assert session.predict(str(files[0]), top=3) == found[:1]
+
+
+def test_the_command_prints_classes_or_json(exported: dict[str, Path], pictures: Path, call: Callable) -> None:
+    files = [pictures / "0000.png", pictures / "0001.png"]
+    ended = call("predict", exported["onnx"], *files, "--top", "2", "--threads", "1")
+    assert ended.status == 0
+    assert re.fullmatch(rf"{re.escape(str(files[0]))}: \d [\d.]+ %, \d [\d.]+ %\n.*0001.png: .*\n", ended.out)
+    rows = json.loads(call("predict", exported["onnx"], *files, "--json").out)
+    expected = vitfrost.predict(exported["onnx"], files, threads=1)
+    assert [row["classes"] for row in rows] == [list(one.classes) for one in expected]
+    assert all(len(row["probabilities"]) == 5 for row in rows)
+
+
+def test_bad_input_is_one_line(exported: dict[str, Path], pictures: Path, call: Callable, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    picture = pictures / "0000.png"
+    for words, message in (
+        ((exported["onnx"], tmp_path / "text.png"), "text.png: not an image"),
+        ((exported["onnx"], tmp_path / "none.png"), "none.png: no regular file"),
+        ((exported["onnx"], picture, "--top", "11"), "top is 11; the model has 10 classes"),
+        ((exported["onnx"], picture, "--threads", "0"), "threads must be at least 1"),
+        ((tmp_path, picture), "has no export.json"),
+    ):
+        ended = call("predict", *words)
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert message in ended.err
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((1, 3, 32, 31), np.float32), np.zeros((3, 32, 32), np.float32),
+                                    np.zeros((0, 3, 32, 32), np.float32), np.zeros((1, 3, 32, 32))])  # fmt: skip
+def test_other_shapes_and_types_are_refused(exported: dict[str, Path], pixels: np.ndarray) -> None:
+    with pytest.raises(VitfrostError, match=r"float32 \[B, 3, 32, 32\]"):
+        open_export(exported["onnx"], threads=1).run(pixels)
+
+
+def test_hints_are_for_openvino(exported: dict[str, Path]) -> None:
+    with pytest.raises(VitfrostError, match="a precision hint goes with OpenVINO"):
+        open_export(exported["onnx"], precision_hint="bf16")
+    with pytest.raises(VitfrostError, match="'int4' is unknown; choose one of fp32, bf16"):
+        open_export(exported["openvino"], precision_hint="int4")
