@@ -142,6 +142,11 @@ class SearchLog:
         self._known[measured.state] = measured
         self.change(measurements=(*self.record.measurements, measured))
 
+    def correct(self, measured: Measured) -> None:
+        """Put a measurement in the place of the one of the same state."""
+        self._known[measured.state] = measured
+        self.change(measurements=tuple(measured if each.state == measured.state else each for each in self.record.measurements))
+
     def change(self, **changes: Any) -> None:
         """Change parts of the record and write the file."""
         self.record = self.record.model_copy(update=changes)

@@ -159,6 +159,8 @@ class _Searching:
         found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
         if earlier is None:
             self.log.add(found)
+        elif earlier.macs != self.macs.total(state):  # counted by an earlier version
+            self.log.correct(earlier.model_copy(update={"macs": self.macs.total(state)}))
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 

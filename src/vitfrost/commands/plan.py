@@ -123,9 +123,9 @@ def plan(
             raise VitfrostError("a search measures the model: give --statistics FILE, --model NAME and --images DIR")
         _refuse_with_search({
             "hallucinate": hallucinate is not None, "compact": compact is not None, "freeze": freeze is not None, "by": by is not None,
-            "scope": scope != "head", "unit": unit != "entry",
-            "ties": ties != "rank", "protect": protect, "renormalise": renormalise != "none", "frozen-bits": frozen_bits != 4,
-            "frozen-grid": frozen_grid != "layer", "order": order != "quantise-merge", "compact-blocks": compact_blocks != "all",
+            "scope": scope != "head", "unit": unit != "entry", "ties": ties != "rank", "protect": protect,
+            "renormalise": renormalise != "none", "frozen-bits": frozen_bits != 4, "frozen-grid": frozen_grid != "layer",
+            "order": order != "quantise-merge", "compact-blocks": compact_blocks != "all",
         })  # fmt: skip
         from .. import plan_under_budget
 
@@ -139,7 +139,10 @@ def plan(
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
-    searched = {"images": images, "labels": labels, "search": search, "resume": resume, "search-over": len(search_over) < 3}
+    searched = {
+        "images": images, "labels": labels, "search": search, "resume": resume, "search-over": len(search_over) < 3,
+        "search-images": search_images != 200, "rescore": rescore != "lazy", "device": device != "cpu",
+    }  # fmt: skip
     for option, given in searched.items():
         if given:
             raise VitfrostError(f"--{option} is of a search; give --max-drop POINTS or --target-macs SHARE as well, or leave it out")

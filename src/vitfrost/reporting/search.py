@@ -84,10 +84,10 @@ def _charts(record: SearchRecord) -> list[Chart]:
     """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left."""
     original = record.measurements[0]
 
-    def readings(value: str) -> list[Reading]:
-        start = Reading(100.0, float(getattr(original, value)), None, f"the original: {getattr(original, value):.4g}")
-        return [start, *(Reading(100 * taken.macs_share, getattr(taken, value), None, _title(number, taken))
-                         for number, taken in enumerate(record.steps, 1))]  # fmt: skip
+    def readings(value: str, factor: float = 1.0) -> list[Reading]:
+        start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
+        steps = enumerate(record.steps, 1)
+        return [start, *(Reading(100 * one.macs_share, factor * getattr(one, value), None, _title(number, one)) for number, one in steps)]
 
     shares = [Curve("agreement with the original", readings("agreement"), 1)]
     levels = []
@@ -95,7 +95,7 @@ def _charts(record: SearchRecord) -> list[Chart]:
         shares.append(Curve("top-1", readings("top1"), 2))
         levels.append(Level("top-1 of the original", original.top1, None))
     return [
-        line_chart("KL divergence from the original", [Curve("KL", readings("kl"), 1)], MACS, "KL, nats"),
+        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], MACS, "KL, thousandths of a nat"),
         line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, MACS, "images, %", levels=levels),
     ]
 
