@@ -54,7 +54,7 @@ class Bench:
         self.replacements, self.batches = replacements, list(batches)
         self.model: Any = replacements.model
         self.labels = None if labels is None else np.asarray(labels)
-        self.blocks: list[nn.Module] = list(self.model.blocks.children()) if plain.matches(self.model) else []
+        self.blocks: list[nn.Module] = list(self.model.get_submodule("blocks").children()) if plain.matches(self.model) else []
         self.memory = memory
         self.kept: State | None = None
         self._inputs: list[dict[int, Tensor]] = [{} for _ in self.batches]
