@@ -91,7 +91,7 @@ def plan_under_budget(
     if search is not None:
         refuse_unwritable(search)
     fields = {"unit": "layer" if "heads" not in over else "head", "by": "search", "kind": constants, "window": window,
-              "tolerance": tolerance}  # fmt: skip
+              "tolerance": tolerance, "seed": seed}  # fmt: skip
     whole = checked(ConstantsPlan, fields, CONSTANTS_NAMES)
     blocks = checked(CompactPlan, dict(compact or {}) | {"ratio": None}, COMPACT_NAMES)
     if blocks.init == "random":
