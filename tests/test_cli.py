@@ -24,6 +24,7 @@ FLAGS = {
     "calibrate": ["--model", "--weights", "--images", "--limit", "--seed", "--out"],
     "plan": [
         "--statistics", "--freeze", "--by", "--scope", "--unit", "--frozen-bits", "--weight-bits", "--activation-bits", "--seed", "--out",
+        "--max-drop", "--target-macs", "--images", "--labels", "--search-over", "--search-images", "--rescore", "--search", "--resume",
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
@@ -43,8 +44,9 @@ POSITIONAL = {
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
-        "--freeze": "None", "--by": "entropy", "--scope": "head", "--unit": "entry",
+        "--freeze": "None", "--by": "None", "--scope": "head", "--unit": "entry",
         "--frozen-bits": "4", "--weight-bits": "None", "--activation-bits": "None", "--seed": "0",
+        "--search-images": "200", "--rescore": "lazy",
     },
     "compress": {"--seed": "0"},
     "export": {"--calibration-images": "300", "--seed": "0"},

@@ -14,6 +14,7 @@ _VERBS = {
     "inspect": "vitfrost.measure.inspection",
     "calibrate": "vitfrost.statistics.collect",
     "plan": "vitfrost.plans.choose",
+    "plan_under_budget": "vitfrost.budget.verb",
     "compress": "vitfrost.compression.apply",
     "resize": "vitfrost.compression.resize",
     "evaluate": "vitfrost.measure.accuracy",

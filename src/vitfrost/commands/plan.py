@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import VitfrostError
-from .arguments import Criterion, Model, Size, Weights
+from .arguments import Criterion, Device, Model, Size, Weights
 
 
 def plan(
@@ -49,13 +49,26 @@ def plan(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     levels: Literal["published", "strict"] = "published",
+    max_drop: float | None = None,
+    target_macs: float | None = None,
+    images: Path | None = None,
+    labels: Path | None = None,
+    search_over: tuple[Literal["heads", "layers", "ranks"], ...] = ("heads", "layers", "ranks"),
+    search_images: int = 200,
+    rescore: Literal["lazy", "all"] = "lazy",
+    search: Path | None = None,
+    resume: bool = False,
+    device: Device = "cpu",
     seed: int = 0,
 ) -> None:
     """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
 
+    With --max-drop or --target-macs, a search chooses by what every change does to the outputs of --model on --images.
+
     Args:
         out: plan file (.yaml).
-        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training or timing, which freezes no entries.
+        statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training or timing, which freezes no entries. A
+            search takes both.
         hallucinate: share of every layer's heads that lose their queries and keys; their maps are made of the other heads'.
         hallucinate_by: which heads are computed: medoids of the heads' similarity (default with statistics), those that explain
             the others' logits best, the first, or a draw.
@@ -91,11 +104,48 @@ def plan(
         weight_bits: 2 to 8, or 32 for floating point; 4 where entries are frozen by statistics, else 32.
         activation_bits: likewise.
         levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
+        max_drop: search: percentage points of top-1 on the images, or without labels of agreement with the original, that may be lost.
+        target_macs: search: share of the original's multiply-accumulates to come down to.
+        images: search: folder from which images are drawn to measure on.
+        labels: search: CSV with the columns file and label, if not labels.csv in the folder.
+        search_over: search: what may change: heads frozen one by one, layers with all their heads, ranks of feed-forward blocks.
+        search_images: search: how many images are drawn; with few the search fits their noise.
+        rescore: search: measure changes anew only when old scores come out best, or all of them after every step.
+        search: search: file for all that is measured; beside the plan, named like it, if not given.
+        resume: search: go on with that file.
         seed: seed of random choices.
     """
     from .. import plan as verb
     from ..plans.choose import summary
 
+    if max_drop is not None or target_macs is not None:
+        if statistics is None or model is None or images is None:
+            raise VitfrostError("a search measures the model: give --statistics FILE, --model NAME and --images DIR")
+        _refuse_with_search({
+            "hallucinate": hallucinate is not None, "compact": compact is not None, "freeze": freeze is not None, "by": by is not None,
+            "scope": scope != "head", "unit": unit != "entry", "ties": ties != "rank", "protect": protect,
+            "renormalise": renormalise != "none", "frozen-bits": frozen_bits != 4, "frozen-grid": frozen_grid != "layer",
+            "order": order != "quantise-merge", "compact-blocks": compact_blocks != "all",
+        })  # fmt: skip
+        from .. import plan_under_budget
+
+        part = {"init": compact_init, "branches": branches, "norm": branch_norm, "expand": expand, "identity": identity, "noise": noise}
+        made = plan_under_budget(
+            statistics, model, images, max_drop=max_drop, target_macs=target_macs, search_over=search_over, weights=weights,
+            image_size=image_size, labels=labels, search_images=search_images, seed=seed, rescore=rescore, constants=constants,
+            window=window, tolerance=tolerance, compact=part, weight_bits=32 if weight_bits is None else weight_bits,
+            activation_bits=32 if activation_bits is None else activation_bits, levels=levels, device=device, search=search,
+            resume=resume, out=out,
+        )  # fmt: skip
+        _say_planned(out, summary(made))
+        return
+    searched = {
+        "images": images, "labels": labels, "search": search, "resume": resume, "search-over": len(search_over) < 3,
+        "search-images": search_images != 200, "rescore": rescore != "lazy", "device": device != "cpu",
+    }  # fmt: skip
+    for option, given in searched.items():
+        if given:
+            raise VitfrostError(f"--{option} is of a search; give --max-drop POINTS or --target-macs SHARE as well, or leave it out")
     if (statistics is None) == (model is None):
         raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
     chosen_by = hallucinate_by or ("first" if statistics is None else "medoids")
@@ -136,6 +186,13 @@ def plan(
         activation_bits=activation_bits, levels=levels, seed=seed, out=out,
     )  # fmt: skip
     _say_planned(out, summary(made))
+
+
+def _refuse_with_search(options: dict[str, Any]) -> None:
+    """Raise VitfrostError naming the first option that is given and does not go with a search."""
+    for option, given in options.items():
+        if given:
+            raise VitfrostError(f"--{option} does not go with a search, which chooses whole heads and ranks itself; leave it out")
 
 
 def _say_planned(out: Path, found: dict[str, Any]) -> None:

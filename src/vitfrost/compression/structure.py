@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..compaction.factorise import factorise
@@ -22,7 +22,7 @@ from ..freezing.heads import Constant, ConstantHeads
 from ..hallucination.cost import generation_macs
 from ..hallucination.fit import HeadChoice, fit_mix, fit_pairs
 from ..hallucination.maps import HeadHallucination
-from ..plans.schema import FeedForwardPlan, HallucinatePlan, LayerPlan, Plan, sources
+from ..plans.schema import CompactPlan, FeedForwardPlan, HallucinatePlan, LayerPlan, Plan, sources
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.sites import AttentionSite, LinearSite, ModelSites
@@ -89,19 +89,28 @@ def install_constants(model: nn.Module, plan: Plan, constants: Mapping[str, Sequ
     for layer in plan.layers:
         if not layer.constant:
             continue
-        module, allowed = modules[layer.site], allowed_pairs(model, layer.site)
-        site = module.site
-        try:
-            made = ConstantHeads(kinds_of(layer), shape_of(site), (site.windows, site.queries, site.keys), site.head_dim, allowed)
-            if constants is not None:
-                for head, constant in zip(made.constants(), constants[layer.site], strict=True):
-                    head.set(constant)
-        except ValueError as error:
-            raise VitfrostError(f"{layer.site}: {error}; write constant: dense for its heads, or plan again") from error
-        made.to(module.proj.weight).train(module.training)
-        if not layer.hallucinated:
-            module.keep_logits(layer.order, len(layer.logit_heads))
-        module.constants = made
+        freeze_heads(modules[layer.site], layer, allowed_pairs(model, layer.site), None if constants is None else constants[layer.site])
+
+
+def freeze_heads(
+    module: MapAttention,
+    layer: LayerPlan,
+    allowed: Bool[Tensor, "windows queries keys"] | None,
+    constants: Sequence[Constant] | None = None,
+) -> None:
+    """Give the layer's frozen heads constant maps (see `install_constants`), in place; the other heads keep queries and keys."""
+    site = module.site
+    try:
+        made = ConstantHeads(kinds_of(layer), shape_of(site), (site.windows, site.queries, site.keys), site.head_dim, allowed)
+        if constants is not None:
+            for head, constant in zip(made.constants(), constants, strict=True):
+                head.set(constant)
+    except ValueError as error:
+        raise VitfrostError(f"{layer.site}: {error}; write constant: dense for its heads, or plan again") from error
+    made.to(module.proj.weight).train(module.training)
+    if not layer.hallucinated:
+        module.keep_logits(layer.order, len(layer.logit_heads))
+    module.constants = made
 
 
 def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
@@ -153,11 +162,11 @@ def _hallucination(module: MapAttention, layer: LayerPlan, settings: Hallucinate
 
 
 @contextmanager
-def watch_inputs(model: nn.Module, plan: Plan) -> Iterator[dict[str, InputMoments]]:
-    """Second moments of what the second projections of the plan's compact blocks read, of all that passes inside the block."""
+def watch_inputs(model: nn.Module, blocks: Sequence[FeedForwardPlan]) -> Iterator[dict[str, InputMoments]]:
+    """Second moments of what the second projections of the compact ones among the blocks read, of all that passes meanwhile."""
     seen: dict[str, InputMoments] = {}
     handles = []
-    for block in plan.feed_forward:
+    for block in blocks:
         if block.rank is None:
             continue
         layer = model.get_submodule(f"{block.site}.fc2")
@@ -193,32 +202,34 @@ def install_compaction(
         parent = model.get_submodule(block.site)
         layer = parent.get_submodule("fc2")
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        made, error = _compact(layer, block, plan, training, inputs, fill, seed + number)
+        moments = None if inputs is None or plan.compact.init == "weights" else inputs[block.site]
+        made, error = compact_projection(layer, block, plan.compact, moments, training=training, fill=fill, seed=seed + number)
         parent.fc2 = made.train(model.training).to(layer.weight.device)
         if error is not None:
             errors[block.site] = error
     return errors
 
 
-def _compact(
+def compact_projection(
     layer: nn.Linear | nn.Conv2d,
     block: FeedForwardPlan,
-    plan: Plan,
-    training: bool,
-    inputs: Mapping[str, InputMoments] | None,
-    fill: bool,
-    seed: int,
+    settings: CompactPlan,
+    moments: InputMoments | None = None,
+    *,
+    training: bool = False,
+    fill: bool = True,
+    seed: int = 0,
 ) -> tuple[CompactProjection, float | None]:
-    assert plan.compact is not None
+    """What replaces a block's second projection, and the relative error of its output: factors that fit the inputs' `moments`, or the
+    weight itself without them; untrained (and no error) where the settings say `random`, or with `fill` unset."""
     assert block.rank is not None
     layout: Layout = "channels-first" if isinstance(layer, nn.Conv2d) else "tokens"
-    options = plan.compact.options()
-    if not fill or plan.compact.init == "random":
+    options = settings.options()
+    if not fill or settings.init == "random":
         made = CompactProjection(
             block.hidden, block.width, block.rank, options, layout=layout, bias=layer.bias is not None, merged=not training
         )
         return made.to(layer.weight.dtype), None
-    moments = None if inputs is None or plan.compact.init == "weights" else inputs[block.site]
     second, mean = (None, None) if moments is None else (moments.second_moment, moments.mean)
     factors = factorise(layer.weight.detach().flatten(1), layer.bias, block.rank, second, mean)
     made = CompactProjection.from_factors(factors, options, like=layer, merged=not training, second_moment=second, mean=mean, seed=seed)
@@ -274,7 +285,7 @@ def start_from(
     if aware:
         assert pixels is not None
         was_training = model.training
-        with watch_inputs(model.eval(), plan) as inputs:
+        with watch_inputs(model.eval(), plan.feed_forward) as inputs:
             for batch in pixels.split(batch_size):
                 model(batch)
         model.train(was_training)

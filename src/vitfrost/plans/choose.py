@@ -143,7 +143,8 @@ def _head_plans(heads: list[list[_Candidates]], freeze: FreezePlan) -> list[list
     return [[next(ordered) for _ in layer] for layer in heads]
 
 
-def _empty_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -> LayerPlan:
+def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -> LayerPlan:
+    """The line of a site whose heads are all computed; `allowed` [W, Q, K] are the pairs that a shift mask leaves (None: all)."""
     unmasked = None if allowed is None else int(allowed.sum())
     heads = (COMPUTED,) * site["heads"]
     return LayerPlan(
@@ -156,7 +157,7 @@ def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, 
 
     `identity` and `signature` are LoadedModel.identity() and ModelSites.signature().
     """
-    layers = tuple(_empty_layer(site) for site in signature)
+    layers = tuple(computed_layer(site) for site in signature)
     return Plan(model=ModelIdentity.model_validate(dict(identity)), quantize=quantize, layers=layers)
 
 
@@ -255,7 +256,7 @@ def _chosen_plan(
 ) -> Plan:
     """The plan that these statistics give for these settings; see `plan`."""
     header = statistics.header
-    layers = [_empty_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
+    layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
     if header.structure is not None:
         if hallucinate is not None or compact is not None or constants is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..compaction.cost import rank_of
+from ..errors import VitfrostError
 from .structure import CompactPlan, FeedForwardPlan
 
 
@@ -14,6 +15,8 @@ def compact_blocks(sites: Sequence[Mapping[str, Any]], settings: CompactPlan) ->
 
     Raises VitfrostError for a ratio whose factors are no smaller than their product.
     """
+    if settings.ratio is None:
+        raise VitfrostError("compact has no ratio; give one, from 0 to 1 (only a search under a budget chooses ranks without)")
     return tuple(
         FeedForwardPlan(
             site=site["name"],

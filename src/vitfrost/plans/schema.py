@@ -267,6 +267,9 @@ class Plan(Strict):
                 for key in ("like", "constant", "window", "why"):
                     if head[key] is None:
                         del head[key]
+        for block in data.get("feed_forward", ()):
+            if block["why"] is None:
+                del block["why"]
         return data
 
 
@@ -282,7 +285,9 @@ def structure_of(plan: Plan | None) -> dict[str, Any] | None:
     heads = {
         layer.site: [_structure_of_head(head) for head in layer.heads] for layer in plan.layers if layer.hallucinated or layer.constant
     }
-    return {part: data[part] for part in STRUCTURE_PARTS if part in data} | {"heads": heads}
+    blocks = [{key: value for key, value in block.items() if key != "why"} for block in data.get("feed_forward", ())]
+    parts = {part: data[part] for part in STRUCTURE_PARTS if part in data} | {"heads": heads}
+    return parts | {"feed_forward": blocks} if blocks else parts
 
 
 def _structure_of_head(head: HeadPlan) -> dict[str, Any]:

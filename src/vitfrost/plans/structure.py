@@ -96,12 +96,13 @@ class ConstantsPlan(Strict):
 class CompactPlan(Strict):
     """How second projections are factorised: y = U V h, rank round(ratio width) (arXiv 2306.10875; its open points are options).
 
+    Without `ratio` a search chose the rank of every block.
     `init`, where trained weights are there: the factors that change the outputs least on images, plain SVD of the weights, or
     untrained ones. `blocks`: all feed-forward blocks, or only those after attention. The others are fields of CompactionOptions:
     the form while training.
     """
 
-    ratio: float = Field(0.5, strict=True, gt=0, lt=1)
+    ratio: float | None = Field(0.5, strict=True, gt=0, lt=1)
     init: Literal["activations", "weights", "random"] = "activations"
     blocks: Literal["all", "transformer"] = "all"
     branches: int = Field(2, strict=True, ge=1, le=4)
@@ -117,17 +118,18 @@ class CompactPlan(Strict):
         return self
 
     def options(self) -> CompactionOptions:
-        """The training form."""
-        return CompactionOptions(self.ratio, self.branches, self.norm, self.expand, self.identity, self.noise)
+        """The training form; ranks are those of the blocks."""
+        return CompactionOptions(self.ratio or CompactionOptions.ratio, self.branches, self.norm, self.expand, self.identity, self.noise)
 
 
 class FeedForwardPlan(Strict):
-    """One feed-forward block: the rank of its second projection, None where it stays as it is."""
+    """One feed-forward block: the rank of its second projection, None where it stays as it is; `why`: what was measured then."""
 
     site: str
     width: Positive
     hidden: Positive
     rank: Positive | None = None
+    why: str | None = None
 
     @model_validator(mode="after")
     def _rank_saves(self) -> FeedForwardPlan:

@@ -12,6 +12,7 @@ from .grid_page import PAGE, render_grid
 from .grid_parts import read_grid
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
+from .search import build_search
 from .structure import build_likeness, build_structure
 from .templates import fill
 
@@ -58,6 +59,7 @@ def render(parts: RunParts) -> str:
         shares=_shares(parts),
         likeness=likeness,
         structure=structure,
+        search=build_search(parts),
         untrained=summary.untrained(parts),
         freezes=parts.savings is not None and parts.savings.frozen_entries > 0,
         divergence=divergence,

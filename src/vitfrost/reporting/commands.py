@@ -6,6 +6,7 @@ import shlex
 
 from pydantic import BaseModel
 
+from ..budget.record import SearchRecord
 from ..plans.schema import Plan
 from ..recipe import Recipe
 from .parts import RunParts
@@ -46,6 +47,27 @@ def plan_command(plan: Plan) -> str:
     return NEXT.join([*lines, f"{constants}{bits} --seed {seed} --out plan.yaml"])
 
 
+def is_searched(plan: Plan) -> bool:
+    """Whether a search under a budget made the plan."""
+    return (plan.constants is not None and plan.constants.by == "search") or (plan.compact is not None and plan.compact.ratio is None)
+
+
+def search_command(plan: Plan, search: SearchRecord | None) -> str:
+    """How to search for the plan again; without the search's file its budget is not known."""
+    options = ["--target-macs SHARE"]
+    if search is not None:
+        budget, images = search.budget, search.subject.images
+        known = {"--target-macs": budget["target_macs"], "--max-drop": budget["max_drop"]}
+        options = [f"{name} {value}" for name, value in known.items() if value is not None]
+        options += [f"--search-over {' '.join(budget['search_over'])}", f"--search-images {images.images}", f"--seed {images.seed}"]
+        options += [] if budget["rescore"] == "lazy" else [f"--rescore {budget['rescore']}"]
+    kinds = [] if plan.constants is None else _changed(plan.constants, ("unit", "ratio", "by", "seed"), CONSTANTS_NAMES)
+    blocks = [] if plan.compact is None else _changed(plan.compact, ("ratio",), COMPACT_NAMES)
+    bits = f"--weight-bits {plan.quantize.weight_bits} --activation-bits {plan.quantize.activation_bits}"
+    model = f"vitfrost plan --statistics STATISTICS --model {plan.model.name} --weights WEIGHTS --images SEARCH_IMAGES"
+    return NEXT.join([model, " ".join(options), " ".join([*kinds, *blocks, bits]), "--out plan.yaml"])
+
+
 def _changed(part: BaseModel, told: tuple[str, ...], names: dict[str, str]) -> list[str]:
     """Options of a plan's part that are not left as they are by default; those that are switches have no value."""
     options = []
@@ -68,5 +90,5 @@ def commands(parts: RunParts) -> list[str]:
         and parts.plan.statistics is not None
         and (parts.plan.freeze or parts.plan.constants or parts.plan.hallucinate or parts.plan.compact)
     ):
-        made.append(plan_command(parts.plan))
+        made.append(search_command(parts.plan, parts.search) if is_searched(parts.plan) else plan_command(parts.plan))
     return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..artefact import CONFIG_FILE, KIND, WEIGHTS_FILE
+from ..budget.record import SUFFIX, SearchRecord, load_search
 from ..compression.structure import has_structure, install_structure
 from ..errors import VitfrostError
 from ..files import read_json
@@ -82,6 +83,7 @@ class RunParts:
     artefact_bytes: int | None
     results: Results | None
     record: StructureRecord | None = None
+    search: SearchRecord | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any] | None:
@@ -95,6 +97,7 @@ class RunParts:
             *([(PLAN, self.plan.model.model_dump(mode="json"))] if self.plan else []),
             *([(STATISTICS, self.statistics.header.model)] if self.statistics else []),
             *([(QUANTISED, self.quantised.header.model)] if self.quantised else []),
+            *([("the search", self.search.subject.model.model_dump(mode="json"))] if self.search else []),
         ]
 
     @cached_property
@@ -210,6 +213,7 @@ def read_parts(folder: Path) -> RunParts:
         artefact_bytes=sum(file.stat().st_size for file in (folder / ARTEFACT).iterdir()) if artefact else None,
         results=optional(RESULTS, load_results),
         record=_read_record(artefact, folder / ARTEFACT / CONFIG_FILE) if artefact else None,
+        search=_read_search(folder),
     )
     parts.check(folder)
     return parts
@@ -222,6 +226,12 @@ def _read_artefact(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS_FILE).is_file():
         raise VitfrostError(f"the artefact {folder} has no {WEIGHTS_FILE}; compress again")
     return config
+
+
+def _read_search(folder: Path) -> SearchRecord | None:
+    """The search of plan.yaml, or another one that lies in the folder (of several the first by name)."""
+    found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.name != Path(PLAN).with_suffix(SUFFIX).name, path.name))
+    return load_search(found[0]) if found else None
 
 
 def _read_record(config: dict[str, Any], path: Path) -> StructureRecord | None:

@@ -1,0 +1,91 @@
+"""From the end of a search to a plan that says, for every head and block, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..plans.choose import StatisticsRecord
+from ..plans.freeze_heads import with_constants
+from ..plans.schema import FeedForwardPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
+from ..plans.structure import CompactPlan, ConstantsPlan
+from ..vit.sites import ModelSites
+from .moves import State
+from .record import Measured, SearchRecord, Taken
+
+
+def planned(
+    statistics: StatisticsRecord,
+    sites: ModelSites,
+    layers: Sequence[LayerPlan],
+    state: State,
+    record: SearchRecord,
+    constants: ConstantsPlan,
+    compact: CompactPlan,
+    quantize: QuantizePlan,
+) -> Plan:
+    """The plan of a state. `layers` are those of the plan with all heads computed; `record` tells how the state came about."""
+    header = statistics.header
+    heads, blocks = reasons(record)
+    size = header.model["image_size"]
+    why = {(place, head): heads[layers[place].site, head] for place, chosen in enumerate(state.heads) for head in chosen}
+    made = with_constants(layers, state.heads, constants, statistics.sites, size, why)
+    alone = {(each.site, each.head): each for each in record.alone if each.kind in ("head", "layer")}
+    made = [_with_kept(layer, alone, record) for layer in made]
+    return Plan(
+        model=ModelIdentity.model_validate(dict(header.model)),
+        statistics=StatisticsIdentity(
+            hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
+            observed=header.observed,
+        ),
+        constants=constants if any(state.heads) else None,
+        compact=compact if any(rank is not None for rank in state.ranks) else None,
+        quantize=quantize,
+        layers=tuple(made),
+        feed_forward=_blocks(sites, state, record, blocks) if any(rank is not None for rank in state.ranks) else (),
+    )  # fmt: skip
+
+
+def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str, str]]:
+    """Why heads were frozen (by site and head) and blocks factorised (by site): the step that did it and what was measured then."""
+    heads: dict[tuple[str, int], str] = {}
+    blocks: dict[str, str] = {}
+    for number, taken in enumerate(record.steps, 1):
+        text = step_text(number, taken)
+        if taken.kind == "rank":
+            blocks[taken.site] = text
+            continue
+        chosen = taken.heads if taken.head is None else (taken.head,)
+        for head in chosen:
+            heads.setdefault((taken.site, head), text)
+    return heads, blocks
+
+
+def step_text(number: int, taken: Taken) -> str:
+    """ "step 3: KL +0.0021 nats, agreement 97.5 %, MACs 0.962"."""
+    top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
+    return f"step {number}: KL {taken.increase:+.3g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}"
+
+
+def _with_kept(layer: LayerPlan, alone: dict[tuple[str | None, int | None], Measured], record: SearchRecord) -> LayerPlan:
+    """The layer with what its computed heads would have done alone, or the whole layer where heads were not searched."""
+    plans = list(layer.heads)
+    for head, plan in enumerate(plans):
+        found = alone.get((layer.site, head)) or alone.get((layer.site, None))
+        if plan.source == "computed" and found is not None:
+            plans[head] = plan.model_copy(update={"why": _kept(found, record)})
+    return layer.model_copy(update={"heads": tuple(plans)})
+
+
+def _blocks(sites: ModelSites, state: State, record: SearchRecord, why: dict[str, str]) -> tuple[FeedForwardPlan, ...]:
+    made = []
+    for block, rank in zip(sites.feed_forward, state.ranks, strict=True):
+        alone = [each for each in record.alone if each.kind == "rank" and each.site == block.name]
+        kept = "; ".join(f"rank {each.rank} {_kept(each, record)}" for each in alone) or None
+        text = kept if rank is None else why[block.name]
+        made.append(FeedForwardPlan(site=block.name, width=block.width, hidden=block.hidden, rank=rank, why=text))
+    return tuple(made)
+
+
+def _kept(each: Measured, record: SearchRecord) -> str:
+    whole = "" if each.kind != "layer" else "with its layer, "
+    return f"{whole}alone KL {each.kl:+.3g} nats for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs"

@@ -1,0 +1,258 @@
+"""The verb `plan_under_budget`: the plan that a greedy search comes to, by what every change does to the model's outputs on images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..artefact import Artefact
+from ..compaction.moments import InputMoments
+from ..compression.structure import watch_inputs
+from ..errors import VitfrostError
+from ..files import refuse_unwritable
+from ..freezing.constants import Kind
+from ..images.batches import Batch, images_hash, take_usable
+from ..images.preprocess import Preprocess
+from ..images.source import LABELS_FILE, ImageSet
+from ..measure.accuracy import find_images
+from ..models import open_model
+from ..plans.choose import CONSTANTS_NAMES, computed_layer
+from ..plans.options import COMPACT_NAMES, checked
+from ..plans.schema import FeedForwardPlan, ModelIdentity, Plan, QuantizePlan, save_plan
+from ..plans.structure import CompactPlan, ConstantsPlan
+from ..statistics.record import Statistics
+from ..vit.families import find_sites
+from ..vit.load import LoadedModel, device_of
+from .cost import MacsOfStates
+from .effects import Bench, Effect
+from .moves import UNITS, Move, Moves, State, Unit
+from .planned import planned
+from .progress import SearchProgress
+from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log
+from .replacements import Replacements
+from .search import Goal, Rescore, Search, Step, drop_of
+
+SEARCH_IMAGES = 200
+BATCH_SIZE = 20
+
+
+def plan_under_budget(
+    statistics: Statistics | str | Path,
+    model: str | Path | LoadedModel,
+    images: str | Path,
+    *,
+    max_drop: float | None = None,
+    target_macs: float | None = None,
+    search_over: Collection[str] = UNITS,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    labels: str | Path | None = None,
+    search_images: int = SEARCH_IMAGES,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    rescore: Rescore = "lazy",
+    constants: str = "auto",
+    window: int | None = None,
+    tolerance: float = 0.1,
+    compact: Mapping[str, Any] | None = None,
+    weight_bits: int = 32,
+    activation_bits: int = 32,
+    levels: str = "published",
+    device: str | None = None,
+    search: str | Path | None = None,
+    resume: bool = False,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Plan:
+    """Search for the plan that changes the outputs least for the multiply-accumulates that it saves; save it where `out` is given.
+
+    From the model that the statistics are of, step by step the change is taken whose KL(original || changed), the mean over
+    `search_images` images drawn by `seed` from the folder `images`, grows least for what it saves: a head frozen to its constant, all heads
+    of a layer, or a lower rank of a feed-forward block's second projection (`search_over`: any of heads, layers, ranks).
+    `target_macs`: stop at this share of the original's multiply-accumulates. `max_drop`: allow no state that loses more than so many
+    percentage points of top-1 on the images, or without labels of agreement with the original; the last state within it is kept.
+    Labels are those of the CSV `labels`, of labels.csv in the folder, or of class folders, one for each of the model's classes.
+    `rescore`: "lazy" measures moves anew when their scores of earlier states come out best, "all" measures every move in every state.
+    `constants`, `window`, `tolerance` are fields of ConstantsPlan, `compact` holds those of CompactPlan but ratio; bits are put into the
+    plan, but not measured. `search`: the file that everything measured goes to, beside `out` where it is not given; with `resume` what
+    it holds already is not measured again, whatever the budget is now.
+    Raises VitfrostError, one line, where things do not fit each other or the budget cannot be met (then it says how near it came).
+    """
+    over = _check_budget(max_drop, target_macs, search_over)
+    if out is not None:
+        refuse_unwritable(out)
+    search = search if search is not None or out is None else Path(out).with_suffix(SUFFIX)
+    if search is not None:
+        refuse_unwritable(search)
+    fields = {"unit": "layer" if "heads" not in over else "head", "by": "search", "kind": constants, "window": window,
+              "tolerance": tolerance, "seed": seed}  # fmt: skip
+    whole = checked(ConstantsPlan, fields, CONSTANTS_NAMES)
+    blocks = checked(CompactPlan, dict(compact or {}) | {"ratio": None}, COMPACT_NAMES)
+    if blocks.init == "random":
+        raise VitfrostError("compact_init is 'random', but a search measures what factors do; give activations or weights")
+    quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
+    known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    loaded = open_model(model, weights, image_size, device=device)
+    _check_fits(known, loaded)
+    sites = find_sites(loaded.model)
+    layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
+
+    image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), search_images, seed)
+    batches = [part.to(device_of(loaded.model)) for part in batch.pixels.split(batch_size)]
+    if not over & {"heads", "layers"} and not sites.feed_forward:
+        raise VitfrostError("search_over is ranks, but the model has no feed-forward blocks that can be factorised")
+    changed = copy.deepcopy(loaded.model).eval()
+    moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
+    replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
+    kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
+    macs = MacsOfStates(loaded.model, sites, kinds)
+    _check_target(target_macs, macs.floor(over), over)
+    subject = SearchSubject(
+        model=ModelIdentity.model_validate(loaded.identity()),
+        statistics=known.content_hash,
+        images=SearchImages(
+            images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=seed, skipped=len(batch.skipped),
+            labelled=batch.labels is not None,
+        ),
+        constants=whole.model_dump(mode="json", include={"kind", "window", "tolerance"}),
+        compact={"init": blocks.init},
+    )  # fmt: skip
+    budget = {"max_drop": max_drop, "target_macs": target_macs, "search_over": sorted(over), "rescore": rescore}
+    log = open_log(None if search is None else Path(search), subject, budget, macs.original, torch.get_num_threads(), resume)
+    done = _Searching(Bench(replacements, batches, batch.labels), Moves(sites.attention, sites.feed_forward, over), macs, log, progress)
+    found = done.run(Goal(target_macs, max_drop), rescore)
+    if not found.met:
+        raise VitfrostError(_how_near(found, batch.labels is not None))
+    made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
+    if out is not None:
+        save_plan(made, out)
+    return made
+
+
+class _Searching:
+    """One search with its measurements and its log."""
+
+    def __init__(self, bench: Bench, moves: Moves, macs: MacsOfStates, log: SearchLog, progress: bool):
+        self.bench, self.moves, self.macs, self.log = bench, moves, macs, log
+        self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
+        if log.known("") is None:
+            log.add(self._measured(bench.original, moves.start, None, 0))
+
+    def run(self, goal: Goal, rescore: Rescore) -> Search:
+        """Search, and write down how it ended."""
+        search = Search(self.moves, self.measure, self.macs.total, self.bench.original, goal, rescore)
+        search.run(lambda step: self._took(search, step))
+        drop = drop_of(search.effect, search.original)
+        said = _said(search, self.bench.labels is not None)
+        self.log.change(outcome=Outcome(met=search.met, said=said, drop=drop, macs_share=search.cost_left))
+        return search
+
+    def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
+        """From the log where it is known, else from the model."""
+        earlier = self.log.known(state.key)
+        found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
+        if earlier is None:
+            self.log.add(found)
+        elif earlier.macs != self.macs.total(state):  # counted by an earlier version
+            self.log.correct(earlier.model_copy(update={"macs": self.macs.total(state)}))
+        self.progress.measured(step, known=earlier is not None)
+        return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
+
+    def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measured:
+        about = {} if move is None else {"kind": move.kind, "site": move.site, "head": move.head, "rank": move.rank}
+        return Measured(
+            step=step, move=None if move is None else move.name, **about, state=state.key, kl=effect.kl, kl_error=effect.kl_error,
+            agreement=effect.agreement, top1=effect.top1, macs=self.macs.total(state), seconds=round(effect.seconds, 3),
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    def _took(self, search: Search, step: Step) -> None:
+        before = search.steps[-2].state if len(search.steps) > 1 else self.moves.start
+        move, frozen = step.move, () if step.move.kind == "rank" else step.state.heads[step.move.place] - before.heads[step.move.place]
+        taken = Taken(
+            move=move.name, kind=move.kind, site=move.site, head=move.head, heads=tuple(sorted(frozen)), rank=move.rank,
+            state=step.state.key, increase=step.increase, kl=step.effect.kl, agreement=step.effect.agreement, top1=step.effect.top1,
+            macs=self.macs.total(step.state), macs_share=step.cost,
+        )  # fmt: skip
+        self.log.change(steps=(*self.log.record.steps, taken))
+        self.progress.took(len(search.steps), taken)
+
+
+def _check_budget(max_drop: float | None, target_macs: float | None, search_over: Collection[str]) -> frozenset[Unit]:
+    if max_drop is None and target_macs is None:
+        raise VitfrostError("a search needs a budget: give --max-drop POINTS, --target-macs SHARE, or both")
+    if max_drop is not None and not (math.isfinite(max_drop) and 0 <= max_drop <= 100):
+        raise VitfrostError(f"max_drop is {max_drop}; give percentage points, from 0 to 100")
+    if target_macs is not None and not 0 < target_macs < 1:
+        raise VitfrostError(f"target_macs is {target_macs}; give a share of the original's multiply-accumulates, between 0 and 1")
+    unknown = [unit for unit in search_over if unit not in UNITS]
+    if unknown or not search_over:
+        shown = f"'{unknown[0]}'" if unknown else "nothing"
+        raise VitfrostError(f"search_over is {shown}; it should be some of {', '.join(UNITS)}")
+    return frozenset(cast(Collection[Unit], search_over))
+
+
+def _check_fits(statistics: Statistics, loaded: LoadedModel) -> None:
+    if isinstance(loaded, Artefact) or statistics.header.structure is not None:
+        raise VitfrostError(
+            "a search starts from a model as timm builds it, with statistics of it; give --model NAME and its own statistics"
+        )
+    statistics.check_fits(loaded.identity(), find_sites(loaded.model).signature())
+    if loaded.classes < 2:
+        raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
+
+
+def _check_target(target: float | None, floor: float, over: Collection[str]) -> None:
+    if target is not None and floor > target:
+        raise VitfrostError(
+            f"the target of {target:g} of the multiply-accumulates cannot be met: all {', '.join(sorted(over))} changed as far as they go "
+            f"leave {floor:.3f}; give a higher --target-macs"
+            + ("" if len(over) == len(UNITS) else " or search over more (--search-over heads layers ranks)")
+        )
+
+
+def _draw(
+    folder: str | Path, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
+) -> tuple[ImageSet, Batch]:
+    """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
+    if count < 2:
+        raise VitfrostError(f"search images must be at least 2, got {count}")
+    found = find_images(folder, labels, classes, has_reference=True)
+    if found.labels is not None and labels is None and not (Path(folder) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
+        found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes
+    drawn = found.subset(len(found), seed)
+    return drawn, take_usable(drawn, preprocess, count)
+
+
+@torch.no_grad()
+def _moments(model: nn.Module, sites: Sequence[Any], batches: Sequence[Tensor]) -> dict[str, InputMoments]:
+    """Moments of what the second projections of the original read."""
+    blocks = [FeedForwardPlan(site=site.name, width=site.width, hidden=site.hidden, rank=1) for site in sites]
+    with watch_inputs(model, blocks) as seen:
+        for batch in batches:
+            model(batch)
+    return seen
+
+
+def _points(labelled: bool) -> str:
+    return "points of top-1" if labelled else "points of agreement"
+
+
+def _said(search: Search, labelled: bool) -> str:
+    """ "MACs 0.910 of the original at a drop of 0.5 points of agreement"."""
+    drop = drop_of(search.effect, search.original)
+    return f"MACs {search.cost_left:.3f} of the original at a drop of {drop:.2f} {_points(labelled)}"
+
+
+def _how_near(search: Search, labelled: bool) -> str:
+    said, goal = _said(search, labelled), search.goal
+    if goal.target is None:
+        return f"nothing can be changed within {goal.max_drop:g} {_points(labelled)}; allow more (--max-drop), or give more --search-images"
+    if goal.max_drop is None or not search.set_aside:
+        return f"the search came to {said}, and the target is {goal.target:g}; give a higher --target-macs"
+    return f"the search came to {said}; the target is {goal.target:g}: allow a larger --max-drop, or give a higher --target-macs"

@@ -1,0 +1,118 @@
+"""What the page says of a search under a budget: what every head, layer and rank does alone, and the way that the search took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..budget.record import Measured, SearchRecord, Taken
+from .curves import Chart, Curve, Level, Reading, line_chart
+from .figures import HeatMap, heat_map
+from .parts import RunParts
+from .tables import EMPTY, Cell, Table
+
+MACS = "multiply-accumulates left, %"
+
+
+@dataclass(frozen=True)
+class SearchPart:
+    """The section's contents. `heads`: thousandths of a nat per head (None where heads were not measured alone)."""
+
+    images: int
+    labelled: bool
+    outcome: str | None
+    met: bool
+    heads: HeatMap | None
+    layers: Table | None
+    charts: list[Chart]
+    steps: Table | None
+
+
+def build_search(parts: RunParts) -> SearchPart | None:
+    """From the search file of the run; None where there is none."""
+    record = parts.search
+    if record is None:
+        return None
+    return SearchPart(
+        images=record.subject.images.images,
+        labelled=record.subject.images.labelled,
+        outcome=record.outcome.said if record.outcome else None,
+        met=record.outcome is not None and record.outcome.met,
+        heads=_heads(record),
+        layers=_layers(record),
+        charts=_charts(record) if record.steps else [],
+        steps=_steps(record) if record.steps else None,
+    )
+
+
+def _heads(record: SearchRecord) -> HeatMap | None:
+    by_site: dict[str, list[float]] = {}
+    for each in record.alone:
+        if each.kind == "head" and each.site is not None:
+            by_site.setdefault(each.site, []).append(1000 * each.kl)
+    if not by_site:
+        return None
+    return heat_map("mean KL, thousandths of a nat (log)", list(by_site.values()), "cividis", ".2f", log=True)
+
+
+def _layers(record: SearchRecord) -> Table | None:
+    """A row per layer: all its heads frozen, and the ranks of the feed-forward block behind it (of the same number)."""
+    frozen = [each for each in record.alone if each.kind == "layer"]
+    ranks: dict[str, list[Measured]] = {}
+    for each in record.alone:
+        if each.kind == "rank" and each.site is not None:
+            ranks.setdefault(each.site, []).append(each)
+    most = max(map(len, ranks.values()), default=0)
+    count = max(len(frozen), len(ranks))
+    if not count:
+        return None
+    columns = (["all heads frozen"] if frozen else []) + ["rank of its feed-forward block"] * most
+    rows = []
+    blocks = list(ranks.values())
+    for number in range(count):
+        cells = [_alone(frozen[number], record) if number < len(frozen) else EMPTY] if frozen else []
+        own = blocks[number] if number < len(blocks) else []
+        cells += [_alone(each, record, f"rank {each.rank}, ") for each in own] + [EMPTY] * (most - len(own))
+        rows.append((f"L{number + 1}", cells))
+    return Table("KL of each change alone, thousandths of a nat, and what it saves", "Layer", columns, rows)
+
+
+def _alone(each: Measured, record: SearchRecord, what: str = "") -> Cell:
+    return Cell(f"{1000 * each.kl:.2f}", (f"{what}{100 * (1 - each.macs / record.original_macs):.2f} % of MACs",))
+
+
+def _charts(record: SearchRecord) -> list[Chart]:
+    """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left."""
+    original = record.measurements[0]
+
+    def readings(value: str, factor: float = 1.0) -> list[Reading]:
+        start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
+        steps = enumerate(record.steps, 1)
+        return [start, *(Reading(100 * one.macs_share, factor * getattr(one, value), None, _title(number, one)) for number, one in steps)]
+
+    shares = [Curve("agreement with the original", readings("agreement"), 1)]
+    levels = []
+    if original.top1 is not None:
+        shares.append(Curve("top-1", readings("top1"), 2))
+        levels.append(Level("top-1 of the original", original.top1, None))
+    return [
+        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], MACS, "KL, thousandths of a nat"),
+        line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, MACS, "images, %", levels=levels),
+    ]
+
+
+def _title(number: int, taken: Taken) -> str:
+    top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
+    return (
+        f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {100 * taken.macs_share:.1f} %"
+    )
+
+
+def _steps(record: SearchRecord) -> Table:
+    labelled = record.subject.images.labelled
+    columns = ["what was changed", "KL added, nats", "KL, nats", "agreement, %", *(["top-1, %"] if labelled else []), "MACs left, %"]
+    rows = []
+    for number, taken in enumerate(record.steps, 1):
+        top1 = [Cell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labelled else []
+        cells = [Cell(taken.move), Cell(f"{taken.increase:.4f}"), Cell(f"{taken.kl:.4f}"), Cell(f"{taken.agreement:.1f}"), *top1]
+        rows.append((str(number), [*cells, Cell(f"{100 * taken.macs_share:.1f}")]))
+    return Table("The steps of the search", "Step", columns, rows)
