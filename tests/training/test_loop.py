@@ -239,6 +239,25 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
         trained(inline, tmp_path / "other", teacher_weights="timm")
 
 
+def test_last_tokens_are_imitated(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
+    save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
+    teacher = {"original": True, "weight": 1.0, "tokens": 2.0}
+    still = {"optimiser": {"lr": 1e-9}, "log_every": 1}
+    run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, **still), tmp_path / "same")
+    assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5
+    other = {"name": "vitfrost_digits", "weights": "timm", "weight": 1.0, "tokens": 1.0}
+    wide = {"depth": 2, "embed_dim": 64, "num_heads": 4}
+    small = {"model": {"options": wide}, "augment": {"flip": 0, "rotate": 0}, "optimiser": {"lr": 2e-3}, "schedule": {"epochs": 8}}
+    losses = []
+    for tokens in (0.0, 1.0):
+        run = trained(written(f"{tokens}.yaml", teacher=other | {"tokens": tokens}, **small), tmp_path / f"run{tokens}")
+        losses.append([line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line])
+    assert losses[1][0] > losses[0][0]  # the tokens' part comes on top
+    assert losses[1][-1] < 0.8 * losses[1][0]
+    with pytest.raises(VitfrostError, match="cannot be compared"):
+        trained(written("narrow.yaml", teacher=other), tmp_path / "narrow")
+
+
 def test_a_plan_that_quantises_or_freezes_is_not_trained(written: Callable[..., Path], prepared: Any, tmp_path: Path) -> None:
     recipe = written(plan=str(prepared.plan), model={"weights": "timm", "options": None})
     with pytest.raises(VitfrostError, match="freezes entries or quantises"):

@@ -27,12 +27,12 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
 from .evaluation import EvaluationImages, outcomes_of
 from .metrics import MetricsFile
-from .objective import objective, soft_labels
+from .objective import objective, soft_labels, token_loss
 from .optimise import build_optimiser, build_schedule, stop_dropping, total_steps
 from .order import batches_of_rank, item_seeds
 from .processes import check_norms, distributed, first_process, mean_of_processes, share_of_batch
 from .recipe import TrainingRecipe
-from .teacher import Teacher
+from .teacher import Teacher, WithTokens
 
 import_timm()
 from timm.utils import ModelEmaV3  # noqa: E402  (timm must be imported through the guard)
@@ -75,13 +75,14 @@ class Trainer:
             )
         self.images = images.to(device)
         self.model = check_norms(model.to(device), self.share, device)
-        self.teacher = None if teacher is None else Teacher(teacher, loaded, device)
+        self.tokens = 0.0 if recipe.teacher is None else recipe.teacher.tokens
+        self.teacher = None if teacher is None else Teacher(teacher, loaded, device, tokens=self.tokens > 0)
         self.average = None if recipe.ema is None else ModelEmaV3(self.model, decay=recipe.ema)
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.total = total_steps(recipe.schedule, self.steps_per_epoch)
         self.optimiser = build_optimiser(self.model, recipe.optimiser)
         self.schedule = build_schedule(self.optimiser, recipe.schedule, recipe.optimiser.lr, self.steps_per_epoch)
-        runner = distributed(self.model, device)
+        runner = distributed(WithTokens(self.model) if self.tokens else self.model, device)
         self.runner: Any = torch.compile(runner) if recipe.compile and device.type == "cuda" else runner
         height, width = loaded.image_size
         if height != width:
@@ -207,9 +208,18 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             taught = None if self.teacher is None else self.teacher(pixels)
             logits = self.runner(pixels)
+        apart = None
+        if self.tokens:
+            assert taught is not None
+            (logits, tokens), (taught, aims) = logits, taught
+            if tokens.shape != aims.shape:
+                shapes = f"{list(tokens.shape[1:])} and {list(aims.shape[1:])}"
+                raise VitfrostError(f"model and teacher have last tokens of {shapes}, which cannot be compared; leave teacher.tokens out")
+            apart = self.tokens * token_loss(tokens, aims)
         part = recipe.teacher
         options: dict[str, Any] = {} if part is None else {"weight": part.weight, "kind": part.kind, "temperature": part.temperature}
         loss = objective(logits, targets, taught, **options)
+        loss = loss if apart is None else loss + apart
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         clip = float("inf") if recipe.optimiser.clip is None else recipe.optimiser.clip

@@ -37,6 +37,11 @@ def distillation_loss(
     return temperature**2 * F.kl_div(student, F.log_softmax(teacher / temperature, dim=1), reduction="batchmean", log_target=True)
 
 
+def token_loss(tokens: Float[Tensor, images * rest], teacher: Float[Tensor, images * rest]) -> Float[Tensor, ""]:
+    """Mean squared difference between the last tokens of model and teacher (FitNets, Romero et al. 2015, at the last layer)."""
+    return F.mse_loss(tokens.float(), teacher.float())
+
+
 def objective(
     logits: Float[Tensor, "images classes"],
     targets: Float[Tensor, "images classes"],

@@ -60,7 +60,8 @@ class StartPart(_Part):
 class TeacherPart(_Part):
     """A model that is imitated: the one training starts from (`original`), or any other with the same classes.
 
-    `weight` is the share of the distillation in the loss; the labels have the rest.
+    `weight` is the share of the distillation in the loss; the labels have the rest. `tokens` is what the mean squared difference
+    of the last tokens (before pooling and classifier) counts beside it, for a teacher whose tokens are as many and as wide.
     """
 
     original: bool = False
@@ -70,6 +71,7 @@ class TeacherPart(_Part):
     kind: Literal["soft", "hard"] = "soft"
     temperature: float = Field(1.0, gt=0)
     weight: float = Field(0.5, gt=0, le=1)
+    tokens: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _names_one_model(self) -> TeacherPart:

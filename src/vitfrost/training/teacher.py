@@ -1,20 +1,40 @@
-"""The teacher of a distillation: it sees the student's augmented pictures, in its own size and normalisation."""
+"""The teacher of a distillation: it sees the student's augmented pictures, in its own size and normalisation. And models that give
+their last tokens beside their logits, for a student that imitates both."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import VitfrostError
 from ..vit.load import LoadedModel
+
+
+class WithTokens(nn.Module):
+    """A timm model that returns logits and the tokens before pooling and classifier. Raises VitfrostError for one without that cut."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model: Any = model
+        if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
+            raise VitfrostError(f"{type(model).__name__} does not give its last tokens; leave teacher.tokens out")
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, b * tokens]]:
+        tokens = self.model.forward_features(pixels)
+        return self.model.forward_head(tokens), tokens
 
 
 class Teacher:
     """A loaded model in evaluation mode on the student's pictures: resized and normalised anew where it takes them differently."""
 
-    def __init__(self, teacher: LoadedModel, student: LoadedModel, device: torch.device):
-        self.model = teacher.model.to(device)
+    def __init__(self, teacher: LoadedModel, student: LoadedModel, device: torch.device, tokens: bool = False):
+        self.model: nn.Module = teacher.model.to(device)
+        if tokens:
+            self.model = WithTokens(self.model)
         self.size = None if teacher.image_size == student.image_size else teacher.image_size
 
         def constant(loaded: LoadedModel, key: str) -> Tensor:
@@ -26,8 +46,8 @@ class Teacher:
         self.same = bool((self.scale == 1).all() and (self.shift == 0).all())
 
     @torch.no_grad()
-    def __call__(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        """Logits, without gradients, of pictures normalised for the student."""
+    def __call__(self, pixels: Float[Tensor, "b 3 h w"]) -> Any:
+        """Logits, or logits and last tokens, without gradients, of pictures normalised for the student."""
         if not self.same:
             pixels = pixels * self.scale + self.shift
         if self.size is not None:
