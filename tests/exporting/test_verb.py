@@ -15,8 +15,11 @@ import torch
 import vitfrost
 from vitfrost.errors import VitfrostError
 from vitfrost.files import sha256_of_file
+from vitfrost.freezing.heads import ConstantHeads
 from vitfrost.measure.contestant import describe
 from vitfrost.models import open_model
+from vitfrost.plans.schema import HeadPlan
+from vitfrost.plans.scratch import plan_from_model
 from vitfrost.runtime import open_export
 from vitfrost.vit.families import install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
@@ -192,3 +195,24 @@ def test_bf16_says_what_the_processor_computes_in(tmp_path: Path) -> None:
     assert open_export(folder, threads=1, precision_hint="fp32").precision == "fp32"
     pixels = np.zeros((2, 3, 32, 32), np.float32)
     assert np.isfinite(session.run(pixels)).all()
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_frozen_heads_run_as_products_and_convolutions(form: str, tmp_path: Path) -> None:
+    """Two layers: all heads of one frozen to a convolution, one head of the other to a product of its whole map."""
+    loaded = small("vit_tiny_patch16_224", 160, depth=2)
+    plan = plan_from_model(loaded, constants={"unit": "layer", "ratio": 0.5, "kind": "local", "window": 3})
+    mixed = (HeadPlan(source="computed"), HeadPlan(source="frozen", constant="toeplitz"), HeadPlan(source="computed"))
+    layers = (plan.layers[0], plan.layers[1].model_copy(update={"heads": mixed}))
+    artefact = vitfrost.compress(loaded, plan.model_copy(update={"layers": layers}))
+    forms = [module.form for module in artefact.model.modules() if isinstance(module, ConstantHeads)]
+    assert forms == ["convolution", "matmul"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in artefact.model.modules():
+            if isinstance(module, ConstantHeads):
+                for parameter in module.parameters():
+                    parameter.copy_(torch.rand(parameter.shape, generator=generator) / 50)
+    folder = vitfrost.export(artefact, format=form, precision="fp32", out=tmp_path / "out")
+    assert logits_differ(artefact, folder, (1, 3)) < 1e-4
+    assert json.loads((folder / "export.json").read_text())["macs"] == describe(artefact).macs
