@@ -10,7 +10,7 @@ import torch
 from ..artefact import Artefact, load_artefact, save_artefact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
-from ..freezing.constants import Kind, Shape, StructuredMap, resized, stretched_window
+from ..freezing.constants import Shape, StructuredMap, resized, stretched_window
 from ..freezing.heads import ConstantHeads
 from ..plans.schema import HeadPlan, LayerPlan, ModelIdentity, Plan
 from ..vit.attention import MapAttention
@@ -101,12 +101,7 @@ def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: A
         constant, kind = head.constant(), head.kind
         assert isinstance(constant, StructuredMap)
         window = None if head.window is None else stretched_window(head.window, shape, target)
-        carried = resized(constant, shape, target, _structured(kind), window)
+        carried = resized(constant, shape, target, kind, window)
         for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):
             state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(getattr(carried, part), dtype=torch.float32)
     return state
-
-
-def _structured(kind: Kind) -> Kind:
-    assert kind != "dense"
-    return kind

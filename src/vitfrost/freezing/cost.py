@@ -13,7 +13,7 @@ from .constants import Kind, Shape
 
 Form = Literal["matmul", "convolution"]
 BYTES_PER_NUMBER = 4
-# A depthwise convolution reaches about this share of a matrix product's rate on CPUs: 0.22 to 0.29 in OpenVINO, 0.13 in PyTorch
+# A depthwise convolution reaches about this share of a matrix product's rate on CPUs: 0.12 to 0.30 with 7 x 7 kernels
 # (docs/results/freezing.md).
 CONVOLUTION_EFFICIENCY = 1 / 5
 # What reading a byte of a constant costs beside arithmetic at batch 1.
