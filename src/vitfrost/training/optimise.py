@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import VitfrostError
+from ..freezing.heads import HeadConstant
 from ..vit.compat import import_timm
 from .recipe import OptimiserPart, SchedulePart
 
@@ -25,9 +27,31 @@ def build_optimiser(model: nn.Module, part: OptimiserPart) -> torch.optim.Optimi
     if part.layer_decay is not None:
         options["layer_decay"] = part.layer_decay
     try:
-        return create_optimizer_v2(model, opt=part.name, lr=part.lr, weight_decay=part.weight_decay, **options)
+        optimiser = create_optimizer_v2(model, opt=part.name, lr=part.lr, weight_decay=part.weight_decay, **options)
     except (AssertionError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise VitfrostError(f"optimiser {part.name} cannot be made: {error}; timm.optim.list_optimizers() lists the names") from error
+    if part.constants_rate != 1:
+        _rate_apart(optimiser, _map_entries(model), part.constants_rate)
+    return optimiser
+
+
+def _map_entries(model: nn.Module) -> list[nn.Parameter]:
+    """What frozen heads' maps consist of, but for the row scales: numbers of about 1 / tokens, where weights are about 1 / sqrt(width)."""
+    heads = [module for module in model.modules() if isinstance(module, HeadConstant)]
+    return [parameter for head in heads for name, parameter in head.named_parameters() if name != "row_scale"]
+
+
+def _rate_apart(optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], rate: float) -> None:
+    """Move parameters into groups of their own whose learning rate timm's schedules hold at `rate` times what it would be."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in list(optimiser.param_groups):
+        apart = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        if not apart:
+            continue
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        options = {name: value for name, value in group.items() if name != "params"}
+        optimiser.add_param_group(options | {"params": apart, "lr_scale": rate * group.get("lr_scale", 1.0)})
+    optimiser.param_groups[:] = [group for group in optimiser.param_groups if group["params"]]
 
 
 def total_steps(part: SchedulePart, steps_per_epoch: int) -> int:

@@ -113,7 +113,11 @@ class MixingPart(_Part):
 
 
 class OptimiserPart(_Part):
-    """An optimiser by its name in timm; `clip` bounds the norm of the gradient."""
+    """An optimiser by its name in timm; `clip` bounds the norm of the gradient.
+
+    `constants_rate`: learning rate of frozen heads' maps relative to `lr`. Adam moves every number by about its learning rate at each
+    step, and the entries of a map are tens of times smaller than weights.
+    """
 
     name: str = "adamw"
     lr: float = Field(gt=0)
@@ -121,6 +125,7 @@ class OptimiserPart(_Part):
     betas: tuple[float, float] | None = None
     layer_decay: float | None = Field(None, gt=0, le=1)
     clip: float | None = Field(None, gt=0)
+    constants_rate: float = Field(1.0, gt=0)
 
 
 class SchedulePart(_Part):
