@@ -185,7 +185,10 @@ class MapAttention(nn.Module):
             v = self.value_quantizer(v)
         if q is not None and not self.scale_queries_first:
             q = q * self.scale
-        return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
+        attended = self.attend(q, k, v, bias)
+        if torch.compiler.is_exporting():  # a fused operator that is taken apart later leaves heads in another order of memory
+            attended = attended.clone(memory_format=torch.contiguous_format)
+        return attended.transpose(1, 2).flatten(2)
 
     def heads_of(self, x: Float[Tensor, "rows tokens channels"]) -> Float[Tensor, "rows heads tokens width"]:
         """Channels cut into heads."""
