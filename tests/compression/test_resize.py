@@ -20,7 +20,7 @@ def model() -> LoadedModel:
     return load_model("vit_tiny_patch16_224", "random", 64, depth=2)
 
 
-@pytest.mark.parametrize("kind", ["local", "toeplitz"])
+@pytest.mark.parametrize("kind", ["local", "toeplitz", "dense"])
 def test_another_size_by_the_command(model: LoadedModel, pictures: Path, kind: str, tmp_path: Path, call: object) -> None:
     statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
     window = 3 if kind == "local" else None
@@ -44,9 +44,10 @@ def test_another_size_by_the_command(model: LoadedModel, pictures: Path, kind: s
     assert vitfrost.evaluate(tmp_path / "large", pictures, reference=tmp_path / "small", labels=None, limit=3, progress=False) is not None
 
 
-def test_the_same_size_is_the_same_model(model: LoadedModel, pictures: Path) -> None:
+@pytest.mark.parametrize("kind", ["toeplitz", "dense"])
+def test_the_same_size_is_the_same_model(model: LoadedModel, pictures: Path, kind: str) -> None:
     statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
-    plan = make_plan(statistics, unit="layer", freeze=1.0, constants="toeplitz", weight_bits=32, activation_bits=32)
+    plan = make_plan(statistics, unit="layer", freeze=1.0, constants=kind, weight_bits=32, activation_bits=32)
     artefact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -55,12 +56,16 @@ def test_the_same_size_is_the_same_model(model: LoadedModel, pictures: Path) -> 
 
 def test_what_belongs_to_its_size_is_refused(model: LoadedModel, pictures: Path) -> None:
     statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
-    dense = make_plan(statistics, unit="head", freeze=0.5, constants="dense", weight_bits=32, activation_bits=32)
-    with pytest.raises(VitfrostError, match="dense constant map"):
-        vitfrost.resize(vitfrost.compress(model, dense, statistics=statistics), 128)
     entries = make_plan(statistics, freeze=0.5, weight_bits=32, activation_bits=32)
     with pytest.raises(VitfrostError, match="frozen entries"):
         vitfrost.resize(vitfrost.compress(model, entries, statistics=statistics), 128)
+
+
+def test_constants_of_windows_are_refused() -> None:
+    swin = load_model("swin_tiny_patch4_window7_224", "random", 56, depths=(1, 1), num_heads=(3, 6))
+    plan = plan_from_model(swin, constants={"unit": "layer", "ratio": 1.0, "kind": "dense"})
+    with pytest.raises(VitfrostError, match="has windows or reduced keys"):
+        vitfrost.resize(vitfrost.compress(swin, plan), 112)
 
 
 @pytest.mark.parametrize("unit", ["head", "layer"])

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.freezing.constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, stretched_window, uniform
+from vitfrost.freezing.constants import (
+    Shape,
+    StructuredMap,
+    dense_of,
+    fit,
+    relative_positions,
+    resized,
+    resized_map,
+    stretched_window,
+    uniform,
+)
 
 SHAPES = st.builds(Shape, st.tuples(st.integers(2, 5), st.integers(2, 6)), st.integers(0, 2))
 
@@ -97,6 +107,26 @@ def test_another_grid_keeps_what_a_query_gives_to_patches(kind: str, prefix: int
     whole = dense_of(resized(made, old, new, kind, 5), new)  # type: ignore[arg-type]
     assert whole.shape == (1, new.tokens, new.tokens)
     np.testing.assert_allclose(whole.sum(2), 1, atol=1e-9)
+
+
+@given(SHAPES, st.integers(0, 10_000))
+def test_a_dense_map_on_another_grid_keeps_what_a_query_gives(shape: Shape, seed: int) -> None:
+    rows = np.random.default_rng(seed).dirichlet(np.ones(shape.tokens), shape.tokens)[None]
+    np.testing.assert_allclose(resized_map(rows, shape, shape), rows, atol=1e-9)
+    wider = Shape((2 * shape.grid[0], 3 * shape.grid[1]), shape.prefix_tokens)
+    made = resized_map(rows, shape, wider)
+    assert made.shape == (1, wider.tokens, wider.tokens)
+    assert made.min() >= 0
+    np.testing.assert_allclose(made.sum(2), 1, atol=1e-9)
+
+
+def test_a_dense_map_on_another_grid_looks_at_the_same_place() -> None:
+    old, new = Shape((6, 6)), Shape((12, 12))
+    right = np.roll(np.eye(36), 1, axis=1)[None]  # every patch looks at the next one, but for the last of a row
+    made = resized_map(right, old, new).reshape(12, 12, 12, 12)
+    seen = (made[5, 4] * np.arange(12)).sum()
+    assert seen == pytest.approx(6, abs=0.3)  # two patches further, of half the size
+    np.testing.assert_allclose(made[5, 4].sum(0) > 1e-9, np.isin(np.arange(12), range(3, 9)))
 
 
 def test_a_window_grows_with_the_grid() -> None:

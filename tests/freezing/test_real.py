@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vitfrost
-from vitfrost.freezing.constants import Shape, StructuredMap, dense_of, resized
+from vitfrost.freezing.constants import Shape, StructuredMap, dense_of, resized, resized_map
 from vitfrost.plans.freeze_heads import fitted, freezing_error, structure_error
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.load import load_model
@@ -48,7 +48,7 @@ def test_kernels_carried_over_fit_the_maps_of_a_larger_image(small: Statistics, 
         wrong = (known.mean[0, head, 1:, 1:] - whole[0, 1:, 1:]) ** 2 * known.value_norm[0, head, 1:]
         return float(wrong.sum(dtype=np.float64))
 
-    better_than_even, near_own = [], []
+    better_than_even, near_own, dense_near_own = [], [], []
     for name in list(small.sites)[::3]:
         source, known = small.sites[name], large.sites[name]
         for head in range(3):
@@ -58,6 +58,9 @@ def test_kernels_carried_over_fit_the_maps_of_a_larger_image(small: Statistics, 
             carried = error(known, head, dense_of(resized(constant, SMALL, LARGE, "toeplitz"), LARGE))
             even = np.full((1, 577, 577), known.mean[0, head, 1:, 1:].sum(-1).mean() / 576)
             better_than_even.append(carried / error(known, head, even))
+            dense = error(known, head, resized_map(source.mean[:, head].astype(np.float64), SMALL, LARGE))
+            dense_near_own.append(dense / error(known, head, dense_of(own, LARGE)))
             near_own.append(carried / error(known, head, dense_of(own, LARGE)))
     assert np.median(better_than_even) < 0.8
     assert np.median(near_own) < 1.5
+    assert np.median(dense_near_own) < 1.5

@@ -10,7 +10,7 @@ import torch
 from ..artefact import Artefact, load_artefact, save_artefact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
-from ..freezing.constants import Shape, StructuredMap, resized, stretched_window
+from ..freezing.constants import Shape, StructuredMap, resized, resized_map, stretched_window
 from ..freezing.heads import ConstantHeads
 from ..plans.schema import HeadPlan, LayerPlan, ModelIdentity, Plan
 from ..vit.attention import MapAttention
@@ -24,10 +24,11 @@ from .structure import install_structure, shape_of
 def resize(
     artefact: str | Path | Artefact, image_size: int | tuple[int, int], *, out: str | Path | None = None, overwrite: bool = False
 ) -> Artefact:
-    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is.
+    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is,
+    dense maps interpolated over queries and keys.
 
-    Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Dense constants belong to their
-    size and are refused, as are quantised models and frozen entries. Raises VitfrostError naming what cannot be carried over.
+    Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Quantised models and frozen
+    entries belong to their size and are refused, as are constants of windows. Raises VitfrostError naming what cannot be carried over.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
@@ -82,11 +83,8 @@ def _layer(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> Lay
     """The layer's plan with the maps of the new size, and windows grown as the grid has."""
     heads = []
     for head in layer.heads:
-        if head.constant == "dense":
-            raise VitfrostError(
-                f"{layer.site} has a dense constant map, which belongs to its image size; plan with --constants toeplitz or local, or auto "
-                "with a higher --tolerance"
-            )
+        if head.constant is not None:
+            _grids(before, after)
         if head.window is not None:
             head = HeadPlan.model_validate(head.model_dump() | {"window": stretched_window(head.window, *_grids(before, after))})
         heads.append(head)
@@ -99,7 +97,9 @@ def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: A
     state: dict[str, torch.Tensor] = {}
     for place, head in enumerate(module.constants()):
         constant, kind = head.constant(), head.kind
-        assert isinstance(constant, StructuredMap)
+        if not isinstance(constant, StructuredMap):
+            state[f"{name}.heads.{place}.map"] = torch.as_tensor(resized_map(constant, shape, target), dtype=torch.float32)
+            continue
         window = None if head.window is None else stretched_window(head.window, shape, target)
         carried = resized(constant, shape, target, kind, window)
         for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):

@@ -173,26 +173,42 @@ def resized(constant: StructuredMap, shape: Shape, target: Shape, kind: Kind, wi
     outside = {"mode": "nearest"} if kind == "toeplitz" else {"mode": "grid-constant", "cval": constant.rest}
     kernel = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
 
-    def on_grid(values: Float[np.ndarray, "*lead patches"]) -> Float[np.ndarray, "*lead new_patches"]:
-        """What is known per patch, from the one grid to the other."""
-        lead = values.shape[:-1]
-        pictured = values.reshape(*lead, *shape.grid)
-        return zoom(pictured, [1.0] * len(lead) + stretch, order=1, mode="nearest", grid_mode=True).reshape(*lead, target.patches)
-
     prefix = shape.prefix_tokens
     mass = dense_of(constant, shape)[0, prefix:, prefix:].sum(1)
     blank = np.zeros((prefix, target.tokens)), np.zeros((target.patches, prefix))
     plain = StructuredMap(kernel, constant.rest, np.ones((1, target.patches)), *blank)
     unscaled = dense_of(plain, target)[0, prefix:, prefix:].sum(1)
-    scale = on_grid(mass) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
+    scale = _on_grid(mass, shape, target) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
     level = float(scale.mean()) or 1.0
-    rows = constant.prefix_rows
-    to_patches = on_grid(rows[:, prefix:])
-    kept = rows[:, prefix:].sum(1, keepdims=True) / np.maximum(to_patches.sum(1, keepdims=True), _TINY)
     return StructuredMap(
         kernel=kernel * level,
         rest=constant.rest * level,
         row_scale=(scale / level)[None],
-        prefix_rows=np.concatenate([rows[:, :prefix], to_patches * kept], axis=1),
-        prefix_columns=on_grid(constant.prefix_columns.T).T,
+        prefix_rows=_rows_on_grid(constant.prefix_rows, shape, target),
+        prefix_columns=_on_grid(constant.prefix_columns.T, shape, target).T,
     )
+
+
+def resized_map(whole: Float[np.ndarray, "1 tokens tokens"], shape: Shape, target: Shape) -> Float[np.ndarray, "1 new_tokens new_tokens"]:
+    """A dense map for another patch grid: interpolated over queries and keys, and every query keeps how much it gives to patches and to
+    prefix tokens."""
+    prefix = shape.prefix_tokens
+    rows = np.concatenate([whole[0, :prefix], _on_grid(whole[0, prefix:].T, shape, target).T])
+    return _rows_on_grid(rows, shape, target)[None]
+
+
+def _on_grid(values: Float[np.ndarray, "*lead patches"], shape: Shape, target: Shape) -> Float[np.ndarray, "*lead new_patches"]:
+    """What is known per patch, from the one grid to the other."""
+    lead = values.shape[:-1]
+    stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
+    pictured = values.reshape(*lead, *shape.grid)
+    return zoom(pictured, [1.0] * len(lead) + stretch, order=1, mode="nearest", grid_mode=True).reshape(*lead, target.patches)
+
+
+def _rows_on_grid(rows: Float[np.ndarray, "queries tokens"], shape: Shape, target: Shape) -> Float[np.ndarray, "queries new_tokens"]:
+    """Rows of a map over the keys of the other grid; the sum over patches stays."""
+    prefix = shape.prefix_tokens
+    to_patches = _on_grid(rows[:, prefix:], shape, target)
+    wanted, found = rows[:, prefix:].sum(1, keepdims=True), to_patches.sum(1, keepdims=True)
+    kept = wanted / np.where(np.abs(found) > _TINY, found, 1.0)
+    return np.concatenate([rows[:, :prefix], to_patches * kept], axis=1)
