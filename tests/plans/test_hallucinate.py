@@ -171,3 +171,14 @@ def test_options_out_of_range_give_one_line_in_the_options_names(draw_record, op
         plan(draw_record(SHAPES), **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_structure_alone_freezes_nothing_and_entries_alone_are_a_fifth(draw_record):
+    record = draw_record([(1, 4, 3, 3)])
+    assert plan(record).freeze.ratio == 0.2
+    asked = {"share": 0.5, "by": "first", "mix": "copy"}
+    assert plan(record, hallucinate=asked).freeze is None
+    assert plan(record, hallucinate=asked, freeze=0.2).freeze.ratio == 0.2
+    assert plan(record).quantize.weight_bits == 4
+    whole = plan(record, unit="layer", freeze=1.0, by="entropy", constants="dense")
+    assert (whole.quantize.weight_bits, whole.quantize.activation_bits) == (32, 32)

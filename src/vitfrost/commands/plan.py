@@ -157,8 +157,6 @@ def plan(
         "ratio": compact, "init": compact_init, "blocks": compact_blocks, "branches": branches, "norm": branch_norm, "expand": expand,
         "identity": identity, "noise": noise,
     }  # fmt: skip
-    bits = 32 if statistics is None or unit != "entry" else 4
-    weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
     if statistics is None:
         from ..plans.scratch import plan_from_model
 
@@ -170,20 +168,19 @@ def plan(
                 )
             whole = {"unit": unit, "ratio": freeze, "kind": constants, "window": window, "tolerance": tolerance}
         made = plan_from_model(
-            str(model), hallucinate=heads, compact=blocks, constants=whole, weight_bits=weight_bits,
-            activation_bits=activation_bits, levels=levels, weights=weights, image_size=image_size, out=out,
+            str(model), hallucinate=heads, compact=blocks, constants=whole,
+            weight_bits=32 if weight_bits is None else weight_bits, activation_bits=32 if activation_bits is None else activation_bits,
+            levels=levels, weights=weights, image_size=image_size, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
     if weights is not None or image_size is not None:
         raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
-    if freeze is None and hallucinate is None and compact is None:
-        freeze = 0.2
     made = verb(
-        statistics, hallucinate=heads, compact=blocks, freeze=freeze, by=by, scope=scope, unit=unit, constants=constants,
-        window=window, tolerance=tolerance, ties=ties, protect=protect,
-        renormalise=renormalise, frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits,
-        activation_bits=activation_bits, levels=levels, seed=seed, out=out,
+        statistics, hallucinate=heads, compact=blocks, freeze="auto" if freeze is None else freeze, by=by, scope=scope, unit=unit,
+        constants=constants, window=window, tolerance=tolerance, ties=ties, protect=protect, renormalise=renormalise,
+        frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits,
+        levels=levels, seed=seed, out=out,
     )  # fmt: skip
     _say_planned(out, summary(made))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -166,7 +166,7 @@ def plan(
     *,
     hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
     compact: float | Mapping[str, Any] | CompactPlan | None = None,
-    freeze: float | None = 0.2,
+    freeze: float | Literal["auto"] | None = "auto",
     by: str | None = None,
     scope: str = "head",
     unit: str = "entry",
@@ -179,8 +179,8 @@ def plan(
     frozen_bits: int = 4,
     frozen_grid: str = "layer",
     order: str = "quantise-merge",
-    weight_bits: int = 4,
-    activation_bits: int = 4,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
     levels: str = "published",
     seed: int = 0,
     out: str | Path | None = None,
@@ -195,7 +195,8 @@ def plan(
     the model's heads or layers, `constants`, `window` and `tolerance` are fields of ConstantsPlan, and `by` is "fisher" where the
     statistics have sensitivity, else "entropy", if not given. Of entries:
     `freeze` is the share of each scope's unmasked entries: of every head's map over all its windows, of each layer, or of
-    the model; None leaves the freezing out. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
+    the model; None leaves the freezing out, and "auto" is 0.2, or None where heads are hallucinated or blocks compacted. Bits are 4
+    if not given, and 32 with whole heads or layers. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
     floor(freeze * n) entries; with eps the score of the last of them, "strict" freezes H < eps and makes H == eps zero
     (equation 15 as printed), "le" freezes H <= eps. `protect` keeps "cls-rows" and "cls-columns", those of all prefix
     tokens, computed. The other options are fields of FreezePlan and QuantizePlan.
@@ -206,6 +207,10 @@ def plan(
     if out is not None:
         refuse_unwritable(out)
     known = _read(statistics)
+    if freeze == "auto":
+        freeze = 0.2 if hallucinate is None and compact is None else None
+    bits = 4 if unit == "entry" else 32
+    weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
     settings, whole = None, None
     entry_options = {
