@@ -120,7 +120,7 @@ def test_an_artefact_and_its_model_on_two_runtimes(artefact_run: tuple[Path, Ben
             assert row.to_unmodified.to == name.replace("frozen", "vitfrost_digits")
             assert row.macs < rows[row.to_unmodified.to].macs
         assert row.to_peer.to == "vitfrost_digits, onnxruntime int8"
-        assert row.calibration == ("noise (16 pictures), for time only" if row.precision == "int8" else None)
+        assert row.calibration == ("noise (4 pictures), for time only" if row.precision == "int8" else None)
     assert len(list((artefact_run[0] / "exports").iterdir())) == 4
 
 
@@ -130,7 +130,7 @@ def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Ben
     options = {"images": pictures, "rounds": 2, "memory": False, "progress": False, "json": tmp_path / "b.json"}
     made = vitfrost.bench(graph, runtime=["openvino", "onnxruntime"], precision=["bf16", "int8"], **options)
     rows = {row.name: row for row in made.rows}
-    assert rows[f"{graph.name}, onnxruntime int8"].calibration.startswith("16 pictures")
+    assert rows[f"{graph.name}, onnxruntime int8"].calibration.startswith("4 pictures")
     for runtime in ("openvino", "onnxruntime"):
         row = rows[f"vitfrost_digits, {runtime} int8"]
         assert (row.effective_precision, row.weights) == ("int8", "random:0")

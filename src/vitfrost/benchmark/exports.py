@@ -18,7 +18,7 @@ from .cells import EAGER, FORMATS, Cell, described
 from .record import LeftOut
 from .subjects import Subject
 
-NOISE_IMAGES = 16
+NOISE_IMAGES = 4
 ON_NOISE = f"noise ({NOISE_IMAGES} pictures), for time only"
 
 
