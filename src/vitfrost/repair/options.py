@@ -12,11 +12,13 @@ Method = Literal["ridge", "bias"]
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """`ridge`: weights and biases of output projections and second feed-forward projections; `bias`: their biases only.
+    """`ridge`: dense constants of frozen heads, weights and biases of output projections and second feed-forward projections; `bias`:
+    biases of those projections only.
 
     `penalty` holds weights to what they were, relative to the mean variance of an input. `prefix_weight`: what a prefix token's row
     counts, where a patch's counts 1. `skip_last`: how many of the last blocks are left as they are; None leaves the last one where the
     classifier reads prefix tokens only: its patches then mean nothing, and a few hundred class tokens do not determine a layer.
+    `constants_penalty` holds dense constants to the mean maps, relative to the mean square of a value; None leaves them.
     """
 
     # Chosen on DeiT-Tiny with a third of its maps hallucinated, blocks of rank d/2 and a fifth of the other weights frozen, fitted on 200
@@ -27,6 +29,7 @@ class RepairOptions:
     prefix_weight: float = 20.0
     roles: tuple[Literal["proj", "fc2"], ...] = ("proj", "fc2")
     skip_last: int | None = None
+    constants_penalty: float | None = 0.01
 
     def plain(self) -> dict[str, Any]:
         """For a record."""

@@ -1,5 +1,7 @@
 """A changed model repaired layer by layer: what its blocks put out is fitted to what the original's put out for the same pictures.
 
+In an attention the dense constants of frozen heads come first, then the output projection.
+
 Both models run block by block on kept streams, so that every layer is fitted to what the repaired layers before it really give it.
 """
 
@@ -14,9 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import VitfrostError
+from ..freezing.heads import ConstantHeads
 from ..progress import track
+from ..vit.attention import FusedAttention, MapAttention
 from ..vit.sites import LinearSite, ModelSites
 from ..vit.stream import Landing, ResidualStream, block_names, output_from, read_by, tokens_of
+from .constants import MapSums
 from .options import RepairOptions
 from .ridge import Correction, RidgeSums
 
@@ -99,6 +104,19 @@ def _is_last_factor(linear: LinearSite, options: RepairOptions) -> bool:
     return linear.role in options.roles and not linear.name.endswith(".down")
 
 
+def _has_dense_constants(attention: nn.Module) -> bool:
+    """Whether all frozen heads have maps of free numbers; masked windows, where some are zero, are left alone."""
+    constants = getattr(attention, "constants", None)
+    return (
+        isinstance(constants, ConstantHeads) and constants.allowed is None and all(head.kind == "dense" for head in constants.constants())
+    )
+
+
+def _goes_straight_to_proj(attention: nn.Module) -> bool:
+    """Whether `proj` reads the heads side by side as they are, and not normalised."""
+    return not isinstance(attention, FusedAttention) or isinstance(attention.norm, nn.Identity)
+
+
 class Repair:
     """One repair of `changed`, in place, after `original`. `sites` are those of the changed model, with its compact blocks.
 
@@ -179,6 +197,9 @@ class Repair:
     def _fit(self, layer: Layer, streams: _Streams, block: _Block) -> None:
         """One layer, from all batches."""
         index = layer.block
+        penalty = self.options.constants_penalty
+        if layer.at_mid and self.options.method == "ridge" and penalty is not None:
+            self._fit_constants(index, layer.path.rpartition(".")[0], streams, penalty)
         landing = self.changed.landing(index, layer.path, layer.at_mid, self.channels_first, streams.changed[0])
         module = self.changed.blocks[index].get_submodule(layer.path)
         assert isinstance(module, nn.Linear | nn.Conv2d)
@@ -197,6 +218,32 @@ class Repair:
             sums.add(inputs.flatten(0, 1), (wanted - got).flatten(0, 1), self._weights(index, got))
         block.attention = layer.path.rpartition(".")[0] if layer.at_mid else block.attention
         self._take(layer, module, landing, sums, spread)
+
+    def _fit_constants(self, index: int, path: str, streams: _Streams, penalty: float) -> None:
+        """Dense constants of an attention, from all batches, to the outputs of the original's heads for the original's stream."""
+        attention, aim = self.changed.blocks[index].get_submodule(path), self.original.blocks[index].get_submodule(path)
+        if not _has_dense_constants(attention) or not _goes_straight_to_proj(attention):
+            return
+        assert isinstance(attention, MapAttention)
+        constants: ConstantHeads = attention.constants
+        maps, sums, spread = constants.maps(), MapSums(), _Spread()
+        places = aim.order if isinstance(aim, MapAttention) else tuple(range(attention.site.heads))
+        heads = [places.index(head) for head in attention.order[attention.moving_heads :]]
+        for number, stream in enumerate(streams.changed):
+            with read_by(constants) as seen:
+                self.changed.through(index, stream, self.changed.mid(index))
+            with read_by(aim.get_submodule("proj")) as aimed:
+                self.original.through(index, streams.original[number], self.original.mid(index))
+            values = seen[0]
+            wanted = aimed[0].unflatten(-1, (-1, constants.head_dim)).transpose(1, 2)[:, heads].to(values.device)
+            spread.add(wanted.flatten(1)[:, None])
+            values, wanted = (part.unflatten(0, (-1, len(maps))) for part in (values, wanted))
+            sums.add(values, wanted - maps @ values)
+        fitted = sums.solve(penalty)
+        for place, head in enumerate(constants.constants()):
+            head.map.copy_(head.map + fitted.maps[:, place])
+        unit = spread.variance * len(maps) or 1.0
+        self.record[f"{self.changed.names[index]}.{path}.constants"] = {"before": fitted.before / unit, "after": fitted.after / unit}
 
     def _weights(self, index: int, stream: Float[Tensor, "images positions channels"]) -> Float[Tensor, " rows"] | None:
         prefix = self.prefix.get(self.sites.feed_forward[index].name.rpartition(".")[0], 0)
