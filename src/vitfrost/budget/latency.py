@@ -104,11 +104,14 @@ class Latency:
             wanted = corrected_target(target, predicted, ratio)
             if not search.met or wanted is None or self.corrections == CORRECTIONS:
                 return False
-            self.corrections += 1
             if self.progress:
                 say(f"latency: {ratio:.3f} where {predicted:.3f} was predicted; the search goes on to {wanted:.3f} predicted")
+            steps = len(search.steps)
             search.goal = replace(search.goal, target=wanted)
             search.run(on_step)
+            if len(search.steps) == steps:  # nothing more can be changed
+                return False
+            self.corrections += 1
         return False
 
     def outcome(self, state: State) -> LatencyOutcome:

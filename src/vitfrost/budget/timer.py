@@ -47,11 +47,20 @@ class RuntimeTimer:
     """Times models beside `original`, which is exported once, as long as the context is open.
 
     `images`, `seed`: the draw whose first images int8 is calibrated on. Raises VitfrostError as `export` does, and where the CPU computes
-    in another precision than was asked for.
+    in another precision than was asked for. `clock`: seconds.
     """
 
-    def __init__(self, original: LoadedModel, runtime: Runtime, images: str | Path, seed: int, progress: bool):
+    def __init__(
+        self,
+        original: LoadedModel,
+        runtime: Runtime,
+        images: str | Path,
+        seed: int,
+        progress: bool,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self.original, self.runtime, self.images, self.seed, self.progress = original, runtime, Path(images), seed, progress
+        self.clock = clock
         self._stack = ExitStack()
         self._kept: Path | None = None
 
@@ -104,17 +113,17 @@ class RuntimeTimer:
         slots: dict[str, Slot] = {}
         for name, run in runs.items():
             run()  # compiles, allocates
-            start = time.perf_counter()
+            start = self.clock()
             run()
-            slots[name] = slot_for(run, time.perf_counter() - start)
-        start = time.perf_counter()
-        for _ in timed_rounds(slots, WARM_UP, self.seed):
+            slots[name] = slot_for(run, self.clock() - start)
+        start = self.clock()
+        for _ in timed_rounds(slots, WARM_UP, self.seed, self.clock):
             pass
-        rounds = round(seconds * WARM_UP / (time.perf_counter() - start))
+        rounds = round(seconds * WARM_UP / (self.clock() - start))
         rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
         found: dict[str, list[float]] = {name: [] for name in slots}
         others = OtherLoad()
-        for one in track(timed_rounds(slots, rounds, self.seed + 1), rounds, f"{text}: rounds", self.progress):
+        for one in track(timed_rounds(slots, rounds, self.seed + 1, self.clock), rounds, f"{text}: rounds", self.progress):
             for name, taken in one.items():
                 found[name].append(1e3 * statistics.median(taken))
         return Timed(found.pop(ORIGINAL), found, others.cores())

@@ -145,9 +145,6 @@ def plan(
             levels=levels, device=device, search=search, resume=resume, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
-        if (timed := made.latency) is not None:
-            low, high = timed.interval
-            print(f"{timed.ratio:.3f} of the original's latency on {timed.runtime} was measured, 95 % interval {low:.3f} to {high:.3f}")
         return
     searched = {
         "images": images, "labels": labels, "search": search, "resume": resume, "search-over": len(search_over) < 3,
@@ -212,4 +209,7 @@ def _say_planned(out: Path, found: dict[str, Any]) -> None:
         said.append(f"{found['hallucinated_heads']} of {found['heads']} heads hallucinated")
     if found["compact_blocks"]:
         said.append(f"{found['compact_blocks']} feed-forward blocks compact")
+    if (timed := found.get("latency")) is not None:
+        low, high = timed["interval"]
+        said.append(f"{timed['ratio']:.3f} of the original's latency on {timed['runtime']} (95 % interval {low:.3f} to {high:.3f})")
     print(f"{out}: {', '.join(said)}")
