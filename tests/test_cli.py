@@ -25,6 +25,7 @@ FLAGS = {
     "plan": [
         "--statistics", "--freeze", "--by", "--scope", "--unit", "--frozen-bits", "--weight-bits", "--activation-bits", "--seed", "--out",
         "--max-drop", "--target-macs", "--images", "--labels", "--search-over", "--search-images", "--rescore", "--search", "--resume",
+        "--target-latency", "--runtime", "--threads",
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],

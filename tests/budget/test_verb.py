@@ -243,7 +243,7 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
         (("--target-macs", "0.9", "--search-images", "1"), "search images must be at least 2"),
         (("--target-macs", "0.9", "--compact-init", "random"), "compact_init is 'random'"),
         (("--target-macs", "0.9", "--weight-bits", "9"), "weight_bits is 9"),
-        (("--search", "s.json"), "--search is of a search; give --max-drop POINTS or --target-macs SHARE"),
+        (("--search", "s.json"), "--search is of a search; give --max-drop POINTS, --target-macs or --target-latency"),
     ],
 )
 def test_refusals_are_one_line(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import vitfrost
+from vitfrost.budget.latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
 from vitfrost.budget.record import load_search, save_search
 from vitfrost.errors import VitfrostError
 from vitfrost.reporting.build import report
@@ -64,6 +65,48 @@ def test_a_search_of_layers_that_has_not_ended(searched: Path, tmp_path: Path, p
     assert "It has not ended yet" in page.text
     assert "all heads frozen" in page.text
     assert "One head frozen alone" not in page.text
+
+
+def test_a_search_for_a_latency_shows_what_was_timed(searched: Path, tmp_path: Path, page_of: Callable[..., Any]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(searched, folder)
+    record = load_search(folder / "plan.search.json")
+    setup = LatencySetup(runtime="openvino-int8", threads=2, versions="openvino 2026.1.0", cpu="some processor")
+    sites = tuple(f"blocks.{layer}.attn" for layer in range(6))
+    change = TimedChange(kind="heads", sites=sites, amount=3, saved=0.0123, interval=(0.0101, 0.0141), saved_ms=0.0615, rounds=20)
+    model = TimedModel(
+        state=record.steps[-1].state, predicted=0.911, ratio=0.934, interval=(0.925, 0.941), ms=4.67, original_ms=5.0, rounds=20
+    )
+    assert record.outcome is not None
+    outcome = record.outcome.model_copy(
+        update={"latency": LatencyOutcome(setup=setup, predicted=0.911, measured=model, corrections=1), "said": "latency 0.934"}
+    )
+    steps = tuple(step.model_copy(update={"latency_share": 0.955}) for step in record.steps)
+    measurements = tuple(each.model_copy(update={"latency_share": 0.9877}) for each in record.measurements)
+    other = Latencies(setup=setup.model_copy(update={"threads": 1}), original_ms=9.0, changes=(change,))
+    timed = Latencies(setup=setup, original_ms=5.0, changes=(change,), models=(model,))
+    budget = record.budget | {"target_macs": None, "target_latency": 0.94, "runtime": "openvino-int8", "threads": 2}
+    changed = {"budget": budget, "outcome": outcome, "steps": steps, "measurements": measurements, "latencies": (timed, other)}
+    save_search(record.model_copy(update=changed), folder / "plan.search.json")
+    page = page_of(folder, tmp_path / "page.html")
+    assert "What changes save on openvino-int8, 2 threads" in page.text
+    assert "takes 5.00 ms on some processor" in page.text
+    found = build_search(read_parts(folder))
+    assert found is not None
+    assert found.latency is not None
+    assert found.latency.models is not None
+    ((where, cells),) = found.latency.changes.rows
+    assert [where, *(cell.value for cell in cells)] == ["blocks.0.attn and 5 like it", "3 frozen heads", "0.061", "1.23", "1.01 to 1.41"]
+    ((_, cells),) = found.latency.models.rows
+    assert [cell.value for cell in cells] == ["91.1", "93.4", "92.5 to 94.1", "4.67", "5.00"]
+    assert found.layers is not None
+    assert "% of MACs, 0.061 ms (1.23 %)" in found.layers.rows[0][1][0].notes[0]
+    assert found.steps is not None
+    assert [row[1][-1].value for row in found.steps.rows] == ["95.5"] * len(steps)
+    assert ", latency 95.5 %" in page.source
+    command = " ".join(page.text.replace("\\", " ").split("vitfrost plan ")[-1].split())
+    assert "--target-latency 0.94 --runtime openvino-int8 --threads 2" in command
+    assert "--target-macs" not in command
 
 
 def test_a_search_of_another_model_is_refused(searched: Path, tmp_path: Path) -> None:

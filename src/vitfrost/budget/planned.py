@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import with_constants
-from ..plans.schema import FeedForwardPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
+from ..plans.schema import FeedForwardPlan, HeadPlan, LatencyPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
 from ..plans.structure import CompactPlan, ConstantsPlan
 from ..vit.sites import ModelSites
 from .moves import State
@@ -24,13 +24,48 @@ def planned(
     quantize: QuantizePlan,
 ) -> Plan:
     """The plan of a state. `layers` are those of the plan with all heads computed; `record` tells how the state came about."""
-    header = statistics.header
     heads, blocks = reasons(record)
-    size = header.model["image_size"]
+    size = statistics.header.model["image_size"]
     why = {(place, head): heads[layers[place].site, head] for place, chosen in enumerate(state.heads) for head in chosen}
     made = with_constants(layers, state.heads, constants, statistics.sites, size, why)
     alone = {(each.site, each.head): each for each in record.alone if each.kind in ("head", "layer")}
     made = [_with_kept(layer, alone, record) for layer in made]
+    return _plan(statistics, state, made, _blocks(sites, state, record, blocks), constants, compact, quantize, _latency(record))
+
+
+def bare_plan(
+    statistics: StatisticsRecord,
+    sites: ModelSites,
+    layers: Sequence[LayerPlan],
+    frozen: Sequence[Sequence[HeadPlan]],
+    state: State,
+    constants: ConstantsPlan,
+    compact: CompactPlan,
+) -> Plan:
+    """The plan of a state in 32 bits, without reasons: what the model of a state is made by. `frozen[place][head]`: how each head is
+    frozen."""
+    made = [
+        layer.model_copy(update={"heads": tuple(own[n] if n in chosen else head for n, head in enumerate(layer.heads))})
+        for layer, own, chosen in zip(layers, frozen, state.heads, strict=True)
+    ]
+    blocks = tuple(
+        FeedForwardPlan(site=block.name, width=block.width, hidden=block.hidden, rank=rank)
+        for block, rank in zip(sites.feed_forward, state.ranks, strict=True)
+    )
+    return _plan(statistics, state, made, blocks, constants, compact, QuantizePlan(weight_bits=32, activation_bits=32), None)
+
+
+def _plan(
+    statistics: StatisticsRecord,
+    state: State,
+    layers: Sequence[LayerPlan],
+    blocks: tuple[FeedForwardPlan, ...],
+    constants: ConstantsPlan,
+    compact: CompactPlan,
+    quantize: QuantizePlan,
+    latency: LatencyPlan | None,
+) -> Plan:
+    header, factorises = statistics.header, any(rank is not None for rank in state.ranks)
     return Plan(
         model=ModelIdentity.model_validate(dict(header.model)),
         statistics=StatisticsIdentity(
@@ -38,11 +73,26 @@ def planned(
             observed=header.observed,
         ),
         constants=constants if any(state.heads) else None,
-        compact=compact if any(rank is not None for rank in state.ranks) else None,
+        compact=compact if factorises else None,
+        latency=latency,
         quantize=quantize,
-        layers=tuple(made),
-        feed_forward=_blocks(sites, state, record, blocks) if any(rank is not None for rank in state.ranks) else (),
+        layers=tuple(layers),
+        feed_forward=blocks if factorises else (),
     )  # fmt: skip
+
+
+def _latency(record: SearchRecord) -> LatencyPlan | None:
+    """What was measured of the plan's model."""
+    found = None if record.outcome is None else record.outcome.latency
+    if found is None or found.measured is None:
+        return None
+    timed = found.measured
+    return LatencyPlan(runtime=found.setup.runtime, threads=found.setup.threads, ratio=_rounded(timed.ratio),
+                       interval=(_rounded(timed.interval[0]), _rounded(timed.interval[1])))  # fmt: skip
+
+
+def _rounded(ratio: float) -> float:
+    return round(ratio, 4)
 
 
 def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str, str]]:
@@ -61,9 +111,10 @@ def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str,
 
 
 def step_text(number: int, taken: Taken) -> str:
-    """ "step 3: KL +0.0021 nats, agreement 97.5 %, MACs 0.962"."""
+    """ "step 3: KL +0.0021 nats, agreement 97.5 %, MACs 0.962", and the latency where the search was for one."""
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
-    return f"step {number}: KL {taken.increase:+.3g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}"
+    latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f}"
+    return f"step {number}: KL {taken.increase:+.3g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}{latency}"
 
 
 def _with_kept(layer: LayerPlan, alone: dict[tuple[str | None, int | None], Measured], record: SearchRecord) -> LayerPlan:
@@ -88,4 +139,5 @@ def _blocks(sites: ModelSites, state: State, record: SearchRecord, why: dict[str
 
 def _kept(each: Measured, record: SearchRecord) -> str:
     whole = "" if each.kind != "layer" else "with its layer, "
-    return f"{whole}alone KL {each.kl:+.3g} nats for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs"
+    latency = "" if each.latency_share is None else f", {100 * (1 - each.latency_share):.2f} % of the latency"
+    return f"{whole}alone KL {each.kl:+.3g} nats for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs{latency}"

@@ -37,9 +37,10 @@ class SearchProgress:
         self._last = time.monotonic()
         if self.enabled:
             top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
+            latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f} predicted"
             self._say(
                 f"search: step {number}, {taken.move}: KL {taken.kl:.3g} nats, agreement {taken.agreement:.1f} %{top1}, "
-                f"MACs {taken.macs_share:.3f} ({self._last - self._start:.0f} s)"
+                f"MACs {taken.macs_share:.3f}{latency} ({self._last - self._start:.0f} s)"
             )
 
     def _say(self, text: str) -> None:

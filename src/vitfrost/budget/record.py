@@ -14,6 +14,7 @@ from ..errors import VitfrostError
 from ..files import read_json, write_text
 from ..plans.schema import ModelIdentity, describe
 from ..plans.strict import Count, Positive, Strict
+from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
 KIND, VERSION = "vitfrost search", 1
 SUFFIX = ".search.json"
@@ -43,6 +44,7 @@ class Measured(Strict):
     """One measured state: the original (no `move`, empty `state`), or what `move` makes of the state after `step` steps.
 
     `kl`: mean KL(original || changed) in nats with its standard error; agreement and top-1 in percent; `macs` per image.
+    `latency_share`: of the original's time, as the savings of its changes add up, where the search was for a latency.
     """
 
     step: Count
@@ -57,12 +59,14 @@ class Measured(Strict):
     agreement: float
     top1: float | None
     macs: Positive
+    latency_share: float | None = None
     seconds: float
 
 
 class Taken(Strict):
     """A move that was taken: `heads` are those that it froze, `increase` is what it added to the divergence; the rest is of the state
-    after it. `macs_share` is what is left of the original's multiply-accumulates."""
+    after it. `macs_share` is what is left of the original's multiply-accumulates, `latency_share` of its time by what its changes save
+    (None where the search was not for a latency)."""
 
     move: str
     kind: Literal["head", "layer", "rank"]
@@ -77,6 +81,7 @@ class Taken(Strict):
     top1: float | None
     macs: Positive
     macs_share: float
+    latency_share: float | None = None
 
 
 class Outcome(Strict):
@@ -86,10 +91,11 @@ class Outcome(Strict):
     said: str
     drop: float
     macs_share: float
+    latency: LatencyOutcome | None = None
 
 
 class SearchRecord(Strict):
-    """A whole search. `budget`: what was asked for last."""
+    """A whole search. `budget`: what was asked for last; `latencies`: what was timed, by setup."""
 
     kind: Literal["vitfrost search"] = "vitfrost search"
     version: Literal[1] = 1
@@ -98,6 +104,7 @@ class SearchRecord(Strict):
     threads: Positive
     original_macs: Positive
     measurements: tuple[Measured, ...] = ()
+    latencies: tuple[Latencies, ...] = ()
     steps: tuple[Taken, ...] = ()
     outcome: Outcome | None = None
 
@@ -147,6 +154,15 @@ class SearchLog:
         self._known[measured.state] = measured
         self.change(measurements=tuple(measured if each.state == measured.state else each for each in self.record.measurements))
 
+    def latencies(self, setup: LatencySetup) -> Latencies:
+        """What was timed in this setup."""
+        return next((each for each in self.record.latencies if each.setup == setup), Latencies(setup=setup))
+
+    def keep(self, latencies: Latencies) -> None:
+        """Put what was timed in a setup in the place of what was there, and write the file."""
+        others = (each for each in self.record.latencies if each.setup != latencies.setup)
+        self.change(latencies=(*others, latencies))
+
     def change(self, **changes: Any) -> None:
         """Change parts of the record and write the file."""
         self.record = self.record.model_copy(update=changes)
@@ -169,4 +185,4 @@ def open_log(
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
             raise VitfrostError(f"{path} is of a search with another {field}; name another file with --search")
-    return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements}))
+    return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements, "latencies": found.latencies}))

@@ -77,6 +77,7 @@ class Search:
     steps: list[Step] = field(default_factory=list)
     set_aside: set[Move] = field(default_factory=set)
     _scored: dict[Move, _Scored] = field(default_factory=dict)
+    _begun: bool = False
 
     @property
     def state(self) -> State:
@@ -99,9 +100,14 @@ class Search:
         return self.goal.reached(self.cost_left) if self.goal.target is not None else bool(self.steps)
 
     def run(self, on_step: Callable[[Step], None] | None = None) -> None:
-        """Take moves until the goal is reached or nothing more is possible. The first round measures every move alone."""
+        """Take moves until the goal is reached or nothing more is possible. The first round measures every move alone.
+
+        Called again, after the goal was set further, it goes on from where it is.
+        """
         failed = 0
-        self._score_all()
+        if not self._begun:
+            self._score_all()
+            self._begun = True
         while not self.goal.reached(self.cost_left) and failed < PATIENCE:
             best = self._best()
             if best is None or best.effect is None:

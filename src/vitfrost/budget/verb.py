@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..artefact import Artefact
 from ..compaction.moments import InputMoments
+from ..compression.apply import compress
 from ..compression.structure import watch_inputs
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
@@ -26,17 +28,21 @@ from ..plans.choose import CONSTANTS_NAMES, computed_layer
 from ..plans.options import COMPACT_NAMES, checked
 from ..plans.schema import FeedForwardPlan, ModelIdentity, Plan, QuantizePlan, save_plan
 from ..plans.structure import CompactPlan, ConstantsPlan
+from ..stages import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, device_of
+from .asked import Asked, asked, how_near, refuse_below, said
 from .cost import MacsOfStates
 from .effects import Bench, Effect
-from .moves import UNITS, Move, Moves, State, Unit
-from .planned import planned
+from .latency import Latency
+from .moves import UNITS, Move, Moves, State
+from .planned import bare_plan, planned
 from .progress import SearchProgress
 from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log
 from .replacements import Replacements
 from .search import Goal, Rescore, Search, Step, drop_of
+from .timer import RuntimeTimer
 
 SEARCH_IMAGES = 200
 BATCH_SIZE = 20
@@ -49,6 +55,9 @@ def plan_under_budget(
     *,
     max_drop: float | None = None,
     target_macs: float | None = None,
+    target_latency: float | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
     search_over: Collection[str] = UNITS,
     weights: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -70,21 +79,28 @@ def plan_under_budget(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Plan:
-    """Search for the plan that changes the outputs least for the multiply-accumulates that it saves; save it where `out` is given.
+    """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves; save it where `out`
+    is given.
 
     From the model that the statistics are of, step by step the change is taken whose KL(original || changed), the mean over
     `search_images` images drawn by `seed` from the folder `images`, grows least for what it saves: a head frozen to its constant, all heads
     of a layer, or a lower rank of a feed-forward block's second projection (`search_over`: any of heads, layers, ranks).
-    `target_macs`: stop at this share of the original's multiply-accumulates. `max_drop`: allow no state that loses more than so many
-    percentage points of top-1 on the images, or without labels of agreement with the original; the last state within it is kept.
+    `target_macs`: stop at this share of the original's multiply-accumulates. `target_latency`: stop at this share of the original's time
+    on `runtime` (one of runtimes.NAMES, such as "openvino-int8": both models in that precision) with `threads` (1), batch 1: first it is
+    timed what changes save at sites of every shape, and the search takes these savings to add up; in the end the plan's whole model is
+    timed beside the original, and where it misses the target the search goes on, at most three times. `max_drop`: allow no state that
+    loses more than so many percentage points of top-1 on the images, or without labels of agreement with the original; the last state
+    within it is kept.
     Labels are those of the CSV `labels`, of labels.csv in the folder, or of class folders, one for each of the model's classes.
     `rescore`: "lazy" measures moves anew when their scores of earlier states come out best, "all" measures every move in every state.
     `constants`, `window`, `tolerance` are fields of ConstantsPlan, `compact` holds those of CompactPlan but ratio; bits are put into the
     plan, but not measured. `search`: the file that everything measured goes to, beside `out` where it is not given; with `resume` what
     it holds already is not measured again, whatever the budget is now.
-    Raises VitfrostError, one line, where things do not fit each other or the budget cannot be met (then it says how near it came).
+    Raises VitfrostError, one line, where things do not fit each other, the runtime is not installed, or the budget cannot be met (then it
+    says how near it came).
     """
-    over = _check_budget(max_drop, target_macs, search_over)
+    budget = asked(max_drop, target_macs, target_latency, runtime, threads, search_over, rescore)
+    over = budget.over
     if out is not None:
         refuse_unwritable(out)
     search = search if search is not None or out is None else Path(out).with_suffix(SUFFIX)
@@ -112,7 +128,8 @@ def plan_under_budget(
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.model, sites, kinds)
-    _check_target(target_macs, macs.floor(over), over)
+    if budget.runtime is None:
+        refuse_below(budget, macs.floor(over))
     subject = SearchSubject(
         model=ModelIdentity.model_validate(loaded.identity()),
         statistics=known.content_hash,
@@ -123,35 +140,69 @@ def plan_under_budget(
         constants=whole.model_dump(mode="json", include={"kind", "window", "tolerance"}),
         compact={"init": blocks.init},
     )  # fmt: skip
-    budget = {"max_drop": max_drop, "target_macs": target_macs, "search_over": sorted(over), "rescore": rescore}
-    log = open_log(None if search is None else Path(search), subject, budget, macs.original, torch.get_num_threads(), resume)
-    done = _Searching(Bench(replacements, batches, batch.labels), Moves(sites.attention, sites.feed_forward, over), macs, log, progress)
-    found = done.run(Goal(target_macs, max_drop), rescore)
+    place = None if search is None else Path(search)
+    log = open_log(place, subject, budget.plain(), macs.original, torch.get_num_threads(), resume)
+    moves = Moves(sites.attention, sites.feed_forward, over)
+
+    def model_of(state: State) -> Artefact:
+        factors = blocks.model_copy(update={"init": "weights"})  # their values do not change the time
+        return compress(loaded, bare_plan(known, sites, layers, replacements.frozen, state, whole, factors), statistics=known)
+
+    with ExitStack() as stack:
+        latency = None
+        if budget.runtime is not None:
+            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress))
+            latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress)
+            refuse_below(budget, latency.floor(over))
+        done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
+        found = done.run(budget)
     if not found.met:
-        raise VitfrostError(_how_near(found, batch.labels is not None))
+        raise VitfrostError(found.said)
+    if progress:
+        say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
     if out is not None:
         save_plan(made, out)
     return made
 
 
-class _Searching:
-    """One search with its measurements and its log."""
+@dataclass(frozen=True)
+class _Ended:
+    """How a search ended: `said` is what it came to where the budget is `met`, else why there is no plan."""
 
-    def __init__(self, bench: Bench, moves: Moves, macs: MacsOfStates, log: SearchLog, progress: bool):
-        self.bench, self.moves, self.macs, self.log = bench, moves, macs, log
+    state: State
+    met: bool
+    said: str
+
+
+class _Searching:
+    """One search with its measurements and its log; what it saves is time where there is a `latency`, else multiply-accumulates."""
+
+    def __init__(self, bench: Bench, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
+        self.bench, self.moves, self.macs, self.latency, self.log = bench, moves, macs, latency, log
         self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
         if log.known("") is None:
             log.add(self._measured(bench.original, moves.start, None, 0))
 
-    def run(self, goal: Goal, rescore: Rescore) -> Search:
+    def run(self, budget: Asked) -> _Ended:
         """Search, and write down how it ended."""
-        search = Search(self.moves, self.measure, self.macs.total, self.bench.original, goal, rescore)
-        search.run(lambda step: self._took(search, step))
+        cost: Callable[[State], float] = self.macs.total if self.latency is None else self.latency.share
+        goal = Goal(budget.target, budget.max_drop)
+        search = Search(self.moves, self.measure, cost, self.bench.original, goal, budget.rescore)
+
+        def took(step: Step) -> None:
+            self._took(search, step)
+
+        search.run(took)
+        met, latency, corrections = search.met, None, 0
+        if self.latency is not None and budget.target is not None:
+            met = self.latency.settle(search, budget.target, took)
+            latency, corrections = self.latency.outcome(search.state), self.latency.corrections
+        share, labelled = self.macs.total(search.state) / self.macs.original, self.bench.labels is not None
+        ended = said(search, labelled, share, latency)
         drop = drop_of(search.effect, search.original)
-        said = _said(search, self.bench.labels is not None)
-        self.log.change(outcome=Outcome(met=search.met, said=said, drop=drop, macs_share=search.cost_left))
-        return search
+        self.log.change(outcome=Outcome(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
+        return _Ended(search.state, met, ended if met else how_near(search, budget, ended, labelled, corrections))
 
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
         """From the log where it is known, else from the model."""
@@ -159,8 +210,9 @@ class _Searching:
         found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
         if earlier is None:
             self.log.add(found)
-        elif earlier.macs != self.macs.total(state):  # counted by an earlier version
-            self.log.correct(earlier.model_copy(update={"macs": self.macs.total(state)}))
+        elif (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):
+            changed = {"macs": self.macs.total(state), "latency_share": self._latency_share(state)}  # another version, or another runtime
+            self.log.correct(earlier.model_copy(update=changed))
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 
@@ -168,8 +220,12 @@ class _Searching:
         about = {} if move is None else {"kind": move.kind, "site": move.site, "head": move.head, "rank": move.rank}
         return Measured(
             step=step, move=None if move is None else move.name, **about, state=state.key, kl=effect.kl, kl_error=effect.kl_error,
-            agreement=effect.agreement, top1=effect.top1, macs=self.macs.total(state), seconds=round(effect.seconds, 3),
+            agreement=effect.agreement, top1=effect.top1, macs=self.macs.total(state), latency_share=self._latency_share(state),
+            seconds=round(effect.seconds, 3),
         )  # type: ignore[arg-type]  # fmt: skip
+
+    def _latency_share(self, state: State) -> float | None:
+        return None if self.latency is None else self.latency.share(state)
 
     def _took(self, search: Search, step: Step) -> None:
         before = search.steps[-2].state if len(search.steps) > 1 else self.moves.start
@@ -177,24 +233,11 @@ class _Searching:
         taken = Taken(
             move=move.name, kind=move.kind, site=move.site, head=move.head, heads=tuple(sorted(frozen)), rank=move.rank,
             state=step.state.key, increase=step.increase, kl=step.effect.kl, agreement=step.effect.agreement, top1=step.effect.top1,
-            macs=self.macs.total(step.state), macs_share=step.cost,
+            macs=self.macs.total(step.state), macs_share=self.macs.total(step.state) / self.macs.original,
+            latency_share=self._latency_share(step.state),
         )  # fmt: skip
         self.log.change(steps=(*self.log.record.steps, taken))
         self.progress.took(len(search.steps), taken)
-
-
-def _check_budget(max_drop: float | None, target_macs: float | None, search_over: Collection[str]) -> frozenset[Unit]:
-    if max_drop is None and target_macs is None:
-        raise VitfrostError("a search needs a budget: give --max-drop POINTS, --target-macs SHARE, or both")
-    if max_drop is not None and not (math.isfinite(max_drop) and 0 <= max_drop <= 100):
-        raise VitfrostError(f"max_drop is {max_drop}; give percentage points, from 0 to 100")
-    if target_macs is not None and not 0 < target_macs < 1:
-        raise VitfrostError(f"target_macs is {target_macs}; give a share of the original's multiply-accumulates, between 0 and 1")
-    unknown = [unit for unit in search_over if unit not in UNITS]
-    if unknown or not search_over:
-        shown = f"'{unknown[0]}'" if unknown else "nothing"
-        raise VitfrostError(f"search_over is {shown}; it should be some of {', '.join(UNITS)}")
-    return frozenset(cast(Collection[Unit], search_over))
 
 
 def _check_fits(statistics: Statistics, loaded: LoadedModel) -> None:
@@ -205,15 +248,6 @@ def _check_fits(statistics: Statistics, loaded: LoadedModel) -> None:
     statistics.check_fits(loaded.identity(), find_sites(loaded.model).signature())
     if loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
-
-
-def _check_target(target: float | None, floor: float, over: Collection[str]) -> None:
-    if target is not None and floor > target:
-        raise VitfrostError(
-            f"the target of {target:g} of the multiply-accumulates cannot be met: all {', '.join(sorted(over))} changed as far as they go "
-            f"leave {floor:.3f}; give a higher --target-macs"
-            + ("" if len(over) == len(UNITS) else " or search over more (--search-over heads layers ranks)")
-        )
 
 
 def _draw(
@@ -237,22 +271,3 @@ def _moments(model: nn.Module, sites: Sequence[Any], batches: Sequence[Tensor]) 
         for batch in batches:
             model(batch)
     return seen
-
-
-def _points(labelled: bool) -> str:
-    return "points of top-1" if labelled else "points of agreement"
-
-
-def _said(search: Search, labelled: bool) -> str:
-    """ "MACs 0.910 of the original at a drop of 0.5 points of agreement"."""
-    drop = drop_of(search.effect, search.original)
-    return f"MACs {search.cost_left:.3f} of the original at a drop of {drop:.2f} {_points(labelled)}"
-
-
-def _how_near(search: Search, labelled: bool) -> str:
-    said, goal = _said(search, labelled), search.goal
-    if goal.target is None:
-        return f"nothing can be changed within {goal.max_drop:g} {_points(labelled)}; allow more (--max-drop), or give more --search-images"
-    if goal.max_drop is None or not search.set_aside:
-        return f"the search came to {said}, and the target is {goal.target:g}; give a higher --target-macs"
-    return f"the search came to {said}; the target is {goal.target:g}: allow a larger --max-drop, or give a higher --target-macs"

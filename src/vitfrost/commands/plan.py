@@ -51,6 +51,9 @@ def plan(
     levels: Literal["published", "strict"] = "published",
     max_drop: float | None = None,
     target_macs: float | None = None,
+    target_latency: float | None = None,
+    runtime: str | None = None,
+    threads: int | None = None,
     images: Path | None = None,
     labels: Path | None = None,
     search_over: tuple[Literal["heads", "layers", "ranks"], ...] = ("heads", "layers", "ranks"),
@@ -63,7 +66,7 @@ def plan(
 ) -> None:
     """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
 
-    With --max-drop or --target-macs, a search chooses by what every change does to the outputs of --model on --images.
+    With --max-drop, --target-macs or --target-latency, a search chooses by what every change does to the outputs of --model on --images.
 
     Args:
         out: plan file (.yaml).
@@ -106,6 +109,10 @@ def plan(
         levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
         max_drop: search: percentage points of top-1 on the images, or without labels of agreement with the original, that may be lost.
         target_macs: search: share of the original's multiply-accumulates to come down to.
+        target_latency: search: share of the original's time on --runtime to come down to, batch 1, both in that precision; savings are
+            timed first, and the plan's whole model last.
+        runtime: of --target-latency: onnxruntime-fp32, onnxruntime-int8, openvino-fp32, openvino-bf16, openvino-int8 or torch-fp32.
+        threads: of --target-latency: threads of the runtime, 1 if not given.
         images: search: folder from which images are drawn to measure on.
         labels: search: CSV with the columns file and label, if not labels.csv in the folder.
         search_over: search: what may change: heads frozen one by one, layers with all their heads, ranks of feed-forward blocks.
@@ -118,7 +125,7 @@ def plan(
     from .. import plan as verb
     from ..plans.choose import summary
 
-    if max_drop is not None or target_macs is not None:
+    if any(given is not None for given in (max_drop, target_macs, target_latency, runtime, threads)):
         if statistics is None or model is None or images is None:
             raise VitfrostError("a search measures the model: give --statistics FILE, --model NAME and --images DIR")
         _refuse_with_search({
@@ -131,11 +138,11 @@ def plan(
 
         part = {"init": compact_init, "branches": branches, "norm": branch_norm, "expand": expand, "identity": identity, "noise": noise}
         made = plan_under_budget(
-            statistics, model, images, max_drop=max_drop, target_macs=target_macs, search_over=search_over, weights=weights,
-            image_size=image_size, labels=labels, search_images=search_images, seed=seed, rescore=rescore, constants=constants,
-            window=window, tolerance=tolerance, compact=part, weight_bits=32 if weight_bits is None else weight_bits,
-            activation_bits=32 if activation_bits is None else activation_bits, levels=levels, device=device, search=search,
-            resume=resume, out=out,
+            statistics, model, images, max_drop=max_drop, target_macs=target_macs, target_latency=target_latency, runtime=runtime,
+            threads=threads, search_over=search_over, weights=weights, image_size=image_size, labels=labels, search_images=search_images,
+            seed=seed, rescore=rescore, constants=constants, window=window, tolerance=tolerance, compact=part,
+            weight_bits=32 if weight_bits is None else weight_bits, activation_bits=32 if activation_bits is None else activation_bits,
+            levels=levels, device=device, search=search, resume=resume, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
@@ -145,7 +152,7 @@ def plan(
     }  # fmt: skip
     for option, given in searched.items():
         if given:
-            raise VitfrostError(f"--{option} is of a search; give --max-drop POINTS or --target-macs SHARE as well, or leave it out")
+            raise VitfrostError(f"--{option} is of a search; give --max-drop POINTS, --target-macs or --target-latency SHARE as well")
     if (statistics is None) == (model is None):
         raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
     chosen_by = hallucinate_by or ("first" if statistics is None else "medoids")
@@ -202,4 +209,7 @@ def _say_planned(out: Path, found: dict[str, Any]) -> None:
         said.append(f"{found['hallucinated_heads']} of {found['heads']} heads hallucinated")
     if found["compact_blocks"]:
         said.append(f"{found['compact_blocks']} feed-forward blocks compact")
+    if (timed := found.get("latency")) is not None:
+        low, high = timed["interval"]
+        said.append(f"{timed['ratio']:.3f} of the original's latency on {timed['runtime']} (95 % interval {low:.3f} to {high:.3f})")
     print(f"{out}: {', '.join(said)}")

@@ -364,7 +364,8 @@ def frozen_maps(
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """How much a plan freezes: per layer and in all, entries, frozen entries, their fraction, and heads frozen wholly.
+    """How much a plan freezes: per layer and in all, entries, frozen entries, their fraction, and heads frozen wholly; and `latency` where
+    a search measured it.
 
     Only unmasked entries count; where the plan has no masks (an unfrozen one) all do.
     """
@@ -385,4 +386,6 @@ def summary(plan: Plan) -> dict[str, Any]:
         }
 
     blocks = sum(block.rank is not None for block in plan.feed_forward)
-    return count(plan.layers) | {"compact_blocks": blocks, "layers": [{"site": layer.site} | count([layer]) for layer in plan.layers]}
+    latency = {} if plan.latency is None else {"latency": plan.latency.model_dump(mode="json")}
+    layers = [{"site": layer.site} | count([layer]) for layer in plan.layers]
+    return count(plan.layers) | {"compact_blocks": blocks} | latency | {"layers": layers}

@@ -199,6 +199,16 @@ class StatisticsIdentity(Strict):
     observed: str
 
 
+class LatencyPlan(Strict):
+    """What a search measured of the plan's model as it is deployed: its time over the original's on a runtime (such as openvino-int8,
+    both in that precision), batch 1, with the 95 % interval. It changes nothing of what the plan does."""
+
+    runtime: str
+    threads: Positive
+    ratio: float = Field(gt=0)
+    interval: tuple[float, float]
+
+
 class Plan(Strict):
     """A whole plan. Layers stand in the order in which data passes the attention sites."""
 
@@ -210,6 +220,7 @@ class Plan(Strict):
     constants: ConstantsPlan | None = None
     hallucinate: HallucinatePlan | None = None
     compact: CompactPlan | None = None
+    latency: LatencyPlan | None = None
     quantize: QuantizePlan
     layers: tuple[LayerPlan, ...]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
@@ -259,7 +270,7 @@ class Plan(Strict):
     def plain(self) -> dict[str, Any]:
         """Plain data for YAML and JSON, without the parts that are not used, so that plans keep their hash when parts are added."""
         data = self.model_dump(mode="json")
-        for part in STRUCTURE_PARTS:
+        for part in (*STRUCTURE_PARTS, "latency"):
             if not data[part]:
                 del data[part]
         for layer in data["layers"]:

@@ -12,7 +12,8 @@ HEADER = """\
 #   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
 {constants}{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
 # - freeze.by, seed and protect rank the entries; bits, grid, order and renormalise say how constants are stored and merged.
-{feed_forward}# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
+{feed_forward}{latency}\
+# - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
 """
 # Said only where a plan has the part, so that the files of plans without it keep their bytes.
 PART_LINES = {
@@ -25,6 +26,9 @@ PART_LINES = {
 """,
     "feed_forward": """\
 # - feed_forward, one line per block: the rank of its factorised second projection; without rank it stays as it is.
+""",
+    "latency": """\
+# - latency: what the search measured of the plan as it was written, relative to the original; it says nothing of what you edit.
 """,
 }
 MAPPING, SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"

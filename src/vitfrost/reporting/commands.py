@@ -57,7 +57,8 @@ def search_command(plan: Plan, search: SearchRecord | None) -> str:
     options = ["--target-macs SHARE"]
     if search is not None:
         budget, images = search.budget, search.subject.images
-        known = {"--target-macs": budget["target_macs"], "--max-drop": budget["max_drop"]}
+        names = ("target_macs", "target_latency", "runtime", "threads", "max_drop")
+        known = {f"--{name.replace('_', '-')}": budget.get(name) for name in names}
         options = [f"{name} {value}" for name, value in known.items() if value is not None]
         options += [f"--search-over {' '.join(budget['search_over'])}", f"--search-images {images.images}", f"--seed {images.seed}"]
         options += [] if budget["rescore"] == "lazy" else [f"--rescore {budget['rescore']}"]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from ..budget.record import Measured, SearchRecord, Taken
 from .curves import Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
+from .latency import LatencyPart, build_latency, timed_for
 from .parts import RunParts
 from .tables import EMPTY, Cell, Table
 
-MACS = "multiply-accumulates left, %"
+MACS, LATENCY = "multiply-accumulates left, %", "latency left as predicted, %"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class SearchPart:
     met: bool
     heads: HeatMap | None
     layers: Table | None
+    latency: LatencyPart | None
     charts: list[Chart]
     steps: Table | None
 
@@ -39,6 +41,7 @@ def build_search(parts: RunParts) -> SearchPart | None:
         met=record.outcome is not None and record.outcome.met,
         heads=_heads(record),
         layers=_layers(record),
+        latency=build_latency(record),
         charts=_charts(record) if record.steps else [],
         steps=_steps(record) if record.steps else None,
     )
@@ -77,17 +80,23 @@ def _layers(record: SearchRecord) -> Table | None:
 
 
 def _alone(each: Measured, record: SearchRecord, what: str = "") -> Cell:
-    return Cell(f"{1000 * each.kl:.2f}", (f"{what}{100 * (1 - each.macs / record.original_macs):.2f} % of MACs",))
+    saved = f"{what}{100 * (1 - each.macs / record.original_macs):.2f} % of MACs"
+    timed = timed_for(record)
+    if each.latency_share is not None and timed is not None and timed.original_ms is not None:
+        share = 1 - each.latency_share
+        saved += f", {share * timed.original_ms:.3f} ms ({100 * share:.2f} %)"
+    return Cell(f"{1000 * each.kl:.2f}", (saved,))
 
 
 def _charts(record: SearchRecord) -> list[Chart]:
-    """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left."""
+    """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left, or the latency."""
     original = record.measurements[0]
+    left = MACS if record.steps[0].latency_share is None else LATENCY
 
     def readings(value: str, factor: float = 1.0) -> list[Reading]:
         start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
         steps = enumerate(record.steps, 1)
-        return [start, *(Reading(100 * one.macs_share, factor * getattr(one, value), None, _title(number, one)) for number, one in steps)]
+        return [start, *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one)) for number, one in steps)]
 
     shares = [Curve("agreement with the original", readings("agreement"), 1)]
     levels = []
@@ -95,24 +104,32 @@ def _charts(record: SearchRecord) -> list[Chart]:
         shares.append(Curve("top-1", readings("top1"), 2))
         levels.append(Level("top-1 of the original", original.top1, None))
     return [
-        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], MACS, "KL, thousandths of a nat"),
-        line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, MACS, "images, %", levels=levels),
+        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], left, "KL, thousandths of a nat"),
+        line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, left, "images, %", levels=levels),
     ]
+
+
+def _left(taken: Taken) -> float:
+    return taken.macs_share if taken.latency_share is None else taken.latency_share
 
 
 def _title(number: int, taken: Taken) -> str:
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
-    return (
-        f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {100 * taken.macs_share:.1f} %"
-    )
+    latency = "" if taken.latency_share is None else f", latency {100 * taken.latency_share:.1f} %"
+    said = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
+    return f"{said}, MACs {100 * taken.macs_share:.1f} %{latency}"
 
 
 def _steps(record: SearchRecord) -> Table:
     labelled = record.subject.images.labelled
+    latency = record.steps[0].latency_share is not None
     columns = ["what was changed", "KL added, nats", "KL, nats", "agreement, %", *(["top-1, %"] if labelled else []), "MACs left, %"]
+    columns += [LATENCY] * latency
     rows = []
     for number, taken in enumerate(record.steps, 1):
         top1 = [Cell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labelled else []
         cells = [Cell(taken.move), Cell(f"{taken.increase:.4f}"), Cell(f"{taken.kl:.4f}"), Cell(f"{taken.agreement:.1f}"), *top1]
-        rows.append((str(number), [*cells, Cell(f"{100 * taken.macs_share:.1f}")]))
+        cells += [Cell(f"{100 * taken.macs_share:.1f}")]
+        cells += [] if taken.latency_share is None else [Cell(f"{100 * taken.latency_share:.1f}")]
+        rows.append((str(number), cells))
     return Table("The steps of the search", "Step", columns, rows)

@@ -1,0 +1,83 @@
+"""A model of latency: what changes save at single sites adds up. Formulas only; times are shares of the original model's.
+
+Sites of equal shape form a group, and save alike. What k frozen heads of a site, or a rank of a block, save was measured by changing all
+sites of its group at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+# Up to so many heads every number of frozen ones is measured.
+FEW_HEADS = 4
+
+
+def groups(shapes: Sequence[Hashable]) -> list[list[int]]:
+    """The places of equal shapes, groups in the order of their first place."""
+    found: dict[Hashable, list[int]] = {}
+    for place, shape in enumerate(shapes):
+        found.setdefault(shape, []).append(place)
+    return list(found.values())
+
+
+def counts_to_measure(heads: int, single: bool) -> list[int]:
+    """The numbers of frozen heads that are measured: all of a few; of more, one, half of them, all but one and all; where no single heads
+    are frozen (`single` unset), all."""
+    if not single:
+        return [heads]
+    return list(range(1, heads + 1)) if heads <= FEW_HEADS else [1, heads // 2, heads - 1, heads]
+
+
+def rotated(heads: int, count: int, turn: int) -> frozenset[int]:
+    """`count` of a site's heads, beginning with another one at every site of a group, so that all kinds of constants have their share."""
+    return frozenset((turn + number) % heads for number in range(count))
+
+
+def filled(heads: int, measured: Mapping[int, float]) -> tuple[float, ...]:
+    """What 0, 1, ... all frozen heads save: as measured, and on straight lines between. Raises ValueError unless all heads are measured."""
+    if heads not in measured:
+        raise ValueError(f"what {heads} frozen heads save was not measured")
+    known = {0: 0.0} | {count: saved for count, saved in measured.items() if 0 < count <= heads}
+    counts = sorted(known)
+    made = []
+    for count in range(heads + 1):
+        below = max(each for each in counts if each <= count)
+        above = min(each for each in counts if each >= count)
+        part = 0.0 if above == below else (count - below) / (above - below)
+        made.append(known[below] + part * (known[above] - known[below]))
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class AdditiveLatency:
+    """`heads[place][k]`: the share of the original's time that k frozen heads of an attention site save; `ranks[place][rank]`: that a rank
+    of a block saves. Both may be negative."""
+
+    heads: tuple[tuple[float, ...], ...]
+    ranks: tuple[Mapping[int, float], ...]
+
+    def share(self, frozen: Sequence[int], ranks: Sequence[int | None]) -> float:
+        """What is left of the time with so many frozen heads per site, and these ranks (None: whole) per block."""
+        saved = sum(saves[count] for saves, count in zip(self.heads, frozen, strict=True))
+        return 1.0 - saved - sum(saves[rank] for saves, rank in zip(self.ranks, ranks, strict=True) if rank is not None)
+
+    def floor(self, *, single: bool, whole: bool, factorise: bool) -> float:
+        """The share that steps which each save something come down to: single heads, all that are left in a layer, ranks."""
+        saved = 0.0
+        for saves in self.heads:
+            best = 0.0
+            for count in range(1, len(saves) if single else 0):
+                if saves[count] <= saves[count - 1]:
+                    break
+                best = saves[count]
+            saved += max(best, saves[-1]) if whole else best
+        return 1.0 - saved - sum(max(0.0, *saves.values()) for saves in self.ranks if factorise and saves)
+
+
+def corrected_target(target: float, predicted: float, measured: float) -> float | None:
+    """The predicted share to come down to where the model predicted `predicted` for a state that was measured at `measured`: what the
+    model saves times (1 - measured) / (1 - predicted) is what is saved. None where nothing was saved, or nothing predicted."""
+    if measured >= 1 or predicted >= 1:
+        return None
+    return 1 - (1 - target) * (1 - predicted) / (1 - measured)

@@ -1,0 +1,180 @@
+"""What states of a model cost in time on a runtime: the table of what changes save, and whole models; from the log where it is known."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from ..benchmark.timing import paired_ratio
+from ..stages import say
+from ..vit.load import LoadedModel
+from ..vit.sites import AttentionSite
+from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
+from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
+from .moves import Moves, State, Unit, ranks_of
+from .record import SearchLog
+from .search import Search, Step
+from .timer import Timed
+
+# Seconds of timed rounds, beside what exporting takes: of the whole table, and of one whole model.
+TABLE_SECONDS, MODEL_SECONDS = 90.0, 25.0
+CORRECTIONS = 3
+
+
+@runtime_checkable
+class Timer(Protocol):
+    """What times models beside the original; `RuntimeTimer` does."""
+
+    def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
+        """Milliseconds of the models and the original in the same rounds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites of equal shape, by their places, and the changes that are measured there: numbers of frozen heads, or ranks."""
+
+    kind: str
+    places: tuple[int, ...]
+    sites: tuple[str, ...]
+    amounts: tuple[int, ...]
+
+
+def groups_of(moves: Moves) -> list[Group]:
+    """The groups of a model and what a search over these moves needs to know of them."""
+    found = []
+    if moves.over & {"heads", "layers"}:
+        for places in groups([_shape(site) for site in moves.attention]):
+            amounts = counts_to_measure(moves.attention[places[0]].heads, "heads" in moves.over)
+            found.append(Group("heads", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
+    if "ranks" in moves.over:
+        for places in groups([(block.width, block.hidden, block.tokens, block.block) for block in moves.feed_forward]):
+            ranks = tuple(ranks_of(moves.feed_forward[places[0]]))
+            if ranks:
+                found.append(Group("rank", tuple(places), tuple(moves.feed_forward[place].name for place in places), ranks))
+    return found
+
+
+def state_of(group: Group, amount: int, moves: Moves) -> State:
+    """The state in which all sites of a group are changed alike."""
+    heads, ranks = list(moves.start.heads), list(moves.start.ranks)
+    for turn, place in enumerate(group.places):
+        if group.kind == "heads":
+            heads[place] = rotated(moves.attention[place].heads, amount, turn)
+        else:
+            ranks[place] = amount
+    return State(tuple(heads), tuple(ranks))
+
+
+class Latency:
+    """The latency of states on one runtime. `model_of` makes the model of a state; `log` keeps what is timed, at once."""
+
+    def __init__(
+        self, timer: Timer, model_of: Callable[[State], LoadedModel], moves: Moves, log: SearchLog, setup: LatencySetup, progress: bool
+    ):
+        self.timer, self.model_of, self.moves, self.log, self.setup, self.progress = timer, model_of, moves, log, setup, progress
+        self.corrections = 0
+        others = [each.setup for each in log.record.latencies if each.setup != setup]
+        if others and not self.known.changes and progress:
+            say(f"latency: what is known was timed on {others[0].said} ({others[0].versions}, {others[0].cpu}); it is timed again")
+        self.model = self._table()
+
+    @property
+    def known(self) -> Latencies:
+        """What was timed in this setup."""
+        return self.log.latencies(self.setup)
+
+    def share(self, state: State) -> float:
+        """What is left of the original's time, as what the changes save adds up."""
+        return self.model.share([len(heads) for heads in state.heads], state.ranks)
+
+    def floor(self, over: frozenset[Unit]) -> float:
+        """The share that a search over these units can come down to."""
+        return self.model.floor(single="heads" in over, whole="layers" in over, factorise="ranks" in over)
+
+    def settle(self, search: Search, target: float, on_step: Callable[[Step], None]) -> bool:
+        """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
+        predicted was more than what was saved, at most `CORRECTIONS` times. Whether the target is met."""
+        while search.steps:
+            ratio, predicted = self.timed(search.state).ratio, self.share(search.state)
+            if ratio <= target:
+                return True
+            wanted = corrected_target(target, predicted, ratio)
+            if not search.met or wanted is None or self.corrections == CORRECTIONS:
+                return False
+            if self.progress:
+                say(f"latency: {ratio:.3f} where {predicted:.3f} was predicted; the search goes on to {wanted:.3f} predicted")
+            steps = len(search.steps)
+            search.goal = replace(search.goal, target=wanted)
+            search.run(on_step)
+            if len(search.steps) == steps:  # nothing more can be changed
+                return False
+            self.corrections += 1
+        return False
+
+    def outcome(self, state: State) -> LatencyOutcome:
+        """What is known of the state that a search ended at."""
+        return LatencyOutcome(
+            setup=self.setup, predicted=self.share(state), measured=self.known.model(state.key), corrections=self.corrections
+        )
+
+    def timed(self, state: State) -> TimedModel:
+        """The whole model of a state beside the original."""
+        found = self.known.model(state.key)
+        if found is None:
+            timed = self.timer.time({"the plan's model": lambda: self.model_of(state)}, f"latency on {self.setup.said}", MODEL_SECONDS)
+            (rounds,) = timed.models.values()
+            ratio, low, high = paired_ratio(rounds, timed.original, 0)
+            found = TimedModel(
+                state=state.key, predicted=self.share(state), ratio=ratio, interval=(low, high), ms=statistics.median(rounds),
+                original_ms=statistics.median(timed.original), rounds=len(rounds), other_load=timed.other_load,
+            )  # fmt: skip
+            self.log.keep(self.known.model_copy(update={"models": (*self.known.models, found)}))
+        return found
+
+    def _table(self) -> AdditiveLatency:
+        wanted = groups_of(self.moves)
+        heads = [(0.0,) * (site.heads + 1) for site in self.moves.attention]
+        ranks: list[dict[int, float]] = [{} for _ in self.moves.feed_forward]
+        for number, group in enumerate(wanted, 1):
+            saved = self._saved(group, f"latency on {self.setup.said}, table {number} of {len(wanted)}", TABLE_SECONDS / len(wanted))
+            for place in group.places:
+                if group.kind == "heads":
+                    heads[place] = filled(self.moves.attention[place].heads, saved)
+                else:
+                    ranks[place] = saved
+        return AdditiveLatency(tuple(heads), tuple(ranks))
+
+    def _saved(self, group: Group, text: str, seconds: float) -> dict[int, float]:
+        """The share of the original's time that each change of a group saves at one site."""
+        missing = [amount for amount in group.amounts if self.known.change(group.kind, group.sites, amount) is None]
+        if missing:
+            names = {amount: _named(group.kind, amount) for amount in missing}
+            where = f" at {group.sites[0]}" + ("" if len(group.sites) == 1 else f" and {len(group.sites) - 1} like it")
+            timed = self.timer.time({name + where: self._making(group, amount) for amount, name in names.items()}, text, seconds)
+            original_ms = statistics.median(timed.original)
+            made = []
+            for amount, rounds in zip(missing, timed.models.values(), strict=True):
+                ratio, low, high = ((1 - value) / len(group.sites) for value in paired_ratio(rounds, timed.original, 0))
+                made.append(TimedChange(
+                    kind=group.kind, sites=group.sites, amount=amount, saved=ratio, interval=(high, low), saved_ms=ratio * original_ms,
+                    rounds=len(rounds), other_load=timed.other_load,
+                ))  # type: ignore[arg-type]  # fmt: skip
+            known = self.known
+            self.log.keep(known.model_copy(update={"changes": (*known.changes, *made), "original_ms": known.original_ms or original_ms}))
+        found = {amount: self.known.change(group.kind, group.sites, amount) for amount in group.amounts}
+        return {amount: change.saved for amount, change in found.items() if change is not None}
+
+    def _making(self, group: Group, amount: int) -> Callable[[], LoadedModel]:
+        return lambda: self.model_of(state_of(group, amount, self.moves))
+
+
+def _shape(site: AttentionSite) -> tuple[object, ...]:
+    """What the time of a site depends on."""
+    return (*site.maps_shape, site.head_dim, site.width, site.prefix_tokens, site.grid, site.key_grid)
+
+
+def _named(kind: str, amount: int) -> str:
+    return f"rank {amount}" if kind == "rank" else f"{amount} frozen {'head' if amount == 1 else 'heads'}"

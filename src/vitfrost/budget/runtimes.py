@@ -1,0 +1,55 @@
+"""The runtimes that a latency can be asked for on: a runtime and its precision in one word, such as openvino-int8."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+
+from ..benchmark.sessions import runtime_version
+from ..errors import VitfrostError
+from ..measure.results import processor_name
+from .latency_record import LatencySetup
+
+NAMES = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32")
+_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime ("onnxruntime", "openvino", "torch") at a precision, with so many threads."""
+
+    runtime: str
+    precision: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """ "openvino-int8"."""
+        return f"{self.runtime}-{self.precision}"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What exporting to it and running there needs beside torch."""
+        return _PACKAGES[self.runtime] + (("nncf",) if self.name == "openvino-int8" else ())
+
+    def setup(self) -> LatencySetup:
+        """What its times depend on beside the model."""
+        versions = [runtime_version(self.runtime), *(f"{name} {version(name)}" for name in self.packages if name == "nncf")]
+        return LatencySetup(runtime=self.name, threads=self.threads, versions=", ".join(versions), cpu=processor_name())
+
+
+def find_runtime(name: str, threads: int) -> Runtime:
+    """The runtime of that name. Raises VitfrostError for another name, one that is not installed, and more threads than cores."""
+    if name not in NAMES:
+        raise VitfrostError(f"there is no runtime '{name}' to search for; give one of {', '.join(NAMES)}")
+    runtime, _, precision = name.partition("-")
+    found = Runtime(runtime, precision, threads)
+    absent = [package for package in found.packages if find_spec(package) is None]
+    if absent:
+        raise VitfrostError(f"{name} needs {absent[0]}, which is not installed; pip install 'vitfrost[export]'")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise VitfrostError(f"threads is {threads}; give 1 to {cores}, the cores of this machine")
+    return found

@@ -1,0 +1,321 @@
+"""Searches for a latency: real exports under a clock that counts multiply-accumulates, and made-up times for what real ones seldom do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vitfrost
+from vitfrost.artefact import Artefact
+from vitfrost.budget import latency, runtimes, verb
+from vitfrost.budget.record import load_search
+from vitfrost.budget.timer import RuntimeTimer, Timed
+from vitfrost.errors import VitfrostError
+from vitfrost.measure.contestant import describe
+from vitfrost.plans.schema import load_plan
+
+QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 10, "progress": False}
+EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino")
+EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), reason="the extra export is not installed")
+
+
+class MadeUp:
+    """A timer whose models take 10 ms less 0.1 per frozen head and `rank_saves` per factorised block; `mixed` more where layers are not all
+    changed alike, and `both` more where heads and blocks are changed."""
+
+    mixed, both, rank_saves, calls, dies_at = 0.0, 0.0, 0.05, 0, 0
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> MadeUp:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def time(self, models: Mapping[str, Callable[[], Artefact]], text: str, seconds: float) -> Timed:
+        type(self).calls += 1
+        if self.calls == self.dies_at:
+            raise KeyboardInterrupt
+        return Timed([10.0] * 12, {name: [self.ms(make())] * 12 for name, make in models.items()}, None)
+
+    def ms(self, artefact: Artefact) -> float:
+        heads = [len(layer.constant) for layer in artefact.plan.layers]
+        blocks = sum(block.rank is not None for block in artefact.plan.feed_forward)
+        mixed = self.mixed if len(set(heads)) > 1 or 0 < blocks < len(artefact.plan.feed_forward) else 0.0
+        both = self.both if any(heads) and blocks else 0.0
+        return 10.0 - 0.1 * sum(heads) - self.rank_saves * blocks + mixed + both
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> type[MadeUp]:
+    """Searches are timed by this class, whose attributes a test may set."""
+    kind = type("Kind", (MadeUp,), {})
+    monkeypatch.setattr(verb, "RuntimeTimer", kind)
+    return kind
+
+
+def search(models: Any, pictures: Path, out: Path, target: float, **options: Any) -> Any:
+    known = models["digits"]
+    options = {"runtime": "torch-fp32", "out": out} | QUICK | options
+    return vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_latency=target, **options)
+
+
+def test_a_prediction_that_holds_ends_the_search(models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp]) -> None:
+    out = tmp_path / "plan.yaml"
+    made_up.rank_saves = -0.2
+    plan = search(models, pictures, out, 0.9)
+    assert not plan.feed_forward  # factors cost time here, so none are taken
+    assert sum(len(layer.constant) for layer in plan.layers) >= 10
+    assert plan.latency is not None
+    assert load_plan(out) == plan
+    record = load_search(out.with_suffix(".search.json"))
+    (known,) = record.latencies
+    assert [(change.kind, change.amount) for change in known.changes] == [("heads", n) for n in (1, 2, 3, 4)] + [
+        ("rank", n) for n in (48, 43, 32)
+    ]
+    assert [change.saved for change in known.changes] == pytest.approx([0.01 * n for n in (1, 2, 3, 4)] + [-0.02] * 3)
+    assert [change.saved_ms for change in known.changes[:4]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    outcome = record.outcome
+    assert outcome is not None
+    assert outcome.latency is not None
+    assert outcome.latency.corrections == 0
+    timed = outcome.latency.measured
+    assert timed is not None
+    assert timed.ratio == pytest.approx(outcome.latency.predicted)
+    assert timed.ratio == pytest.approx(record.steps[-1].latency_share)
+    assert timed.ratio <= 0.9 + 1e-9 < record.steps[-2].latency_share  # type: ignore[operator]
+    assert (plan.latency.ratio, plan.latency.runtime, plan.latency.threads) == (round(timed.ratio, 4), "torch-fp32", 1)
+    assert outcome.macs_share == pytest.approx(record.steps[-1].macs / record.original_macs)
+    reasons = [head.why or "" for layer in plan.layers for head in layer.heads]
+    assert all("of the latency" in why or ", latency 0." in why for why in reasons)
+
+
+def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out, again = tmp_path / "plan.yaml", tmp_path / "again.yaml"
+    made_up.mixed = 0.15
+    plan = search(models, pictures, out, 0.9, search_over=("heads",), max_drop=90.0, progress=True)
+    record = load_search(out.with_suffix(".search.json"))
+    outcome = record.outcome
+    assert outcome is not None
+    assert outcome.met
+    assert outcome.drop <= 90
+    assert outcome.latency is not None
+    assert outcome.latency.corrections >= 1
+    models_timed = record.latencies[0].models
+    assert [model.ratio <= 0.9 for model in models_timed] == [False] * outcome.latency.corrections + [True]
+    assert all(model.ratio == pytest.approx(model.predicted + 0.015) for model in models_timed)
+    assert models_timed[-1].state == record.steps[-1].state
+    assert "the search goes on to" in capsys.readouterr().err
+    calls = made_up.calls
+    assert calls == 1 + len(models_timed)
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(verb.Bench, "measure", never)
+    options = {"search": out.with_suffix(".search.json"), "search_over": ("heads",), "max_drop": 90.0, "resume": True}
+    assert search(models, pictures, again, 0.9, **options) == plan
+    assert again.read_bytes() == out.read_bytes()
+    assert made_up.calls == calls
+    assert load_search(out.with_suffix(".search.json")) == record
+
+
+@pytest.mark.parametrize("corrections", [0, 3])
+def test_a_target_that_is_missed_says_how_near(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, corrections: int
+) -> None:
+    out = tmp_path / "plan.yaml"
+    made_up.both = 0.6
+    monkeypatch.setattr(latency, "CORRECTIONS", corrections)
+    after = " after 1 correction of what was predicted" if corrections else ""
+    timed = r"latency 0\.\d+ \(95 % .* predicted\) of the original on torch-fp32, 1 thread, MACs "
+    with pytest.raises(VitfrostError, match=rf"came to {timed}.*{after}, and the target is 0\.77; give a higher --target-latency"):
+        search(models, pictures, out, 0.77, search_over=("layers", "ranks"))
+    assert not out.exists()
+    record = load_search(out.with_suffix(".search.json"))
+    outcome = record.outcome
+    assert outcome is not None
+    assert not outcome.met
+    assert outcome.latency is not None
+    assert outcome.latency.corrections == min(corrections, 1)  # all that can be changed is changed then
+    assert len(record.latencies[0].models) == outcome.latency.corrections + 1
+    assert outcome.latency.measured is not None
+    assert outcome.latency.measured.ratio == pytest.approx(outcome.latency.predicted + 0.06)
+
+
+def test_what_all_changes_cannot_save_is_refused_before_the_search(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp]
+) -> None:
+    out = tmp_path / "plan.yaml"
+    with pytest.raises(VitfrostError, match=r"target of 0.5 of the latency on torch-fp32 .* predicted to leave 0\.730; give a higher"):
+        search(models, pictures, out, 0.5)
+    with pytest.raises(VitfrostError, match=r"leave 0\.760; give a higher --target-latency or search over more"):
+        search(models, pictures, out, 0.5, search_over=("layers",), resume=True)
+    record = load_search(out.with_suffix(".search.json"))
+    assert not record.measurements
+    assert made_up.calls == 2  # heads and ranks; all heads of a layer are among the former
+
+
+def test_a_killed_table_goes_on_and_another_setup_is_timed_anew(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "plan.yaml"
+    options: dict[str, Any] = {"search_over": ("layers", "ranks")}
+    made_up.dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        search(models, pictures, out, 0.9, **options)
+    assert len(load_search(out.with_suffix(".search.json")).latencies[0].changes) == 1
+    search(models, pictures, out, 0.9, resume=True, **options)
+    assert made_up.calls == 4  # heads, ranks (killed), ranks, the plan's model
+    record = load_search(out.with_suffix(".search.json"))
+    capsys.readouterr()
+    monkeypatch.setattr(runtimes, "processor_name", lambda: "another processor")
+    search(models, pictures, out, 0.9, resume=True, progress=True, **options)
+    assert "latency: what is known was timed on torch-fp32, 1 thread (torch" in capsys.readouterr().err
+    after = load_search(out.with_suffix(".search.json"))
+    assert made_up.calls == 7
+    assert [known.setup.cpu for known in after.latencies] == [record.latencies[0].setup.cpu, "another processor"]
+    assert after.latencies[0] == record.latencies[0]
+    assert after.measurements == record.measurements
+
+
+class MacsClock:
+    """Ten million multiply-accumulates take a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Counted:
+    """A session that runs, and then tells the clock how long its model takes."""
+
+    def __init__(self, session: Any, macs: int, clock: MacsClock):
+        self.session, self.macs, self.clock, self.precision = session, macs, clock, session.precision
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.session.run(pixels)
+        assert np.isfinite(found).all()
+        self.clock.now += self.macs / 1e7
+        return found
+
+
+class ByMacs(RuntimeTimer):
+    """Real exports and sessions; a model's time is its multiply-accumulates as its export tells them."""
+
+    exports = 0
+
+    def __init__(self, *given: Any):
+        super().__init__(*given, clock=MacsClock())
+
+    def _open(self, name: str, loaded: Any, folder: Path) -> Any:
+        type(self).exports += name != "original" or self._kept is None
+        session = super()._open(name, loaded, folder)
+        assert session.about["macs"] == describe(loaded).macs
+        return Counted(session, session.about["macs"], self.clock)  # type: ignore[arg-type]
+
+
+@EXPORTS
+def test_exported_models_are_timed_end_to_end(models: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "RuntimeTimer", ByMacs)
+    known, out = models["distilled"], tmp_path / "plan.yaml"
+    options = {"target_latency": 0.97, "runtime": "onnxruntime-fp32", "search_over": ("layers",), "constants": "dense", "out": out} | QUICK
+    plan = vitfrost.plan_under_budget(known.statistics, known.model, pictures, **options)
+    assert [len(layer.constant) for layer in plan.layers] in ([3, 0], [0, 3])
+    record = load_search(tmp_path / "plan.search.json")
+    assert record.outcome is not None
+    assert record.outcome.latency is not None
+    timed = record.outcome.latency.measured
+    assert timed is not None
+    # layers are alike, so multiply-accumulates add up, and what is measured is what was predicted
+    assert timed.ratio == pytest.approx(record.steps[-1].macs_share)
+    assert timed.predicted == pytest.approx(timed.ratio)
+    assert timed.interval == pytest.approx((timed.ratio, timed.ratio))
+    assert timed.original_ms == pytest.approx(record.original_macs / 1e4)
+    assert ByMacs.exports == 3  # the original once, a layer changed in all places, the plan's model
+    before = out.read_bytes()
+    out.unlink()
+    vitfrost.plan_under_budget(known.statistics, known.model, pictures, resume=True, **options)
+    assert (ByMacs.exports, out.read_bytes()) == (3, before)
+
+
+def test_the_command_prints_what_was_measured(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], call: Callable[..., Any]
+) -> None:
+    statistics, out = tmp_path / "statistics.safetensors", tmp_path / "plan.yaml"
+    models["digits"].statistics.save(statistics)
+    words = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "10", "--out", out)
+    ended = call("plan", *words, "--target-latency", "0.93", "--runtime", "torch-fp32", "--search-over", "layers")
+    assert ended.status == 0, ended.err
+    assert "0.920 of the original's latency on torch-fp32 (95 % interval 0.920 to 0.920)" in ended.out
+    assert "search: ended at latency 0.920" in ended.err
+    assert "# - latency: what the search measured" in out.read_text()
+
+
+def test_a_real_clock_times_every_model_in_every_round(models: Any, pictures: Path) -> None:
+    known = models["digits"]
+    before = torch.get_num_threads()
+    runtime = runtimes.find_runtime("torch-fp32", 1)
+    with RuntimeTimer(known.model, runtime, pictures, 0, False, clock=lambda: 100 * time.perf_counter()) as timer:  # fewer repetitions
+        found = timer.time({"one": lambda: known.model, "two": lambda: known.model}, "", 0.0)
+    assert torch.get_num_threads() == before
+    assert [len(found.original), *map(len, found.models.values())] == [12, 12, 12]
+    assert list(found.models) == ["one", "two"]
+    assert min(found.original) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--target-latency", "0.9"), "--target-latency is of a runtime; give --runtime, one of onnxruntime-fp32"),
+        (("--target-latency", "1.2", "--runtime", "torch-fp32"), "target_latency is 1.2; give a share"),
+        (("--target-latency", "0.9", "--runtime", "tflite-int8"), "there is no runtime 'tflite-int8' to search for; give one of"),
+        (("--runtime", "torch-fp32"), "--runtime goes with --target-latency SHARE"),
+        (("--max-drop", "1", "--threads", "2"), "--threads goes with --target-latency SHARE"),
+        (("--target-latency", "0.9", "--runtime", "torch-fp32", "--threads", "0"), "threads is 0; give 1 to"),
+        (("--target-latency", "0.9", "--runtime", "torch-fp32", "--target-macs", "0.9"), "are two searches; give one of them"),
+    ],
+)
+def test_refusals_are_one_line(
+    models: Any, pictures: Path, tmp_path: Path, call: Callable[..., Any], words: tuple[str, ...], said: str
+) -> None:
+    statistics = tmp_path / "statistics.safetensors"
+    models["digits"].statistics.save(statistics)
+    given = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--out", tmp_path / "plan.yaml")
+    ended = call("plan", *given, *words)
+    assert ended.status == 2
+    assert said in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [statistics]
+
+
+def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "nncf" else find_spec("json"))
+    with pytest.raises(VitfrostError, match=r"openvino-int8 needs nncf, which is not installed; pip install 'vitfrost\[export\]'"):
+        runtimes.find_runtime("openvino-int8", 1)
+    assert runtimes.find_runtime("openvino-fp32", 1).packages == ("openvino",)
+
+
+@EXPORTS
+def test_a_precision_that_the_cpu_does_not_have_is_refused(models: Any, pictures: Path) -> None:
+    import openvino
+
+    known = models["digits"]
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with RuntimeTimer(known.model, runtimes.find_runtime("openvino-bf16", 1), pictures, 0, False) as timer:
+        if has_bf16:
+            assert len(timer.time({}, "", 0.0).original) == 12
+        else:
+            with pytest.raises(VitfrostError, match="this CPU computes openvino-bf16 in fp32; give another --runtime"):
+                timer.time({}, "", 0.0)
