@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,8 +20,22 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from .processes import Started  # noqa: E402
+
+if TYPE_CHECKING:
+    from vitfrost.artefact import Artefact
+    from vitfrost.statistics.record import Statistics
+    from vitfrost.vit.load import LoadedModel
+
 settings.register_profile("vitfrost", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vitfrost")
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: the garbage collector need not look at it in every full collection."""
+    gc.freeze()
+    gc.set_threshold(5000, 10, 10)
+
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -79,6 +95,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
     return called
 
 
+@pytest.fixture
+def started() -> type[Started]:
+    """Start a command line as a process of its own: started("plan", "--statistics", path, ...)."""
+    return Started
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The files of the main path for the bundled digits model."""
@@ -101,6 +123,35 @@ def prepared(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepar
     drawn = ["--images", str(pictures), "--calibration-images", "4"]
     main(["compress", *model, "--plan", str(made.plan), "--statistics", str(made.statistics), *drawn, "--out", str(made.artefact)])
     return made
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """A model of two layers, for what does not depend on how many there are."""
+
+    model: LoadedModel
+    statistics: Statistics
+    pictures: Path
+
+    def compress(self, out: Path, **options: Any) -> Artefact:
+        """The model compressed into `out` in full precision but for what `options` (of `vitfrost.plan`) say."""
+        import vitfrost
+
+        plan = vitfrost.plan(self.statistics, **{"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | options)
+        drawn = {"images": self.pictures, "calibration_images": 4, "compact_images": 8}
+        return vitfrost.compress(self.model, plan, statistics=self.statistics, **drawn, out=out)
+
+
+@pytest.fixture(scope="session")
+def shallow(pictures: Path) -> Shallow:
+    """Two layers like the bundled digits model's, untrained but for logits as large as a trained model's, with statistics."""
+    import vitfrost
+    from vitfrost.vit.load import hash_state, load_model
+
+    model = load_model("vitfrost_digits", "random", depth=2)
+    model.model.head.weight.data *= 100
+    model = replace(model, state_hash=hash_state(model.model))
+    return Shallow(model, vitfrost.calibrate(model, pictures, limit=12, progress=False), pictures)
 
 
 @pytest.fixture(scope="session")

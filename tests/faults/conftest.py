@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,16 +28,3 @@ def refused(call: Callable, tmp_path: Path) -> Callable[..., str]:
         return called.err
 
     return refuse
-
-
-@pytest.fixture
-def started() -> Callable[..., subprocess.Popen[str]]:
-    """Start `vitfrost ...` as a process of its own."""
-
-    def start(*words: object, **options: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vitfrost", *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen(command, text=True, env=environment, **pipes)  # type: ignore[call-overload]
-
-    return start

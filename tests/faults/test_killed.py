@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +15,22 @@ import pytest
 from vitfrost.artefact import load_artefact
 from vitfrost.statistics.record import Statistics
 
+from ..processes import Started
 from .conftest import contents
 
 MODEL = ("--model", "vitfrost_digits")
 
 
-@pytest.fixture
-def many(pictures: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def many(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough pictures that a process is met while it reads them."""
-    folder = tmp_path / "images"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("many")
     for index in range(3000):
         (folder / f"{index:05d}.png").symlink_to(pictures / f"{index % 40:04d}.png")
     return folder
 
 
-def _kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+def _kill_when(process: Started, seen: Callable[[], bool]) -> bool:
     """SIGKILL the process as soon as `seen`; False when it ended before."""
     end = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < end:
@@ -44,7 +43,7 @@ def _kill_when(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool
     return False
 
 
-def _reads_from(process: subprocess.Popen[str], folder: Path) -> Callable[[], bool]:
+def _reads_from(process: Started, folder: Path) -> Callable[[], bool]:
     """Whether the process has a picture of the folder open at this moment."""
     inside = str(folder.resolve()) + os.sep
 
@@ -108,11 +107,10 @@ evaluation: {{images: {images}}}
 STAGES = ["calibrate", "quantise", "calibrate quantised", "plan", "compress", "evaluate", "report"]
 
 
-def _said(line: str) -> Callable[[subprocess.Popen[str]], None]:
+def _said(line: str) -> Callable[[Started], None]:
     """Kill the process when it has announced this stage."""
 
-    def kill(process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
+    def kill(process: Started) -> None:
         for announced in process.stderr:
             if line in announced:
                 os.kill(process.pid, signal.SIGKILL)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,19 +83,15 @@ def test_a_run_folder_that_exists(refused, pictures: Path, tmp_path: Path) -> No
     assert "name a place in a folder" in refused("run", recipe, "--out", recipe / "run")
 
 
-def _smaller_than(size: int) -> Callable[[], None]:
-    """No file may grow beyond `size` bytes: writing fails in the middle, as it does where a disk is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
 @pytest.mark.parametrize(("verb", "size"), [("calibrate", 200_000), ("plan", 1_000), ("compress", 100_000), ("evaluate", 500)])
 def test_a_disk_that_fills_up(started, prepared, pictures: Path, tmp_path: Path, verb: str, size: int) -> None:
+    """No file may grow beyond `size` bytes: writing fails in the middle, as it does where a disk is full."""
     old = {"calibrate": prepared.statistics, "plan": prepared.plan, "compress": prepared.artefact, "evaluate": prepared.plan}[verb]
     out = tmp_path / "out"
     shutil.copytree(old, out) if old.is_dir() else shutil.copy(old, out)
     before = contents(tmp_path)
     more = ("--overwrite",) if verb == "compress" else ()
-    process = started(*_commands(prepared, pictures)[verb], out, *more, preexec_fn=_smaller_than(size))
+    process = started(*_commands(prepared, pictures)[verb], out, *more, file_limit=size)
     said, complaint = process.communicate(timeout=200)
     assert (process.returncode, said) == (2, "")
     assert complaint.startswith(f"vitfrost: cannot write {out}: ")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,10 +90,8 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     assert (whole / "report.html").is_file()
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(started: Callable, recipe: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "vitfrost", "run", str(recipe), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     seen: set[int] = set()
     waits: list[Callable[[], bool]] = [
         lambda: (out / "quantised" / "w4a4-seed0").exists(),
@@ -105,12 +99,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(recipe: Pa
         lambda: (out / "statistics" / "w4a4-seed1-8.safetensors").exists(),
     ]
     for wait in waits:
-        process = subprocess.Popen([*command, "--resume"] if out.exists() else command, env=environment, stderr=subprocess.DEVNULL)
+        process = started("run", recipe, "--out", out, *(["--resume"] if out.exists() else []))
         deadline = time.monotonic() + 60
         while not wait() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         seen.add(len(list((out / OUTCOMES).glob("*.json"))) if (out / OUTCOMES).exists() else 0)
     assert len(seen) > 1, "the run was never killed between outcomes"
     run(recipe, out, resume=True, progress=False)

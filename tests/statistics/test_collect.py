@@ -22,6 +22,8 @@ from vitfrost.statistics.histogram import BYTES_PER_ENTRY
 from vitfrost.vit.families import allowed_pairs, find_sites
 from vitfrost.vit.load import load_model
 
+from .. import processes
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -203,7 +205,9 @@ def test_two_processes_of_one_thread_give_the_bits_of_one_process_of_two(picture
     assert os.listdir(two.parent) == [two.name]
     for file in folder.glob("*.png"):
         file.write_bytes(b"no picture")
-    failed = torchrun(*arguments, "--out", tmp_path / "none.safetensors")
-    assert failed.returncode != 0
-    assert "usable" in failed.stderr
+    failed = processes.torchrun(*arguments, "--out", tmp_path / "none.safetensors")
+    for process in failed:
+        _, complaint = process.communicate()
+        assert process.returncode == 2
+        assert "usable" in complaint
     assert not (tmp_path / "none.safetensors").exists()
