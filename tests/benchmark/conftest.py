@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 import vitfrost
-from vitfrost.benchmark import roofline
+from vitfrost.benchmark import roofline, timing
 from vitfrost.benchmark.record import Benchmark, BenchRow
 
 
 @pytest.fixture(autouse=True, scope="session")
 def small_products() -> None:
-    """The limit of the machine, from products that are quick to compute."""
+    """The limit of the machine, from products that are quick to compute, and short turns."""
     patch = pytest.MonkeyPatch()
     patch.setattr(roofline, "SIDE", 128)
+    patch.setattr(timing, "SLOT_SECONDS", 0.01)
     yield
     patch.undo()
 

@@ -52,7 +52,7 @@ def test_memory_holds_the_weights_and_grows_with_the_batch(measured: tuple[Path,
     large = peak_memory(Opening("torch", (32, 32), source=source), 500)
     assert large is not None
     assert large > 500 * 65 * 64 * 3 * 4  # queries, keys and values of all pictures at once
-    assert peak_memory(Opening("torch", (32, 32), source=ModelSource("no_such_model", False)), 1) is None
+    assert peak_memory(Opening("onnxruntime", (32, 32), export="nowhere"), 1) is None
 
 
 def test_a_run_is_not_written_over_and_goes_on_where_it_was(measured: tuple[Path, Benchmark]) -> None:
@@ -101,11 +101,10 @@ def test_two_sizes_of_a_model_are_groups_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def artefact_run(prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Benchmark]:
+def artefact_run(shallow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Benchmark]:
     """The folder and the result of an artefact, every head frozen, beside its model on ONNX Runtime and PyTorch."""
     folder = tmp_path_factory.mktemp("exported")
-    plan = vitfrost.plan(prepared.statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
-    vitfrost.compress("vitfrost_digits", plan, statistics=prepared.statistics, out=folder / "frozen")
+    shallow.compress(folder / "frozen", freeze=1.0)
     options = {"runtime": ["onnxruntime", "torch"], "rounds": 2, "memory": False, "progress": False}
     return folder / "run", vitfrost.bench(folder / "frozen", weights="random", out=folder / "run", **options)
 

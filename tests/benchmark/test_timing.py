@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitfrost.benchmark import timing
 from vitfrost.benchmark.timing import (
     MOST_REPETITIONS,
-    SLOT_SECONDS,
     Slot,
     paired_ratio,
     percentile,
@@ -20,10 +20,12 @@ from vitfrost.benchmark.timing import (
     timed_rounds,
 )
 
+FEWER = settings(max_examples=20)  # where one takes tens of milliseconds
 TIMES = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20)
 NAMES = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=6, unique=True)
 
 
+@FEWER
 @given(TIMES, st.integers(0, 2**31), st.floats(0.01, 100))
 def test_a_series_is_its_multiple_of_itself(times: list[float], seed: int, factor: float) -> None:
     assert paired_ratio(times, times, seed) == (1.0, 1.0, 1.0)
@@ -63,6 +65,7 @@ def test_rounds_that_are_no_pairs(above: list[float], below: list[float]) -> Non
         paired_ratio(above, below, 0)
 
 
+@FEWER
 @given(NAMES, st.integers(1, 8), st.integers(0, 2**31))
 def test_every_round_runs_everyone_in_an_order_of_its_own(names: list[str], rounds: int, seed: int) -> None:
     ran: list[str] = []
@@ -94,8 +97,8 @@ def test_the_clock_is_read_around_each_run() -> None:
 def test_slow_runs_are_repeated_less(seconds: float) -> None:
     slot = slot_for(lambda: None, seconds)
     assert 1 <= slot.repetitions <= MOST_REPETITIONS
-    assert slot.repetitions == 1 or slot.repetitions * seconds < 2 * SLOT_SECONDS
-    assert slot.lead_in == (seconds < SLOT_SECONDS)
+    assert slot.repetitions == 1 or slot.repetitions * seconds < 2 * timing.SLOT_SECONDS
+    assert slot.lead_in == (seconds < timing.SLOT_SECONDS)
 
 
 def test_seconds_are_of_one_image_and_warm_up_is_not_kept() -> None:

@@ -58,10 +58,10 @@ def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_swin_with_our_attention_exports(form: str, tmp_path: Path) -> None:
-    loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2, 1), num_heads=(3, 6))
+    loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2,), num_heads=(3,))  # the second layer shifts its windows
     install_map_attention(loaded.model)
     folder = vitfrost.export(loaded, format=form, precision="fp32", out=tmp_path / "out")  # type: ignore[arg-type]
-    assert logits_differ(loaded, folder, (1, 3)) < 1e-3
+    assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
 
 class Bessel(nn.Module):
@@ -83,14 +83,18 @@ def small(name: str, image_size: int | tuple[int, int] | None = None, **options:
     return load_model(name, "random", image_size, num_classes=7, **options)
 
 
+# One with fewer keys than queries, one without; in version 1 the last has the class token.
+TWO_STAGES = {"depths": (1, 1), "embed_dims": (32, 64), "num_heads": (1, 2), "mlp_ratios": (4, 4), "sr_ratios": (4, 1)}
+
+
 @pytest.mark.parametrize(
     ("name", "image_size", "options"),
     [
         ("deit_tiny_distilled_patch16_224", 32, {"depth": 2}),
         ("vit_tiny_patch16_224", (32, 48), {"depth": 2, "global_pool": "avg"}),
         ("swin_tiny_patch4_window7_224", 56, {"depths": (2, 1), "num_heads": (3, 6)}),
-        ("pvt_v2_b0", 64, {"depths": (1, 1, 1, 1)}),
-        ("vitfrost_pvt_tiny", 64, {"depths": (1, 1, 1, 1)}),
+        ("pvt_v2_b0", 64, TWO_STAGES),
+        ("vitfrost_pvt_tiny", 64, TWO_STAGES),
         ("nextvit_small", 64, {"depths": (1, 1, 5, 1)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -98,46 +102,31 @@ def small(name: str, image_size: int | tuple[int, int] | None = None, **options:
 def test_every_family_exports(name: str, image_size: int | tuple[int, int], options: dict[str, Any], tmp_path: Path) -> None:
     loaded = small(name, image_size, **options)
     folder = vitfrost.export(loaded, format="openvino", precision="fp32", out=tmp_path / "out")
-    assert logits_differ(loaded, folder, (1, 3)) < 1e-3
-
-
-def compressed(prepared: Any, pictures: Path, tmp_path: Path, **options: Any) -> Any:
-    plan = vitfrost.plan(prepared.statistics, **{"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | options)
-    return vitfrost.compress(
-        "vitfrost_digits",
-        plan,
-        statistics=prepared.statistics,
-        images=pictures,
-        calibration_images=4,
-        compact_images=8,
-        out=tmp_path / "made",
-    )
+    assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
-def test_hallucinated_heads_and_compact_blocks_export(prepared: Any, pictures: Path, tmp_path: Path, form: str) -> None:
+def test_hallucinated_heads_and_compact_blocks_export(shallow: Any, tmp_path: Path, form: str) -> None:
     heads = {"share": 0.5, "by": "first", "mix": "copy"}
-    made = compressed(prepared, pictures, tmp_path, freeze=None, hallucinate=heads, compact={"ratio": 0.5})
+    made = shallow.compress(tmp_path / "made", freeze=None, hallucinate=heads, compact={"ratio": 0.5})
     folder = vitfrost.export(tmp_path / "made", format=form, precision="fp32", out=tmp_path / "out")
     assert logits_differ(made, folder) < 1e-4
     about = json.loads((folder / "export.json").read_text())
     assert about["plan_hash"] == made.plan_hash
-    assert (about["plan"]["hallucinated_heads"], about["plan"]["compact_blocks"]) == (12, 6)
-    assert about["macs"] < describe(open_model("vitfrost_digits")).macs
+    assert (about["plan"]["hallucinated_heads"], about["plan"]["compact_blocks"]) == (4, 2)
+    assert about["macs"] < describe(shallow.model).macs
 
 
-def test_entry_wise_frozen_maps_export_with_a_warning(
-    prepared: Any, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = compressed(prepared, pictures, tmp_path, freeze=0.3)
+def test_entry_wise_frozen_maps_export_with_a_warning(shallow: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = shallow.compress(tmp_path / "made", freeze=0.3)
     capsys.readouterr()
     folder = vitfrost.export(made, format="onnx", precision="fp32", out=tmp_path / "out")
     assert "entry-wise frozen maps save no time" in capsys.readouterr().err
     assert logits_differ(made, folder) < 1e-4
 
 
-def test_weights_of_four_bits_export_as_they_dequantise(prepared: Any, pictures: Path, tmp_path: Path) -> None:
-    made = compressed(prepared, pictures, tmp_path, freeze=None, weight_bits=4)
+def test_weights_of_four_bits_export_as_they_dequantise(shallow: Any, tmp_path: Path) -> None:
+    made = shallow.compress(tmp_path / "made", freeze=None, weight_bits=4)
     folder = vitfrost.export(made, format="openvino", precision="fp32", out=tmp_path / "out")
     assert logits_differ(made, folder) < 1e-4
     assert json.loads((folder / "export.json").read_text())["plan"]["weight_bits"] == 4
@@ -163,8 +152,10 @@ class Other(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("offset", "message"), [(1.0, "logits differ by 1.00e"), (float("nan"), "not finite")])
-def test_a_graph_with_other_logits_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float, message: str) -> None:
-    loaded = open_model("vitfrost_digits")
+def test_a_graph_with_other_logits_leaves_nothing(
+    shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float, message: str
+) -> None:
+    loaded = shallow.model
     about = describe(loaded)
     monkeypatch.setattr("vitfrost.exporting.verb.describe", lambda _: about)  # the wrapper is no family of models
     with pytest.raises(VitfrostError, match=message):
@@ -199,8 +190,8 @@ def test_an_export_is_no_model_to_compress(exported: dict[str, Path]) -> None:
         vitfrost.inspect(exported["onnx"])
 
 
-def test_bf16_says_what_the_processor_computes_in(tmp_path: Path) -> None:
-    folder = vitfrost.export("vitfrost_digits", format="openvino", precision="bf16", out=tmp_path / "out")
+def test_bf16_says_what_the_processor_computes_in(shallow: Any, tmp_path: Path) -> None:
+    folder = vitfrost.export(shallow.model, format="openvino", precision="bf16", out=tmp_path / "out")
     about = json.loads((folder / "export.json").read_text())
     session = open_export(folder, threads=1)
     assert about["precision"] == "bf16"
