@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,14 +143,17 @@ class Shallow:
 
 
 @pytest.fixture(scope="session")
-def shallow(pictures: Path) -> Shallow:
-    """Two layers like the bundled digits model's, untrained but for logits as large as a trained model's, with statistics."""
-    import vitfrost
-    from vitfrost.vit.load import hash_state, load_model
+def shallow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Shallow:
+    """Two layers like the bundled digits model's, with weights from a file that give logits as large as a trained model's; statistics."""
+    from safetensors.torch import save_file
 
-    model = load_model("vitfrost_digits", "random", depth=2)
-    model.model.head.weight.data *= 100
-    model = replace(model, state_hash=hash_state(model.model))
+    import vitfrost
+    from vitfrost.vit.load import load_model
+
+    weights = tmp_path_factory.mktemp("shallow") / "model.safetensors"
+    state = load_model("vitfrost_digits", "random", depth=2).model.state_dict()
+    save_file(state | {"head.weight": 100 * state["head.weight"]}, weights)
+    model = load_model("vitfrost_digits", weights, depth=2)
     return Shallow(model, vitfrost.calibrate(model, pictures, limit=12, progress=False), pictures)
 
 
