@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 import vitfrost
+from vitfrost.benchmark.cells import plan_cells
+from vitfrost.benchmark.exports import with_exports
 from vitfrost.benchmark.record import Benchmark, load_benchmark
+from vitfrost.benchmark.subjects import open_subjects
 from vitfrost.errors import VitfrostError
+
+from ..conftest import write_pictures
 
 EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), reason="the extra export is not installed")
@@ -124,7 +129,8 @@ def test_an_artefact_and_its_model_on_two_runtimes(artefact_run: tuple[Path, Ben
 
 
 @EXPORTS
-def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Benchmark], pictures: Path, tmp_path: Path) -> None:
+def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Benchmark], tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 8)
     graph = next(path for path in (artefact_run[0] / "exports").iterdir() if "onnx-int8" in path.name)
     options = {"images": pictures, "rounds": 2, "memory": False, "progress": False, "json": tmp_path / "b.json"}
     made = vitfrost.bench(graph, runtime=["openvino", "onnxruntime"], precision=["bf16", "int8"], **options)
@@ -133,13 +139,26 @@ def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Ben
     for runtime in ("openvino", "onnxruntime"):
         row = rows[f"vitfrost_digits, {runtime} int8"]
         assert (row.effective_precision, row.weights) == ("int8", "random:0")
-        assert row.calibration.startswith("40 pictures")
+        assert row.calibration.startswith("8 pictures")
         assert row.file_bytes < rows["vitfrost_digits, openvino bf16 hint"].file_bytes
+    in_floats = rows["vitfrost_digits, openvino int8 (float attention)"]
+    assert (in_floats.effective_precision, in_floats.unmodified) == ("int8", True)
     absent = {left.name: left.why for left in made.left_out}
     name = "vitfrost_digits, openvino int8 + bf16 hint"  # as this CPU has it: a row that computed in bf16, or none and the reason
     assert rows[name].effective_precision == "int8+bf16" if name in rows else "this CPU has no bf16" in absent[name]
     with pytest.raises(VitfrostError, match="is exported for onnxruntime, which is not among the runtimes openvino"):
         vitfrost.bench(graph, runtime=["openvino"], precision=["bf16"], json=tmp_path / "c.json", progress=False)
+
+
+@EXPORTS
+def test_what_has_no_attention_to_leave_is_exported_once(artefact_run: tuple[Path, Benchmark], tmp_path: Path) -> None:
+    subjects = open_subjects([artefact_run[0].parent / "frozen"], "random", None)
+    cells, _ = plan_cells(subjects[:1], ["openvino"], ["int8"], "cpu")
+    assert [cell.name for cell in cells] == ["frozen, openvino int8", "frozen, openvino int8 (float attention)"]
+    made, left_out = with_exports(cells, tmp_path, None, 0)
+    assert [cell.name for cell in made] == ["frozen, openvino int8"]
+    assert [(left.name, left.why) for left in left_out] == [(cells[1].name, "it has no products of attention to leave in floating point")]
+    assert len(list((tmp_path / "exports").iterdir())) == 1
 
 
 def test_settings_are_kept_beside_what_was_measured(measured: tuple[Path, Benchmark]) -> None:

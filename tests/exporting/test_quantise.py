@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import vitfrost
-from vitfrost.exporting.quantise import reduces_range
+from vitfrost.exporting.graph import to_openvino, trace
+from vitfrost.exporting.quantise import attention_products, keeps_attention_float, quantise_openvino, reduces_range
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
@@ -79,14 +81,54 @@ main(sys.argv[1:])
     assert about["calibration"]["images"] == 40
     assert about["parity"]["agreement"] >= 0.5
     assert "nncf" in about["versions"]
+    assert about["attention"] == ("float" if keeps_attention_float("auto") else "int8")
     graph = (out / "model.xml").read_text()
     assert "FakeQuantize" in graph
     assert 'element_type="i8"' in graph
 
 
-def test_weights_keep_to_seven_bits_where_the_processor_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+class Products(torch.nn.Module):
+    """Fused attention, the same written out, and a constant map, over three tokens of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = torch.nn.Linear(16, 48)
+        self.map = torch.nn.Parameter(torch.rand(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x.flatten(2)[:, None]).chunk(3, -1)
+        fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return (fused + (q @ k.mT).softmax(-1) @ v + self.map @ v).flatten(1)
+
+
+def test_openvino_leaves_the_products_of_attention_where_asked() -> None:
+    program = trace(Products().eval(), (4, 4), "products")
+    pixels = np.random.default_rng(0).standard_normal((8, 3, 4, 4), dtype=np.float32)
+
+    def operators(graph: Any) -> dict[str, Any]:
+        return {operator.get_friendly_name(): operator for operator in graph.get_ordered_ops()}
+
+    def quantised_inputs(graph: Any, names: list[str]) -> int:
+        sources = [value.get_source_output().get_node() for name in names for value in operators(graph)[name].inputs()]
+        return sum(source.get_type_name() == "FakeQuantize" for source in sources)
+
+    graph = to_openvino(program, (4, 4), "products")
+    products = attention_products(graph)
+    assert sorted(operators(graph)[name].get_type_name() for name in products) == ["MatMul", "MatMul", "ScaledDotProductAttention"]
+    others = [name for name, found in operators(graph).items() if found.get_type_name() == "MatMul" and name not in products]
+    assert len(others) == 2  # queries, keys and values; the constant map
+    assert quantised_inputs(quantise_openvino(graph, pixels, True), products) > 0
+    left = quantise_openvino(to_openvino(program, (4, 4), "products"), pixels, True, products)
+    assert quantised_inputs(left, products) == 0
+    assert quantised_inputs(left, others) > 0
+
+
+def test_weights_keep_to_seven_bits_and_attention_to_floats_where_the_processor_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reduces_range("reduced")
     assert not reduces_range("full")
+    assert keeps_attention_float("float")
+    assert not keeps_attention_float("int8")
     for words, reduced in (("avx2 fma", True), ("avx2 avx512_vnni", False), ("avx2 avx_vnni", False), ("fp asimddp", False)):
         monkeypatch.setattr(Path, "read_text", lambda *_, words=words, **__: f"flags : {words}\n")
         assert reduces_range("auto") is reduced
+        assert keeps_attention_float("auto") is reduced

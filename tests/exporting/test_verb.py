@@ -27,7 +27,7 @@ from vitfrost.vit.load import LoadedModel, load_model
 
 KEYS = {
     "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
-    "weight_range", "macs", "sha256", "versions", "parity", "checked",
+    "weight_range", "attention", "macs", "sha256", "versions", "parity", "checked",
 }  # fmt: skip
 
 
@@ -167,6 +167,7 @@ def test_a_graph_with_other_logits_leaves_nothing(
     ("words", "message"),
     [
         (("--format", "onnx", "--precision", "int8"), "int8 is calibrated on real images; give --images DIR"),
+        (("--format", "onnx", "--precision", "int8", "--attention", "int8"), "ONNX Runtime's int8 covers layers with weights only"),
         (("--format", "onnx", "--precision", "bf16"), "ONNX Runtime has no bf16 kernels for the CPU"),
         (("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"), "calibration images must be at least 1"),
         (("--format", "onnx", "--precision", "fp32", "--images", "nowhere"), "no image folder nowhere"),

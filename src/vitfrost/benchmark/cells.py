@@ -19,7 +19,8 @@ EAGER = ("torch", "compiled")
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers.
+    """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers; `attention`: what products of
+    attention are in an int8 graph for OpenVINO, "int8" or "float".
 
     `export`: the exported folder, once there is one; `calibration`: what its int8 ranges were taken from.
     """
@@ -28,17 +29,19 @@ class Cell:
     runtime: str
     precision: str
     hint: str | None = None
+    attention: str | None = None
     export: Path | None = None
     calibration: str | None = None
 
     @property
     def shown_precision(self) -> str:
-        """ "fp32", "bf16 hint", "int8", "int8 + bf16 hint"; of what PyTorch runs the model's own, such as "W4/A4"."""
+        """Such as "fp32", "bf16 hint", "int8 (float attention)", "int8 + bf16 hint"; of what PyTorch runs the model's own ("W4/A4")."""
         if self.runtime in EAGER and self.subject.kind == "simulated":
             return self.subject.precision
+        precision = f"{self.precision} (float attention)" if self.attention == "float" else self.precision
         if self.hint == "bf16":
-            return "bf16 hint" if self.precision == "fp32" else f"{self.precision} + bf16 hint"
-        return self.precision
+            return "bf16 hint" if self.precision == "fp32" else f"{precision} + bf16 hint"
+        return precision
 
     @property
     def name(self) -> str:
@@ -79,7 +82,11 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
         elif runtime == "onnxruntime":
             cells += [Cell(subject, runtime, precision) for precision in ("fp32", "int8") if precision in precisions]
         else:
-            cells += [Cell(subject, runtime, precision, hint) for precision, hint in _openvino(precisions)]
+            cells += [
+                Cell(subject, runtime, precision, hint, attention)
+                for precision, hint in _openvino(precisions)
+                for attention in (("int8", "float") if precision == "int8" else (None,))
+            ]
     return cells
 
 
@@ -98,7 +105,7 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
     graph = "int8" if subject.about["precision"] == "int8" else "fp32"
     calibration = described(subject.about["calibration"]) if graph == "int8" else None
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
-    return [Cell(subject, runtime, graph, hint, subject.export, calibration) for hint in hints]
+    return [Cell(subject, runtime, graph, hint, subject.about.get("attention"), subject.export, calibration) for hint in hints]
 
 
 def described(drawn: dict[str, Any] | None) -> str:

@@ -30,15 +30,20 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
     found: list[Cell] = []
     left_out: list[LeftOut] = []
     failed: dict[Path, str] = {}
+    without_attention: set[str] = set()  # subjects whose int8 graphs have no products of attention that could be left out
     for number, cell in enumerate(cells, 1):
         if cell.runtime in EAGER or cell.export is not None:
             found.append(cell)
+            continue
+        if cell.attention == "float" and cell.subject.label in without_attention:
+            left_out.append(LeftOut(name=cell.name, why="it has no products of attention to leave in floating point"))
             continue
         path = folder / "exports" / _key(cell, images, seed)
         if path not in failed:
             try:
                 if not path.is_dir():
-                    say(f"[{number}/{len(cells)}] export {cell.subject.label} for {cell.runtime} in {cell.precision}")
+                    precision = f"{cell.precision}{_attention(cell, ' (%s)')}"
+                    say(f"[{number}/{len(cells)}] export {cell.subject.label} for {cell.runtime} in {precision}")
                     _export(cell, path, folder, images, seed)
                 about = read_export(path)
             except VitfrostError as error:
@@ -46,6 +51,8 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
         if path in failed:
             left_out.append(LeftOut(name=cell.name, why=failed[path]))
             continue
+        if cell.attention is not None and about.get("attention") is None:
+            without_attention.add(cell.subject.label)
         calibration = None
         if cell.precision == "int8":
             calibration = ON_NOISE if images is None else described(about["calibration"])
@@ -58,8 +65,12 @@ def _key(cell: Cell, images: Path | None, seed: int) -> str:
     subject, form = cell.subject, FORMATS[cell.runtime]
     drawn = None if cell.precision != "int8" else [ON_NOISE if images is None else str(images.resolve()), seed]
     tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
-    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, drawn, tools]
-    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}-{hash_of(made_of)[:12]}"
+    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, drawn, tools]
+    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{_attention(cell, '-%s')}-{hash_of(made_of)[:12]}"
+
+
+def _attention(cell: Cell, form: str) -> str:
+    return form % "float-attention" if cell.attention == "float" else ""
 
 
 def identity_of(subject: Subject) -> list[object]:
@@ -80,7 +91,8 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
     drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
     options = {"calibration_images": NOISE_IMAGES, "time_only": True} if images is None else {"time_only": cell.subject.random_weights}
     export(
-        cell.subject.loaded, format=FORMATS[cell.runtime], precision="int8", images=drawn, out=path, seed=seed, **options,  # type: ignore[arg-type]
+        cell.subject.loaded, format=FORMATS[cell.runtime], precision="int8", images=drawn, out=path, seed=seed,  # type: ignore[arg-type]
+        attention=cell.attention or "auto", **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ def export(
     images: Path | None = None,
     calibration_images: int = 300,
     weight_range: Literal["auto", "full", "reduced"] = "auto",
+    attention: Literal["auto", "int8", "float"] = "auto",
     seed: int = 0,
     image_size: Size = None,
     crop_pct: CropShare = None,
@@ -35,6 +36,7 @@ def export(
         images: folder of real pictures, to calibrate int8 and to compare with the original.
         calibration_images: how many are drawn to calibrate int8.
         weight_range: whether int8 weights keep to 7 bits, which CPUs without VNNI need; 'auto' asks this CPU.
+        attention: whether OpenVINO's int8 covers the products of attention; 'auto': only on CPUs with VNNI.
         seed: seed of that draw.
         overwrite: replace an existing folder.
     """
@@ -44,8 +46,8 @@ def export(
 
     folder = verb(
         one_of(artefact, model), format=format, precision=precision, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
-        crop_mode=crop_mode, images=images, calibration_images=calibration_images, weight_range=weight_range, seed=seed,
-        overwrite=overwrite,
+        crop_mode=crop_mode, images=images, calibration_images=calibration_images, weight_range=weight_range,
+        attention=attention, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     about = read_json(folder / EXPORT_FILE)
     parity = about["parity"]

@@ -1,11 +1,12 @@
 """int8: static post-training quantisation by the tools of the two runtimes, on real pictures.
 
-Weights are int8 per output channel, their inputs uint8 per tensor; attention's softmax, norms and activations stay floating point.
+Weights are int8 per output channel, their inputs uint8 per tensor; softmax, norms and activations stay floating point, and, as asked,
+the products of attention (queries with keys, maps with values).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from ..runtime.engines import INPUT, import_runtime
 from .graph import quiet
 
 WeightRange = Literal["auto", "full", "reduced"]
+Attention = Literal["auto", "int8", "float"]
 BATCH_SIZE = 8
 
 
@@ -25,18 +27,48 @@ def reduces_range(asked: WeightRange) -> bool:
     Instructions before VNNI add two products of 8 bits in 16 bits and saturate. "auto" reduces unless this CPU says that it has VNNI
     (or dot products of ARM, which add in 32 bits).
     """
-    if asked != "auto":
-        return asked == "reduced"
+    return not multiplies_bytes() if asked == "auto" else asked == "reduced"
+
+
+def keeps_attention_float(asked: Attention) -> bool:
+    """Whether NNCF is to leave the products of attention in floating point; "auto": where it was measured to be faster, without VNNI."""
+    return not multiplies_bytes() if asked == "auto" else asked == "float"
+
+
+def multiplies_bytes() -> bool:
+    """Whether this CPU says that it has instructions that add products of 8 bits in 32: VNNI, AMX or ARM's."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError):
-        return True
-    return not words & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+        return False
+    return bool(words & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 
-def quantise_openvino(model: Any, pixels: Float[ndarray, "images 3 height width"], reduced: bool, **options: Any) -> Any:
-    """NNCF's post-training quantisation of an OpenVINO model (SmoothQuant, fast bias correction), calibrated on `pixels`."""
+def attention_products(model: Any) -> list[str]:
+    """Names of an OpenVINO model's operators that multiply activations with activations: fused attention, and MatMuls where both factors
+    depend on the pixels. A constant map times values is none of them."""
+    fed: set[str] = set()
+    found = []
+    for operator in model.get_ordered_ops():
+        kind, name = operator.get_type_name(), operator.get_friendly_name()
+        inputs = [value.get_source_output().get_node().get_friendly_name() in fed for value in operator.inputs()]
+        if kind == "Parameter" or any(inputs):
+            fed.add(name)
+        if kind == "ScaledDotProductAttention" or (kind == "MatMul" and all(inputs)):
+            found.append(name)
+    return found
+
+
+def quantise_openvino(
+    model: Any, pixels: Float[ndarray, "images 3 height width"], reduced: bool, leave: Sequence[str] = (), **options: Any
+) -> Any:
+    """NNCF's post-training quantisation of an OpenVINO model (SmoothQuant, fast bias correction), calibrated on `pixels`.
+
+    `leave`: names of operators that stay as they are.
+    """
     nncf = import_runtime("nncf", "export")
+    if leave:
+        options["ignored_scope"] = nncf.IgnoredScope(names=list(leave))
     fix = nncf.OverflowFix.ENABLE if reduced else nncf.OverflowFix.DISABLE
     advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, **options.pop("advanced", {}))
     with quiet():

@@ -27,7 +27,7 @@ from ..vit.load import LoadedModel
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
-from .quantise import WeightRange, quantise_onnx, quantise_openvino, reduces_range
+from .quantise import Attention, WeightRange, attention_products, keeps_attention_float, quantise_onnx, quantise_openvino, reduces_range
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -49,6 +49,7 @@ def export(
     images: str | Path | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     weight_range: WeightRange = "auto",
+    attention: Attention = "auto",
     seed: int = 0,
     time_only: bool = False,
     overwrite: bool = False,
@@ -58,13 +59,14 @@ def export(
     The graph takes normalised pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
     `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
+    `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
     `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained weights;
     export.json says how far they differ.
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
     model's logits are not the original's; nothing is written then.
     """
     out = Path(out)
-    _check_options(format, precision, images, calibration_images)
+    _check_options(format, precision, images, calibration_images, attention)
     refuse_existing(out, overwrite)
     for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
         import_runtime(package, "export")
@@ -81,7 +83,7 @@ def export(
     ready = inference_form(loaded)
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
-        _write_graph(ready, loaded, format, calibration if precision == "int8" else None, reduced, folder)
+        products = _write_graph(ready, loaded, format, calibration if precision == "int8" else None, reduced, attention, folder)
         fields: dict[str, Any] = {
             "kind": KIND,
             "version": VERSION,
@@ -95,6 +97,7 @@ def export(
             "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
             "calibration": record,
             "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
+            "attention": products,
             "macs": about.macs,
             "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
             "versions": _versions(format, precision),
@@ -109,13 +112,15 @@ def export(
     return out
 
 
-def _check_options(form: str, precision: str, images: str | Path | None, count: int) -> None:
+def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str) -> None:
     if form not in MODEL_FILES:
         raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
     if precision not in PRECISIONS:
         raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
     if (form, precision) == ("onnx", "bf16"):
         raise VitfrostError("ONNX Runtime has no bf16 kernels for the CPU; export bf16 for openvino, or onnx in fp32 or int8")
+    if (form, attention) == ("onnx", "int8"):
+        raise VitfrostError("ONNX Runtime's int8 covers layers with weights only; give --attention float or leave it out")
     if precision == "int8" and images is None:
         raise VitfrostError("int8 is calibrated on real images; give --images DIR")
     if count < 1:
@@ -133,18 +138,27 @@ def _check_model(loaded: LoadedModel) -> None:
         say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
 
 
-def _write_graph(ready: Any, loaded: LoadedModel, form: str, calibration: ndarray | None, reduced: bool, folder: Path) -> None:
+def _write_graph(
+    ready: Any, loaded: LoadedModel, form: str, calibration: ndarray | None, reduced: bool, attention: Attention, folder: Path
+) -> str | None:
+    """Returns what the products of attention are computed in, "int8" or "float", if there are any in an int8 graph for OpenVINO."""
     program = trace(ready, loaded.image_size, loaded.name)
     if form == "openvino":
         graph = to_openvino(program, loaded.image_size, loaded.name)
-        save_openvino(graph if calibration is None else quantise_openvino(graph, calibration, reduced), folder)
-        return
+        if calibration is None:
+            save_openvino(graph, folder)
+            return None
+        products = attention_products(graph)
+        leave = products if keeps_attention_float(attention) else []
+        save_openvino(quantise_openvino(graph, calibration, reduced, leave), folder)
+        return "float" if leave else "int8" if products else None
     if calibration is None:
         to_onnx(program, folder / "model.onnx", loaded.name)
-        return
+        return None
     to_onnx(program, folder / "float.onnx", loaded.name)
     quantise_onnx(folder / "float.onnx", folder / "model.onnx", calibration, reduced)
     os.unlink(folder / "float.onnx")
+    return None
 
 
 @torch.inference_mode()
