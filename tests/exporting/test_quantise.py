@@ -88,7 +88,7 @@ main(sys.argv[1:])
 
 
 class Products(torch.nn.Module):
-    """Fused attention, the same written out, and a constant map, over three tokens of 16."""
+    """Fused attention, the same written out, and a constant map (alone and repeated over the batch), over three tokens of 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,8 @@ class Products(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x.flatten(2)[:, None]).chunk(3, -1)
         fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        return (fused + (q @ k.mT).softmax(-1) @ v + self.map @ v).flatten(1)
+        repeated = self.map.expand(x.shape[0], 1, 3, 3)
+        return (fused + (q @ k.mT).softmax(-1) @ v + self.map @ v + repeated @ v).flatten(1)
 
 
 def test_openvino_leaves_the_products_of_attention_where_asked() -> None:
@@ -116,7 +117,7 @@ def test_openvino_leaves_the_products_of_attention_where_asked() -> None:
     products = attention_products(graph)
     assert sorted(operators(graph)[name].get_type_name() for name in products) == ["MatMul", "MatMul", "ScaledDotProductAttention"]
     others = [name for name, found in operators(graph).items() if found.get_type_name() == "MatMul" and name not in products]
-    assert len(others) == 2  # queries, keys and values; the constant map
+    assert len(others) == 3  # queries, keys and values; the constant map twice
     assert quantised_inputs(quantise_openvino(graph, pixels, True), products) > 0
     left = quantise_openvino(to_openvino(program, (4, 4), "products"), pixels, True, products)
     assert quantised_inputs(left, products) == 0

@@ -46,13 +46,13 @@ def multiplies_bytes() -> bool:
 
 def attention_products(model: Any) -> list[str]:
     """Names of an OpenVINO model's operators that multiply activations with activations: fused attention, and MatMuls where both factors
-    depend on the pixels. A constant map times values is none of them."""
+    depend on the pixels. A constant map times values is none of them, also where it takes its batch size from the pixels."""
     fed: set[str] = set()
     found = []
     for operator in model.get_ordered_ops():
         kind, name = operator.get_type_name(), operator.get_friendly_name()
         inputs = [value.get_source_output().get_node().get_friendly_name() in fed for value in operator.inputs()]
-        if kind == "Parameter" or any(inputs):
+        if kind == "Parameter" or (kind != "ShapeOf" and any(inputs)):
             fed.add(name)
         if kind == "ScaledDotProductAttention" or (kind == "MatMul" and all(inputs)):
             found.append(name)
