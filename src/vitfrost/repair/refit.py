@@ -143,7 +143,7 @@ class Repair:
         self.record: dict[str, dict[str, float]] = {}
 
     @torch.no_grad()
-    def run(self, batches: Iterable[Float[Tensor, "images 3 height width"]], total: int, progress: bool = False) -> dict[str, Any]:
+    def run(self, batches: Iterable[Float[Tensor, "_ 3 height width"]], total: int, progress: bool = False) -> dict[str, Any]:
         """Fit to the pictures, `total` batches of them. Returns by layer what was left of the stream before and after, relative to how
         much the original's stream varies, on these pictures."""
         streams = _Streams()
