@@ -1,6 +1,6 @@
-"""Every architecture of the EAM paper at its published size (ViT-S, ViT-B and DeiT-B but for their depth), and three more (384 px, two prefix
-tokens, padded windows), random weights, through the whole path and real files: calibrate, plan, compress, save, load, evaluate. What
-is expected stands in the table or follows from it by arithmetic. Then models with fewer keys than queries, of fewer layers."""
+"""Every architecture of the EAM paper at its published size (ViT-S, ViT-B and DeiT-B but for their depth), and three more (384 px, two
+prefix tokens, padded windows), random weights, through the whole path and real files: calibrate, plan, compress, save, load, evaluate.
+What is expected stands in the table or follows from it by arithmetic. Then models with fewer keys than queries, of fewer layers."""
 
 from __future__ import annotations
 
