@@ -113,20 +113,24 @@ class ConstantHeads(nn.Module):
         return torch.stack([each.expand(windows, *each.shape[1:]) for each in maps], dim=1)
 
     def _convolution(self) -> dict[str, Tensor]:
-        """For one grouped convolution: kernels [F D, 1, kh, kw] less their rest; per head, last but one, the rest [F, 1], row scales
-        [N, F, 1], prefix rows [P, N, F, 1] and prefix columns [P, N, F, 1]."""
+        """For one grouped convolution: kernels [F D, 1, kh, kw] less their rest, row scales [patches, F, 1]; and for what is the same for
+        all channels of a head, `gather` [1 + P F, M], rows that sum values up: over patches, then by each prefix token's row of each
+        head; and `spread` [patches, (1 + P) F], what a patch takes of its head's sum over patches and of prefix tokens."""
         heads: list[Any] = self.constants()
         height, width = (max(head.kernel.shape[axis] for head in heads) for axis in (0, 1))
         kernels = []
         for head in heads:
             down, right = (height - head.kernel.shape[0]) // 2, (width - head.kernel.shape[1]) // 2
             kernels.append(F.pad(head.kernel - head.rest, (right, right, down, down)))
+        scale = torch.stack([head.row_scale[0] for head in heads], dim=-1)
+        rows = torch.stack([head.prefix_rows for head in heads], dim=1)
+        columns = torch.stack([head.prefix_columns for head in heads], dim=-1)
+        patches = F.pad(torch.ones_like(scale[:, 0]), (rows.shape[0], 0))
         return {
             "kernel": torch.stack(kernels)[:, None].repeat_interleave(self.head_dim, dim=0),
-            "rest": torch.stack([head.rest for head in heads])[:, None],
-            "scale": torch.stack([head.row_scale[0] for head in heads], dim=-1)[..., None],
-            "rows": torch.stack([head.prefix_rows for head in heads], dim=-1)[..., None],
-            "columns": torch.stack([head.prefix_columns.T for head in heads], dim=-1)[..., None],
+            "scale": scale[..., None],
+            "gather": torch.cat([patches[None], rows.flatten(0, 1)]),
+            "spread": torch.cat([(scale * torch.stack([head.rest for head in heads]))[:, None], columns], dim=1).flatten(1),
         }
 
     def folded(self) -> dict[str, Tensor]:
@@ -159,18 +163,19 @@ class ConstantHeads(nn.Module):
         return torch.bmm(maps[0], columns).reshape(heads, -1, rows, width).permute(2, 0, 1, 3)
 
     def _convolve(self, values: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        # Tokens first, as the projections before and after have them: transposes of heads cancel out, and the rest is element by element.
+        # Tokens first, as the projections before and after have them: transposes of heads cancel out. Sums over tokens and their way back
+        # are two thin products of all heads (with zeros between heads), which runtimes do faster than reductions and broadcasts.
         assert self.shape is not None
         prefix, grid = self.shape.prefix_tokens, self.shape.grid
         heads, width = values.shape[1], values.shape[3]
-        tokens = values.transpose(1, 2)
-        patches = tokens[:, prefix:].flatten(2)
-        picture = patches.transpose(1, 2).unflatten(2, grid)
+        own = torch.eye(heads, dtype=values.dtype, device=values.device)[..., None]
+        tokens = values.transpose(1, 2).flatten(2)
+        picture = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
         padding = tuple(side // 2 for side in parts["kernel"].shape[2:])
         near = F.conv2d(picture, parts["kernel"], padding=padding, groups=heads * width).flatten(2).transpose(1, 2)
-        far = patches.sum(1, keepdim=True).unflatten(2, (heads, width)) * parts["rest"]
-        mixed = parts["scale"] * (near.unflatten(2, (heads, width)) + far)
-        for number in range(prefix):
-            mixed = mixed + parts["columns"][number] * tokens[:, number : number + 1]
-        looking = [(parts["rows"][number] * tokens).sum(1, keepdim=True) for number in range(prefix)]
-        return torch.cat([*looking, mixed], dim=1).transpose(1, 2)
+        sums = (parts["gather"] @ tokens).unflatten(2, (heads, width))
+        shared = torch.cat([sums[:, :1], tokens[:, :prefix].unflatten(2, (heads, width))], dim=1)
+        apart = (shared[:, :, None] * own).flatten(3).flatten(1, 2)
+        mixed = (parts["scale"] * near.unflatten(2, (heads, width))).flatten(2) + parts["spread"] @ apart
+        looking = (sums[:, 1:].unflatten(1, (prefix, heads)) * own).sum(2).flatten(2) if prefix else tokens[:, :0]
+        return torch.cat([looking, mixed], dim=1).unflatten(2, (heads, width)).transpose(1, 2)
