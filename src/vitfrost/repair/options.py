@@ -23,7 +23,8 @@ class RepairOptions:
 
     # Chosen on DeiT-Tiny with a third of its maps hallucinated, blocks of rank d/2 and a fifth of the other weights frozen, fitted on 200
     # calibration images and judged by the KL divergence on 200 others. Penalty 0.01 / 0.1 / 0.3 / 1 with equal rows: 1.18 / 1.05 / 1.03 /
-    # 1.08 nats; 0.1 with prefix weight 20: 0.91. The last block fitted as well: 1.83 (0.01), 1.46 (0.1).
+    # 1.08 nats; 0.1 with prefix weight 20: 0.91. The last block fitted as well: 1.83 (0.01), 1.46 (0.1). The penalty of constants was not
+    # chosen among others (docs/results/freezing.md has what it does).
     method: Method = "ridge"
     penalty: float = 0.1
     prefix_weight: float = 20.0
