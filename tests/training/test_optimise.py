@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vitfrost.compaction.branches import ParallelLinear
 from vitfrost.freezing.constants import Shape
 from vitfrost.freezing.heads import ConstantHeads
 from vitfrost.training.optimise import build_optimiser, build_schedule
@@ -55,3 +56,14 @@ def test_a_step_moves_a_maps_entries_by_its_rate() -> None:
     assert moved["values.weight"] == pytest.approx(1e-2, rel=1e-3)
     assert moved["constants.heads.0.map"] == pytest.approx(1e-3, rel=1e-3)
     assert moved["constants.heads.1.row_scale"] == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_branches_learn_at_rates_of_their_own() -> None:
+    model = nn.Sequential(ParallelLinear(6, 4, 3, "none", expand=True), nn.Linear(4, 4))
+    optimiser = build_optimiser(model, OptimiserPart(lr=0.1, branch_rates=(1.0, 0.5)))
+    build_schedule(optimiser, SchedulePart(name="constant", steps=5), 0.1, 5).step_update(0)
+    found = rates(optimiser, model)
+    assert {round(rate, 6) for name, rate in found.items() if name.startswith("0.branches.1.")} == {0.05}
+    assert {round(rate, 6) for name, rate in found.items() if not name.startswith("0.branches.1.")} == {0.1}
+    with pytest.raises(ValueError, match="greater than 0"):
+        OptimiserPart(lr=0.1, branch_rates=(0.0,))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compaction.branches import ParallelLinear
 from ..errors import VitfrostError
 from ..freezing.heads import HeadConstant
 from ..vit.compat import import_timm
@@ -32,7 +33,16 @@ def build_optimiser(model: nn.Module, part: OptimiserPart) -> torch.optim.Optimi
         raise VitfrostError(f"optimiser {part.name} cannot be made: {error}; timm.optim.list_optimizers() lists the names") from error
     if part.constants_rate != 1:
         _rate_apart(optimiser, _map_entries(model), part.constants_rate)
+    for number, rate in enumerate(part.branch_rates):
+        if rate != 1:
+            _rate_apart(optimiser, _branch(model, number), rate)
     return optimiser
+
+
+def _branch(model: nn.Module, number: int) -> list[nn.Parameter]:
+    """The parameters of one learned branch of all compact projections; none where they have fewer."""
+    layers = [module for module in model.modules() if isinstance(module, ParallelLinear) and number < module.count]
+    return [parameter for layer in layers for parameter in layer.branches[number].parameters()]
 
 
 def _map_entries(model: nn.Module) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -116,7 +116,8 @@ class OptimiserPart(_Part):
     """An optimiser by its name in timm; `clip` bounds the norm of the gradient.
 
     `constants_rate`: learning rate of frozen heads' maps relative to `lr`. Adam moves every number by about its learning rate at each
-    step, and the entries of a map are tens of times smaller than weights.
+    step, and the entries of a map are tens of times smaller than weights. `branch_rates`: the same of the first, second, ... branch of
+    compact blocks, 1 where not given; without a norm behind them, branches differ by this and their start only.
     """
 
     name: str = "adamw"
@@ -126,6 +127,7 @@ class OptimiserPart(_Part):
     layer_decay: float | None = Field(None, gt=0, le=1)
     clip: float | None = Field(None, gt=0)
     constants_rate: float = Field(1.0, gt=0)
+    branch_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((), max_length=4)
 
 
 class SchedulePart(_Part):
