@@ -13,8 +13,10 @@ import vitfrost
 from vitfrost.benchmark.cells import plan_cells
 from vitfrost.benchmark.exports import with_exports
 from vitfrost.benchmark.record import Benchmark, load_benchmark
-from vitfrost.benchmark.subjects import open_subjects
+from vitfrost.benchmark.sessions import ModelSource
+from vitfrost.benchmark.subjects import Subject, open_subjects
 from vitfrost.errors import VitfrostError
+from vitfrost.vit.load import load_model
 
 from ..conftest import write_pictures
 
@@ -117,25 +119,31 @@ def artefact_run(shallow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 @EXPORTS
 def test_an_artefact_and_its_model_on_two_runtimes(artefact_run: tuple[Path, Benchmark]) -> None:
     rows = {row.name: row for row in artefact_run[1].rows}
-    assert len(rows) == 6
+    kinds = [(row.subject, row.runtime, row.precision, row.graph) for row in rows.values()]
+    onnx = {("onnxruntime", precision) for precision in ("fp32", "int8")}
+    assert sorted(kinds) == sorted(
+        [("frozen", *names, "lean") for names in onnx]
+        + [("vitfrost_digits", *names, graph) for names in onnx for graph in ("lean", "plain")]
+        + [(subject, "torch", "fp32", "plain") for subject in ("frozen", "vitfrost_digits")]
+    )
     for name, row in rows.items():
         if row.subject == "frozen":
             assert (row.kind, row.effective_precision, row.random_weights) == ("executed", row.precision, False)
             assert row.to_unmodified.to == name.replace("frozen", "vitfrost_digits")
             assert row.macs < rows[row.to_unmodified.to].macs
-        assert row.to_peer.to == "vitfrost_digits, onnxruntime int8"
+        assert row.to_peer.to == "vitfrost_digits, onnxruntime int8"  # not that of our lean graph, whichever is faster
         assert row.calibration == ("noise (4 pictures), for time only" if row.precision == "int8" else None)
-    assert len(list((artefact_run[0] / "exports").iterdir())) == 4
+    assert len(list((artefact_run[0] / "exports").iterdir())) == 6
 
 
 @EXPORTS
 def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Benchmark], tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", 8)
-    graph = next(path for path in (artefact_run[0] / "exports").iterdir() if "onnx-int8" in path.name)
+    graph = next(path for path in (artefact_run[0] / "exports").iterdir() if "onnx-int8-lean" in path.name)
     options = {"images": pictures, "rounds": 2, "memory": False, "progress": False, "json": tmp_path / "b.json"}
     made = vitfrost.bench(graph, runtime=["openvino", "onnxruntime"], precision=["bf16", "int8"], **options)
     rows = {row.name: row for row in made.rows}
-    assert rows[f"{graph.name}, onnxruntime int8"].calibration.startswith("4 pictures")
+    assert rows[f"{graph.name}, onnxruntime int8, lean graph"].calibration.startswith("4 pictures")
     for runtime in ("openvino", "onnxruntime"):
         row = rows[f"vitfrost_digits, {runtime} int8"]
         assert (row.effective_precision, row.weights) == ("int8", "random:0")
@@ -154,11 +162,26 @@ def test_exported_folders_are_measured_as_they_are(artefact_run: tuple[Path, Ben
 def test_what_has_no_attention_to_leave_is_exported_once(artefact_run: tuple[Path, Benchmark], tmp_path: Path) -> None:
     subjects = open_subjects([artefact_run[0].parent / "frozen"], "random", None)
     cells, _ = plan_cells(subjects[:1], ["openvino"], ["int8"], "cpu")
-    assert [cell.name for cell in cells] == ["frozen, openvino int8", "frozen, openvino int8 (float attention)"]
+    names = ["frozen, openvino int8, lean graph", "frozen, openvino int8 (float attention), lean graph"]
+    assert [cell.name for cell in cells] == names
     made, left_out = with_exports(cells, tmp_path, None, 0)
-    assert [cell.name for cell in made] == ["frozen, openvino int8"]
+    assert [cell.name for cell in made] == names[:1]
     assert [(left.name, left.why) for left in left_out] == [(cells[1].name, "it has no products of attention to leave in floating point")]
     assert len(list((tmp_path / "exports").iterdir())) == 1
+
+
+@EXPORTS
+def test_a_model_without_anything_to_leave_out_has_one_graph(tmp_path: Path) -> None:
+    options = {"depths": (1,), "num_heads": (3,), "img_size": 56}
+    loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, depths=(1,), num_heads=(3,))
+    source = ModelSource(loaded.name, False, "random", (56, 56), options)
+    subject = Subject(
+        "swin", True, source, loaded.weight_tag, loaded.state_hash, None, 1, (56, 56), source=source, loaded=loaded, peer="swin"
+    )
+    cells, _ = plan_cells([subject], ["onnxruntime"], ["fp32"], "cpu")
+    made, left_out = with_exports(cells, tmp_path, None, 0)
+    assert [cell.name for cell in made] == ["swin, onnxruntime fp32"]
+    assert [(left.name, left.why) for left in left_out] == [("swin, onnxruntime fp32, lean graph", "its lean graph is the plain one")]
 
 
 def test_settings_are_kept_beside_what_was_measured(measured: tuple[Path, Benchmark]) -> None:

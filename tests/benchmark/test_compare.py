@@ -24,6 +24,15 @@ def _rows(row) -> list:
         row([3.0, 3.0, 3.0], runtime="onnxruntime", precision="int8"),
         row([1.0, 2.0, 1.0], subject="small", runtime="openvino", precision="int8"),
         row([8.0, 10.0, 12.0], subject="small", kind="simulated", precision="W4/A4"),
+        row([1.5, 1.5, 1.5], name="plain, onnxruntime int8, lean graph", runtime="onnxruntime", precision="int8", graph="lean"),
+        row(
+            [0.5, 0.5, 0.5],
+            name="small, onnxruntime int8, lean graph",
+            subject="small",
+            runtime="onnxruntime",
+            precision="int8",
+            graph="lean",
+        ),
     ]
 
 
@@ -32,10 +41,13 @@ def test_rows_are_compared_with_the_fastest_int8_peer_and_their_own_runtime(row)
     rates = [Rate(runtime=str(rate), gmacs_per_second=rate, round_ms=[1 / rate] * 3, **group) for rate in (1.0, 10.0)]
     found = {made.name: made for made in compared(_rows(row), rates, 0)}
     assert [made.p50_ms for made in found.values()] == sorted(made.p50_ms for made in found.values())
-    assert {made.to_peer.to for made in found.values()} == {"plain, openvino int8"}  # not the faster fp32 row
+    assert {made.to_peer.to for made in found.values()} == {"plain, openvino int8"}  # not the faster fp32 row, nor our lean graph
     small = found["small, openvino int8"]
     assert (small.to_peer.value, small.to_peer.interval) == (0.5, (0.5, 1.0))
     assert small.to_unmodified == small.to_peer
+    lean = found["small, onnxruntime int8, lean graph"]
+    assert (lean.to_peer.value, lean.to_unmodified.value) == (0.25, pytest.approx(1 / 3, abs=1e-6))
+    assert lean.to_unmodified.to == "plain, onnxruntime int8, lean graph"
     assert found["plain, openvino int8"].to_peer.value == 1
     assert found["small, torch W4/A4"].to_unmodified.to == "plain, torch fp32"  # a simulation in fp32
     assert found["small, torch W4/A4"].to_unmodified.value == 2
@@ -50,8 +62,9 @@ def test_without_an_int8_peer_the_fastest_one_counts(row) -> None:
 
 
 def test_a_model_or_a_row_can_be_named_instead(row) -> None:
-    for against in ("small", "small, openvino int8"):
-        assert {made.to_peer.to for made in compared(_rows(row), [], 0, against)} == {"small, openvino int8"}
+    fastest = "small, onnxruntime int8, lean graph"
+    for against, row_name in (("small", fastest), (fastest, fastest), ("small, openvino int8",) * 2):
+        assert {made.to_peer.to for made in compared(_rows(row), [], 0, against)} == {row_name}
 
 
 def test_other_models_are_no_peers(row) -> None:

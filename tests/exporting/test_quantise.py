@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ def test_onnx_quantises_the_layers_with_weights_only(shallow: Any, pictures: Pat
     import onnx
 
     options = {"format": "onnx", "precision": "int8", "images": pictures, "calibration_images": 8, "seed": 3}
-    folder = vitfrost.export(shallow.model, weight_range="reduced", out=tmp_path / "out", **options)
+    folder = vitfrost.export(shallow.model, weight_range="reduced", graph="plain", out=tmp_path / "out", **options)
     about = json.loads((folder / "export.json").read_text())
     loaded, drawn = shallow.model, open_images(pictures).subset(40, 3)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), 8)
     assert about["calibration"] == {"images": 8, "images_hash": images_hash(drawn, batch.digests), "seed": 3, "skipped": 0}
-    assert about["weight_range"] == "reduced"
+    assert (about["weight_range"], about["graph"]) == ("reduced", "plain")
     assert (about["parity"]["images"], about["parity"]["tolerance"]) == (36, None)
 
     graph = onnx.load(folder / "model.onnx").graph
@@ -53,6 +54,15 @@ def test_onnx_quantises_the_layers_with_weights_only(shallow: Any, pictures: Pat
     assert open_export(folder, threads=1).precision == "int8"
     differences = open_export(folder, threads=1).run(pixels) - loaded.model(batch.pixels).detach().numpy()
     assert 0 < np.abs(differences).max() < 1
+
+    lean = vitfrost.export(shallow.model, weight_range="reduced", out=tmp_path / "lean", **options)
+    assert json.loads((lean / "export.json").read_text())["graph"] == "lean"
+    kinds = Counter(node.op_type for node in onnx.load(lean / "model.onnx").graph.node)
+    # Patches; queries, keys, values, their mix and two of the feed-forward block in both layers. The classifier stays a Gemm.
+    assert (kinds["MatMulIntegerToFloat"], kinds["MultiHeadAttention"], kinds["Gemm"]) == (1 + 2 * 6, 2, 1)
+    assert kinds["MatMul"] == kinds["Conv"] == kinds["Attention"] == 0
+    closer = open_export(lean, threads=1).run(pixels) - loaded.model(batch.pixels).detach().numpy()
+    assert 0 < np.abs(closer).mean() < np.abs(differences).mean()  # outputs of products are not rounded
 
 
 def test_openvino_int8_sends_nothing_and_leaves_nothing_elsewhere(shallow: Any, pictures: Path, tmp_path: Path) -> None:

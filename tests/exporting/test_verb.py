@@ -27,7 +27,7 @@ from vitfrost.vit.load import LoadedModel, load_model
 
 KEYS = {
     "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
-    "weight_range", "attention", "macs", "sha256", "versions", "parity", "checked",
+    "weight_range", "attention", "graph", "macs", "sha256", "versions", "parity", "checked",
 }  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, 
     assert all(sha256_of_file(folder / name) == digest for name, digest in about["sha256"].items())
     assert (about["parity"]["images"], about["parity"]["batches"], about["parity"]["pixels"]) == (4, [1, 3], "random")
     assert about["parity"]["max_abs_difference"] <= about["parity"]["tolerance"] < 1e-2
+    assert about["graph"] == "lean"
     assert logits_differ(loaded, folder) < 1e-4
 
 
@@ -168,6 +169,7 @@ def test_a_graph_with_other_logits_leaves_nothing(
     [
         (("--format", "onnx", "--precision", "int8"), "int8 is calibrated on real images; give --images DIR"),
         (("--format", "onnx", "--precision", "int8", "--attention", "int8"), "ONNX Runtime's int8 covers layers with weights only"),
+        (("--format", "onnx", "--precision", "fp32", "--graph", "thin"), "invalid choice 'thin'"),
         (("--format", "onnx", "--precision", "bf16"), "ONNX Runtime has no bf16 kernels for the CPU"),
         (("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"), "calibration images must be at least 1"),
         (("--format", "onnx", "--precision", "fp32", "--images", "nowhere"), "no image folder nowhere"),

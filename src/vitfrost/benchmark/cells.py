@@ -20,7 +20,8 @@ EAGER = ("torch", "compiled")
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers; `attention`: what products of
-    attention are in an int8 graph for OpenVINO, "int8" or "float".
+    attention are in an int8 graph for OpenVINO, "int8" or "float"; `graph`: "lean", or "plain" as the runtimes' own tools write it (see
+    `exporting.verb.export`), which is all there is where PyTorch runs the model.
 
     `export`: the exported folder, once there is one; `calibration`: what its int8 ranges were taken from.
     """
@@ -30,6 +31,7 @@ class Cell:
     precision: str
     hint: str | None = None
     attention: str | None = None
+    graph: str = "plain"
     export: Path | None = None
     calibration: str | None = None
 
@@ -46,7 +48,8 @@ class Cell:
     @property
     def name(self) -> str:
         """What the row is called."""
-        return f"{self.subject.label}, {self.runtime} {self.shown_precision}"
+        lean = ", lean graph" if self.graph == "lean" else ""
+        return f"{self.subject.label}, {self.runtime} {self.shown_precision}{lean}"
 
     def opening(self, threads: int, device: str) -> Opening:
         """How it is opened; cells of exported graphs need theirs to be there."""
@@ -79,19 +82,24 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
         if runtime in EAGER:
             own = ["fp32", "bf16"] if device != "cpu" and subject.kind == "executed" else ["fp32"]
             cells += [Cell(subject, runtime, precision) for precision in own if precision in precisions]
-        elif runtime == "onnxruntime":
-            cells += [Cell(subject, runtime, precision) for precision in ("fp32", "int8") if precision in precisions]
         else:
             cells += [
-                Cell(subject, runtime, precision, hint, attention)
-                for precision, hint in _openvino(precisions)
-                for attention in (("int8", "float") if precision == "int8" else (None,))
+                Cell(subject, runtime, precision, hint, attention, graph)
+                for precision, hint in (_openvino if runtime == "openvino" else _onnxruntime)(precisions)
+                for attention in (("int8", "float") if (runtime, precision) == ("openvino", "int8") else (None,))
+                for graph in (("plain", "lean") if subject.unmodified else ("lean",))
             ]
     return cells
 
 
-def _openvino(precisions: Sequence[str]) -> list[tuple[str, str]]:
+def _onnxruntime(precisions: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Its graphs; it takes no hint."""
+    return [(precision, None) for precision in ("fp32", "int8") if precision in precisions]
+
+
+def _openvino(precisions: Sequence[str]) -> list[tuple[str, str | None]]:
     """Graphs and hints that the precisions ask for; int8 has both hints where bf16 is asked for too."""
+    asked: dict[tuple[str, str | None], set[str]]
     asked = {("fp32", "fp32"): {"fp32"}, ("fp32", "bf16"): {"bf16"}, ("int8", "fp32"): {"int8"}, ("int8", "bf16"): {"int8", "bf16"}}
     return [pair for pair, needs in asked.items() if needs <= set(precisions)]
 
@@ -102,10 +110,11 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
     runtime = RUNTIME_OF[subject.about["format"]]
     if runtime not in runtimes:
         raise VitfrostError(f"{subject.label} is exported for {runtime}, which is not among the runtimes {', '.join(runtimes)}")
-    graph = "int8" if subject.about["precision"] == "int8" else "fp32"
-    calibration = described(subject.about["calibration"]) if graph == "int8" else None
+    precision = "int8" if subject.about["precision"] == "int8" else "fp32"
+    calibration = described(subject.about["calibration"]) if precision == "int8" else None
+    attention, graph = subject.about.get("attention"), subject.about.get("graph", "plain")
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
-    return [Cell(subject, runtime, graph, hint, subject.about.get("attention"), subject.export, calibration) for hint in hints]
+    return [Cell(subject, runtime, precision, hint, attention, graph, subject.export, calibration) for hint in hints]
 
 
 def described(drawn: dict[str, Any] | None) -> str:

@@ -32,18 +32,20 @@ def compared(rows: Sequence[BenchRow], rates: Sequence[Rate], seed: int, against
 
 
 def peer_of(row: BenchRow, rows: Sequence[BenchRow]) -> BenchRow | None:
-    """The peer to beat: the fastest int8 row of the row's unmodified model, or its fastest row where none is int8."""
-    peers = [other for other in rows if other.unmodified and other.subject == row.original]
+    """The peer to beat: the fastest int8 row of the row's unmodified model as the runtimes' own tools make it, or its fastest row where
+    none is int8."""
+    peers = [other for other in rows if other.unmodified and other.subject == row.original and other.graph == "plain"]
     return fastest(other for other in peers if other.precision.startswith("int8")) or fastest(peers)
 
 
 def unmodified_of(row: BenchRow, rows: Sequence[BenchRow]) -> BenchRow | None:
-    """The unmodified model on the same runtime and, unless the row is a simulation in fp32, at the same precision; not of itself."""
+    """The unmodified model on the same runtime, in the same kind of graph, at the same precision (fp32, if the row is a simulation); not
+    of itself."""
     if row.unmodified:
         return None
     precision = "fp32" if row.kind == "simulated" else row.precision
     same = (other for other in rows if other.unmodified and other.subject == row.original and other.runtime == row.runtime)
-    return next((other for other in same if other.precision == precision), None)
+    return next((other for other in same if (other.precision, other.graph) == (precision, row.graph)), None)
 
 
 def fastest(rows: Iterable[BenchRow]) -> BenchRow | None:

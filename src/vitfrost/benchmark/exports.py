@@ -42,8 +42,7 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
         if path not in failed:
             try:
                 if not path.is_dir():
-                    precision = f"{cell.precision}{_attention(cell, ' (%s)')}"
-                    say(f"[{number}/{len(cells)}] export {cell.subject.label} for {cell.runtime} in {precision}")
+                    say(f"[{number}/{len(cells)}] export {cell.name}")
                     _export(cell, path, folder, images, seed)
                 about = read_export(path)
             except VitfrostError as error:
@@ -51,12 +50,15 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
         if path in failed:
             left_out.append(LeftOut(name=cell.name, why=failed[path]))
             continue
+        if cell.subject.unmodified and about.get("graph") != cell.graph:
+            left_out.append(LeftOut(name=cell.name, why="its lean graph is the plain one"))
+            continue
         if cell.attention is not None and about.get("attention") is None:
             without_attention.add(cell.subject.label)
         calibration = None
         if cell.precision == "int8":
             calibration = ON_NOISE if images is None else described(about["calibration"])
-        found.append(replace(cell, export=path, calibration=calibration))
+        found.append(replace(cell, export=path, calibration=calibration, graph=about.get("graph", "plain")))
     return found, left_out
 
 
@@ -65,12 +67,9 @@ def _key(cell: Cell, images: Path | None, seed: int) -> str:
     subject, form = cell.subject, FORMATS[cell.runtime]
     drawn = None if cell.precision != "int8" else [ON_NOISE if images is None else str(images.resolve()), seed]
     tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
-    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, drawn, tools]
-    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{_attention(cell, '-%s')}-{hash_of(made_of)[:12]}"
-
-
-def _attention(cell: Cell, form: str) -> str:
-    return form % "float-attention" if cell.attention == "float" else ""
+    attention = "-float-attention" if cell.attention == "float" else ""
+    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, drawn, tools]
+    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{attention}-{cell.graph}-{hash_of(made_of)[:12]}"
 
 
 def identity_of(subject: Subject) -> list[object]:
@@ -86,13 +85,16 @@ def identity_of(subject: Subject) -> list[object]:
 def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
     assert cell.subject.loaded is not None
     if cell.precision != "int8":
-        export(cell.subject.loaded, format=FORMATS[cell.runtime], precision=cell.precision, out=path, seed=seed)  # type: ignore[arg-type]
+        export(
+            cell.subject.loaded, format=FORMATS[cell.runtime], precision=cell.precision, out=path, seed=seed,  # type: ignore[arg-type]
+            graph=cell.graph,  # type: ignore[arg-type]
+        )  # fmt: skip
         return
     drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
     options = {"calibration_images": NOISE_IMAGES, "time_only": True} if images is None else {"time_only": cell.subject.random_weights}
     export(
         cell.subject.loaded, format=FORMATS[cell.runtime], precision="int8", images=drawn, out=path, seed=seed,  # type: ignore[arg-type]
-        attention=cell.attention or "auto", **options,  # type: ignore[arg-type]
+        attention=cell.attention or "auto", graph=cell.graph, **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
         except VitfrostError as error:
             left_out.append(LeftOut(name=cell.name, why=str(error)))
             continue
-        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {session.precision}")
+        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {cell.graph} {session.precision}")
         if computed in same:
             why = f"this CPU has no bf16: it computes in {session.precision}, as the row {same[computed].name} does"
             left_out.append(LeftOut(name=cell.name, why=why))
@@ -135,7 +135,8 @@ def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, t
         "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": runtime_version(cell.runtime),
         "precision": cell.shown_precision, "effective_precision": session.precision, "device": device, "batch": batch,
         "threads": threads, "image_size": subject.image_size, "weights": subject.weight_tag, "random_weights": subject.random_weights,
-        "calibration": cell.calibration, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash, "macs": subject.macs,
+        "calibration": cell.calibration, "graph": cell.graph, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash,
+        "macs": subject.macs,
         "file_bytes": _file_bytes(cell), "p50_ms": 1e3 * percentile(single, 50.0), "p90_ms": 1e3 * percentile(single, 90.0),
         "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
         "other_load": load, "cpu": processor_name(),

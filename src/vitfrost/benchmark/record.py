@@ -45,11 +45,12 @@ class BenchRow(Strict):
 
     `subject`: the model, by what it was called; `original`: the unmodified model that it was made from (itself, where `unmodified`).
     `precision` is what was asked for, `effective_precision` what the runtime says that it computes in. `kind`: "executed", or
-    "simulated" where quantisation is imitated in floating point. `calibration`: what int8 ranges were taken from. `random_weights`:
-    untrained, so that only the time means something. Times are of one image (the batch's divided by its size): `p50_ms` and `p90_ms`
-    over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process that opens the model
-    and runs it once. `limit_share`: multiply-accumulates per second over the best rate of products at this precision in the same
-    rounds. `other_load`: cores that other processes kept busy meanwhile.
+    "simulated" where quantisation is imitated in floating point. `calibration`: what int8 ranges were taken from. `graph`: "lean" if
+    `vitfrost export` left out needless work, "plain" as the runtimes' own tools write it, and where PyTorch runs the model.
+    `random_weights`: untrained, so that only the time means something. Times are of one image (the batch's divided by its size):
+    `p50_ms` and `p90_ms` over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process
+    that opens the model and runs it once. `limit_share`: multiply-accumulates per second over the best rate of products at this precision
+    in the same rounds. `other_load`: cores that other processes kept busy meanwhile.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BenchRow(Strict):
     weights: str
     random_weights: bool
     calibration: str | None = None
+    graph: Literal["plain", "lean"] = "plain"
     state_hash: str
     plan_hash: str | None = None
     macs: Count

@@ -71,7 +71,7 @@ def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
 
 def _precision(row: BenchRow) -> str:
     """What was asked for, and what it was computed in where that is something else."""
-    notes = [row.precision]
+    notes = [row.precision] + ["lean graph"] * (row.graph == "lean")
     if row.kind == "simulated":
         notes.append("simulated in fp32")
     elif row.precision in ("fp32", "bf16", "bf16 hint") and row.effective_precision != row.precision.removesuffix(" hint"):

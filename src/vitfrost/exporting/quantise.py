@@ -19,6 +19,9 @@ from .graph import quiet
 WeightRange = Literal["auto", "full", "reduced"]
 Attention = Literal["auto", "int8", "float"]
 BATCH_SIZE = 8
+# ONNX operators with weights; outputs of products can stay in floating point at no cost.
+PRODUCTS = ("MatMul", "Gemm")
+LAYERS = (*PRODUCTS, "Conv")
 
 
 def reduces_range(asked: WeightRange) -> bool:
@@ -86,7 +89,7 @@ def quantise_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 h
     tools = import_runtime("onnxruntime.quantization", "export")
     graph = onnx.load(source).graph
     constants = {value.name for value in graph.initializer}
-    layers = [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv") and constants & set(node.input[1:2])]
+    layers = [node.name for node in graph.node if node.op_type in LAYERS and constants & set(node.input[1:2])]
 
     class Pictures(tools.CalibrationDataReader):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -98,7 +101,7 @@ def quantise_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 h
 
     with quiet():
         tools.quantize_static(
-            source, target, Pictures(), quant_format=tools.QuantFormat.QDQ, op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            source, target, Pictures(), quant_format=tools.QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=layers, per_channel=True, reduce_range=reduced, activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             calibrate_method=options.pop("method", tools.CalibrationMethod.MinMax), extra_options=options,

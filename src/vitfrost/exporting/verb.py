@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from numpy import ndarray
@@ -24,16 +25,37 @@ from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
 from ..runtime.session import Session, open_export
 from ..stages import say
 from ..vit.load import LoadedModel
+from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
-from .quantise import Attention, WeightRange, attention_products, keeps_attention_float, quantise_onnx, quantise_openvino, reduces_range
+from .quantise import (
+    PRODUCTS,
+    Attention,
+    WeightRange,
+    attention_products,
+    keeps_attention_float,
+    quantise_onnx,
+    quantise_openvino,
+    reduces_range,
+)
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
+Graph = Literal["lean", "plain"]
 CALIBRATION_IMAGES = 300
 INT8_CHECKS = 36
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+
+
+class Int8(NamedTuple):
+    """How a graph is quantised: calibration pixels, and the options of `export`."""
+
+    pixels: ndarray
+    reduced: bool
+    attention: Attention
+    lean: bool
 
 
 def export(
@@ -50,6 +72,7 @@ def export(
     calibration_images: int = CALIBRATION_IMAGES,
     weight_range: WeightRange = "auto",
     attention: Attention = "auto",
+    graph: Graph = "lean",
     seed: int = 0,
     time_only: bool = False,
     overwrite: bool = False,
@@ -60,13 +83,16 @@ def export(
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
     `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
     `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
+    `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
+    "plain" is the model as PyTorch has it, quantised as the runtime's own tool does by default. export.json says what was written:
+    where nothing could be left out, a lean graph is plain.
     `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained weights;
     export.json says how far they differ.
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
     model's logits are not the original's; nothing is written then.
     """
     out = Path(out)
-    _check_options(format, precision, images, calibration_images, attention)
+    _check_options(format, precision, images, calibration_images, attention, graph)
     refuse_existing(out, overwrite)
     for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
         import_runtime(package, "export")
@@ -81,9 +107,11 @@ def export(
         if record is not None and record["images"] < calibration_images:
             say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
     ready = inference_form(loaded)
+    written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
-        products = _write_graph(ready, loaded, format, calibration if precision == "int8" else None, reduced, attention, folder)
+        int8 = Int8(calibration, reduced, attention, graph == "lean") if precision == "int8" and calibration is not None else None
+        made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": KIND,
             "version": VERSION,
@@ -97,7 +125,7 @@ def export(
             "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
             "calibration": record,
             "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
-            "attention": products,
+            **made,
             "macs": about.macs,
             "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
             "versions": _versions(format, precision),
@@ -112,7 +140,7 @@ def export(
     return out
 
 
-def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str) -> None:
+def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str) -> None:
     if form not in MODEL_FILES:
         raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
     if precision not in PRECISIONS:
@@ -121,6 +149,8 @@ def _check_options(form: str, precision: str, images: str | Path | None, count: 
         raise VitfrostError("ONNX Runtime has no bf16 kernels for the CPU; export bf16 for openvino, or onnx in fp32 or int8")
     if (form, attention) == ("onnx", "int8"):
         raise VitfrostError("ONNX Runtime's int8 covers layers with weights only; give --attention float or leave it out")
+    if graph not in get_args(Graph):
+        raise VitfrostError(f"the graph '{graph}' is unknown; choose one of {', '.join(get_args(Graph))}")
     if precision == "int8" and images is None:
         raise VitfrostError("int8 is calibrated on real images; give --images DIR")
     if count < 1:
@@ -138,27 +168,29 @@ def _check_model(loaded: LoadedModel) -> None:
         say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
 
 
-def _write_graph(
-    ready: Any, loaded: LoadedModel, form: str, calibration: ndarray | None, reduced: bool, attention: Attention, folder: Path
-) -> str | None:
-    """Returns what the products of attention are computed in, "int8" or "float", if there are any in an int8 graph for OpenVINO."""
-    program = trace(ready, loaded.image_size, loaded.name)
+def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """Returns, for export.json, "graph" and "attention": what its products are computed in, "int8" or "float", if there are any in an int8
+    graph for OpenVINO."""
+    program = trace(written, loaded.image_size, loaded.name)
+    kind = "lean" if is_lean(written) else "plain"
     if form == "openvino":
-        graph = to_openvino(program, loaded.image_size, loaded.name)
-        if calibration is None:
-            save_openvino(graph, folder)
-            return None
-        products = attention_products(graph)
-        leave = products if keeps_attention_float(attention) else []
-        save_openvino(quantise_openvino(graph, calibration, reduced, leave), folder)
-        return "float" if leave else "int8" if products else None
-    if calibration is None:
+        graph, products, leave = to_openvino(program, loaded.image_size, loaded.name), [], []
+        if int8 is not None:
+            products = attention_products(graph)
+            leave = products if keeps_attention_float(int8.attention) else []
+            graph = quantise_openvino(graph, int8.pixels, int8.reduced, leave)
+        save_openvino(graph, folder)
+        return {"graph": kind, "attention": "float" if leave else "int8" if products else None}
+    if int8 is None:
         to_onnx(program, folder / "model.onnx", loaded.name)
-        return None
+        return {"graph": kind, "attention": None}
     to_onnx(program, folder / "float.onnx", loaded.name)
-    quantise_onnx(folder / "float.onnx", folder / "model.onnx", calibration, reduced)
+    options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
+    quantise_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
     os.unlink(folder / "float.onnx")
-    return None
+    if int8.lean and fuse(folder / "model.onnx"):
+        kind = "lean"
+    return {"graph": kind, "attention": None}
 
 
 @torch.inference_mode()

@@ -139,7 +139,7 @@ class ConstantHeads(nn.Module):
             return self._fold()
         if torch.compiler.is_compiling():  # what a trace makes does not live on after it
             return self._folded or self._fold()
-        state = tuple((id(parameter), parameter._version, parameter.device) for parameter in self.parameters())
+        state = tuple((id(parameter), parameter._version, parameter.device, parameter.dtype) for parameter in self.parameters())
         if state != self._folded_from:
             with torch.no_grad():
                 self._folded, self._folded_from = self._fold(), state

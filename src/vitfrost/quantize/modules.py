@@ -115,6 +115,20 @@ class QuantizedLayer(nn.Module):
         shape = (-1,) + (1,) * (self.codes.ndim - 1)
         self.weight = uniform_values(self.codes.float(), self.scale.view(shape), self.zero_point.view(shape))
 
+    def float_layer(self) -> nn.Linear | nn.Conv2d:
+        """An ordinary layer with the values that the codes stand for; without the input quantiser."""
+        weight = self.float_weight if self.bits == 32 else self.weight
+        made: nn.Linear | nn.Conv2d
+        if self.is_convolution:
+            stride, padding, dilation, groups = self.geometry
+            sides = (weight.shape[2], weight.shape[3])
+            made = nn.Conv2d(weight.shape[1] * groups, len(weight), sides, stride, padding, dilation, groups, self.bias is not None)
+        else:
+            made = nn.Linear(weight.shape[1], len(weight), self.bias is not None)
+        made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        made.bias = self.bias
+        return made.train(self.training)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
