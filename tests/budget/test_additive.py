@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vitfrost.budget.additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
 from vitfrost.budget.latency import groups_of, state_of
 from vitfrost.budget.moves import Moves
+from vitfrost.exporting.lean import block_cut_short
 from vitfrost.vit.families import find_sites
 
 savings = st.floats(-0.01, 0.02)
@@ -111,3 +112,14 @@ def test_sites_of_equal_shape_are_a_group(models: Any, which: str) -> None:
     assert [group.amounts for group in groups_of(Moves(sites.attention, sites.feed_forward, ("layers",)))] == [
         group.amounts[-1:] for group in found if group.kind == "heads"
     ]
+
+
+def test_a_block_that_a_lean_graph_cuts_short_is_a_group_of_its_own(models: Any) -> None:
+    loaded = models["cls"].model
+    sites = find_sites(loaded.model)
+    moves, last = Moves(sites.attention, sites.feed_forward, ("heads", "layers", "ranks")), len(sites.attention) - 1
+    apart = block_cut_short(loaded.model)
+    assert apart == f"blocks.{last}"
+    places = [(group.kind, group.places) for group in groups_of(moves, apart)]
+    assert places == [(kind, where) for kind in ("heads", "rank") for where in (tuple(range(last)), (last,))]
+    assert block_cut_short(models["swin"].model.model) is None

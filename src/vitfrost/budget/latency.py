@@ -42,15 +42,21 @@ class Group:
     amounts: tuple[int, ...]
 
 
-def groups_of(moves: Moves) -> list[Group]:
-    """The groups of a model and what a search over these moves needs to know of them."""
+def groups_of(moves: Moves, apart: str | None = None) -> list[Group]:
+    """The groups of a model and what a search over these moves needs to know of them. `apart`: a block whose sites are no others' equals,
+    as a lean graph computes it for some tokens only."""
+
+    def inside(name: str) -> bool:
+        return apart is not None and name.startswith(f"{apart}.")
+
     found = []
     if moves.over & {"heads", "layers"}:
-        for places in groups([_shape(site) for site in moves.attention]):
+        for places in groups([(_shape(site), inside(site.name)) for site in moves.attention]):
             amounts = counts_to_measure(moves.attention[places[0]].heads, "heads" in moves.over)
             found.append(Group("heads", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
     if "ranks" in moves.over:
-        for places in groups([(block.width, block.hidden, block.tokens, block.block) for block in moves.feed_forward]):
+        shapes = [(block.width, block.hidden, block.tokens, block.block, inside(block.name)) for block in moves.feed_forward]
+        for places in groups(shapes):
             ranks = tuple(ranks_of(moves.feed_forward[places[0]]))
             if ranks:
                 found.append(Group("rank", tuple(places), tuple(moves.feed_forward[place].name for place in places), ranks))
@@ -69,12 +75,21 @@ def state_of(group: Group, amount: int, moves: Moves) -> State:
 
 
 class Latency:
-    """The latency of states on one runtime. `model_of` makes the model of a state; `log` keeps what is timed, at once."""
+    """The latency of states on one runtime. `model_of` makes the model of a state; `log` keeps what is timed, at once; `apart`: see
+    `groups_of`."""
 
     def __init__(
-        self, timer: Timer, model_of: Callable[[State], LoadedModel], moves: Moves, log: SearchLog, setup: LatencySetup, progress: bool
+        self,
+        timer: Timer,
+        model_of: Callable[[State], LoadedModel],
+        moves: Moves,
+        log: SearchLog,
+        setup: LatencySetup,
+        progress: bool,
+        apart: str | None = None,
     ):
         self.timer, self.model_of, self.moves, self.log, self.setup, self.progress = timer, model_of, moves, log, setup, progress
+        self.apart = apart
         self.corrections = 0
         others = [each.setup for each in log.record.latencies if each.setup != setup]
         if others and not self.known.changes and progress:
@@ -135,7 +150,7 @@ class Latency:
         return found
 
     def _table(self) -> AdditiveLatency:
-        wanted = groups_of(self.moves)
+        wanted = groups_of(self.moves, self.apart)
         heads = [(0.0,) * (site.heads + 1) for site in self.moves.attention]
         ranks: list[dict[int, float]] = [{} for _ in self.moves.feed_forward]
         for number, group in enumerate(wanted, 1):

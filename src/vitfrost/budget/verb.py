@@ -17,6 +17,7 @@ from ..compaction.moments import InputMoments
 from ..compression.apply import compress
 from ..compression.structure import watch_inputs
 from ..errors import VitfrostError
+from ..exporting.lean import block_cut_short
 from ..files import refuse_unwritable
 from ..freezing.constants import Kind
 from ..images.batches import Batch, images_hash, take_usable
@@ -152,7 +153,8 @@ def plan_under_budget(
         latency = None
         if budget.runtime is not None:
             timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress))
-            latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress)
+            apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.model)
+            latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
         done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
         found = done.run(budget)

@@ -64,6 +64,14 @@ def tokens_read(vit: Any) -> int | None:
     return 1 if vit.global_pool == "token" and vit.attn_pool is None else None
 
 
+def block_cut_short(model: nn.Module) -> str | None:
+    """The name of the block that a lean graph computes for some tokens only, where changes save less than elsewhere; None: there is none."""
+    if not plain.matches(model) or tokens_read(model) is None:
+        return None
+    vit: Any = model
+    return f"blocks.{len(vit.blocks) - 1}"
+
+
 def cuts_patches(embedding: Any) -> bool:
     """Whether patches are embedded by a convolution that reads every pixel once, into a list of tokens."""
     if type(embedding) is not PatchEmbed or not embedding.flatten or embedding.img_size is None:
