@@ -65,7 +65,7 @@ def tokens_read(vit: Any) -> int | None:
 
 
 def block_cut_short(model: nn.Module) -> str | None:
-    """The name of the block that a lean graph computes for some tokens only, where changes save less than elsewhere; None: there is none."""
+    """The name of the block that a lean graph computes for some tokens only, so that changes save less there; None if there is none."""
     if not plain.matches(model) or tokens_read(model) is None:
         return None
     vit: Any = model
