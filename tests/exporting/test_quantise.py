@@ -65,6 +65,19 @@ def test_onnx_quantises_the_layers_with_weights_only(shallow: Any, pictures: Pat
     assert 0 < np.abs(closer).mean() < np.abs(differences).mean()  # outputs of products are not rounded
 
 
+def test_dynamic_ranges_need_no_pictures_and_look_at_the_whole_batch(shallow: Any, tmp_path: Path) -> None:
+    folder = vitfrost.export(shallow.model, format="onnx", precision="int8", ranges="dynamic", out=tmp_path / "out")
+    about = json.loads((folder / "export.json").read_text())
+    assert (about["ranges"], about["calibration"], about["graph"]) == ("dynamic", None, "lean")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels[1] *= 20
+    session = open_export(folder, threads=1)
+    with torch.no_grad():
+        expected = shallow.model.model(pixels[:1]).numpy()
+    alone, beside = session.run(pixels[:1].numpy()), session.run(pixels.numpy())[:1]
+    assert 0 < np.abs(alone - expected).max() < np.abs(beside - expected).max()
+
+
 def test_openvino_int8_sends_nothing_and_leaves_nothing_elsewhere(shallow: Any, pictures: Path, tmp_path: Path) -> None:
     home, out = tmp_path / "home", tmp_path / "out"
     home.mkdir()

@@ -27,7 +27,7 @@ from vitfrost.vit.load import LoadedModel, load_model
 
 KEYS = {
     "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
-    "weight_range", "attention", "graph", "macs", "sha256", "versions", "parity", "checked",
+    "weight_range", "attention", "graph", "ranges", "macs", "sha256", "versions", "parity", "checked",
 }  # fmt: skip
 
 
@@ -167,7 +167,8 @@ def test_a_graph_with_other_logits_leaves_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "onnx", "--precision", "int8"), "int8 is calibrated on real images; give --images DIR"),
+        (("--format", "onnx", "--precision", "int8"), "give --images DIR, or --ranges dynamic"),
+        (("--format", "openvino", "--precision", "int8", "--ranges", "dynamic"), "only ONNX Runtime's int8 has dynamic ranges"),
         (("--format", "onnx", "--precision", "int8", "--attention", "int8"), "ONNX Runtime's int8 covers layers with weights only"),
         (("--format", "onnx", "--precision", "fp32", "--graph", "thin"), "invalid choice 'thin'"),
         (("--format", "onnx", "--precision", "bf16"), "ONNX Runtime has no bf16 kernels for the CPU"),

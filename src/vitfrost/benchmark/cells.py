@@ -15,13 +15,18 @@ from .subjects import Subject
 FORMATS = {"openvino": "openvino", "onnxruntime": "onnx"}
 RUNTIME_OF = {form: runtime for runtime, form in FORMATS.items()}
 EAGER = ("torch", "compiled")
+# The ways in which a runtime's int8 can be had.
+_KINDS: dict[tuple[str, str], list[dict[str, str]]] = {
+    ("openvino", "int8"): [{"attention": "int8"}, {"attention": "float"}],
+    ("onnxruntime", "int8"): [{"ranges": "static"}, {"ranges": "dynamic"}],
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers; `attention`: what products of
     attention are in an int8 graph for OpenVINO, "int8" or "float"; `graph`: "lean", or "plain" as the runtimes' own tools write it (see
-    `exporting.verb.export`), which is all there is where PyTorch runs the model.
+    `exporting.verb.export`), which is all there is where PyTorch runs the model; `ranges`: of ONNX Runtime's int8, "static" or "dynamic".
 
     `export`: the exported folder, once there is one; `calibration`: what its int8 ranges were taken from.
     """
@@ -32,15 +37,18 @@ class Cell:
     hint: str | None = None
     attention: str | None = None
     graph: str = "plain"
+    ranges: str | None = None
     export: Path | None = None
     calibration: str | None = None
 
     @property
     def shown_precision(self) -> str:
-        """Such as "fp32", "bf16 hint", "int8 (float attention)", "int8 + bf16 hint"; of what PyTorch runs the model's own ("W4/A4")."""
+        """Such as "fp32", "bf16 hint", "int8 (float attention)", "int8 (dynamic ranges)", "int8 + bf16 hint"; of what PyTorch runs the
+        model's own ("W4/A4")."""
         if self.runtime in EAGER and self.subject.kind == "simulated":
             return self.subject.precision
-        precision = f"{self.precision} (float attention)" if self.attention == "float" else self.precision
+        note = "float attention" if self.attention == "float" else "dynamic ranges" if self.ranges == "dynamic" else None
+        precision = self.precision if note is None else f"{self.precision} ({note})"
         if self.hint == "bf16":
             return "bf16 hint" if self.precision == "fp32" else f"{precision} + bf16 hint"
         return precision
@@ -83,12 +91,13 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
             own = ["fp32", "bf16"] if device != "cpu" and subject.kind == "executed" else ["fp32"]
             cells += [Cell(subject, runtime, precision) for precision in own if precision in precisions]
         else:
-            cells += [
-                Cell(subject, runtime, precision, hint, attention, graph)
-                for precision, hint in (_openvino if runtime == "openvino" else _onnxruntime)(precisions)
-                for attention in (("int8", "float") if (runtime, precision) == ("openvino", "int8") else (None,))
-                for graph in (("plain", "lean") if subject.unmodified else ("lean",))
-            ]
+            for precision, hint in (_openvino if runtime == "openvino" else _onnxruntime)(precisions):
+                kinds: list[dict[str, str]] = _KINDS.get((runtime, precision), [{}])
+                for graph in ("plain", "lean") if subject.unmodified else ("lean",):
+                    # Dynamic ranges are measured as the peer that they make.
+                    for kind in kinds:
+                        if graph == "plain" or kind.get("ranges") != "dynamic":
+                            cells.append(Cell(subject, runtime, precision, hint, kind.get("attention"), graph, kind.get("ranges")))
     return cells
 
 
@@ -112,14 +121,17 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
         raise VitfrostError(f"{subject.label} is exported for {runtime}, which is not among the runtimes {', '.join(runtimes)}")
     precision = "int8" if subject.about["precision"] == "int8" else "fp32"
     calibration = described(subject.about["calibration"]) if precision == "int8" else None
-    attention, graph = subject.about.get("attention"), subject.about.get("graph", "plain")
+    attention, graph, ranges = (
+        subject.about.get(name, other) for name, other in (("attention", None), ("graph", "plain"), ("ranges", None))
+    )
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
-    return [Cell(subject, runtime, precision, hint, attention, graph, subject.export, calibration) for hint in hints]
+    graph = str(subject.about.get("graph", "plain"))
+    return [Cell(subject, runtime, precision, hint, attention, graph, ranges, subject.export, calibration) for hint in hints]
 
 
 def described(drawn: dict[str, Any] | None) -> str:
     """The record of an export's calibration in words."""
-    return "unknown" if drawn is None else f"{drawn['images']} pictures ({str(drawn['images_hash'])[:12]}), seed {drawn['seed']}"
+    return "none" if drawn is None else f"{drawn['images']} pictures ({str(drawn['images_hash'])[:12]}), seed {drawn['seed']}"
 
 
 def _never(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> list[LeftOut]:

@@ -57,7 +57,7 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
             without_attention.add(cell.subject.label)
         calibration = None
         if cell.precision == "int8":
-            calibration = ON_NOISE if images is None else described(about["calibration"])
+            calibration = "none" if cell.ranges == "dynamic" else ON_NOISE if images is None else described(about["calibration"])
         found.append(replace(cell, export=path, calibration=calibration, graph=about.get("graph", "plain")))
     return found, left_out
 
@@ -65,11 +65,11 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
 def _key(cell: Cell, images: Path | None, seed: int) -> str:
     """A folder's name that says what is in it and differs where anything differs that it is made from."""
     subject, form = cell.subject, FORMATS[cell.runtime]
-    drawn = None if cell.precision != "int8" else [ON_NOISE if images is None else str(images.resolve()), seed]
+    drawn = None if cell.precision != "int8" or cell.ranges == "dynamic" else [ON_NOISE if images is None else str(images.resolve()), seed]
     tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
-    attention = "-float-attention" if cell.attention == "float" else ""
-    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, drawn, tools]
-    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{attention}-{cell.graph}-{hash_of(made_of)[:12]}"
+    kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
+    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
+    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{kind}-{cell.graph}-{hash_of(made_of)[:12]}"
 
 
 def identity_of(subject: Subject) -> list[object]:
@@ -94,7 +94,7 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
     options = {"calibration_images": NOISE_IMAGES, "time_only": True} if images is None else {"time_only": cell.subject.random_weights}
     export(
         cell.subject.loaded, format=FORMATS[cell.runtime], precision="int8", images=drawn, out=path, seed=seed,  # type: ignore[arg-type]
-        attention=cell.attention or "auto", graph=cell.graph, **options,  # type: ignore[arg-type]
+        attention=cell.attention or "auto", graph=cell.graph, ranges=cell.ranges or "static", **options,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

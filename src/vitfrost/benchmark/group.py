@@ -115,7 +115,7 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
         except VitfrostError as error:
             left_out.append(LeftOut(name=cell.name, why=str(error)))
             continue
-        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {cell.graph} {session.precision}")
+        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {session.precision}")
         if computed in same:
             why = f"this CPU has no bf16: it computes in {session.precision}, as the row {same[computed].name} does"
             left_out.append(LeftOut(name=cell.name, why=why))

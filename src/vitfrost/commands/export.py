@@ -22,6 +22,7 @@ def export(
     weight_range: Literal["auto", "full", "reduced"] = "auto",
     attention: Literal["auto", "int8", "float"] = "auto",
     graph: Literal["lean", "plain"] = "lean",
+    ranges: Literal["static", "dynamic"] = "static",
     seed: int = 0,
     image_size: Size = None,
     crop_pct: CropShare = None,
@@ -39,6 +40,7 @@ def export(
         weight_range: whether int8 weights keep to 7 bits, which CPUs without VNNI need; 'auto' asks this CPU.
         attention: whether OpenVINO's int8 covers the products of attention; 'auto': only on CPUs with VNNI.
         graph: lean computes the same with less work, int8 in ONNX Runtime's own operators; plain is the model as PyTorch has it.
+        ranges: static: int8 ranges from the calibration images; dynamic (onnx): from every batch as it runs, without images.
         seed: seed of that draw.
         overwrite: replace an existing folder.
     """
@@ -49,7 +51,7 @@ def export(
     folder = verb(
         one_of(artefact, model), format=format, precision=precision, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
         crop_mode=crop_mode, images=images, calibration_images=calibration_images, weight_range=weight_range,
-        attention=attention, graph=graph, seed=seed, overwrite=overwrite,
+        attention=attention, graph=graph, ranges=ranges, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     about = read_json(folder / EXPORT_FILE)
     parity = about["parity"]

@@ -1,4 +1,4 @@
-"""int8: static post-training quantisation by the tools of the two runtimes, on real pictures.
+"""int8: post-training quantisation by the tools of the two runtimes, with ranges from real pictures, or taken anew in every run.
 
 Weights are int8 per output channel, their inputs uint8 per tensor; softmax, norms and activations stay floating point, and, as asked,
 the products of attention (queries with keys, maps with values).
@@ -17,6 +17,7 @@ from ..runtime.engines import INPUT, import_runtime
 from .graph import quiet
 
 WeightRange = Literal["auto", "full", "reduced"]
+Ranges = Literal["static", "dynamic"]
 Attention = Literal["auto", "int8", "float"]
 BATCH_SIZE = 8
 # ONNX operators with weights; outputs of products can stay in floating point at no cost.
@@ -105,4 +106,15 @@ def quantise_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 h
             nodes_to_quantize=layers, per_channel=True, reduce_range=reduced, activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             calibrate_method=options.pop("method", tools.CalibrationMethod.MinMax), extra_options=options,
+        )  # fmt: skip
+
+
+def quantise_onnx_dynamic(source: Path, target: Path, reduced: bool) -> None:
+    """ONNX Runtime's dynamic quantisation of `source`'s products with weights into `target`: inputs get their ranges in every run, from the
+    whole batch."""
+    tools = import_runtime("onnxruntime.quantization", "export")
+    with quiet():
+        tools.quantize_dynamic(
+            source, target, op_types_to_quantize=list(PRODUCTS), per_channel=True, reduce_range=reduced, weight_type=tools.QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip

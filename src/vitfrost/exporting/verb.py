@@ -33,10 +33,12 @@ from .pictures import draw, random_pixels
 from .quantise import (
     PRODUCTS,
     Attention,
+    Ranges,
     WeightRange,
     attention_products,
     keeps_attention_float,
     quantise_onnx,
+    quantise_onnx_dynamic,
     quantise_openvino,
     reduces_range,
 )
@@ -50,9 +52,9 @@ NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",
 
 
 class Int8(NamedTuple):
-    """How a graph is quantised: calibration pixels, and the options of `export`."""
+    """How a graph is quantised: calibration pixels (None: dynamic ranges), and the options of `export`."""
 
-    pixels: ndarray
+    pixels: ndarray | None
     reduced: bool
     attention: Attention
     lean: bool
@@ -73,6 +75,7 @@ def export(
     weight_range: WeightRange = "auto",
     attention: Attention = "auto",
     graph: Graph = "lean",
+    ranges: Ranges = "static",
     seed: int = 0,
     time_only: bool = False,
     overwrite: bool = False,
@@ -86,13 +89,15 @@ def export(
     `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
     "plain" is the model as PyTorch has it, quantised as the runtime's own tool does by default. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
+    `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
+    whole batch, and need no images.
     `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained weights;
     export.json says how far they differ.
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
     model's logits are not the original's; nothing is written then.
     """
     out = Path(out)
-    _check_options(format, precision, images, calibration_images, attention, graph)
+    _check_options(format, precision, images, calibration_images, attention, graph, ranges)
     refuse_existing(out, overwrite)
     for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
         import_runtime(package, "export")
@@ -103,14 +108,16 @@ def export(
     if images is None:
         calibration, compared, record = None, random_pixels(loaded, checks, seed), None
     else:
-        calibration, compared, record = draw(loaded, images, calibration_images if precision == "int8" else 0, checks, seed)
+        wanted = calibration_images if precision == "int8" and ranges == "static" else 0
+        calibration, compared, record = draw(loaded, images, wanted, checks, seed)
         if record is not None and record["images"] < calibration_images:
             say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
     ready = inference_form(loaded)
     written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
-        int8 = Int8(calibration, reduced, attention, graph == "lean") if precision == "int8" and calibration is not None else None
+        kept = calibration if ranges == "static" else None
+        int8 = Int8(kept, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": KIND,
@@ -126,6 +133,7 @@ def export(
             "calibration": record,
             "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
             **made,
+            "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
             "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
             "versions": _versions(format, precision),
@@ -140,7 +148,7 @@ def export(
     return out
 
 
-def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str) -> None:
+def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str, ranges: str) -> None:
     if form not in MODEL_FILES:
         raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
     if precision not in PRECISIONS:
@@ -151,8 +159,13 @@ def _check_options(form: str, precision: str, images: str | Path | None, count: 
         raise VitfrostError("ONNX Runtime's int8 covers layers with weights only; give --attention float or leave it out")
     if graph not in get_args(Graph):
         raise VitfrostError(f"the graph '{graph}' is unknown; choose one of {', '.join(get_args(Graph))}")
-    if precision == "int8" and images is None:
-        raise VitfrostError("int8 is calibrated on real images; give --images DIR")
+    if ranges not in get_args(Ranges):
+        raise VitfrostError(f"the ranges '{ranges}' are unknown; choose one of {', '.join(get_args(Ranges))}")
+    if ranges == "dynamic" and (form, precision) != ("onnx", "int8"):
+        raise VitfrostError("only ONNX Runtime's int8 has dynamic ranges; give --format onnx --precision int8, or --ranges static")
+    if precision == "int8" and ranges == "static" and images is None:
+        also = ", or --ranges dynamic" if form == "onnx" else ""
+        raise VitfrostError(f"int8 is calibrated on real images; give --images DIR{also}")
     if count < 1:
         raise VitfrostError(f"calibration images must be at least 1, got {count}")
 
@@ -178,6 +191,7 @@ def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None
         if int8 is not None:
             products = attention_products(graph)
             leave = products if keeps_attention_float(int8.attention) else []
+            assert int8.pixels is not None
             graph = quantise_openvino(graph, int8.pixels, int8.reduced, leave)
         save_openvino(graph, folder)
         return {"graph": kind, "attention": "float" if leave else "int8" if products else None}
@@ -185,8 +199,11 @@ def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None
         to_onnx(program, folder / "model.onnx", loaded.name)
         return {"graph": kind, "attention": None}
     to_onnx(program, folder / "float.onnx", loaded.name)
-    options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
-    quantise_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
+    if int8.pixels is None:
+        quantise_onnx_dynamic(folder / "float.onnx", folder / "model.onnx", int8.reduced)
+    else:
+        options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
+        quantise_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
     os.unlink(folder / "float.onnx")
     if int8.lean and fuse(folder / "model.onnx"):
         kind = "lean"
