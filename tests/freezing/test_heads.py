@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitfrost.errors import VitfrostError
 from vitfrost.freezing.constants import Kind, Shape, StructuredMap, dense_of
 from vitfrost.freezing.heads import ConstantHeads
 
@@ -88,6 +91,59 @@ def test_a_change_of_the_numbers_is_followed() -> None:
     torch.testing.assert_close(after, explicit(heads, values))
     heads.load_state_dict(made(Shape((3, 3), 1), [("local", 3)], "convolution", 0).state_dict())
     assert torch.equal(heads(values), before)
+
+
+@pytest.mark.parametrize("form", ["matmul", "convolution"])
+@pytest.mark.parametrize("folded_before", [True, False])
+def test_bfloat16_is_near_float64_over_many_tokens(form: str, folded_before: bool) -> None:
+    """Sums over 1024 tokens are added in float32: in bfloat16 itself they would stop growing at 256 times a term."""
+    heads = made(Shape((32, 32), 1), [("local", 3), ("local", 5)], form, 0).float()
+    with torch.no_grad():
+        for head in heads.constants():
+            for part in (head.rest, head.prefix_rows, head.prefix_columns):
+                part.div_(1025)
+    values = (1 + torch.randn(1, 2, 1025, WIDTH, generator=torch.Generator().manual_seed(1))).bfloat16()
+    wanted = explicit(heads, values.double())
+    if folded_before:
+        heads.folded()
+    heads.bfloat16()
+    found = heads(values)
+    assert found.dtype == torch.bfloat16
+    assert {part.dtype for part in heads.folded().values()} == {torch.bfloat16}
+    torch.testing.assert_close(found.double(), wanted, atol=0.01 * float(wanted.abs().max()), rtol=0.01)
+
+
+def test_what_was_folded_goes_along_and_is_not_kept_when_numbers_changed() -> None:
+    heads = made(Shape((3, 3), 1), [("local", 3)], "convolution", 0)
+    exact = heads.folded()["kernel"].clone()
+    heads.float()
+    assert torch.equal(heads.folded()["kernel"], exact.float())  # folded before it was rounded
+    with torch.no_grad():
+        heads.constants()[0].kernel.mul_(2)
+    heads.double()
+    torch.testing.assert_close(heads.folded()["kernel"], heads._fold("convolution")["kernel"])
+
+
+def test_forms_need_what_they_are_made_of() -> None:
+    assert made(Shape((3, 3), 1), [("local", 3)], None, 0).forms() == ["matmul", "convolution"]
+    mixed = made(Shape((3, 3), 1), [("local", 3), ("dense", None)], None, 0)
+    assert mixed.forms() == ["matmul"]
+    for form in ("convolution", "triton"):
+        with pytest.raises(ValueError, match="local kernels"):
+            mixed.use(form)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="triton is installed")
+def test_the_kernel_needs_triton() -> None:
+    with pytest.raises(VitfrostError, match=r"vitfrost\[gpu\]"):
+        made(Shape((3, 3), 1), [("local", 3)], "triton", 0)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_without_a_gpu_the_convolution_runs_for_the_kernel() -> None:
+    heads, values = made(Shape((3, 3), 1), [("local", 3)], "triton", 0), torch.rand(2, 1, 10, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(heads(values), explicit(heads, values))
+    torch.testing.assert_close(heads.float()(values.float()).double(), explicit(heads, values), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["matmul", "convolution"])

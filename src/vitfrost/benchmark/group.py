@@ -139,7 +139,7 @@ def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, t
         "macs": subject.macs,
         "file_bytes": _file_bytes(cell), "p50_ms": 1e3 * percentile(single, 50.0), "p90_ms": 1e3 * percentile(single, 90.0),
         "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
-        "other_load": load, "cpu": processor_name(),
+        "other_load": load, "constant_forms": getattr(session, "constant_forms", None), "cpu": processor_name(),
     })  # fmt: skip
 
 

@@ -50,7 +50,8 @@ class BenchRow(Strict):
     `random_weights`: untrained, so that only the time means something. Times are of one image (the batch's divided by its size):
     `p50_ms` and `p90_ms` over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process
     that opens the model and runs it once. `limit_share`: multiply-accumulates per second over the best rate of products at this precision
-    in the same rounds. `other_load`: cores that other processes kept busy meanwhile.
+    in the same rounds. `other_load`: cores that other processes kept busy meanwhile. `constant_forms`: how PyTorch applied constant heads,
+    "matmul", "convolution" or "triton", or how many layers each way.
     """
 
     name: str
@@ -84,6 +85,7 @@ class BenchRow(Strict):
     to_unmodified: Ratio | None = None
     limit_share: Figures | None = None
     other_load: Figures | None = None
+    constant_forms: str | None = None
     cpu: str
 
 

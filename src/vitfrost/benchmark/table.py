@@ -48,6 +48,7 @@ def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
         "model": [row.subject + ("\nrandom weights" if row.random_weights else "") for row in rows],
         "runtime": [row.runtime for row in rows],
         "precision": [_precision(row) for row in rows],
+        "constant heads": [row.constant_forms or "" for row in rows],
         "p50 ms": [f"{row.p50_ms:.2f}" for row in rows],
         "p90 ms": [f"{row.p90_ms:.2f}" for row in rows],
         "images/s": [f"{row.images_per_second:.1f}" for row in rows],
@@ -63,7 +64,9 @@ def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
     table.caption, table.caption_justify = _limits(rates), "left"
     filled = {title: cells for title, cells in columns.items() if any(cells)}
     for title in filled:
-        table.add_column(title, justify="left" if title in ("model", "runtime", "precision") else "right", overflow="fold")
+        table.add_column(
+            title, justify="left" if title in ("model", "runtime", "precision", "constant heads") else "right", overflow="fold"
+        )
     for cells in zip(*filled.values(), strict=True):
         table.add_row(*cells)
     return table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import VitfrostError
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
-from ..measure.results import environment, processor_name
+from ..measure.results import device_environment, environment, processor_name
 from ..stages import TimeLeft, hash_of, say
 from ..vit.load import find_device
 from .cells import EAGER, Cell, plan_cells
@@ -84,7 +84,7 @@ def bench(
         if not rows:
             raise VitfrostError(f"nothing could be measured: {left_out[0].name}: {left_out[0].why}")
         rates = [rate for group in groups for rate in group.rates]
-        versions = environment() | run.versions(runtimes)
+        versions = environment() | device_environment(device) | run.versions(runtimes)
         made = Benchmark(seed=seed, rounds=rounds, environment=versions, rates=rates, rows=rows, left_out=_once(left_out))
         if out is not None:
             save_benchmark(made, folder / RESULT_FILE)

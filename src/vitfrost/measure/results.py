@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -144,6 +146,20 @@ def environment() -> dict[str, str]:
         "timm": version("timm"),
         "cpu": processor_name(),
         "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def device_environment(device: str) -> dict[str, str]:
+    """What figures of a GPU were measured with besides: its name, CUDA, cuDNN, triton. Nothing for a CPU."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "triton": import_module("triton").__version__ if find_spec("triton") is not None else "none",
     }
 
 
