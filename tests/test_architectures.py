@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import vitfrost
 from vitfrost.artefact import CONFIG_FILE, WEIGHTS_FILE, load_artefact
-from vitfrost.plans.schema import load_plan, plan_hash
+from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import LoadedModel, hash_state, load_model

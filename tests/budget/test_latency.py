@@ -19,7 +19,7 @@ from vitfrost.budget.record import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.errors import VitfrostError
 from vitfrost.measure.contestant import describe
-from vitfrost.plans.schema import load_plan
+from vitfrost.plans.file import load_plan
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 10, "progress": False}
 EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino")

@@ -19,7 +19,8 @@ from vitfrost.budget.record import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.measure.intervals import divergences
-from vitfrost.plans.schema import Plan, load_plan
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.load import LoadedModel
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 4, "progress": False}

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..files import read_json, write_text
-from ..plans.schema import ModelIdentity, describe
-from ..plans.strict import Count, Positive, Strict
+from ..plans.schema import ModelIdentity
+from ..plans.strict import Count, Positive, Strict, describe
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
 KIND, VERSION = "vitfrost search", 1

@@ -25,9 +25,10 @@ from ..images.source import LABELS_FILE, ImageSet
 from ..measure.accuracy import find_images
 from ..models import open_model
 from ..plans.choose import CONSTANTS_NAMES, computed_layer
+from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
-from ..plans.schema import FeedForwardPlan, ModelIdentity, Plan, QuantizePlan, save_plan
-from ..plans.structure import CompactPlan, ConstantsPlan
+from ..plans.schema import ModelIdentity, Plan, QuantizePlan
+from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..stages import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
