@@ -114,6 +114,11 @@ class SearchRecord(Strict):
         return tuple(each for each in self.measurements if each.step == 0 and each.move is not None)
 
 
+def scratch_of(path: Path) -> Path:
+    """Where models that are timed lie while the search whose file is at `path` runs."""
+    return path.with_name(f".{path.name}.scratch")
+
+
 def save_search(record: SearchRecord, path: str | Path) -> None:
     """Write a search, atomically."""
     write_text(path, record.model_dump_json(indent=1) + "\n")

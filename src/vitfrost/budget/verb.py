@@ -40,7 +40,7 @@ from .latency import Latency
 from .moves import UNITS, Move, Moves, State
 from .planned import bare_plan, planned
 from .progress import SearchProgress
-from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log
+from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .replacements import Replacements
 from .search import Goal, Rescore, Search, Step, drop_of
 from .timer import RuntimeTimer
@@ -152,7 +152,8 @@ def plan_under_budget(
     with ExitStack() as stack:
         latency = None
         if budget.runtime is not None:
-            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress))
+            scratch = None if place is None else scratch_of(place)
+            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress, scratch))
             latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress)
             refuse_below(budget, latency.floor(over))
         done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
