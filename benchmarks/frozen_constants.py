@@ -21,7 +21,8 @@ from vitfrost.files import write_json
 from vitfrost.freezing.constants import Kind, StructuredMap, dense_of, fit, resized, stretched_window
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.freeze_heads import fitted, freezing_error, shape_of, structure_error
-from vitfrost.plans.schema import LayerPlan, QuantizePlan
+from vitfrost.plans.heads import LayerPlan
+from vitfrost.plans.schema import QuantizePlan
 from vitfrost.statistics.record import SiteStatistics, Statistics
 
 KINDS: list[tuple[Kind, int | None]] = [("toeplitz", None), *(("local", window) for window in (3, 5, 7, 9, 11, 15))]  # type: ignore[list-item]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.dont_write_bytecode = False  # what the next line makes of every module takes 15 seconds to compile, in each worker
 
-from jaxtyping import install_import_hook
+import jaxtyping  # noqa: E402
 
-install_import_hook("vitfrost", "beartype.beartype")
+jaxtyping.install_import_hook("vitfrost", "beartype.beartype")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -35,6 +37,14 @@ def pytest_collection_finish() -> None:
     """What has been imported by now stays: the garbage collector need not look at it in every full collection."""
     gc.freeze()
     gc.set_threshold(5000, 10, 10)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations are not checked: for the whole path, whose parts are checked in tests of their own; checks take a quarter of its time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

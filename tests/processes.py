@@ -1,7 +1,8 @@
-"""`vitfrost ...` in processes of their own that start in milliseconds: forked from one that has imported everything and run nothing.
+"""`vitfrost ...`, or a script, in processes of their own that start in milliseconds: forked from one that has imported everything and run
+nothing.
 
 Such a process is like any other: it has its own memory and descriptors, can be killed, and ends with a status. What an interpreter does
-before it calls `main` is left out (test_cli.py starts whole ones).
+before it calls anything is left out (test_cli.py starts whole ones).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO, Any, TextIO
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -25,15 +27,24 @@ CONTEXT.set_forkserver_preload(
 class Started:
     """A command line that runs, much like subprocess.Popen with pipes for text.
 
-    `stdout`: a file to write to instead of a pipe; `environment`: variables to set; `file_limit`: bytes that no file may grow beyond.
+    `stdout`: a file to write to instead of a pipe; `environment`: variables to set; `file_limit`: bytes that no file may grow beyond;
+    `script`: a Python file that gets the words instead of `vitfrost`.
     """
 
     def __init__(
-        self, *words: object, stdout: IO[Any] | None = None, environment: dict[str, str] | None = None, file_limit: int | None = None
+        self,
+        *words: object,
+        stdout: IO[Any] | None = None,
+        environment: dict[str, str] | None = None,
+        file_limit: int | None = None,
+        script: Path | None = None,
     ):
         out_reader, out = CONTEXT.Pipe(duplex=False) if stdout is None else (None, Connection(os.dup(stdout.fileno()), readable=False))
         err_reader, err = CONTEXT.Pipe(duplex=False)
-        given = {"words": [str(word) for word in words], "out": out, "err": err, "environment": environment or {}, "file_limit": file_limit}
+        given = {
+            "words": [str(word) for word in words], "out": out, "err": err, "environment": environment or {}, "file_limit": file_limit,
+            "script": None if script is None else str(script),
+        }  # fmt: skip
         self._process = CONTEXT.Process(target=runpy.run_path, args=(__file__, given, "__vitfrost__"), daemon=True)
         self._process.start()
         out.close()
@@ -90,7 +101,9 @@ def _text(reader: Connection) -> TextIO:
     return file
 
 
-def _run(words: list[str], out: Connection, err: Connection, environment: dict[str, str], file_limit: int | None) -> None:
+def _run(
+    words: list[str], out: Connection, err: Connection, environment: dict[str, str], file_limit: int | None, script: str | None
+) -> None:
     """What the new process does."""
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
@@ -101,10 +114,14 @@ def _run(words: list[str], out: Connection, err: Connection, environment: dict[s
     os.environ.update(environment)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+    if script is not None:
+        sys.argv = [script, *words]
+        runpy.run_path(script, run_name="__main__")
+        return
     from vitfrost.cli import main
 
     main(words)
 
 
 if __name__ == "__vitfrost__":
-    _run(words, out, err, environment, file_limit)  # given by run_path
+    _run(words, out, err, environment, file_limit, script)  # given by run_path

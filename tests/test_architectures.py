@@ -1,4 +1,4 @@
-"""Every architecture of the EAM paper at its published size (ViT-S, ViT-B and DeiT-B but for their depth), and three more (384 px, two
+"""Every architecture of the EAM paper at its published width, DeiT-T and Swin-T at their published depth too, and three more (384 px, two
 prefix tokens, padded windows), random weights, through the whole path and real files: calibrate, plan, compress, save, load, evaluate.
 What is expected stands in the table or follows from it by arithmetic. Then models with fewer keys than queries, of fewer layers."""
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import vitfrost
 from vitfrost.artefact import CONFIG_FILE, WEIGHTS_FILE, load_artefact
-from vitfrost.plans.schema import load_plan, plan_hash
+from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import LoadedModel, hash_state, load_model
@@ -74,17 +74,17 @@ PADDED = (
 
 # 14 x 14 patches and the class token: 197^2 = 38,809 pairs; two prefix tokens: 198^2 = 39,204; 24 x 24 and one: 577^2 = 332,929.
 ARCHITECTURES = [
-    # shallow, for time: to timm they are the networks of deit_small and deit_base with another preprocessing
+    # shallow, for time; what a depth adds are layers like these
     Architecture("vit_small_patch16_224", 16, 1, 0, (Stage(3, 384, 6, 1, 197, 11_642),), {"depth": 3}),
     Architecture("vit_base_patch16_224", 16, 1, 0, (Stage(2, 768, 12, 1, 197, 11_642),), {"depth": 2}),
     # shallow: the time goes into the counters, 336 bytes for each of a layer's million entries
     Architecture("vit_tiny_patch16_384", 16, 1, 0, (Stage(2, 192, 3, 1, 577, 99_878),), {"depth": 2}, 5e8),  # two passes
     Architecture("deit_tiny_patch16_224", 16, 1, 0, (Stage(12, 192, 3, 1, 197, 11_642),)),
-    Architecture("deit_small_patch16_224", 16, 1, 0, (Stage(12, 384, 6, 1, 197, 11_642),)),
-    Architecture("deit_base_patch16_224", 16, 1, 0, (Stage(4, 768, 12, 1, 197, 11_642),), {"depth": 4}),  # its sizes: tests/measure
+    Architecture("deit_small_patch16_224", 16, 1, 0, (Stage(3, 384, 6, 1, 197, 11_642),), {"depth": 3}),
+    Architecture("deit_base_patch16_224", 16, 1, 0, (Stage(2, 768, 12, 1, 197, 11_642),), {"depth": 2}),  # its sizes: tests/measure
     Architecture("deit_tiny_distilled_patch16_224", 16, 2, 0, (Stage(12, 192, 3, 1, 198, 11_761),)),
     Architecture("swin_tiny_patch4_window7_224", 4, None, 7, swin(6)),
-    Architecture("swin_small_patch4_window7_224", 4, None, 7, swin(18)),
+    Architecture("swin_small_patch4_window7_224", 4, None, 7, swin(2), {"depths": (2, 2, 2, 2)}),  # Swin-T but for its depth
     Architecture("swin_tiny_patch4_window7_224", 4, None, 4, PADDED, {"image_size": 112, "window_size": 4}),
 ]
 

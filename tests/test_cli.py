@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vitfrost.artefact import load_artefact
-from vitfrost.plans.schema import load_plan
+from vitfrost.plans.file import load_plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.digits import WEIGHTS
 

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitfrost.errors import VitfrostError
-from vitfrost.files import atomic_file, atomic_folder, read_json, refuse_existing, refuse_unwritable, sha256_of_file, write_json, write_text
+from vitfrost.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    refuse_existing,
+    refuse_unwritable,
+    scratch_folder,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -100,6 +110,20 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "empty") as place:
         (place / "item").write_text("x")
     assert (tmp_path / "empty" / "item").is_file()
+
+
+def test_a_scratch_folder_is_empty_and_goes(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "scratch"
+    (place / "left").mkdir(parents=True)
+    with scratch_folder(place) as folder:
+        assert folder == place
+        assert not any(folder.iterdir())
+        (folder / "item").write_text("x")
+    assert not place.exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(VitfrostError, match="cannot write into"), scratch_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_places_that_cannot_be_written_are_known_before(tmp_path: Path) -> None:

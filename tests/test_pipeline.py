@@ -12,7 +12,7 @@ import yaml
 from vitfrost.artefact import load_artefact
 from vitfrost.errors import VitfrostError
 from vitfrost.pipeline import run
-from vitfrost.plans.schema import load_plan
+from vitfrost.plans.file import load_plan
 from vitfrost.recipe import load_recipe
 from vitfrost.statistics.record import Statistics
 

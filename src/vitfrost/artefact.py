@@ -23,7 +23,8 @@ from .compression.structure import install_structure
 from .errors import VitfrostError
 from .files import atomic_folder, read_json, sha256_of_file
 from .images.preprocess import Preprocess
-from .plans.schema import Plan, parse_plan, plan_hash
+from .plans.file import parse_plan, plan_hash
+from .plans.schema import Plan
 from .quantize.modules import QuantizedLayer
 from .quantize.packing import pack, packed_size, unpack
 from .quantize.quantizers import zero_code

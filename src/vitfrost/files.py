@@ -120,6 +120,26 @@ def _exchange(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder at `path` until the block ends. What a killed process left in it is removed first.
+
+    Raises VitfrostError where it cannot be made.
+    """
+    path = Path(path)
+    _prepare_parent(path)
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir()
+    except OSError as error:
+        raise VitfrostError(f"cannot write into {path}: {_reason(error)}") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def refuse_existing(path: Path, overwrite: bool = False) -> None:
     """Raise VitfrostError when no folder can be made at `path`, or it has content and `overwrite` is not set."""
     if path.exists() and not path.is_dir():

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import VitfrostError
 from .files import write_text
-from .plans.schema import Bits, describe
+from .plans.schema import Bits
+from .plans.strict import describe
 from .plans.structure import CompactPlan, HallucinatePlan
 from .plans.text import from_yaml, overlaid
 

@@ -19,7 +19,7 @@ from vitfrost.budget.record import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.errors import VitfrostError
 from vitfrost.measure.contestant import describe
-from vitfrost.plans.schema import load_plan
+from vitfrost.plans.file import load_plan
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 10, "progress": False}
 EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino")
@@ -188,6 +188,34 @@ def test_a_killed_table_goes_on_and_another_setup_is_timed_anew(
     assert after.measurements == record.measurements
 
 
+def test_a_search_that_goes_on_removes_what_a_killed_one_left(
+    models: Any, pictures: Path, tmp_path: Path, started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics, out = tmp_path / "statistics.safetensors", tmp_path / "plan.yaml"
+    scratch = tmp_path / ".plan.search.json.scratch"
+    models["digits"].statistics.save(statistics)
+    words = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "10", "--out", out)
+    process = started("plan", *words, "--target-latency", "0.9", "--runtime", "torch-fp32", "--search-over", "layers")
+    while process.poll() is None and not (scratch.is_dir() and any(scratch.iterdir())):
+        time.sleep(0.01)
+    process.kill()
+    _, said = process.communicate()
+    assert any(scratch.iterdir()), said
+    found: list[list[Path]] = []
+
+    class InScratch(RuntimeTimer):
+        ms = MadeUp().ms
+
+        def time(self, models: Mapping[str, Callable[[], Any]], text: str, seconds: float) -> Timed:
+            found.append(list(scratch.iterdir()))
+            return Timed([10.0] * 12, {name: [self.ms(make())] * 12 for name, make in models.items()}, None)
+
+    monkeypatch.setattr(verb, "RuntimeTimer", InScratch)
+    search(models, pictures, out, 0.9, search_over=("layers",), resume=True)
+    assert found == [[], []]  # the table and the plan's model
+    assert {path.name for path in tmp_path.iterdir()} == {statistics.name, "plan.yaml", "plan.search.json"}
+
+
 class MacsClock:
     """Ten million multiply-accumulates take a second."""
 
@@ -308,12 +336,11 @@ def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 
 
 @EXPORTS
-def test_a_precision_that_the_cpu_does_not_have_is_refused(models: Any, pictures: Path) -> None:
+def test_a_precision_that_the_cpu_does_not_have_is_refused(shallow: Any, pictures: Path) -> None:
     import openvino
 
-    known = models["digits"]
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    with RuntimeTimer(known.model, runtimes.find_runtime("openvino-bf16", 1), pictures, 0, False) as timer:
+    with RuntimeTimer(shallow.model, runtimes.find_runtime("openvino-bf16", 1), pictures, 0, False) as timer:
         if has_bf16:
             assert len(timer.time({}, "", 0.0).original) == 12
         else:

@@ -16,8 +16,8 @@ from vitfrost.compression.structure import install_structure
 from vitfrost.measure.cost import macs_by_part
 from vitfrost.plans.choose import computed_layer
 from vitfrost.plans.freeze_heads import choose_kind, shape_of
-from vitfrost.plans.schema import FeedForwardPlan, ModelIdentity, Plan, QuantizePlan
-from vitfrost.plans.structure import CompactPlan, ConstantsPlan
+from vitfrost.plans.schema import ModelIdentity, Plan, QuantizePlan
+from vitfrost.plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import AttentionSite, FeedForwardSite

@@ -19,7 +19,8 @@ from vitfrost.budget.record import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.measure.intervals import divergences
-from vitfrost.plans.schema import Plan, load_plan
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.load import LoadedModel
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 4, "progress": False}
@@ -115,14 +116,24 @@ class _Killed(Exception):
     pass
 
 
+OF_HEADS: dict[str, Any] = {"target_macs": 0.92, "search_over": ("heads",), **QUICK}
+
+
+@pytest.fixture(scope="module")
+def whole(models: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plan of a search that was left alone, with its search file beside it."""
+    known, out = models["digits"], tmp_path_factory.mktemp("whole") / "whole.yaml"
+    vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=out, **OF_HEADS)
+    return out
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("after", [3, 30])
 def test_a_killed_search_goes_on_to_the_same_plan(
-    models: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    models: Any, pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    known = models["digits"]
-    whole, cut = tmp_path / "whole.yaml", tmp_path / "cut.yaml"
-    options: dict[str, Any] = {"target_macs": 0.92, "search_over": ("heads",), **QUICK}
-    vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=whole, **options)
+    known, options = models["digits"], OF_HEADS
+    cut = tmp_path / "cut.yaml"
     counted = [0]
     measure = verb.Bench.measure
 
@@ -140,7 +151,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(
         vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, **options)
     vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, resume=True, **options)
     assert cut.read_bytes() == whole.read_bytes()
-    one, other = (json.loads((tmp_path / f"{name}.search.json").read_text()) for name in ("whole", "cut"))
+    one, other = (json.loads(out.with_suffix(".search.json").read_text()) for out in (whole, cut))
     for record in (one, other):
         for each in record["measurements"]:
             del each["seconds"]
@@ -148,6 +159,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(
     assert counted[0] == len(one["measurements"])  # the original is measured apart, the one that was cut twice
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_search_that_goes_on_with_another_budget_measures_nothing_twice(models: Any, pictures: Path, tmp_path: Path) -> None:
     known, search = models["digits"], tmp_path / "s.json"
     options: dict[str, Any] = {"search": search, **QUICK}
@@ -173,6 +185,7 @@ def unlabelled(pictures: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pictures: Path, unlabelled: Path, tmp_path: Path) -> None:
     known = models["digits"]
     drops = {}

@@ -19,6 +19,8 @@ from vitfrost.hallucination.options import HallucinationOptions
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.families import find_sites, install_map_attention
 
+from ..shapes import shapes_only
+
 
 def hallucinate_half(model: nn.Module) -> None:
     """Leave queries and keys to the first half of every layer's heads (rounded up)."""
@@ -48,7 +50,7 @@ def compact(model: nn.Module, ratio: float, everywhere: bool) -> None:
 @cache
 def counted(name: str, hallucinated: bool = False, ratio: float | None = None, everywhere: bool = True) -> tuple[int, float]:
     """Parameters and products of one image; nothing is computed on the meta device."""
-    with torch.device("meta"):
+    with shapes_only():
         model: Any = import_timm().create_model(name).eval()
         if ratio is not None:
             compact(model, ratio, everywhere)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from vitfrost.compaction.batch_norm import TokenBatchNorm
 from vitfrost.errors import VitfrostError
+
+from ..processes import Started
 
 WORKER = Path(__file__).with_name("gloo_worker.py")
 spec = importlib.util.spec_from_file_location("gloo_worker", WORKER)
@@ -30,11 +30,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("gloo")
     outs = [folder / f"{rank}.pt" for rank in range(2)]
-    started = [
-        subprocess.Popen([sys.executable, WORKER, str(rank), folder / "store", out], stderr=subprocess.PIPE, text=True)
-        for rank, out in enumerate(outs)
-    ]
-    ended = [process.communicate(timeout=120)[1] for process in started]
+    started = [Started(rank, folder / "store", out, script=WORKER) for rank, out in enumerate(outs)]
+    ended = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(ended)
     return [torch.load(out) for out in outs]
 

@@ -14,8 +14,10 @@ from vitfrost.artefact import load_artefact
 from vitfrost.compression.apply import fitted_constants
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan as make_plan
+from vitfrost.plans.file import load_plan, save_plan
 from vitfrost.plans.freeze_heads import shape_of, whole_map
-from vitfrost.plans.schema import HeadPlan, Plan, load_plan, save_plan
+from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import install_map_attention

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitfrost.errors import VitfrostError
+from vitfrost.example import data
 from vitfrost.example.data import write_digit_images
 from vitfrost.example.demo import RECIPE, TRAINING, demo
 from vitfrost.images.source import open_images
@@ -55,6 +56,14 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
         demo(tmp_path / "taken")
 
 
+@pytest.fixture
+def a_third(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo draws from a third of its pictures."""
+    whole = data.load_split
+    monkeypatch.setattr(data, "load_split", lambda name: tuple(part[::3] for part in whole(name)))
+
+
+@pytest.mark.usefixtures("a_third", "unchecked")
 def test_the_demo_ends_with_a_table_and_a_report_and_a_second_call_takes_it_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = demo(tmp_path / "demo")
     original, _quantised, compressed = load_results(report.parent / "results.json").rows
@@ -68,7 +77,7 @@ def test_the_demo_ends_with_a_table_and_a_report_and_a_second_call_takes_it_up(t
     (distilled,) = load_results(report.parent.parent / "trained" / "result.json").rows
     assert f"{distilled.top1:.2f}" in shown
     assert distilled.top1 is not None
-    assert distilled.top1 >= 90
+    assert distilled.top1 >= 80  # it starts at less than 15
     assert distilled.macs is not None
     assert original.macs is not None
     assert distilled.macs < 0.85 * original.macs

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +13,8 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.vit.digits import WEIGHTS
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
+
+from ..processes import Started
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_digits.py"
 
@@ -47,11 +47,10 @@ def test_it_recognises_98_percent_of_the_held_out_digits() -> None:
 def test_training_gives_the_same_file_every_time(tmp_path: Path) -> None:
     options = ["--variant", "quick", "--threads", "1"]
     outs = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
-    commands = [[sys.executable, str(SCRIPT), *options, "--out", str(out)] for out in outs]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    running = [Started(*options, "--out", out, script=SCRIPT) for out in outs]
     for process in running:
-        printed, _ = process.communicate()
-        assert process.returncode == 0
+        printed, complaint = process.communicate()
+        assert process.returncode == 0, complaint
         assert "held-out accuracy" in printed
     assert outs[0].read_bytes() == outs[1].read_bytes()
     trained, bundled = load_file(outs[0]), load_file(WEIGHTS)

@@ -13,7 +13,7 @@ from vitfrost.plans.freeze_heads import fitted, freezing_error, structure_error
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.load import load_model
 
-SMALL, LARGE = Shape((14, 14), 1), Shape((24, 24), 1)
+SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)
 
 
 def observed(shared_data: Path, size: int, images: int) -> Statistics:
@@ -42,7 +42,7 @@ def test_maps_of_a_trained_model_go_by_relative_position(small: Statistics) -> N
 
 @pytest.mark.shared_data
 def test_kernels_carried_over_fit_the_maps_of_a_larger_image(small: Statistics, shared_data: Path) -> None:
-    large = observed(shared_data, 384, 4)
+    large = observed(shared_data, 320, 4)
 
     def error(known: SiteStatistics, head: int, whole: np.ndarray) -> float:
         wrong = (known.mean[0, head, 1:, 1:] - whole[0, 1:, 1:]) ** 2 * known.value_norm[0, head, 1:]
@@ -56,7 +56,7 @@ def test_kernels_carried_over_fit_the_maps_of_a_larger_image(small: Statistics, 
             assert isinstance(constant, StructuredMap)
             assert isinstance(own, StructuredMap)
             carried = error(known, head, dense_of(resized(constant, SMALL, LARGE, "toeplitz"), LARGE))
-            even = np.full((1, 577, 577), known.mean[0, head, 1:, 1:].sum(-1).mean() / 576)
+            even = np.full((1, 401, 401), known.mean[0, head, 1:, 1:].sum(-1).mean() / 400)
             better_than_even.append(carried / error(known, head, even))
             dense = error(known, head, resized_map(source.mean[:, head].astype(np.float64), SMALL, LARGE))
             dense_near_own.append(dense / error(known, head, dense_of(own, LARGE)))

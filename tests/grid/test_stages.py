@@ -38,6 +38,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # but the fixture `whole`, the first run of everything
+
+
 @pytest.fixture(scope="module")
 def recipe(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with a small grid, beside its pictures."""

@@ -25,7 +25,7 @@ from vitfrost.measure.accuracy import evaluate, evaluate_many
 from vitfrost.measure.contestant import executed_macs
 from vitfrost.measure.inspection import inspect
 from vitfrost.measure.outcomes import Outcomes, _joined, aligned, in_top
-from vitfrost.plans.schema import parse_plan
+from vitfrost.plans.file import parse_plan
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
 

@@ -21,6 +21,8 @@ from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import ModelSites
 
+from ..shapes import shapes_only
+
 
 def skeleton(name: str, image_size: int | tuple[int, int] | None) -> tuple[nn.Module, ModelSites]:
     model = create_model(name, image_size)
@@ -54,7 +56,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("name", "image_size", "total", "shares"), PUBLISHED)
 def test_published_multiply_accumulates(name: str, image_size: int, total: float, shares: dict[str, float]) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         macs = macs_by_part(*skeleton(name, image_size))
     found = sum(macs.values())
     assert found / 1e9 == pytest.approx(total, abs=0.0006 if total < 50 and "deit" in name else 0.006)
@@ -70,7 +72,7 @@ def test_published_multiply_accumulates(name: str, image_size: int, total: float
      ("nextvit_small", 31.76), ("nextvit_base", 44.82), ("nextvit_large", 57.87)],
 )  # fmt: skip
 def test_published_parameters(name: str, millions: float) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model, sites = skeleton(name, None)
     counts = parameters_by_part(model, sites)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
@@ -84,7 +86,7 @@ def test_published_parameters(name: str, millions: float) -> None:
     [("vitfrost_pvt_tiny", 13.2), ("vitfrost_pvt_small", 24.5), ("vitfrost_pvt_medium", 44.2), ("vitfrost_pvt_large", 61.4)],
 )
 def test_published_parameters_of_pyramids(name: str, millions: float) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model, sites = skeleton(name, None)
     counts = parameters_by_part(model, sites)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
@@ -99,7 +101,7 @@ def test_published_parameters_of_pyramids(name: str, millions: float) -> None:
      ("pvt_v2_b2_li", 64), ("nextvit_small", (70, 96))],
 )  # fmt: skip
 def test_linear_layers_cost_what_their_run_shows(name: str, image_size: int | tuple[int, int] | None) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model, sites = skeleton(name, image_size)
     seen = 0
 
@@ -129,7 +131,7 @@ def test_equations_6_to_9_are_the_layers_of_a_plain_transformer() -> None:
 
 
 def test_entry_wise_freezing_saves_nothing_on_dense_hardware() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model, sites = skeleton("deit_tiny_patch16_224", None)
     fifth = int(0.2 * 197 * 197)
     savings = frozen_savings({site.name: [fifth] * 3 for site in sites.attention}, sites)

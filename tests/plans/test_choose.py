@@ -13,7 +13,9 @@ import vitfrost
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import frozen_maps, plan, summary, unfrozen_plan
 from vitfrost.plans.criteria import CRITERIA
-from vitfrost.plans.schema import HeadPlan, Plan, QuantizePlan, load_plan
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.schema import Plan, QuantizePlan
 from vitfrost.plans.select import share
 
 SHAPES = [(1, 3, 9, 9), (1, 3, 9, 9)]

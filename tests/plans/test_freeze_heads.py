@@ -20,7 +20,7 @@ from vitfrost.plans.freeze_heads import (
     structure_error,
     with_constants,
 )
-from vitfrost.plans.schema import HeadPlan, LayerPlan
+from vitfrost.plans.heads import HeadPlan, LayerPlan
 from vitfrost.plans.structure import ConstantsPlan
 
 COMPUTED = HeadPlan(source="computed")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vitfrost.errors import VitfrostError
 from vitfrost.hallucination.fit import choose_heads, correlations
 from vitfrost.plans.choose import frozen_maps, plan
-from vitfrost.plans.schema import sources
+from vitfrost.plans.heads import sources
 from vitfrost.plans.select import share
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from vitfrost.plans.choose import frozen_maps, plan, summary
-from vitfrost.plans.schema import check_fits, load_plan
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.fits import check_fits
 from vitfrost.plans.select import share
 from vitfrost.statistics.collect import calibrate
 from vitfrost.statistics.record import Statistics

@@ -9,7 +9,9 @@ import yaml
 
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan, unfrozen_plan
-from vitfrost.plans.schema import Plan, QuantizePlan, check_fits, load_plan, parse_plan, plan_hash, save_plan
+from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
+from vitfrost.plans.fits import check_fits
+from vitfrost.plans.schema import Plan, QuantizePlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vitfrost.errors import VitfrostError
-from vitfrost.plans.schema import check_fits, load_plan, sources
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.fits import check_fits
+from vitfrost.plans.heads import sources
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.statistics.collect import calibrate

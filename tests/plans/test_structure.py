@@ -14,7 +14,10 @@ from vitfrost.compaction.options import CompactionOptions
 from vitfrost.errors import VitfrostError
 from vitfrost.hallucination.options import HallucinationOptions
 from vitfrost.plans.choose import plan, summary
-from vitfrost.plans.schema import HeadPlan, LayerPlan, Plan, check_fits, load_plan, parse_plan, plan_hash, save_plan, sources
+from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
+from vitfrost.plans.fits import check_fits
+from vitfrost.plans.heads import HeadPlan, LayerPlan, sources
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 
 SHAPES = [(1, 4, 5, 5), (1, 3, 5, 5)]

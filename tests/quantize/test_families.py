@@ -47,6 +47,13 @@ def quantised(loaded: LoadedModel, weight_bits: int, activation_bits: int) -> nn
     return quantize_model(copy.deepcopy(loaded.model), find_sites(loaded.model), settings, pictures(8))
 
 
+@pytest.fixture(scope="module")
+def four_bits(loaded: LoadedModel) -> nn.Module:
+    """The model at W4/A4."""
+    with torch.no_grad():
+        return quantised(loaded, 4, 4)
+
+
 @torch.no_grad()
 def test_more_bits_are_closer_to_the_original(loaded: LoadedModel) -> None:
     pixels = pictures(16, seed=2)
@@ -57,8 +64,8 @@ def test_more_bits_are_closer_to_the_original(loaded: LoadedModel) -> None:
 
 
 @torch.no_grad()
-def test_every_layer_of_every_role_is_quantised(loaded: LoadedModel) -> None:
-    sites, model = find_sites(loaded.model), quantised(loaded, 4, 4)
+def test_every_layer_of_every_role_is_quantised(loaded: LoadedModel, four_bits: nn.Module) -> None:
+    sites, model = find_sites(loaded.model), four_bits
     for site in sites.linears:
         layer, original = model.get_submodule(site.name), loaded.model.get_submodule(site.name)
         assert isinstance(layer, QuantizedLayer)
@@ -77,10 +84,10 @@ def test_every_layer_of_every_role_is_quantised(loaded: LoadedModel) -> None:
 
 
 @torch.no_grad()
-def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel) -> None:
+def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel, four_bits: nn.Module) -> None:
     training = copy.deepcopy(loaded)
     training.model.train()
-    one, other = quantised(loaded, 4, 4), quantised(training, 4, 4)
+    one, other = four_bits, quantised(training, 4, 4)
     assert other.training
     assert not one.training
     state = other.state_dict()
@@ -88,8 +95,8 @@ def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel)
 
 
 @torch.no_grad()
-def test_a_state_is_loaded_into_an_untrained_model(loaded: LoadedModel) -> None:
-    made, again = quantised(loaded, 4, 4), copy.deepcopy(loaded.model)
+def test_a_state_is_loaded_into_an_untrained_model(loaded: LoadedModel, four_bits: nn.Module) -> None:
+    made, again = four_bits, copy.deepcopy(loaded.model)
     install_quantizers(again, find_sites(loaded.model), QuantizationSettings(4, 4))
     again.load_state_dict(made.state_dict(), strict=False)
     assert again.state_dict().keys() | made.state_dict().keys() == made.state_dict().keys()

@@ -11,7 +11,8 @@ import torch
 import vitfrost
 from vitfrost.artefact import Artefact, load_artefact
 from vitfrost.errors import VitfrostError
-from vitfrost.plans.schema import HeadPlan, Plan
+from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.load import LoadedModel, load_model

@@ -20,11 +20,12 @@ from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
 from vitfrost.vit.stream import ResidualStream, block_names
 
+NARROW: dict[str, Any] = {"embed_dim": 96, "num_heads": 3}
 MODELS = {
-    "vit": lambda: load_model("deit_tiny_patch16_224", "random", 64, depth=3),
-    "distilled": lambda: load_model("deit_tiny_distilled_patch16_224", "random", (48, 80), depth=2),
-    "registers and layer scale": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, reg_tokens=3, init_values=0.1),
-    "average pooling": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, global_pool="avg", class_token=False),
+    "vit": lambda: load_model("deit_tiny_patch16_224", "random", 64, depth=3, **NARROW),
+    "distilled": lambda: load_model("deit_tiny_distilled_patch16_224", "random", (48, 80), depth=2, **NARROW),
+    "registers and layer scale": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, reg_tokens=3, init_values=0.1, **NARROW),
+    "average pooling": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, global_pool="avg", class_token=False, **NARROW),
     "swin": lambda: load_model(  # windows that are shifted, and padded: 10 x 10 tokens in windows of 7 x 7
         "swin_tiny_patch4_window7_224", "random", 40, embed_dim=24, depths=(2, 2), num_heads=(2, 4), strict_img_size=True
     ),

@@ -17,7 +17,7 @@ from PIL import Image
 from vitfrost.errors import VitfrostError
 from vitfrost.measure.results import load_results
 from vitfrost.plans.choose import frozen_maps, plan
-from vitfrost.plans.schema import load_plan, plan_hash
+from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.reporting.build import report
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts

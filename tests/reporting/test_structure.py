@@ -17,7 +17,7 @@ from vitfrost.files import read_json, write_json
 from vitfrost.measure.inspection import inspect
 from vitfrost.measure.results import load_results
 from vitfrost.plans.choose import plan
-from vitfrost.plans.schema import load_plan
+from vitfrost.plans.file import load_plan
 from vitfrost.reporting.build import report
 from vitfrost.reporting.commands import plan_command
 from vitfrost.reporting.heads import build_gallery

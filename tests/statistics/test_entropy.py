@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from vitfrost.statistics.entropy import entropy_bits, kl_bits, mean_of, variance_of
 
-from .test_histogram import count, map_batches, weights
+from .test_histogram import FEWER, count, map_batches, weights
 
 pairs = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12)).flatmap(
     lambda shape: st.tuples(*(arrays(np.float32, (images, shape[2]), elements=weights) for images in shape[:2]))
@@ -29,6 +29,7 @@ def divergence_of(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return kl_bits(*count(p).sparse(), len(p), *count(q).sparse(), len(q))
 
 
+@FEWER
 @given(map_batches)
 def test_entropy_equals_the_reference_and_keeps_its_bounds(maps):
     expected = []
@@ -42,6 +43,7 @@ def test_entropy_equals_the_reference_and_keeps_its_bounds(maps):
     assert (entropy <= min(8, np.log2(len(maps))) + 1e-6).all()
 
 
+@FEWER
 @given(map_batches, st.randoms(use_true_random=False))
 def test_entropy_does_not_see_the_order_of_images_nor_which_bins_are_used(maps, random):
     order = list(range(len(maps)))
@@ -61,6 +63,7 @@ def test_entropy_of_known_distributions():
     np.testing.assert_array_equal(entropy_of(np.stack([uniform, halves, constant, small], 1)), [8, 1, 0, 0])
 
 
+@FEWER
 @given(pairs)
 def test_divergence_equals_the_reference(both):
     p_maps, q_maps = both
@@ -74,6 +77,7 @@ def test_divergence_equals_the_reference(both):
     assert (divergence >= 0).all()
 
 
+@FEWER
 @given(map_batches)
 def test_divergence_from_itself_is_zero(maps):
     np.testing.assert_array_equal(divergence_of(maps, maps), 0)
@@ -92,6 +96,7 @@ def test_entries_without_counts_get_zero():
     assert (divergence[[0, 2, 3]] > 0).all()
 
 
+@FEWER
 @given(map_batches)
 def test_mean_and_variance_equal_the_reference(maps):
     counters = count(maps)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vitfrost.statistics.histogram import MAX_IMAGES, Counters, merge_sparse
 
 weights = st.one_of(st.floats(0, 1, width=32), st.integers(0, 256).map(lambda k: k / 256), st.floats(0, 0.0625, width=32))
+FEWER = settings(max_examples=20)  # where one takes tens of milliseconds
 map_batches = st.tuples(st.integers(1, 40), st.integers(1, 30)).flatmap(lambda shape: arrays(np.float32, shape, elements=weights))
 
 
@@ -41,6 +42,7 @@ def assert_same(a: Counters, b: Counters) -> None:
         assert left.dtype == right.dtype
 
 
+@FEWER
 @given(map_batches)
 def test_counts_and_sums_equal_a_float64_reference(maps):
     counters = count(maps)
@@ -52,6 +54,7 @@ def test_counts_and_sums_equal_a_float64_reference(maps):
     np.testing.assert_allclose(counters.squares / 2.0**44, (exact**2).sum(0), atol=len(maps) * 2.0**-29)
 
 
+@FEWER
 @given(map_batches, st.integers(1, 7), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_order_batch_size_and_threads_do_not_matter(maps, step, threads, random):
     order = list(range(len(maps)))
@@ -59,6 +62,7 @@ def test_order_batch_size_and_threads_do_not_matter(maps, step, threads, random)
     assert_same(count(maps), count(maps[order], threads, step))
 
 
+@FEWER
 @given(map_batches, st.data())
 def test_parts_merge_to_the_whole_in_any_grouping(maps, data):
     first, second = sorted(data.draw(st.lists(st.integers(0, len(maps)), min_size=2, max_size=2)))

@@ -26,7 +26,7 @@ from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
 from vitfrost.vit.load import load_model
 
-from .test_collect import torchrun
+from ..processes import torchrun
 
 
 @dataclass
@@ -239,8 +239,9 @@ def test_two_processes_agree_to_rounding_and_count_the_same_bits(pictures, tmp_p
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     calibrate("vitfrost_digits", pictures, limit=22, batch_size=4, out=one, sensitivity=True, progress=False)
     arguments = ["calibrate", "--model", "vitfrost_digits", "--images", pictures, "--limit", 22, "--batch-size", 4, "--sensitivity"]
-    done = torchrun(*arguments, "--out", two)
-    assert done.returncode == 0, done.stderr
+    for process in torchrun(*arguments, "--out", two):
+        _, complaint = process.communicate()
+        assert process.returncode == 0, complaint
     alone, shared = Statistics.load(one), Statistics.load(two)
     assert alone.header == shared.header
     assert same_counters(alone, shared)

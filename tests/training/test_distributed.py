@@ -1,10 +1,7 @@
-"""Two processes under torchrun train what one trains: the same global batches, averaged gradients, the same end."""
+"""Two processes train what one trains: the same global batches, averaged gradients, the same end."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,19 +17,8 @@ from vitfrost.training.verb import train
 from ..processes import torchrun
 
 
-def under_torchrun(recipe: Path, out: Path) -> str:
-    """What was printed by the training of two processes under torchrun itself."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vitfrost"]
-    done = subprocess.run(
-        [*launch, "train", str(recipe), "--out", str(out)],
-        capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def forked(recipe: Path, out: Path) -> str:
-    """The same of two processes that start faster."""
+def trained_by_two(recipe: Path, out: Path) -> str:
+    """What was printed by the training of two processes (statistics/test_collect.py starts some by torchrun itself)."""
     started = torchrun("train", recipe, "--out", out)
     said = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], said
@@ -42,16 +28,14 @@ def forked(recipe: Path, out: Path) -> str:
 BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
 
 
-@pytest.mark.parametrize(("plan", "run_both"), [(None, forked), (BOTH, under_torchrun)], ids=["plain", "structure"])
-def test_two_processes_train_what_one_trains(
-    written: Callable[..., Path], tmp_path: Path, plan: object, run_both: Callable[[Path, Path], str]
-) -> None:
+@pytest.mark.parametrize("plan", [None, BOTH], ids=["plain", "structure"])
+def test_two_processes_train_what_one_trains(written: Callable[..., Path], tmp_path: Path, plan: object) -> None:
     recipe = written(
         plan=plan, mixing={"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "chunk": 4}, ema=0.8, evaluate_every=1,
         optimiser={"name": "sgd", "lr": 0.1}, schedule={"epochs": 2},
     )  # fmt: skip
     one = train(recipe, tmp_path / "one", progress=False)
-    assert run_both(recipe, tmp_path / "two").count("artefact") == 1
+    assert trained_by_two(recipe, tmp_path / "two").count("artefact") == 1
     first, second = (load_artefact(tmp_path / name / "artefact").model.state_dict() for name in ("one", "two"))
     start = torch.load(one / "checkpoint.pt", weights_only=True)["state"]["model"]
     assert any(not torch.equal(first[key], start[key]) for key in first if key in start)

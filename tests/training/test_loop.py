@@ -54,6 +54,7 @@ def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artefact(
     assert (row.kind, row.precision, row.images) == ("executed", "fp32", 40)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_it_learns_pictures_by_heart(written: Callable[..., Path], tmp_path: Path) -> None:
     recipe = written(
         augment={"flip": 0, "rotate": 0}, schedule={"epochs": 80}, optimiser={"lr": 5e-3, "weight_decay": 0.0}, batch_size=20,
@@ -214,6 +215,7 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
         trained(written("other.yaml", **untrained), tmp_path / "other")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artefact, by imitation of the original, without labels."""
     statistics = calibrate("vitfrost_digits", pictures, limit=12, progress=False)
@@ -239,6 +241,7 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
         trained(inline, tmp_path / "other", teacher_weights="timm")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_last_tokens_are_imitated(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "tokens": 2.0}
@@ -264,6 +267,7 @@ def test_a_plan_that_quantises_or_freezes_is_not_trained(written: Callable[..., 
         trained(recipe, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     source = {"train": [{"source": str(pictures), "labels": "none"}], "size": 40}
     shorter = {"schedule": {"epochs": 12}, "optimiser": {"lr": 2e-3}, "augment": {"flip": 0, "rotate": 0}}

@@ -15,11 +15,13 @@ from vitfrost.errors import UnsupportedModel, VitfrostError
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model, load_model
 
+from ..shapes import shapes_only
+
 
 @pytest.fixture(autouse=True)
 def without_storage() -> Iterator[None]:
     """timm builds its Next-ViTs at full width only; on the meta device they cost nothing."""
-    with torch.device("meta"):
+    with shapes_only():
         yield
 
 

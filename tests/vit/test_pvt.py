@@ -17,6 +17,8 @@ from vitfrost.errors import UnsupportedModel, VitfrostError
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model, load_model
 
+from ..shapes import shapes_only
+
 SMALL: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
 OUR_SMALL: dict[str, Any] = {**SMALL, "position_size": 64}
 MODELS = [("vitfrost_pvt_tiny", OUR_SMALL), ("pvt_v2_b0", SMALL), ("pvt_v2_b2_li", SMALL)]
@@ -41,7 +43,7 @@ def seen_by_a_run(model: nn.Module, image_size: tuple[int, int]) -> list[tuple[i
 @settings(max_examples=12)
 @given(image_size=st.tuples(st.integers(32, 150), st.integers(32, 150)))
 def test_sites_are_what_a_run_shows_at_any_image_size(name: str, options: dict[str, Any], image_size: tuple[int, int]) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = create_model(name, image_size, **options)
         sites = find_sites(model)
         assert sites.image_size == image_size
@@ -53,7 +55,7 @@ def test_sites_are_what_a_run_shows_at_any_image_size(name: str, options: dict[s
 
 
 def test_version_1_at_its_published_size() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         sites = find_sites(create_model("vitfrost_pvt_tiny"))
     assert sites.family == "pvt"
     found = [(site.heads, site.queries, site.keys, site.prefix_tokens, site.grid, site.key_grid) for site in sites.attention[::2]]
@@ -75,7 +77,7 @@ def test_version_1_at_its_published_size() -> None:
 
 
 def test_linear_attention_has_a_fixed_number_of_keys() -> None:
-    with torch.device("meta"):
+    with shapes_only():
         sites = find_sites(create_model("pvt_v2_b2_li", 320))
     assert {(site.keys, site.key_grid) for site in sites.attention} == {(49, (7, 7))}
     assert next(linear for linear in sites.linears if linear.role == "key_value").norm is None  # an activation comes between
@@ -161,7 +163,7 @@ def test_images_of_another_size_need_no_other_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "options"), MODELS[:2])
 def test_an_image_that_is_too_small_is_refused(name: str, options: dict[str, Any]) -> None:
-    with torch.device("meta"), pytest.raises(VitfrostError, match=r"24x40 px is too small: .* at stages\.0\.blocks\.0\.attn"):
+    with shapes_only(), pytest.raises(VitfrostError, match=r"24x40 px is too small: .* at stages\.0\.blocks\.0\.attn"):
         find_sites(create_model(name, (24, 40), **options))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import with_constants
-from ..plans.schema import FeedForwardPlan, HeadPlan, LatencyPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
-from ..plans.structure import CompactPlan, ConstantsPlan
+from ..plans.heads import HeadPlan, LayerPlan
+from ..plans.schema import LatencyPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
+from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..vit.sites import ModelSites
 from .moves import State
 from .record import Measured, SearchRecord, Taken

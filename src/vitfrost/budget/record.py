@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..files import read_json, write_text
-from ..plans.schema import ModelIdentity, describe
-from ..plans.strict import Count, Positive, Strict
+from ..plans.schema import ModelIdentity
+from ..plans.strict import Count, Positive, Strict, describe
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
 KIND, VERSION = "vitfrost search", 1
@@ -112,6 +112,11 @@ class SearchRecord(Strict):
     def alone(self) -> tuple[Measured, ...]:
         """What every head, layer and rank does alone to the original."""
         return tuple(each for each in self.measurements if each.step == 0 and each.move is not None)
+
+
+def scratch_of(path: Path) -> Path:
+    """Where models that are timed lie while the search whose file is at `path` runs."""
+    return path.with_name(f".{path.name}.scratch")
 
 
 def save_search(record: SearchRecord, path: str | Path) -> None:

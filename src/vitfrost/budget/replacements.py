@@ -15,8 +15,8 @@ from ..compaction.moments import InputMoments
 from ..compression.structure import compact_projection, freeze_heads
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import Constant, choose_kind, fitted, shape_of
-from ..plans.schema import FeedForwardPlan, HeadPlan, LayerPlan
-from ..plans.structure import CompactPlan, ConstantsPlan
+from ..plans.heads import HeadPlan, LayerPlan
+from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import ModelSites

@@ -21,6 +21,7 @@ from ..benchmark.sessions import Opening, Session
 from ..benchmark.timing import Slot, slot_for, timed_rounds
 from ..errors import VitfrostError
 from ..exporting.verb import export
+from ..files import scratch_folder
 from ..progress import track
 from ..stages import say
 from ..vit.load import LoadedModel
@@ -47,7 +48,8 @@ class RuntimeTimer:
     """Times models beside `original`, which is exported once, as long as the context is open.
 
     `images`, `seed`: the draw whose first images int8 is calibrated on. Raises VitfrostError as `export` does, and where the CPU computes
-    in another precision than was asked for. `clock`: seconds.
+    in another precision than was asked for. `scratch`: where exported models lie meanwhile, the same place in a search that goes on, which
+    so removes what a killed one left (None: a new temporary folder). `clock`: seconds.
     """
 
     def __init__(
@@ -57,15 +59,19 @@ class RuntimeTimer:
         images: str | Path,
         seed: int,
         progress: bool,
+        scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.original, self.runtime, self.images, self.seed, self.progress = original, runtime, Path(images), seed, progress
-        self.clock = clock
+        self.scratch, self.clock = scratch, clock
         self._stack = ExitStack()
         self._kept: Path | None = None
 
     def __enter__(self) -> RuntimeTimer:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-latency-")))
+        if self.scratch is None:
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-latency-")))
+        else:
+            self._folder = self._stack.enter_context(scratch_folder(self.scratch))
         return self
 
     def __exit__(self, *_: object) -> None:

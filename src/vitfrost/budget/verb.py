@@ -26,9 +26,10 @@ from ..images.source import LABELS_FILE, ImageSet
 from ..measure.accuracy import find_images
 from ..models import open_model
 from ..plans.choose import CONSTANTS_NAMES, computed_layer
+from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
-from ..plans.schema import FeedForwardPlan, ModelIdentity, Plan, QuantizePlan, save_plan
-from ..plans.structure import CompactPlan, ConstantsPlan
+from ..plans.schema import ModelIdentity, Plan, QuantizePlan
+from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..stages import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
@@ -40,7 +41,7 @@ from .latency import Latency
 from .moves import UNITS, Move, Moves, State
 from .planned import bare_plan, planned
 from .progress import SearchProgress
-from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log
+from .record import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .replacements import Replacements
 from .search import Goal, Rescore, Search, Step, drop_of
 from .timer import RuntimeTimer
@@ -152,7 +153,8 @@ def plan_under_budget(
     with ExitStack() as stack:
         latency = None
         if budget.runtime is not None:
-            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress))
+            scratch = None if place is None else scratch_of(place)
+            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress, scratch))
             apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.model)
             latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))

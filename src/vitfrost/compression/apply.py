@@ -17,8 +17,10 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..models import open_model
 from ..plans.choose import frozen_maps
+from ..plans.file import load_plan
+from ..plans.fits import check_fits
 from ..plans.freeze_heads import Constant, constants_of
-from ..plans.schema import Plan, check_fits, load_plan, structure_of
+from ..plans.schema import Plan, structure_of
 from ..quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..repair.options import RepairOptions, repair_options
 from ..repair.refit import Repair

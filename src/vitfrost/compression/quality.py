@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..hallucination.fit import HeadChoice, unexplained_shares
 from ..hallucination.maps import HeadHallucination
-from ..plans.schema import Plan, sources
+from ..plans.heads import sources
+from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import install_map_attention
 from ..vit.load import device_of

@@ -12,7 +12,8 @@ from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..freezing.constants import Shape, StructuredMap, resized, resized_map, stretched_window
 from ..freezing.heads import ConstantHeads
-from ..plans.schema import HeadPlan, LayerPlan, ModelIdentity, Plan
+from ..plans.heads import HeadPlan, LayerPlan
+from ..plans.schema import ModelIdentity, Plan
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import create_model, hash_state, load_state

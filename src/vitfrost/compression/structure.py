@@ -22,7 +22,9 @@ from ..freezing.heads import Constant, ConstantHeads
 from ..hallucination.cost import generation_macs
 from ..hallucination.fit import HeadChoice, fit_mix, fit_pairs
 from ..hallucination.maps import HeadHallucination
-from ..plans.schema import CompactPlan, FeedForwardPlan, HallucinatePlan, LayerPlan, Plan, sources
+from ..plans.heads import LayerPlan, sources
+from ..plans.schema import Plan
+from ..plans.structure import CompactPlan, FeedForwardPlan, HallucinatePlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.sites import AttentionSite, LinearSite, ModelSites

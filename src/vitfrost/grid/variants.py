@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import VitfrostError
-from ..plans.schema import describe
+from ..plans.strict import describe
 from ..recipe import BlockPart, PlanPart, Recipe
 
 FULL = 32

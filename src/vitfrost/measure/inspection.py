@@ -46,7 +46,8 @@ def inspect(
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
     """
     from ..models import names_artefact, open_model
-    from ..plans.schema import Plan, load_plan
+    from ..plans.file import load_plan
+    from ..plans.schema import Plan
     from ..vit.families import find_sites
     from ..vit.load import create_model
 
@@ -101,7 +102,7 @@ def inspect(
 def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
     """What the plan makes of the model's parameters and multiply-accumulates; the model gets the plan's structure."""
     from ..compression.structure import install_structure
-    from ..plans.schema import check_sites
+    from ..plans.fits import check_sites
 
     check_sites(plan, sites.signature(), [site.signature() for site in sites.feed_forward])
     changed = install_structure(model, plan)

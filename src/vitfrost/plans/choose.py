@@ -21,10 +21,12 @@ from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from .compact import compact_blocks
 from .criteria import CRITERIA, SiteArrays
+from .file import save_plan
 from .freeze_heads import frozen_by_criterion
 from .hallucinate import COMPUTED, hallucinated_layers
+from .heads import HeadPlan, LayerPlan
 from .options import checked, compact_part, hallucinate_part
-from .schema import FreezePlan, HeadPlan, LayerPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity, save_plan
+from .schema import FreezePlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
 from .select import lowest, share, up_to_threshold
 from .structure import CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
 

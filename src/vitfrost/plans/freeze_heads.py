@@ -16,7 +16,7 @@ from ..errors import VitfrostError
 from ..freezing.constants import Kind, Shape, StructuredMap, dense_of, fit
 from ..freezing.cost import head_cost
 from .criteria import CRITERIA, SiteArrays
-from .schema import HeadPlan, LayerPlan
+from .heads import HeadPlan, LayerPlan
 from .select import share
 from .structure import ConstantsPlan
 

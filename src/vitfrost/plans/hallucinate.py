@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import VitfrostError
-from .schema import HeadPlan, LayerPlan
+from .heads import HeadPlan, LayerPlan
 from .select import share
 from .structure import NO_SWIN, HallucinatePlan, is_swin
 

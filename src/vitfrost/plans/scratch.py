@@ -12,10 +12,11 @@ from ..vit.families import find_sites
 from ..vit.load import LoadedModel, load_model
 from .choose import unfrozen_plan
 from .compact import compact_blocks
+from .file import save_plan
 from .freeze_heads import first_heads
 from .hallucinate import hallucinated_layers
 from .options import checked, compact_part, hallucinate_part
-from .schema import Plan, QuantizePlan, save_plan
+from .schema import Plan, QuantizePlan
 from .structure import CompactPlan, ConstantsPlan, HallucinatePlan
 
 

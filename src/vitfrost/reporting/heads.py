@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 
 from ..plans.choose import frozen_maps
 from ..plans.freeze_heads import constants_of, shape_of, whole_map
-from ..plans.schema import LayerPlan, Plan, sources
+from ..plans.heads import LayerPlan, sources
+from ..plans.schema import Plan
 from ..statistics.record import SiteStatistics, Statistics, kl_maps
 from ..vit.sites import AttentionSite
 from .figures import Scale, picture

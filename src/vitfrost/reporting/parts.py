@@ -16,7 +16,11 @@ from ..errors import VitfrostError
 from ..files import read_json
 from ..measure.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
 from ..measure.results import Results, Row, load_results
-from ..plans.schema import LayerPlan, Plan, check_fits, describe, load_plan, parse_plan, plan_hash
+from ..plans.file import load_plan, parse_plan, plan_hash
+from ..plans.fits import check_fits
+from ..plans.heads import LayerPlan
+from ..plans.schema import Plan
+from ..plans.strict import describe
 from ..recipe import Recipe, load_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites

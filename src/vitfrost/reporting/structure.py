@@ -10,7 +10,8 @@ from itertools import chain
 import numpy as np
 
 from ..measure.cost import MAC_PARTS, PARAMETER_PARTS
-from ..plans.schema import LayerPlan, Plan, sources
+from ..plans.heads import LayerPlan, sources
+from ..plans.schema import Plan
 from ..plans.structure import HallucinatePlan
 from .figures import Scale
 from .likeness import Pair, Twins, closest_pairs, cosines_of, count_twins, explained_by_others

@@ -10,7 +10,8 @@ import yaml
 from ..measure.cost import MAC_PARTS
 from ..measure.results import Interval, Row
 from ..plans.choose import summary as count_frozen
-from ..plans.schema import Plan, plan_hash
+from ..plans.file import plan_hash
+from ..plans.schema import Plan
 from ..recipe import Recipe
 from .parts import QUANTISED, STATISTICS, RunParts
 

@@ -16,7 +16,9 @@ from ..compression.structure import has_structure, install_structure, start_from
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..plans.choose import plan, unfrozen_plan
-from ..plans.schema import Plan, QuantizePlan, check_fits, load_plan, plan_hash
+from ..plans.file import load_plan, plan_hash
+from ..plans.fits import check_fits
+from ..plans.schema import Plan, QuantizePlan
 from ..plans.scratch import plan_from_model
 from ..statistics.record import Statistics
 from ..vit.families import find_sites

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.schema import describe
+from ..plans.strict import describe
 from ..plans.structure import CompactPlan, ConstantsPlan, HallucinatePlan
 from ..plans.text import from_yaml, overlaid
 from .augment import AugmentSettings

@@ -17,7 +17,7 @@ from ..files import refuse_existing_run
 from ..measure.accuracy import result_row
 from ..measure.outcomes import Measured
 from ..measure.results import Results, Row, save_results
-from ..plans.schema import describe
+from ..plans.strict import describe
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of
 from .loop import Trainer
