@@ -106,6 +106,26 @@ def test_every_family_exports(name: str, image_size: int | tuple[int, int], opti
     assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size", "options"),
+    [
+        ("swin_tiny_patch4_window7_224", 56, {"depths": (1,), "num_heads": (3,)}),
+        ("pvt_v2_b0", 64, TWO_STAGES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_families_have_lean_int8_graphs_too(
+    name: str, image_size: int, options: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    loaded = small(name, image_size, **options)
+    drawn = {"images": pictures, "calibration_images": 8, "time_only": True}  # the logits of untrained weights are tiny
+    folder = vitfrost.export(loaded, format="onnx", precision="int8", out=tmp_path / "out", **drawn)
+    about = json.loads((folder / "export.json").read_text())
+    assert about["graph"] == "lean"
+    assert b"MatMulIntegerToFloat" in (folder / "model.onnx").read_bytes()
+    assert about["parity"]["correlation"] > 0.97
+
+
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_hallucinated_heads_and_compact_blocks_export(shallow: Any, tmp_path: Path, form: str) -> None:
     heads = {"share": 0.5, "by": "first", "mix": "copy"}
