@@ -90,16 +90,17 @@ def test_what_the_operator_cannot_do_stays(tmp_path: Path, bias: tuple[int, ...]
     np.testing.assert_allclose(run(path), before, atol=1e-5)
 
 
-def attention(**options: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
+def attention(mask: np.ndarray | None = None, **options: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
     constants = {"cut": np.array([0, 0, HEADS, CHANNELS // HEADS]), "join": np.array([0, 0, CHANNELS]), "half": np.float32(0.5)}
     nodes = [helper.make_node("Mul", ["x", "half"], ["k"]), helper.make_node("Neg", ["x"], ["v"])]
     for source in ("x", "k", "v"):
         nodes.append(helper.make_node("Reshape", [source, "cut"], [f"{source}cut"]))
         nodes.append(helper.make_node("Transpose", [f"{source}cut"], [f"{source}heads"], perm=[0, 2, 1, 3]))
-    nodes.append(helper.make_node("Attention", ["xheads", "kheads", "vheads"], ["o"], **options))
+    more = {} if mask is None else {"mask": mask}
+    nodes.append(helper.make_node("Attention", ["xheads", "kheads", "vheads", *more], ["o"], **options))
     nodes.append(helper.make_node("Transpose", ["o"], ["tokens"], perm=[0, 2, 1, 3]))
     nodes.append(helper.make_node("Reshape", ["tokens", "join"], ["y"]))
-    return nodes, constants
+    return nodes, constants | more
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 1.7}])
@@ -111,7 +112,9 @@ def test_attention_keeps_its_scale(tmp_path: Path, options: dict[str, float]) ->
     np.testing.assert_allclose(run(path), before, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"is_causal": 1}, {"softcap": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"is_causal": 1}, {"softcap": 2.0}, {"mask": -np.eye(TOKENS, dtype=np.float32)}], ids=lambda one: next(iter(one))
+)
 def test_other_attention_stays(tmp_path: Path, options: dict[str, Any]) -> None:
     path = save(tmp_path / "m.onnx", *attention(**options), CHANNELS)
     assert fuse(path) == {}

@@ -121,11 +121,8 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
         raise VitfrostError(f"{subject.label} is exported for {runtime}, which is not among the runtimes {', '.join(runtimes)}")
     precision = "int8" if subject.about["precision"] == "int8" else "fp32"
     calibration = described(subject.about["calibration"]) if precision == "int8" else None
-    attention, graph, ranges = (
-        subject.about.get(name, other) for name, other in (("attention", None), ("graph", "plain"), ("ranges", None))
-    )
     hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
-    graph = str(subject.about.get("graph", "plain"))
+    attention, ranges, graph = subject.about.get("attention"), subject.about.get("ranges"), str(subject.about.get("graph", "plain"))
     return [Cell(subject, runtime, precision, hint, attention, graph, ranges, subject.export, calibration) for hint in hints]
 
 

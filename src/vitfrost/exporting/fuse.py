@@ -1,7 +1,7 @@
 """An int8 graph in ONNX Runtime's own operators (domain com.microsoft), which its CPU kernels run faster than the standard ones.
 
-The graph comes from ONNX Runtime's static quantisation with outputs left in floating point. ONNX Runtime finds some of this itself
-when it loads a graph, but neither biases of quantised products nor attention between reshapes.
+The graph comes from ONNX Runtime's quantisation with outputs left in floating point. ONNX Runtime finds some of this itself when it
+loads a graph, but neither biases of statically quantised products nor attention between reshapes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def fuse(path: Path) -> dict[str, int]:
     - GELU by its tanh form, FastGelu: at most 5e-4 beside the exact one, far below a step of the 8 bits that follow.
     """
     ir = import_runtime("onnx_ir", "export")
-    rules = _rules()
     model = ir.load(path)
-    for each in rules.values():
-        each.apply_to_model(model)
+    for rules in _rules():
+        rules.apply_to_model(model)
     _sweep(model)
     ir.save(model, path)
     kinds = [node.op_type for node in model.graph if node.domain == DOMAIN]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def _rules() -> dict[str, Any]:
+def _rules() -> list[Any]:
+    """In the order in which they apply: a product with its bias before the product alone."""
     pattern = import_runtime("onnxscript.rewriter", "export").pattern
 
     class Attention(pattern.RewriteRuleClassBase):  # type: ignore[misc,name-defined]
@@ -43,11 +43,14 @@ def _rules() -> dict[str, Any]:
             attended = op.Attention(*heads, _outputs=["attended"])
             return op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), joined)
 
-        def check(self, op: Any, cut_q: Any, attended: Any, **_: Any) -> Any:
+        def check(self, op: Any, cut_q: Any, cut_k: Any, cut_v: Any, attended: Any, **_: Any) -> Any:
             result, attributes = pattern.MatchResult(), attended.producer().attributes
+            if len([value for value in attended.producer().inputs if value is not None]) > 3:
+                return result.fail("a mask or past keys")
             if any(attributes.get_int(name, 0) for name in ("is_causal", "qk_matmul_output_mode")) or attributes.get_float("softcap", 0.0):
                 return result.fail("more than plain attention")
-            return result if _heads(cut_q) else result.fail("the number of heads is not known")
+            heads = {_heads(cut) for cut in (cut_q, cut_k, cut_v)}
+            return result if len(heads) == 1 and heads != {0} else result.fail("not one known number of heads")
 
         def rewrite(self, op: Any, q: Any, k: Any, v: Any, cut_q: Any, attended: Any, **_: Any) -> Any:
             scale = attended.producer().attributes.get_float("scale", None)
@@ -87,12 +90,8 @@ def _rules() -> dict[str, Any]:
         def rewrite(self, op: Any, x: Any, **_: Any) -> Any:
             return op.FastGelu(x, _domain=DOMAIN)
 
-    return {
-        "attention": pattern.RewriteRuleSet([Attention.rule()]),
-        "biased": pattern.RewriteRuleSet(BiasedProduct.rule().commute()),
-        "products": pattern.RewriteRuleSet([Product.rule()]),
-        "gelu": pattern.RewriteRuleSet([Gelu.rule()]),
-    }
+    found = ([Attention.rule()], BiasedProduct.rule().commute(), [Product.rule()], [Gelu.rule()])
+    return [pattern.RewriteRuleSet(rules) for rules in found]
 
 
 def _quantised(x: Any, weight: Any) -> bool:
