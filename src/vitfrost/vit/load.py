@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import VitfrostError
 from .compat import import_timm
+from .options import check_options
 
 timm = import_timm()
 RANDOM_WEIGHTS = "random"
@@ -156,7 +157,8 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
 
 
 def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> Any:
-    """Create a timm model; raise VitfrostError for an unknown name or options the model does not take.
+    """Create a timm model; raise VitfrostError for an unknown name, and for options that are not on the list of options.py or that the
+    model does not take.
 
     A model that takes images of any size is not built for `image_size`, which then stands in its configuration only. Beside timm's
     own options plain ViTs take `attn_head_dim`, the width of a head where it is not the model's width over the number of heads.
@@ -164,6 +166,7 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
 
+    check_options(options)
     if not timm.is_model(name):
         import difflib
 
