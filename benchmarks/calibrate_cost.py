@@ -41,9 +41,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
 from vitfrost.files import write_json
 from vitfrost.statistics.collector import MapCollector
+from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
 

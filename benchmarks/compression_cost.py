@@ -2,8 +2,8 @@
 
     python benchmarks/compression_cost.py --weights model.safetensors --calibration DIR --json docs/results/compression_cost.json
 
-About two minutes on 2 cores. `compress` is timed from the call to the saved artefact (loading the model included), W4/A4 with 32
-images and 20 % of the entries frozen. The forward passes of the original (fused attention), the quantised and the frozen model
+About two minutes on 2 cores. `compress` is timed from the call to the saved artifact (loading the model included), W4/A4 with 32
+images and 20 % of the entries frozen. The forward passes of the original (fused attention), the quantized and the frozen model
 are interleaved in random order in one process; ratios are medians of paired rounds with a 95 % bootstrap interval.
 
 Targets: compress at most 60 s; the frozen W4/A4 model at most 3 x the original's time.
@@ -26,10 +26,10 @@ import torch
 from torch import nn
 
 import vitfrost
-from vitfrost.artefact import load_artefact
-from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
+from vitfrost.artifact import load_artifact
+from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
-from vitfrost.measure.results import environment
+from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.load import load_model
 
 MODEL = "deit_tiny_patch16_224"
@@ -66,23 +66,23 @@ def main() -> None:
                 out=work / f"frozen{number}",
             )  # fmt: skip
             seconds.append(time.perf_counter() - start)
-        frozen = load_artefact(work / "frozen0")
+        frozen = load_artifact(work / "frozen0")
         unfrozen = vitfrost.compress(
             MODEL, vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors",
             images=options.calibration, weights=options.weights, out=work / "unfrozen",
         )  # fmt: skip
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
-    models = {"original": load_model(MODEL, options.weights).model, "quantised": unfrozen.model, "frozen": frozen.model}
+    models = {"original": load_model(MODEL, options.weights).model, "quantized": unfrozen.model, "frozen": frozen.model}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)
     settings = {key: getattr(options, key) for key in ("threads", "batch_size", "rounds")}
     settings["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]
     found = {
         "environment": environment() | settings,
         "compress_seconds": seconds,
-        "artefact_bytes": sizes,
+        "artifact_bytes": sizes,
         "milliseconds_per_image": {name: 1e3 * float(np.median(values)) for name, values in times.items()},
         "frozen_over_original": paired_ratio(times["frozen"], times["original"], options.seed),
-        "quantised_over_original": paired_ratio(times["quantised"], times["original"], options.seed),
+        "quantized_over_original": paired_ratio(times["quantized"], times["original"], options.seed),
     }
     for key, value in found.items():
         print(f"{key}: {value}")

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from vitfrost.evaluation.intervals import Estimate
 from vitfrost.files import read_json, write_text
-from vitfrost.grid.record import grid_outcomes
-from vitfrost.grid.summary import Point, between, points, select
-from vitfrost.measure.intervals import Estimate
+from vitfrost.studies.outcome_files import grid_outcomes
+from vitfrost.studies.summary import Point, between, points, select
 
-PAPER = {"EAM_FP32": ("fp32", 32), "EAM_4bits": ("quantised", 4)}
+PAPER = {"EAM_FP32": ("fp32", 32), "EAM_4bits": ("quantized", 4)}
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
@@ -42,7 +42,7 @@ def table(title: str, heads: list[str], rows: list[list[str]]) -> None:
 
 def one(among: list[Point], **wanted: Any) -> Point | None:
     """The only point with these options."""
-    found = [point for point in select(among, **wanted) if point.quantised]
+    found = [point for point in select(among, **wanted) if point.quantized]
     return found[0] if found else None
 
 
@@ -54,30 +54,30 @@ def claims_of_grid(found: list[Point]) -> None:
 
     rows = []
     for share in SHARES:
-        cells = [cell(share, statistics, bits) for statistics in ("fp32", "quantised") for bits in (32, 4)]
+        cells = [cell(share, statistics, bits) for statistics in ("fp32", "quantized") for bits in (32, 4)]
         rows.append([f"{share:.0%}", *("" if point is None else f"{shown(point.difference)} ({len(point.seeds)})" for point in cells)])
-    heads = [f"statistics {statistics}, {bits} bit" for statistics in ("fp32", "quantised") for bits in (32, 4)]
+    heads = [f"statistics {statistics}, {bits} bit" for statistics in ("fp32", "quantized") for bits in (32, 4)]
     table("Difference to RepQ-ViT (seeds)", ["frozen", *heads], rows)
 
     rows = []
     for share in SHARES:
         pairs = [
-            (cell(share, "quantised", 4), cell(share, "fp32", 4)),
-            (cell(share, "quantised", 32), cell(share, "fp32", 32)),
-            (cell(share, "quantised", 4), cell(share, "fp32", 32)),
-            (cell(share, "quantised", 32), cell(share, "quantised", 4)),
+            (cell(share, "quantized", 4), cell(share, "fp32", 4)),
+            (cell(share, "quantized", 32), cell(share, "fp32", 32)),
+            (cell(share, "quantized", 4), cell(share, "fp32", 32)),
+            (cell(share, "quantized", 32), cell(share, "quantized", 4)),
         ]
         rows.append([f"{share:.0%}", *(shown(between(a, b)) if a and b else "" for a, b in pairs)])
     table(
         "Does the source of the statistics matter? Does the precision of the constants?",
-        ["frozen", "quantised less fp32, 4 bit", "the same, 32 bit", "EAM_4bits less EAM_FP32", "32 less 4 bit, quantised"],
+        ["frozen", "quantized less fp32, 4 bit", "the same, 32 bit", "EAM_4bits less EAM_FP32", "32 less 4 bit, quantized"],
         rows,
     )
 
     rows = []
-    alone = [point for point in found if not point.quantised]
+    alone = [point for point in found if not point.quantized]
     for share in SHARES:
-        entropy, random = cell(share, "quantised", 4), one(found, by="random", freeze=share)
+        entropy, random = cell(share, "quantized", 4), one(found, by="random", freeze=share)
         pair = [select(alone, by=by, freeze=share) for by in ("entropy", "random")]
         rows.append([
             f"{share:.0%}",
@@ -100,13 +100,13 @@ def claims_of_criteria(found: list[Point]) -> None:
     """The harder test: everything at its share against entropy as printed, W4/A4."""
     rows = []
     for point in found:
-        literal = one(found, by="entropy", freeze=point.freeze, scope="head", frozen_bits=4, renormalise="none", protect=(),
+        literal = one(found, by="entropy", freeze=point.freeze, scope="head", frozen_bits=4, renormalize="none", protect=(),
                       statistics_images=1000)  # fmt: skip
         if literal is None or point.freeze == 0:
             continue
         rows.append([
             f"{point.freeze:.0%}", point.options["by"], point.options["scope"], f"{point.options['frozen_bits']}",
-            " ".join([point.options["renormalise"], *point.options["protect"]]), f"{point.statistics_images}", f"{len(point.seeds)}",
+            " ".join([point.options["renormalize"], *point.options["protect"]]), f"{point.statistics_images}", f"{len(point.seeds)}",
             f"{point.top1.value:.2f}", shown(point.difference), "" if point is literal else shown(between(point, literal)),
             f"{point.difference.value / literal.difference.value:.2f}",
         ])  # fmt: skip
@@ -131,7 +131,7 @@ def claims_of_redundancy(found: dict[str, Any]) -> None:
             f"{100 * np.mean([seed[kind] for seed in seeds]):.1f} %" if kind in seeds[0] else "" for kind in ("constant", "zero", "mass")
         ]
         rows.append([name, *cells])
-    table("Frozen entries that the quantiser had made constant", ["frozen by, scope, share", "constant", "zero", "attention mass"], rows)
+    table("Frozen entries that the quantizer had made constant", ["frozen by, scope, share", "constant", "zero", "attention mass"], rows)
     for kind in ("kl", "top1_difference"):
         print(f"\nheads, entropy against {kind}: {found[f'heads_entropy_to_{kind}']}")
 

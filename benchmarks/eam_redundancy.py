@@ -1,13 +1,13 @@
-"""What lies behind the criteria: how they rank entries, what the quantiser makes constant by itself, which heads are stable.
+"""What lies behind the criteria: how they rank entries, what the quantizer makes constant by itself, which heads are stable.
 
     python benchmarks/eam_redundancy.py --run runs/eam/criteria --weights FILE --calibration DIR --images DIR --out FILE.json
 
-About 15 minutes on 2 cores. `--run` is the folder of `vitfrost run recipes/eam/criteria.yaml`, whose statistics and quantised models
+About 15 minutes on 2 cores. `--run` is the folder of `vitfrost run recipes/eam/criteria.yaml`, whose statistics and quantized models
 are used. Three parts, each kept in the file as soon as it is there:
 - `correlations`: Spearman's rank correlation between criteria, per head (mean over heads) and over all entries of the model;
-- `constant`: of the entries that a criterion freezes, how many the 4-bit map quantiser puts on one level (and on zero) in more than
+- `constant`: of the entries that a criterion freezes, how many the 4-bit map quantizer puts on one level (and on zero) in more than
   99 % of the images anyway, beside their share among all entries; and the attention mass that is frozen;
-- `heads`: every head frozen to its mean map, alone, nothing quantised: KL to the original and accuracy, beside its mean entropy.
+- `heads`: every head frozen to its mean map, alone, nothing quantized: KL to the original and accuracy, beside its mean entropy.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from vitfrost.artefact import load_artefact
-from vitfrost.compression.frozen import FrozenMaps
+from vitfrost.artifact import load_artifact
+from vitfrost.evaluation.intervals import paired_difference
+from vitfrost.evaluation.outcomes import measure_outcomes
+from vitfrost.evaluation.results import environment
 from vitfrost.files import read_json, write_json
-from vitfrost.grid.shared import Remembered, SharedModel
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.measure.intervals import paired_difference
-from vitfrost.measure.outcomes import measure_outcomes
-from vitfrost.measure.redundancy import constant_entries, count_levels, zero_entries
-from vitfrost.measure.results import environment
+from vitfrost.methods.frozen_entries import FrozenMaps
+from vitfrost.methods.quantize.modules import LogQuantizer
+from vitfrost.methods.quantize.quantizers import log_codes, zero_code
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.criteria import CRITERIA
-from vitfrost.quantize.modules import LogQuantizer
-from vitfrost.quantize.quantizers import log_codes, zero_code
 from vitfrost.statistics.record import Statistics
+from vitfrost.studies.redundancy import constant_entries, count_levels, zero_entries
+from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
 
@@ -74,9 +74,9 @@ def correlations(statistics: Statistics) -> dict[str, Any]:
     return pairs
 
 
-def level_counts(artefact: LoadedModel, images: Path, limit: int) -> dict[str, tuple[np.ndarray, int]]:
-    """For every site, how many images put each entry on each level of its map quantiser [levels, entries], and the zero level."""
-    attention = install_map_attention(artefact.model)
+def level_counts(artifact: LoadedModel, images: Path, limit: int) -> dict[str, tuple[np.ndarray, int]]:
+    """For every site, how many images put each entry on each level of its map quantizer [levels, entries], and the zero level."""
+    attention = install_map_attention(artifact.model)
     counts: dict[str, tuple[np.ndarray, int]] = {}
 
     def observer(name: str, quantizer: LogQuantizer, entries: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -93,13 +93,13 @@ def level_counts(artefact: LoadedModel, images: Path, limit: int) -> dict[str, t
         assert isinstance(module.map_quantizer, LogQuantizer)
         module.observer = observer(name, module.map_quantizer, module.site.entries)
     with torch.inference_mode():
-        for batch in BatchLoader(open_images(images).subset(limit, 0), Preprocess(artefact.preprocessing), 16):
-            artefact.model(batch.pixels)
+        for batch in BatchLoader(open_images(images).subset(limit, 0), Preprocess(artifact.preprocessing), 16):
+            artifact.model(batch.pixels)
     return counts
 
 
 def constants(statistics: Statistics, counts: dict[str, tuple[np.ndarray, int]]) -> dict[str, Any]:
-    """Shares of entries that the quantiser makes constant, among all and among those that each criterion freezes."""
+    """Shares of entries that the quantizer makes constant, among all and among those that each criterion freezes."""
     constant = {name: constant_entries(levels) for name, (levels, _) in counts.items()}
     zero = {name: zero_entries(levels, at) for name, (levels, at) in counts.items()}
     mass = sum(float(site.mean.sum()) for site in statistics.sites.values())
@@ -152,11 +152,11 @@ def main() -> None:
     parser.add_argument("--model", default="deit_tiny_patch16_224.fb_in1k")
     for name in ("--weights", "--calibration", "--images", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--models", type=int, default=5, help="how many of the run's quantised models (calibration seeds)")
+    parser.add_argument("--models", type=int, default=5, help="how many of the run's quantized models (calibration seeds)")
     options = parser.parse_args()
     found: dict[str, Any] = read_json(options.out) if options.out.is_file() else {"environment": environment()}
     original = load_model(options.model, options.weights)
-    for path in sorted((options.run / "quantised").iterdir())[: options.models]:
+    for path in sorted((options.run / "quantized").iterdir())[: options.models]:
         source = options.run / "statistics" / f"{path.name}-1000.safetensors"
         if not source.is_file():  # a run that is not finished
             continue
@@ -165,7 +165,7 @@ def main() -> None:
             found["correlations"][path.name] = correlations(statistics)
             write_json(options.out, found)
         if path.name not in found.setdefault("constant", {}):
-            counts = level_counts(load_artefact(path), options.calibration, LEVEL_IMAGES)
+            counts = level_counts(load_artifact(path), options.calibration, LEVEL_IMAGES)
             found["constant"][path.name] = constants(statistics, counts)
             write_json(options.out, found)
         print(f"{path.name}: done", flush=True)

@@ -4,7 +4,7 @@
 
 Writes for each folder `eam_NAME.md` and `eam_NAME.json`: mean over the calibration seeds, 95 % intervals over seeds and images, the paired
 difference to the unfrozen model of the same seed, and what was measured with what. Two points of one grid are compared pairwise by
-`vitfrost.grid.summary.between`.
+`vitfrost.studies.summary.between`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vitfrost.evaluation.intervals import Estimate
 from vitfrost.files import write_json, write_text
-from vitfrost.grid.record import grid_outcomes
-from vitfrost.grid.summary import Point, points
-from vitfrost.grid.table import other_options
-from vitfrost.grid.variants import UNFROZEN
-from vitfrost.measure.intervals import Estimate
-from vitfrost.recipe import load_recipe
+from vitfrost.runs.recipe import load_recipe
+from vitfrost.studies.outcome_files import grid_outcomes
+from vitfrost.studies.summary import Point, points
+from vitfrost.studies.table import other_options
+from vitfrost.studies.variants import UNFROZEN
 
 
 def shown(estimate: Estimate, sign: str = "") -> str:
@@ -72,15 +72,15 @@ def write(folder: Path, out: Path) -> None:
         f"# {recipe.model.name}: {folder.name}",
         "",
         f"Made by `vitfrost run recipes/eam/{folder.name}.yaml` and `python benchmarks/eam_tables.py`.",
-        f"{row.images} labelled images (`{row.images_hash[:12]}`), weights {row.weight_tag} (`{row.state_hash[:12]}`), {measured_with}.",
-        f"Original: {row.top1:.2f} %. Quantised rows are `simulated` (fake quantisation in fp32), the others `executed`.",
+        f"{row.images} labeled images (`{row.images_hash[:12]}`), weights {row.weight_tag} (`{row.state_hash[:12]}`), {measured_with}.",
+        f"Original: {row.top1:.2f} %. Quantized rows are `simulated` (fake quantization in fp32), the others `executed`.",
         "",
         "Top-1 is the mean over calibration seeds; the difference is paired with the unfrozen model of the same seed, image by image.",
         "Intervals are 95 %, over seeds and images (pigeonhole bootstrap).",
         "",
         "| frozen | by | statistics: model, images | constants | options | seeds | top-1 % | difference | by seed |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(line(point) for point in sorted(found, key=lambda point: (point.block != UNFROZEN, not point.quantised))),
+        *(line(point) for point in sorted(found, key=lambda point: (point.block != UNFROZEN, not point.quantized))),
     ]
     write_text(out / f"eam_{folder.name}.md", "\n".join(text) + "\n")
     data = {"model": recipe.model.name, "images": row.images, "images_hash": row.images_hash, "state_hash": row.state_hash,

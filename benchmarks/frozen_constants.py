@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vitfrost.files import write_json
-from vitfrost.freezing.constants import Kind, StructuredMap, dense_of, fit, resized, stretched_window
+from vitfrost.methods.constant_heads.constants import Kind, StructuredMap, dense_of, fit, resized, stretched_window
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.freeze_heads import fitted, freezing_error, shape_of, structure_error
 from vitfrost.plans.heads import LayerPlan

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfrost.benchmark.timing import Slot, timed_rounds
+from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
-from vitfrost.freezing.constants import relative_positions
-from vitfrost.measure.results import environment
+from vitfrost.methods.constant_heads.constants import relative_positions
+from vitfrost.timing.rounds import Slot, timed_rounds
 
 HEADS, WIDTH = 3, 64
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitfrost.benchmark.timing import Slot, paired_ratio, timed_rounds
+from vitfrost.evaluation.results import device_environment, environment
 from vitfrost.files import refuse_unwritable, write_json
-from vitfrost.freezing.constants import Shape
-from vitfrost.freezing.heads import ConstantHeads
-from vitfrost.measure.results import device_environment, environment
+from vitfrost.methods.constant_heads.constants import Shape
+from vitfrost.methods.constant_heads.module import ConstantHeads
+from vitfrost.timing.rounds import Slot, paired_ratio, timed_rounds
 
 HEADS, WIDTH, PATCH, CHAIN = 6, 64, 16, 8
 PEER = "fused attention"

@@ -15,13 +15,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {"hMHSA": "#7b3fa0", "head copies": "#b08fc7", "cFFN": "#1f77b4", "hMHSA + cFFN": "#d1495b", "narrower original": "#6b6b6b"}
+COLORS = {"hMHSA": "#7b3fa0", "head copies": "#b08fc7", "cFFN": "#1f77b4", "hMHSA + cFFN": "#d1495b", "narrower original": "#6b6b6b"}
 MARKERS = {"eager": "o", "compiled": "P", "onnxruntime": "s", "openvino": "D"}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """One line per model, runtime and batch size; cells are time (and its interval) over multiply-accumulates."""
-    titles = [title for title in COLOURS if any(row["variant"] == title for row in rows)]
+    titles = [title for title in COLORS if any(row["variant"] == title for row in rows)]
     lines = ["| model | runtime | batch | original, ms per image | " + " | ".join(titles) + " |", "|---" * (4 + len(titles)) + "|"]
     places = dict.fromkeys((row["model"], row["runtime"], row["batch"]) for row in rows)
     for place in places:
@@ -47,15 +47,15 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
             if row["model"] != name or row["variant"] == "original":
                 continue
             low, high = row["interval"]
-            filled = COLOURS[row["variant"]] if row["batch"] == 1 else "white"
+            filled = COLORS[row["variant"]] if row["batch"] == 1 else "white"
             axes.errorbar(
                 row["macs_ratio"], row["ratio"], [[max(row["ratio"] - low, 0)], [max(high - row["ratio"], 0)]],
-                color=COLOURS[row["variant"]], marker=MARKERS[row["runtime"]], markerfacecolor=filled, markersize=6, linewidth=0.8,
+                color=COLORS[row["variant"]], marker=MARKERS[row["runtime"]], markerfacecolor=filled, markersize=6, linewidth=0.8,
             )  # fmt: skip
         axes.set(title=name, xlabel="multiply-accumulates / original", xlim=(0.76, 1.01), ylim=(0.7, 1.25))
     first = panels if len(models) == 1 else panels[0]
     first.set_ylabel("time / original on the same runtime")
-    handles = [plt.Line2D([], [], color=colour, marker="o", linestyle="", label=title) for title, colour in COLOURS.items()]
+    handles = [plt.Line2D([], [], color=color, marker="o", linestyle="", label=title) for title, color in COLORS.items()]
     used = {row["runtime"] for row in rows}
     handles += [
         plt.Line2D([], [], color="black", marker=mark, linestyle="", label=runtime) for runtime, mark in MARKERS.items() if runtime in used

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitfrost.benchmark.timing import paired_ratio, seconds_per_image
-from vitfrost.compression.structure import install_structure
+from vitfrost.evaluation.cost import macs_by_part
+from vitfrost.evaluation.results import environment
 from vitfrost.files import atomic_file, write_json
-from vitfrost.measure.cost import macs_by_part
-from vitfrost.measure.results import environment
+from vitfrost.passes.structure import install_structure
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
+from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 import vitfrost
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
+from vitfrost.evaluation.evaluate import evaluate_many
+from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
-from vitfrost.measure.accuracy import evaluate_many
-from vitfrost.measure.results import environment
 from vitfrost.vit.load import LoadedModel, load_model
 
 HALF = {"share": 0.5}
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--also", type=Path, nargs="*", default=[], help="artefacts to measure in the same pass, such as trained ones")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="artifacts to measure in the same pass, such as trained ones")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=512, help="images behind the statistics")
     parser.add_argument("--seed", type=int, default=0)
@@ -62,14 +62,14 @@ def main() -> None:
     for title, settings in VARIANTS.items():
         chosen = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32, **settings)
         models[title] = vitfrost.compress(original, chosen, statistics=statistics, images=options.calibration, seed=options.seed)
-    models |= {path.parent.name if path.name == "artefact" else path.name: load_artefact(path) for path in options.also}
+    models |= {path.parent.name if path.name == "artifact" else path.name: load_artifact(path) for path in options.also}
     rows = evaluate_many(models, options.images, reference="original")
     for row in rows:
         difference = row.top1_difference
         shown = "" if difference is None else f"{difference.value:+.2f} {difference.interval}"
         text = f"{row.name}: {row.top1:.2f} {row.interval}, difference {shown}, agreement {row.agreement:.2f}"
         print(f"{text}, KL {row.kl:.3f}, {row.macs / 1e9:.3f} GMACs")
-    structure = {name: artefact.structure for name, artefact in models.items() if name != "original"}
+    structure = {name: artifact.structure for name, artifact in models.items() if name != "original"}
     found = {"environment": environment(), "statistics_images": options.limit, "seed": options.seed, "structure": structure}
     write_json(options.json, found | {"rows": [row.model_dump(mode="json") for row in rows]})
 

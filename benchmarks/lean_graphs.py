@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitfrost.benchmark.load import OtherLoad
-from vitfrost.benchmark.timing import paired_ratio, slot_for, timed_rounds
-from vitfrost.exporting.fuse import fuse
-from vitfrost.exporting.graph import inference_form, to_onnx, trace
-from vitfrost.exporting.lean import LastBlock, PatchProduct, SeparateAttention, tokens_read
-from vitfrost.exporting.quantise import PRODUCTS, quantise_onnx, reduces_range
+from vitfrost.deploy.fuse import fuse
+from vitfrost.deploy.graph import inference_form, to_onnx, trace
+from vitfrost.deploy.int8 import PRODUCTS, quantize_onnx, reduces_range
+from vitfrost.deploy.lean import LastBlock, PatchProduct, SeparateAttention, tokens_read
+from vitfrost.evaluation.results import environment, processor_name
 from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.measure.results import environment, processor_name
+from vitfrost.timing.load import OtherLoad
+from vitfrost.timing.rounds import paired_ratio, slot_for, timed_rounds
 from vitfrost.vit.families import install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
 
@@ -65,7 +65,7 @@ def write_stages(loaded: LoadedModel, pixels: np.ndarray, folder: Path) -> list[
         print(f"writing {name}", flush=True)
         to_onnx(trace(rebuilt(ready, stage), loaded.image_size, loaded.name), folder / "float.onnx", loaded.name)
         options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if stage else {}
-        quantise_onnx(folder / "float.onnx", folder / "new.onnx", pixels, reduces_range("auto"), **options)
+        quantize_onnx(folder / "float.onnx", folder / "new.onnx", pixels, reduces_range("auto"), **options)
         if stage >= 2:
             fuse(folder / "new.onnx")
         (folder / "new.onnx").rename(path)

@@ -2,7 +2,7 @@
 
     python benchmarks/main_path.py --weights model.safetensors --calibration DIR --images DIR --work /tmp/main_path --out docs/results
 
-About 25 minutes on 2 cores. Artefacts and statistics are kept in --work, so a second call goes on where the first was stopped.
+About 25 minutes on 2 cores. Artifacts and statistics are kept in --work, so a second call goes on where the first was stopped.
 Every step is a verb of the package with its default preprocessing; the equivalent commands are printed into the result.
 Differences are paired on the same images, with the unfrozen model of the same calibration seed as the reference.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import vitfrost
-from vitfrost.artefact import is_artefact
+from vitfrost.artifact import is_artifact
+from vitfrost.evaluation.evaluate import evaluate_many
+from vitfrost.evaluation.intervals import bootstrap_mean
+from vitfrost.evaluation.results import Row
 from vitfrost.files import read_json, write_json, write_text
-from vitfrost.measure.accuracy import evaluate_many
-from vitfrost.measure.intervals import bootstrap_mean
-from vitfrost.measure.results import Row
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.schema import QuantizePlan
 from vitfrost.vit.families import find_sites
@@ -32,7 +32,7 @@ MODEL = "deit_tiny_patch16_224"
 LIMIT = 1000
 FREEZING: dict[str, dict[str, Any]] = {
     "entropy 20 %, literal equation 15": {"freeze": 0.2},
-    "entropy 20 %, rows scaled to one, 32-bit constants": {"freeze": 0.2, "renormalise": "mass", "frozen_bits": 32},
+    "entropy 20 %, rows scaled to one, 32-bit constants": {"freeze": 0.2, "renormalize": "mass", "frozen_bits": 32},
     "entropy 20 %, CLS rows protected": {"freeze": 0.2, "protect": ("cls-rows",)},
     "output error 20 %": {"freeze": 0.2, "by": "output-error"},
     "random 20 %": {"freeze": 0.2, "by": "random"},
@@ -50,7 +50,7 @@ READING = """
   than most rows do. The table says what was measured, not that one criterion is better; only random freezing lies clearly below.
 - The two options beside the literal equation were picked after looking at seed 0 with statistics of 500 images (the other options
   tried: entropy with 32-bit constants, and with rows scaled to one at 4 bits). All of it is on the same images, so the choice is
-  slightly in their favour.
+  slightly in their favor.
 - Output error in place of entropy does not help here; its estimate takes the variance of a weight and the norm of its value as
   independent.
 """
@@ -67,16 +67,16 @@ class Study:
         self.kept: dict[str, list[dict[str, Any]]] = read_json(self.work / "rows.json") if (self.work / "rows.json").is_file() else {}
 
     def unfrozen(self, bits: int, seed: int) -> Path:
-        """The quantised model without freezing."""
+        """The quantized model without freezing."""
         out = self.work / f"w{bits}a{bits}-{seed}"
-        if not is_artefact(out):
+        if not is_artifact(out):
             quantize = QuantizePlan(weight_bits=bits, activation_bits=bits)
             plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
             vitfrost.compress(self.original, plan, images=self.options.calibration, seed=seed, out=out)
         return out
 
     def statistics(self, model: LoadedModel | Path, name: str) -> Path:
-        """Statistics of a model or artefact."""
+        """Statistics of a model or artifact."""
         out = self.work / f"{name}.safetensors"
         if not out.is_file():
             vitfrost.calibrate(model, self.options.calibration, limit=LIMIT, out=out)
@@ -100,21 +100,21 @@ class Study:
         return key in self.kept
 
 
-def quantised(study: Study, bits: int, seeds: range) -> list[Row]:
-    """Rows of the unfrozen quantised model, one per calibration seed."""
-    from vitfrost.artefact import load_artefact
+def quantized(study: Study, bits: int, seeds: range) -> list[Row]:
+    """Rows of the unfrozen quantized model, one per calibration seed."""
+    from vitfrost.artifact import load_artifact
 
     rows = []
     for seed in seeds:
         key = f"W{bits}/A{bits}, seed {seed}"
-        models = {} if study.has(key) else {"original": study.original, key: load_artefact(study.unfrozen(bits, seed))}
+        models = {} if study.has(key) else {"original": study.original, key: load_artifact(study.unfrozen(bits, seed))}
         rows.append(study.measure(key, models, "original")[1])
     return rows
 
 
-def frozen_quantised(study: Study, seeds: range) -> dict[str, list[Row]]:
-    """Rows of every way of freezing on the W4/A4 model, statistics of that quantised model, one per calibration seed."""
-    from vitfrost.artefact import load_artefact
+def frozen_quantized(study: Study, seeds: range) -> dict[str, list[Row]]:
+    """Rows of every way of freezing on the W4/A4 model, statistics of that quantized model, one per calibration seed."""
+    from vitfrost.artifact import load_artifact
 
     rows: dict[str, list[Row]] = {name: [] for name in FREEZING}
     for seed in seeds:
@@ -123,7 +123,7 @@ def frozen_quantised(study: Study, seeds: range) -> dict[str, list[Row]]:
         if not study.has(key):
             base = study.unfrozen(4, seed)
             statistics = study.statistics(base, f"w4a4-{seed}")
-            models["unfrozen"] = load_artefact(base)
+            models["unfrozen"] = load_artifact(base)
             for index, (name, options) in enumerate(FREEZING.items()):
                 models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, {**options, "seed": seed})
         for name, row in zip(FREEZING, study.measure(key, models, "unfrozen")[1:], strict=True):
@@ -132,7 +132,7 @@ def frozen_quantised(study: Study, seeds: range) -> dict[str, list[Row]]:
 
 
 def frozen_alone(study: Study) -> dict[str, Row]:
-    """Rows of freezing without quantisation, statistics of the original model."""
+    """Rows of freezing without quantization, statistics of the original model."""
     key, models = "freezing alone", {}
     if not study.has(key):
         statistics = study.statistics(study.original, "fp32")
@@ -169,7 +169,7 @@ def page(original: Row, plain: dict[int, list[Row]], frozen: dict[str, list[Row]
         "",
         "Made by `python benchmarks/main_path.py --weights ... --calibration ... --images ... --work ... --out docs/results`; "
         "every row with its intervals and hashes is in `main_path.json`. The original is `executed` in fp32, so is freezing alone; "
-        "everything quantised is `simulated` (fake quantisation in fp32).",
+        "everything quantized is `simulated` (fake quantization in fp32).",
         "",
         f"Original: top-1 **{original.top1:.2f} %** {original.interval}, top-5 {original.top5:.2f} %.",
         "",
@@ -186,7 +186,7 @@ def page(original: Row, plain: dict[int, list[Row]], frozen: dict[str, list[Row]
         "",
         "## 20 % of the attention weights frozen on the W4/A4 model",
         "",
-        "Statistics of that quantised model. The difference is paired with the unfrozen model of the same seed.",
+        "Statistics of that quantized model. The difference is paired with the unfrozen model of the same seed.",
         "",
         "| what is frozen | difference by calibration seed | mean over seeds [95 %] | top-1 |",
         "|---|---|---|---|",
@@ -212,9 +212,9 @@ def main() -> None:
     options = parser.parse_args()
     study, seeds = Study(options), range(options.seeds)
     original = study.measure("original", {"original": study.original}, None)[0]
-    plain = {bits: quantised(study, bits, seeds) for bits in (4, 6)}
+    plain = {bits: quantized(study, bits, seeds) for bits in (4, 6)}
     alone = frozen_alone(study)
-    frozen = frozen_quantised(study, seeds)
+    frozen = frozen_quantized(study, seeds)
     write_json(options.out / "main_path.json", {"commands": commands(), "rows": study.kept})
     text = page(original, plain, frozen, alone)
     write_text(options.out / "main_path.md", text)
@@ -231,8 +231,8 @@ def commands() -> list[str]:
         f"vitfrost compress {model} --plan unfrozen.yaml --images calibration --seed 0 --out w4a4",
         "vitfrost calibrate w4a4 --images calibration --out w4a4.safetensors",
         "vitfrost plan --statistics w4a4.safetensors --freeze 0.2 --out plan.yaml",
-        f"vitfrost compress {model} --plan plan.yaml --statistics w4a4.safetensors --images calibration --seed 0 --out artefact",
-        "vitfrost evaluate artefact --images imagenet-val --reference w4a4 --json result.json",
+        f"vitfrost compress {model} --plan plan.yaml --statistics w4a4.safetensors --images calibration --seed 0 --out artifact",
+        "vitfrost evaluate artifact --images imagenet-val --reference w4a4 --json result.json",
     ]
 
 

@@ -19,8 +19,8 @@ from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.repair.constants import MapSums
-from vitfrost.repair.options import RepairOptions
+from vitfrost.methods.repair.constants import MapSums
+from vitfrost.methods.repair.options import RepairOptions
 from vitfrost.vit.load import load_model
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from vitfrost import train
-from vitfrost.artefact import WEIGHTS_FILE
+from vitfrost.artifact import WEIGHTS_FILE
 from vitfrost.example.data import write_digit_images
 from vitfrost.files import atomic_file
-from vitfrost.training.verb import ARTEFACT, result_of
+from vitfrost.training.train import ARTIFACT, result_of
 from vitfrost.vit.digits import WEIGHTS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "training" / "digits.yaml"
@@ -39,7 +39,7 @@ def main() -> None:
         assert row is not None
         print(f"held-out accuracy {row.top1:.2f} % of {row.images} images")
         with atomic_file(args.out) as temporary:
-            shutil.copyfile(run / ARTEFACT / WEIGHTS_FILE, temporary)
+            shutil.copyfile(run / ARTIFACT / WEIGHTS_FILE, temporary)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
 
 

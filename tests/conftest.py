@@ -25,7 +25,7 @@ from PIL import Image  # noqa: E402
 from .processes import Started  # noqa: E402
 
 if TYPE_CHECKING:
-    from vitfrost.artefact import Artefact
+    from vitfrost.artifact import Artifact
     from vitfrost.statistics.record import Statistics
     from vitfrost.vit.load import LoadedModel
 
@@ -59,7 +59,7 @@ def shared_data() -> Path:
 
 
 def write_pictures(folder: Path, count: int, size: int = 40, seed: int = 0, classes: int = 10) -> Path:
-    """Coloured noise with a bright blob, one PNG each, and labels.csv; deterministic."""
+    """Colored noise with a bright blob, one PNG each, and labels.csv; deterministic."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     lines = ["file,label"]
@@ -75,7 +75,7 @@ def write_pictures(folder: Path, count: int, size: int = 40, seed: int = 0, clas
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty labelled pictures."""
+    """Forty labeled pictures."""
     return write_pictures(tmp_path_factory.mktemp("pictures") / "images", 40)
 
 
@@ -117,21 +117,21 @@ class Prepared:
 
     statistics: Path
     plan: Path
-    artefact: Path
+    artifact: Path
 
 
 @pytest.fixture(scope="session")
 def prepared(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Statistics, plan and artefact of `vitfrost_digits`, made by the commands."""
+    """Statistics, plan and artifact of `vitfrost_digits`, made by the commands."""
     from vitfrost.cli import main
 
     folder = tmp_path_factory.mktemp("prepared")
-    made = Prepared(folder / "statistics.safetensors", folder / "plan.yaml", folder / "artefact")
+    made = Prepared(folder / "statistics.safetensors", folder / "plan.yaml", folder / "artifact")
     model = ["--model", "vitfrost_digits"]
     main(["calibrate", *model, "--images", str(pictures), "--limit", "12", "--out", str(made.statistics)])
     main(["plan", "--statistics", str(made.statistics), "--out", str(made.plan)])
     drawn = ["--images", str(pictures), "--calibration-images", "4"]
-    main(["compress", *model, "--plan", str(made.plan), "--statistics", str(made.statistics), *drawn, "--out", str(made.artefact)])
+    main(["compress", *model, "--plan", str(made.plan), "--statistics", str(made.statistics), *drawn, "--out", str(made.artifact)])
     return made
 
 
@@ -143,7 +143,7 @@ class Shallow:
     statistics: Statistics
     pictures: Path
 
-    def compress(self, out: Path, **options: Any) -> Artefact:
+    def compress(self, out: Path, **options: Any) -> Artifact:
         """The model compressed into `out` in full precision but for what `options` (of `vitfrost.plan`) say."""
         import vitfrost
 

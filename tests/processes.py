@@ -20,7 +20,7 @@ from typing import IO, Any, TextIO
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["vitfrost.cli", "vitfrost.pipeline", "vitfrost.benchmark.verb", "vitfrost.training.verb", "vitfrost.statistics.collect"]
+    ["vitfrost.cli", "vitfrost.runs.run", "vitfrost.timing.bench", "vitfrost.training.train", "vitfrost.statistics.calibrate"]
 )
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 import vitfrost
-from vitfrost.artefact import CONFIG_FILE, WEIGHTS_FILE, load_artefact
+from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, load_artifact
 from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.families import find_sites, install_map_attention
@@ -107,7 +107,7 @@ def linear_bytes(outputs: int, inputs: int) -> int:
 
 
 def model_bytes(architecture: Architecture) -> int:
-    """Tensor bytes of a W4/A4 artefact before anything is frozen."""
+    """Tensor bytes of a W4/A4 artifact before anything is frozen."""
     _, patch, prefix, window, stages, *_ = architecture
     first, last = stages[0].width, stages[-1].width
     total = linear_bytes(first, 3 * patch**2) + 4 * 2 * last  # stem, final norm
@@ -121,7 +121,7 @@ def model_bytes(architecture: Architecture) -> int:
     for stage in stages:
         width = stage.width
         linears = [linear_bytes(*shape) for shape in ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))]
-        total += stage.layers * (sum(linears) + 4 * 2 * 2 * width + 3 * (4 + 4) + 4)  # two norms; quantisers of q, k, v; step of the maps
+        total += stage.layers * (sum(linears) + 4 * 2 * 2 * width + 3 * (4 + 4) + 4)  # two norms; quantizers of q, k, v; step of the maps
     return total
 
 
@@ -175,7 +175,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
         name: check_statistics(site, maps, pairs) for (name, site), (maps, pairs, _) in zip(statistics.sites.items(), layers, strict=True)
     }
 
-    # nothing quantised, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
+    # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.model)
     for module in install_map_attention(explicit).values():
         module.observer = lambda maps, values: None
@@ -183,7 +183,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     del explicit, module  # models are given up as soon as they are done with: the process stays at about 3 GB
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
-    assert float((load_artefact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
+    assert float((load_artifact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: every unmasked entry, no masked one
     everything = vitfrost.plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
@@ -196,11 +196,11 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
     vitfrost.plan(measured, freeze=FREEZE, out=tmp_path / "plan.yaml")
-    chosen, out = load_plan(tmp_path / "plan.yaml"), tmp_path / "artefact"
+    chosen, out = load_plan(tmp_path / "plan.yaml"), tmp_path / "artifact"
     made = vitfrost.compress(loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, calibration_images=2, out=out)
     logits = made.model(pixels[:1])
     del made
-    again = load_artefact(out)
+    again = load_artifact(out)
     assert torch.equal(again.model(pixels[:1]), logits)
     tensors = load_file(out / WEIGHTS_FILE)
     size = model_bytes(architecture)
@@ -263,7 +263,7 @@ def load_uneven(architecture: Reduced) -> LoadedModel:
 
 
 def bytes_by_shape(model: torch.nn.Module) -> int:
-    """Tensor bytes of a W4/A4 artefact before anything is frozen: every linear layer and convolution packed, the rest as it is."""
+    """Tensor bytes of a W4/A4 artifact before anything is frozen: every linear layer and convolution packed, the rest as it is."""
     sites = find_sites(model)
     total = sum(tensor.nbytes for tensor in model.state_dict().values()) + len(sites.attention) * (3 * (4 + 4) + 4)
     for site in sites.linears:
@@ -282,7 +282,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     expected = loaded.model(pixels)
     tolerance = 1e-5 * float(expected.abs().max())
 
-    measured, out = tmp_path / "statistics.safetensors", tmp_path / "artefact"
+    measured, out = tmp_path / "statistics.safetensors", tmp_path / "artifact"
     vitfrost.calibrate(loaded, pictures, limit=IMAGES, out=measured, progress=False)
     statistics = Statistics.load(measured)
     assert len(statistics.sites) == len(architecture.layers)
@@ -290,14 +290,14 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
         check_statistics(site, (1, heads, queries, keys), queries * keys)
         assert queries < 5 or float(site.mean.std(-1).mean()) > 0.1 / keys
 
-    # nothing quantised, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
+    # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.model)
     for module in install_map_attention(explicit).values():
         module.observer = lambda maps, values: None
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
-    assert float((load_artefact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
+    assert float((load_artifact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: no image changes a map, so that only values and feed-forward blocks tell images apart
     everything = vitfrost.plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
@@ -312,7 +312,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     vitfrost.plan(measured, freeze=FREEZE, out=tmp_path / "plan.yaml")
     chosen = load_plan(tmp_path / "plan.yaml")
     made = vitfrost.compress(loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, calibration_images=2, out=out)
-    again = load_artefact(out)
+    again = load_artifact(out)
     assert torch.equal(again.model(pixels), made.model(pixels))
     tensors = load_file(out / WEIGHTS_FILE)
     size = bytes_by_shape(loaded.model)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.plans.file import load_plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.digits import WEIGHTS
@@ -39,7 +39,7 @@ FLAGS = {
     "run": ["--out", "--resume"],
 }  # fmt: skip
 POSITIONAL = {
-    "calibrate": "ARTEFACT", "evaluate": "ARTEFACT", "export": "ARTEFACT", "predict": "EXPORT", "bench": "WHAT...", "report": "RUN",
+    "calibrate": "ARTIFACT", "evaluate": "ARTIFACT", "export": "ARTIFACT", "predict": "EXPORT", "bench": "WHAT...", "report": "RUN",
     "run": "RECIPE",
 }  # fmt: skip
 DEFAULTS = {
@@ -94,11 +94,11 @@ def test_every_verb_has_help_and_its_fixed_names(call: Callable, verb: str, monk
 def test_the_module_is_the_program() -> None:
     ended = _process("-m", "vitfrost", "inspect")
     assert ended.returncode == 2
-    assert ended.stderr == "vitfrost: give either an ARTEFACT folder or --model NAME\n"
+    assert ended.stderr == "vitfrost: give either an ARTIFACT folder or --model NAME\n"
 
 
 def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) -> None:
-    statistics, plan, artefact, row = (tmp_path / name for name in ("s.safetensors", "plan.yaml", "artefact", "row.json"))
+    statistics, plan, artifact, row = (tmp_path / name for name in ("s.safetensors", "plan.yaml", "artifact", "row.json"))
     model = ("--model", "vitfrost_digits")
     called = call("calibrate", *model, "--images", pictures, "--limit", 10, "--seed", 1, "--out", statistics)
     assert called.status == 0, called.err
@@ -113,10 +113,10 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     made = load_plan(plan)
     assert (made.freeze.ratio, made.freeze.by, made.freeze.scope, made.freeze.bits, made.freeze.seed) == (0.3, "variance", "layer", 32, 2)
     assert (made.quantize.weight_bits, made.quantize.activation_bits) == (6, 8)
-    called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artefact)
+    called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artifact)
     assert called.status == 0, called.err
-    assert load_artefact(artefact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}
-    called = call("evaluate", artefact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row)
+    assert load_artifact(artifact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}
+    called = call("evaluate", artifact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row)
     assert called.status == 0, called.err
     found = json.loads(row.read_text())
     assert found["images"] == 40
@@ -127,10 +127,10 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     difference = found["top1_difference"]
     assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
     assert found["precision"] == "W6/A8"
-    assert found["plan_hash"] == load_artefact(artefact).plan_hash
+    assert found["plan_hash"] == load_artifact(artifact).plan_hash
 
 
-def test_an_artefact_against_other_weights_of_its_model(call: Callable, prepared, pictures: Path, tmp_path: Path) -> None:
+def test_an_artifact_against_other_weights_of_its_model(call: Callable, prepared, pictures: Path, tmp_path: Path) -> None:
     own, other, row = tmp_path / "own.safetensors", tmp_path / "other.safetensors", tmp_path / "row.json"
     state = load_file(WEIGHTS)
     save_file(state, own)
@@ -138,9 +138,9 @@ def test_an_artefact_against_other_weights_of_its_model(call: Callable, prepared
     divergence = {}
     for weights in (own, other):
         words = ("--reference", "vitfrost_digits", "--weights", weights, "--json", row)
-        assert call("evaluate", prepared.artefact, "--images", pictures, *words).status == 0
+        assert call("evaluate", prepared.artifact, "--images", pictures, *words).status == 0
         divergence[weights] = json.loads(row.read_text())["kl"]
-    assert call("evaluate", prepared.artefact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row).status == 0
+    assert call("evaluate", prepared.artifact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row).status == 0
     assert json.loads(row.read_text())["kl"] == divergence[own]
     assert divergence[other] > divergence[own] + 0.1
 
@@ -152,19 +152,19 @@ def test_a_model_without_a_reference_has_no_comparison(call: Callable, pictures:
     assert (found["images"], found["agreement"], found["kl"], found["top1_difference"]) == (7, None, None, None)
 
 
-def test_an_artefact_is_calibrated(call: Callable, prepared, pictures: Path, tmp_path: Path) -> None:
+def test_an_artifact_is_calibrated(call: Callable, prepared, pictures: Path, tmp_path: Path) -> None:
     for maps in ("before", "after"):
         out = tmp_path / f"{maps}.safetensors"
-        called = call("calibrate", prepared.artefact, "--images", pictures, "--limit", 6, "--maps", maps, "--out", out)
+        called = call("calibrate", prepared.artifact, "--images", pictures, "--limit", 6, "--maps", maps, "--out", out)
         assert called.status == 0, called.err
         header = Statistics.load(out).header
-        assert (header.precision, header.observed, header.images) == ("quantised", maps, 6)
+        assert (header.precision, header.observed, header.images) == ("quantized", maps, 6)
         assert header.model["state_hash"] == Statistics.load(prepared.statistics).header.model["state_hash"]
     assert (tmp_path / "before.safetensors").read_bytes() != (tmp_path / "after.safetensors").read_bytes()
 
 
 def test_inspect_tells_and_writes_what_it_found(call: Callable, prepared, tmp_path: Path) -> None:
-    for words in (("--model", "vitfrost_digits"), (prepared.artefact,)):
+    for words in (("--model", "vitfrost_digits"), (prepared.artifact,)):
         called = call("inspect", *words, "--json", tmp_path / "found.json")
         assert called.status == 0, called.err
         assert "blocks.0.attn" in called.out

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
-from vitfrost.pipeline import run
 from vitfrost.plans.file import load_plan
-from vitfrost.recipe import load_recipe
+from vitfrost.runs.recipe import load_recipe
+from vitfrost.runs.run import run
 from vitfrost.statistics.record import Statistics
 
 RECIPE = {
@@ -58,7 +58,7 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3})
     run(recipe, out, resume=True, progress=False)
     assert _announced(capsys.readouterr().err) == {stage: stage != "calibrate" for stage in stages}
-    assert load_artefact(out / "artefact").plan.freeze.ratio == 0.3
+    assert load_artifact(out / "artifact").plan.freeze.ratio == 0.3
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3}, calibration={"images": "images", "limit": 5})
     run(recipe, out, resume=True, progress=False)
@@ -89,6 +89,6 @@ def test_the_command_replaces_the_paths_of_the_recipe(call: Callable, pictures: 
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert [(row["name"], row["images"], row["precision"]) for row in rows] == [("original", 8, "fp32"), ("compressed", 8, "fp32")]
     assert rows[0]["weight_tag"] == "file:digits.safetensors"
-    written = (tmp_path / "run" / "artefact" / "config.json").read_text()
+    written = (tmp_path / "run" / "artifact" / "config.json").read_text()
     assert str(tmp_path) not in written
     assert str(pictures) not in written

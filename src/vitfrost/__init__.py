@@ -11,19 +11,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _VERBS = {
-    "inspect": "vitfrost.measure.inspection",
-    "calibrate": "vitfrost.statistics.collect",
+    "inspect": "vitfrost.evaluation.inspect",
+    "calibrate": "vitfrost.statistics.calibrate",
     "plan": "vitfrost.plans.choose",
-    "plan_under_budget": "vitfrost.budget.verb",
-    "compress": "vitfrost.compression.apply",
-    "resize": "vitfrost.compression.resize",
-    "evaluate": "vitfrost.measure.accuracy",
-    "export": "vitfrost.exporting.verb",
+    "plan_under_budget": "vitfrost.budget.under_budget",
+    "compress": "vitfrost.passes.compress",
+    "resize": "vitfrost.passes.resize",
+    "evaluate": "vitfrost.evaluation.evaluate",
+    "export": "vitfrost.deploy.export",
     "predict": "vitfrost.runtime.predict",
-    "bench": "vitfrost.benchmark.verb",
+    "bench": "vitfrost.timing.bench",
     "report": "vitfrost.reporting.build",
-    "run": "vitfrost.pipeline",
-    "train": "vitfrost.training.verb",
+    "run": "vitfrost.runs.run",
+    "train": "vitfrost.training.train",
     "demo": "vitfrost.example.demo",
 }
 

@@ -26,6 +26,7 @@ from .commands.resize import resize
 from .commands.run import run
 from .commands.train import train
 from .errors import VitfrostError
+from .spelling import american_words
 
 
 def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -45,10 +46,11 @@ COMMANDS = {verb.__name__: _deferred(verb) for verb in VERBS}
 def _parse(arguments: list[str] | None) -> Callable[[], None]:
     """Turn the command line into something to do; a mistake in it ends in one line."""
     complaint = io.StringIO()
+    words = american_words(sys.argv[1:] if arguments is None else arguments)
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="vitfrost", args=arguments, config=(tyro.conf.FlagCreatePairsOff,),
+                COMMANDS, prog="vitfrost", args=words, config=(tyro.conf.FlagCreatePairsOff,),
                 description="Make Vision Transformers smaller and faster by using what their attention maps repeat.",
             )  # fmt: skip
     except SystemExit as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VitfrostError
+from .spelling import american
 
 
 def _reason(error: OSError) -> str:
@@ -173,7 +174,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read JSON; raise VitfrostError naming the file when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return american(json.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise VitfrostError(f"no file {path}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

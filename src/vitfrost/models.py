@@ -1,13 +1,13 @@
-"""From what a user names (a timm model, a loaded one, the folder of an artefact or of an export) to a model."""
+"""From what a user names (a timm model, a loaded one, the folder of an artifact or of an export) to a model."""
 
 from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
 
-from .artefact import load_artefact
+from .artifact import load_artifact
+from .deploy.exported import load_exported
 from .errors import VitfrostError
-from .exported import load_exported
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.compat import import_timm
 from .vit.load import LoadedModel, find_device, load_model, set_crop
@@ -25,15 +25,15 @@ def open_model(
     device: str | None = None,
     exports: bool = False,
 ) -> LoadedModel:
-    """Load a timm name, an artefact's folder, or take a LoadedModel; crops given here replace the model's own.
+    """Load a timm name, an artifact's folder, or take a LoadedModel; crops given here replace the model's own.
 
     `device`: where what is loaded is to run (see `find_device`); a LoadedModel stays where it is unless one is given.
     `exports`: an exported model's folder is taken as well; it runs on the CPU, by its own runtime.
     Raises VitfrostError when weights or an image size are given for something that has its own.
     """
     place = None if device is None else find_device(device)
-    if not exports and not isinstance(model, LoadedModel) and names_artefact(model) and is_export(model):
-        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artefact it was exported from")
+    if not exports and not isinstance(model, LoadedModel) and names_artifact(model) and is_export(model):
+        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artifact it was exported from")
     loaded = _open(model, weights, image_size, crop_pct, crop_mode)
     if place is not None:
         loaded.model.to(place)
@@ -47,17 +47,17 @@ def _open(
     crop_pct: float | None,
     crop_mode: str | None,
 ) -> LoadedModel:
-    if not isinstance(model, LoadedModel) and not names_artefact(model):
+    if not isinstance(model, LoadedModel) and not names_artifact(model):
         return load_model(str(model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     if weights is not None or image_size is not None:
-        shown = f"the loaded model {model.name}" if isinstance(model, LoadedModel) else f"the artefact {model}"
+        shown = f"the loaded model {model.name}" if isinstance(model, LoadedModel) else f"the artifact {model}"
         raise VitfrostError(f"{shown} brings its own weights and image size; give neither")
     if isinstance(model, LoadedModel):
         return _with_crop(model, crop_pct, crop_mode)
-    return _with_crop(load_exported(model) if is_export(model) else load_artefact(model), crop_pct, crop_mode)
+    return _with_crop(load_exported(model) if is_export(model) else load_artifact(model), crop_pct, crop_mode)
 
 
-def names_artefact(model: str | Path) -> bool:
+def names_artifact(model: str | Path) -> bool:
     """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json or export.json."""
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vitfrost.budget.additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
 from vitfrost.budget.latency import groups_of, state_of
 from vitfrost.budget.moves import Moves
-from vitfrost.exporting.lean import block_cut_short
+from vitfrost.deploy.lean import block_cut_short
 from vitfrost.vit.families import find_sites
 
 savings = st.floats(-0.01, 0.02)
@@ -32,7 +32,7 @@ def test_what_sites_save_adds_up(heads: Any, ranks: Any, data: st.DataObject) ->
 
 
 @given(tables, blocks, st.booleans(), st.booleans(), st.booleans())
-def test_the_floor_is_what_steps_that_save_something_reach(heads: Any, ranks: Any, single: bool, whole: bool, factorise: bool) -> None:
+def test_the_floor_is_what_steps_that_save_something_reach(heads: Any, ranks: Any, single: bool, whole: bool, factorize: bool) -> None:
     """Against brute force over all ways that go down with every step."""
     model = AdditiveLatency(heads, ranks)
 
@@ -41,8 +41,8 @@ def test_the_floor_is_what_steps_that_save_something_reach(heads: Any, ranks: An
         nexts = [count + 1] * single + [len(saves) - 1] * whole
         return max([saves[count], *(reached(saves, after) for after in nexts if after < len(saves) and saves[after] > saves[count])])
 
-    best = sum(reached(saves, 0) for saves in heads) + sum(max(0.0, *saves.values()) for saves in ranks if factorise)
-    assert model.floor(single=single, whole=whole, factorise=factorise) == pytest.approx(1 - best)
+    best = sum(reached(saves, 0) for saves in heads) + sum(max(0.0, *saves.values()) for saves in ranks if factorize)
+    assert model.floor(single=single, whole=whole, factorize=factorize) == pytest.approx(1 - best)
 
 
 @given(st.integers(1, 16), st.booleans(), st.data())

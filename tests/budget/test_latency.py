@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artefact import Artefact
-from vitfrost.budget import latency, runtimes, verb
-from vitfrost.budget.record import load_search
+from vitfrost.artifact import Artifact
+from vitfrost.budget import latency, runtimes
+from vitfrost.budget import under_budget as verb
+from vitfrost.budget.history import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.errors import VitfrostError
-from vitfrost.measure.contestant import describe
+from vitfrost.evaluation.description import describe
 from vitfrost.plans.file import load_plan
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 10, "progress": False}
@@ -27,7 +28,7 @@ EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), rea
 
 
 class MadeUp:
-    """A timer whose models take 10 ms less 0.1 per frozen head and `rank_saves` per factorised block; `mixed` more where layers are not all
+    """A timer whose models take 10 ms less 0.1 per frozen head and `rank_saves` per factorized block; `mixed` more where layers are not all
     changed alike, and `both` more where heads and blocks are changed."""
 
     mixed, both, rank_saves, calls, dies_at = 0.0, 0.0, 0.05, 0, 0
@@ -39,16 +40,16 @@ class MadeUp:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def time(self, models: Mapping[str, Callable[[], Artefact]], text: str, seconds: float) -> Timed:
+    def time(self, models: Mapping[str, Callable[[], Artifact]], text: str, seconds: float) -> Timed:
         type(self).calls += 1
         if self.calls == self.dies_at:
             raise KeyboardInterrupt
         return Timed([10.0] * 12, {name: [self.ms(make())] * 12 for name, make in models.items()}, None)
 
-    def ms(self, artefact: Artefact) -> float:
-        heads = [len(layer.constant) for layer in artefact.plan.layers]
-        blocks = sum(block.rank is not None for block in artefact.plan.feed_forward)
-        mixed = self.mixed if len(set(heads)) > 1 or 0 < blocks < len(artefact.plan.feed_forward) else 0.0
+    def ms(self, artifact: Artifact) -> float:
+        heads = [len(layer.constant) for layer in artifact.plan.layers]
+        blocks = sum(block.rank is not None for block in artifact.plan.feed_forward)
+        mixed = self.mixed if len(set(heads)) > 1 or 0 < blocks < len(artifact.plan.feed_forward) else 0.0
         both = self.both if any(heads) and blocks else 0.0
         return 10.0 - 0.1 * sum(heads) - self.rank_saves * blocks + mixed + both
 

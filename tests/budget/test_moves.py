@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from vitfrost.budget.cost import MacsOfStates
 from vitfrost.budget.effects import Effect
+from vitfrost.budget.greedy import Goal, Search
+from vitfrost.budget.macs import MacsOfStates
 from vitfrost.budget.moves import Move, Moves, State
-from vitfrost.budget.search import Goal, Search
-from vitfrost.compression.structure import install_structure
-from vitfrost.measure.cost import macs_by_part
+from vitfrost.evaluation.cost import macs_by_part
+from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
 from vitfrost.plans.freeze_heads import choose_kind, shape_of
 from vitfrost.plans.schema import ModelIdentity, Plan, QuantizePlan

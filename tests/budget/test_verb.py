@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.budget import verb
+from vitfrost.budget import under_budget as verb
 from vitfrost.budget.effects import MEMORY
-from vitfrost.budget.record import load_search
+from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
+from vitfrost.evaluation.intervals import divergences
 from vitfrost.images.preprocess import Preprocess
-from vitfrost.measure.intervals import divergences
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import Plan
 from vitfrost.vit.load import LoadedModel
@@ -38,8 +38,8 @@ def drawn(model: LoadedModel, pictures: Path, count: int) -> torch.Tensor:
 
 def checked(known: Any, pixels: torch.Tensor, plan: Plan, search: Path) -> None:
     """The compressed model does to the images what the search says that it measured last."""
-    artefact = vitfrost.compress(known.model, plan, statistics=known.statistics)
-    before, after = outputs(known.model, pixels), outputs(artefact, pixels)
+    artifact = vitfrost.compress(known.model, plan, statistics=known.statistics)
+    before, after = outputs(known.model, pixels), outputs(artifact, pixels)
     found = load_search(search)
     assert found.outcome is not None
     assert found.outcome.met
@@ -176,7 +176,7 @@ def test_a_search_that_goes_on_with_another_budget_measures_nothing_twice(models
 
 
 @pytest.fixture
-def unlabelled(pictures: Path, tmp_path: Path) -> Path:
+def unlabeled(pictures: Path, tmp_path: Path) -> Path:
     """The pictures without their labels."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -186,10 +186,10 @@ def unlabelled(pictures: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pictures: Path, unlabelled: Path, tmp_path: Path) -> None:
+def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pictures: Path, unlabeled: Path, tmp_path: Path) -> None:
     known = models["digits"]
     drops = {}
-    for name, folder in (("labelled", pictures), ("unlabelled", unlabelled)):
+    for name, folder in (("labeled", pictures), ("unlabeled", unlabeled)):
         search = tmp_path / f"{name}.json"
         options = QUICK | {"search_images": 20, "batch_size": 20, "search_over": ("layers", "ranks")}
         vitfrost.plan_under_budget(known.statistics, known.model, folder, max_drop=10.0, search=search, **options)
@@ -197,8 +197,8 @@ def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pic
         assert found.outcome is not None
         original = found.measurements[0]
         last = found.steps[-1]
-        assert found.subject.images.labelled == (name == "labelled")
-        if name == "labelled":
+        assert found.subject.images.labeled == (name == "labeled")
+        if name == "labeled":
             assert original.top1 is not None
             assert last.top1 is not None
             assert found.outcome.drop == pytest.approx(original.top1 - last.top1)
@@ -211,9 +211,9 @@ def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pic
     assert states[0] == states[1]  # labels change when the search ends, not what it measures
 
 
-def test_what_cannot_be_met_says_how_near_it_came(models: Any, unlabelled: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_met_says_how_near_it_came(models: Any, unlabeled: Path, tmp_path: Path) -> None:
     known, out = models["cls"], tmp_path / "plan.yaml"
-    given: tuple[Any, ...] = (known.statistics, known.model, unlabelled)
+    given: tuple[Any, ...] = (known.statistics, known.model, unlabeled)
     with pytest.raises(VitfrostError, match=r"target of 0.5 .* cannot be met: all heads, layers, ranks .* leave 0\.\d+"):
         vitfrost.plan_under_budget(*given, target_macs=0.5, out=out, **QUICK)
     with pytest.raises(VitfrostError, match="search over more"):
@@ -243,7 +243,7 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
     plan = load_plan(out)
     assert {head.constant for layer in plan.layers for head in layer.heads} == {"dense", None}
     assert (plan.quantize.weight_bits, plan.quantize.activation_bits) == (32, 32)
-    ended = call("compress", "--model", "vitfrost_digits", "--plan", out, "--statistics", statistics, "--out", tmp_path / "artefact")
+    ended = call("compress", "--model", "vitfrost_digits", "--plan", out, "--statistics", statistics, "--out", tmp_path / "artifact")
     assert ended.status == 0, ended.err
 
 
@@ -277,10 +277,10 @@ def test_other_models_and_statistics_are_refused(models: Any, pictures: Path, ca
     with pytest.raises(VitfrostError, match="statistics belong to another model"):
         vitfrost.plan_under_budget(cls.statistics, digits.model, pictures, target_macs=0.9, **QUICK)
     statistics = copy.copy(digits.statistics)
-    artefact = vitfrost.compress(digits.model, vitfrost.plan(statistics, unit="head", freeze=0.2, weight_bits=32, activation_bits=32),
+    artifact = vitfrost.compress(digits.model, vitfrost.plan(statistics, unit="head", freeze=0.2, weight_bits=32, activation_bits=32),
                                  statistics=statistics)  # fmt: skip
     with pytest.raises(VitfrostError, match="a search starts from a model as timm builds it"):
-        vitfrost.plan_under_budget(statistics, artefact, pictures, target_macs=0.9, **QUICK)
+        vitfrost.plan_under_budget(statistics, artifact, pictures, target_macs=0.9, **QUICK)
     ended = call("plan", "--model", "vitfrost_digits", "--target-macs", "0.9", "--out", tmp_path / "plan.yaml")
     assert ended.status == 2
     assert "give --statistics FILE, --model NAME and --images DIR" in ended.err

@@ -25,8 +25,8 @@ def test_the_test_split_is_disjoint_from_training_and_together_they_are_everythi
     assert len(training) + len(test) == 1797
     assert len(test) == 355
     assert not _as_set(training) & _as_set(test)
-    grey = np.rint(load_digits().data.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
-    assert sorted(image.tobytes() for image in grey) == sorted(image.tobytes() for image in np.concatenate([training, test]))
+    gray = np.rint(load_digits().data.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    assert sorted(image.tobytes() for image in gray) == sorted(image.tobytes() for image in np.concatenate([training, test]))
 
 
 def test_calibration_images_are_training_images_with_their_labels() -> None:
@@ -59,7 +59,7 @@ def test_written_pictures_are_the_split_and_the_same_bytes_every_time(tmp_path: 
         assert [sha256_of_file(folder / name) for name in names] == [sha256_of_file(again / name) for name in names]
 
 
-def test_written_folders_are_read_as_labelled_images_and_written_over(tmp_path: Path) -> None:
+def test_written_folders_are_read_as_labeled_images_and_written_over(tmp_path: Path) -> None:
     write_digit_images(tmp_path)
     (tmp_path / "test" / "stray.png").write_bytes(b"left over")
     _, test = write_digit_images(tmp_path)

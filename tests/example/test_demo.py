@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from vitfrost.errors import VitfrostError
+from vitfrost.evaluation.results import load_results
 from vitfrost.example import data
 from vitfrost.example.data import write_digit_images
 from vitfrost.example.demo import RECIPE, TRAINING, demo
 from vitfrost.images.source import open_images
-from vitfrost.measure.results import load_results
-from vitfrost.recipe import load_recipe
+from vitfrost.runs.recipe import load_recipe
 from vitfrost.training.recipe import load_training_recipe
 
 
@@ -66,7 +66,7 @@ def a_third(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("a_third", "unchecked")
 def test_the_demo_ends_with_a_table_and_a_report_and_a_second_call_takes_it_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = demo(tmp_path / "demo")
-    original, _quantised, compressed = load_results(report.parent / "results.json").rows
+    original, _quantized, compressed = load_results(report.parent / "results.json").rows
     assert original.top1 is not None
     assert original.top1 >= 98
     assert compressed.top1 is not None

@@ -1,4 +1,4 @@
-"""The bundled weights: they load, are small, and recognise held-out digits; the script that made them is deterministic."""
+"""The bundled weights: they load, are small, and recognize held-out digits; the script that made them is deterministic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_it_has_sites_worth_showing() -> None:
     assert all(site.heads >= 4 and site.keys == 65 and site.prefix_tokens == 1 for site in sites)
 
 
-def test_it_recognises_98_percent_of_the_held_out_digits() -> None:
+def test_it_recognizes_98_percent_of_the_held_out_digits() -> None:
     loaded = load_model("vitfrost_digits")
     preprocess = Preprocess(loaded.preprocessing)
     images, labels = load_split("test")

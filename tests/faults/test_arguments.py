@@ -45,7 +45,7 @@ def test_calibrate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: s
         ("--unit", "row", "'--unit'"),
         ("--ties", "none", "'--ties'"),
         ("--protect", "everything", "'--protect'"),
-        ("--renormalise", "yes", "'--renormalise'"),
+        ("--renormalize", "yes", "'--renormalize'"),
         ("--frozen-bits", "1", "frozen_bits is 1; it should be 2, 3, 4, 5, 6, 7, 8 or 32"),
         ("--frozen-bits", "16", "frozen_bits is 16"),
         ("--frozen-grid", "row", "'--frozen-grid'"),
@@ -72,7 +72,7 @@ def test_plan_out_of_range(refused, prepared, tmp_path: Path, flag: str, value: 
 )
 def test_compress_out_of_range(refused, prepared, pictures: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:
     words = ("compress", "--model", "vitfrost_digits", "--plan", prepared.plan, "--statistics", prepared.statistics)
-    assert message in refused(*words, "--images", pictures, "--out", tmp_path / "artefact", flag, value)
+    assert message in refused(*words, "--images", pictures, "--out", tmp_path / "artifact", flag, value)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_evaluate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: st
         (["calibrat"], "Unrecognized options: calibrat; Available subcommands: demo, inspect, calibrate"),
         (["calibrate", "--model", "vitfrost_digits"], "Missing from vitfrost calibrate: --images PATH"),
         (["calibrate", "--images", "x", "--out"], "Missing value for argument '--out'"),
-        (["calibrate", "--images", "x", "--out", "y"], "give either an ARTEFACT folder or --model NAME"),
-        (["evaluate", "x", "--model", "y", "--images", "z"], "give either an ARTEFACT folder or --model NAME"),
+        (["calibrate", "--images", "x", "--out", "y"], "give either an ARTIFACT folder or --model NAME"),
+        (["evaluate", "x", "--model", "y", "--images", "z"], "give either an ARTIFACT folder or --model NAME"),
         (["plan", "--statistics", "x", "--out", "y", "--frieze", "0.2"], "Unrecognized options: --frieze"),
         (["compress", "--out", "x", "--plan", "y"], "--model NAME"),
         (["run", "--out", "x"], "RECIPE"),
         (["report"], "RUN"),
-        (["inspect"], "give either an ARTEFACT folder or --model NAME"),
+        (["inspect"], "give either an ARTIFACT folder or --model NAME"),
     ],
 )
 def test_command_lines_that_are_not_understood(refused, words: list[str], message: str) -> None:

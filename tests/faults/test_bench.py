@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfrost.benchmark.record import load_benchmark
-from vitfrost.benchmark.sessions import find_runtimes
 from vitfrost.errors import VitfrostError
+from vitfrost.timing.benchmark import load_benchmark
+from vitfrost.timing.sessions import find_runtimes
 
 DIGITS = "timm:vitfrost_digits"
 
@@ -37,11 +37,11 @@ DIGITS = "timm:vitfrost_digits"
         ([DIGITS, "--against", "deit", "--runtime", "torch"], "--against deit is none of the rows; the models are vitfrost_digits"),
         ([DIGITS, DIGITS], "vitfrost_digits is given twice"),
         (["timm:vitfrost_digit"], "timm has no model 'vitfrost_digit'; did you mean vitfrost_digits"),
-        (["vitfrost_digits"], "neither an artefact nor an exported folder; for the timm model write timm:vitfrost_digits"),
-        (["nowhere/artefact"], "nowhere/artefact is neither an artefact nor an exported folder"),
+        (["vitfrost_digits"], "neither an artifact nor an exported folder; for the timm model write timm:vitfrost_digits"),
+        (["nowhere/artifact"], "nowhere/artifact is neither an artifact nor an exported folder"),
         ([DIGITS, "--weights", "nowhere.safetensors"], "no weights file"),
         ([DIGITS, "--images", "nowhere"], "nowhere"),
-        ([], "nothing to measure; give artefact folders"),
+        ([], "nothing to measure; give artifact folders"),
     ],
 )
 def test_what_is_out_of_range(refused, tmp_path: Path, words: list[str], message: str) -> None:
@@ -56,9 +56,9 @@ def test_a_place_for_the_result(refused, tmp_path: Path) -> None:
     assert "is a folder" in refused("bench", DIGITS, "--json", tmp_path / "taken")
 
 
-def test_an_artefact_has_one_size(refused, prepared, tmp_path: Path) -> None:
-    line = refused("bench", prepared.artefact, "--image-size", "48,64", "--out", tmp_path / "run")
-    assert "artefact is built for 32x32 px, and --image-size asks for 48, 64; only timm: models are built for any size" in line
+def test_an_artifact_has_one_size(refused, prepared, tmp_path: Path) -> None:
+    line = refused("bench", prepared.artifact, "--image-size", "48,64", "--out", tmp_path / "run")
+    assert "artifact is built for 32x32 px, and --image-size asks for 48, 64; only timm: models are built for any size" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

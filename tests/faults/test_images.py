@@ -24,7 +24,7 @@ def mixed(pictures: Path, tmp_path: Path) -> Path:
     for name in sorted(pictures.glob("*.png"))[:GOOD]:
         shutil.copy(name, folder)
     noise = np.random.default_rng(1).integers(0, 256, (30, 44, 4), dtype=np.uint8)
-    Image.fromarray(noise[..., 0]).save(folder / "grey.png")
+    Image.fromarray(noise[..., 0]).save(folder / "gray.png")
     Image.fromarray(noise, "CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(noise).save(folder / "rgba.png")
     Image.fromarray(noise[:1, :1, :3]).save(folder / "pixel.png")
@@ -39,7 +39,7 @@ def mixed(pictures: Path, tmp_path: Path) -> Path:
 
 
 def test_every_verb_skips_what_is_no_picture_and_converts_the_rest(call: Callable, mixed: Path, tmp_path: Path) -> None:
-    statistics, plan, artefact, row = (tmp_path / name for name in ("s.safetensors", "plan.yaml", "artefact", "row.json"))
+    statistics, plan, artifact, row = (tmp_path / name for name in ("s.safetensors", "plan.yaml", "artifact", "row.json"))
     calibrated = call("calibrate", "--model", "vitfrost_digits", "--images", mixed, "--out", statistics, "--batch-size", 3)
     assert (calibrated.status, calibrated.err) == (0, "")
     assert f"{GOOD + CONVERTED} images ({SKIPPED} skipped)" in calibrated.out
@@ -47,12 +47,12 @@ def test_every_verb_skips_what_is_no_picture_and_converts_the_rest(call: Callabl
     assert (header.images, header.skipped) == (GOOD + CONVERTED, SKIPPED)
     assert call("plan", "--statistics", statistics, "--out", plan).status == 0
     words = ("--plan", plan, "--statistics", statistics, "--images", mixed)
-    assert call("compress", "--model", "vitfrost_digits", *words, "--out", artefact).status == 0
-    drawn = json.loads((artefact / "config.json").read_text())["quantization"]
+    assert call("compress", "--model", "vitfrost_digits", *words, "--out", artifact).status == 0
+    drawn = json.loads((artifact / "config.json").read_text())["quantization"]
     assert (drawn["images"], drawn["skipped"]) == (GOOD + CONVERTED, SKIPPED)
-    assert call("evaluate", artefact, "--images", mixed, "--reference", "vitfrost_digits", "--json", row).status == 0
+    assert call("evaluate", artifact, "--images", mixed, "--reference", "vitfrost_digits", "--json", row).status == 0
     found = json.loads(row.read_text())
-    assert (found["images"], found["skipped"], found["labelled"]) == (GOOD + CONVERTED, SKIPPED, True)
+    assert (found["images"], found["skipped"], found["labeled"]) == (GOOD + CONVERTED, SKIPPED, True)
 
 
 def _without_pictures(folder: Path) -> Path:
@@ -82,9 +82,9 @@ def test_folders_without_a_usable_picture(refused, prepared, tmp_path: Path, mak
     model = ("--model", "vitfrost_digits", "--images", folder)
     for words in (
         ("calibrate", *model, "--out", tmp_path / "s.safetensors"),
-        ("compress", *model, "--plan", prepared.plan, "--statistics", prepared.statistics, "--out", tmp_path / "artefact"),
+        ("compress", *model, "--plan", prepared.plan, "--statistics", prepared.statistics, "--out", tmp_path / "artifact"),
         ("evaluate", *model, "--json", tmp_path / "row.json"),
-        ("evaluate", prepared.artefact, "--images", folder, "--reference", "vitfrost_digits", "--json", tmp_path / "row.json"),
+        ("evaluate", prepared.artifact, "--images", folder, "--reference", "vitfrost_digits", "--json", tmp_path / "row.json"),
     ):
         line = refused(*words)
         assert message in line

@@ -1,4 +1,4 @@
-"""Weights, statistics, plans, artefacts and recipes that are damaged, foreign, newer, edited to nonsense or of something else."""
+"""Weights, statistics, plans, artifacts and recipes that are damaged, foreign, newer, edited to nonsense or of something else."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_plan_edited_to_nonsense(refused, prepared, pictures: Path, tmp_path: 
     text = prepared.plan.read_text()
     assert old in text
     (tmp_path / "plan.yaml").write_text(text.replace(old, new, 1))
-    assert message in refused(*_compress(prepared, pictures, tmp_path / "artefact", plan=tmp_path / "plan.yaml"))
+    assert message in refused(*_compress(prepared, pictures, tmp_path / "artifact", plan=tmp_path / "plan.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_plan_edited_to_nonsense(refused, prepared, pictures: Path, tmp_path: 
     ],
 )
 def test_a_plan_of_something_else(refused, prepared, pictures: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    assert message in refused(*_compress(prepared, pictures, tmp_path / "artefact", **changes))
+    assert message in refused(*_compress(prepared, pictures, tmp_path / "artifact", **changes))
 
 
 def test_statistics_of_something_else(call, refused, prepared, pictures: Path, tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_statistics_of_something_else(call, refused, prepared, pictures: Path, t
     assert call(*_calibrate(pictures, random, "--weights", "random")).status == 0
     assert call(*_calibrate(pictures, larger, "--image-size", 40)).status == 0
     for statistics in (random, larger):
-        line = refused(*_compress(prepared, pictures, tmp_path / "artefact", statistics=statistics))
+        line = refused(*_compress(prepared, pictures, tmp_path / "artifact", statistics=statistics))
         assert "the plan was made from other statistics than these; give the file it was made from, or plan again" in line
-    words = [word for word in _compress(prepared, pictures, tmp_path / "artefact") if word not in ("--statistics", prepared.statistics)]
+    words = [word for word in _compress(prepared, pictures, tmp_path / "artifact") if word not in ("--statistics", prepared.statistics)]
     assert "give --statistics FILE" in refused(*words)
-    words = [word for word in _compress(prepared, pictures, tmp_path / "artefact") if word not in ("--images", pictures)]
+    words = [word for word in _compress(prepared, pictures, tmp_path / "artifact") if word not in ("--images", pictures)]
     assert "give --images DIR" in refused(*words)
 
 
@@ -163,13 +163,13 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), "no artefact folder"),
+        (lambda folder: shutil.rmtree(folder), "no artifact folder"),
         (lambda folder: _cut(folder / "model.safetensors"), "truncated or altered"),
         (lambda folder: _cut(folder / "config.json"), "is not readable JSON"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: _edit(folder, lambda config: config.update(version=2)), "format version 2, this vitfrost reads up to 1; update"),
-        (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not of a vitfrost artefact"),
+        (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not of a vitfrost artifact"),
         (lambda folder: _edit(folder, lambda config: config.pop("plan")), "config.json is not a plan"),
         (
             lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)),
@@ -181,15 +181,15 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda folder: _edit(folder, lambda config: config["model"].update(name="nothing")), "timm has no model 'nothing'"),
     ],
 )
-def test_damaged_foreign_and_newer_artefacts(refused, prepared, pictures: Path, tmp_path: Path, damage, message: str) -> None:
-    folder = tmp_path / "artefact"
-    shutil.copytree(prepared.artefact, folder)
+def test_damaged_foreign_and_newer_artifacts(refused, prepared, pictures: Path, tmp_path: Path, damage, message: str) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(prepared.artifact, folder)
     damage(folder)
     line = refused("evaluate", folder, "--images", pictures, "--json", tmp_path / "row.json")
     assert message in line
 
 
-def test_a_models_folder_beside_is_not_taken_for_an_artefact(call, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_models_folder_beside_is_not_taken_for_an_artifact(call, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     """A folder that is called like the model and holds a config.json, as downloads do."""
     (tmp_path / "vitfrost_digits").mkdir()
     (tmp_path / "vitfrost_digits" / "config.json").write_text("{}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.statistics.record import Statistics
 
 from ..processes import Started
@@ -81,30 +81,30 @@ def test_calibrate_killed_while_it_writes(started, prepared, pictures: Path, tmp
 
 @needs_proc
 def test_compress_killed_in_the_middle(started, prepared, pictures: Path, many: Path, tmp_path: Path) -> None:
-    out = tmp_path / "artefact"
+    out = tmp_path / "artifact"
     words = ("compress", *MODEL, "--plan", prepared.plan, "--statistics", prepared.statistics)
     process = started(*words, "--images", many, "--calibration-images", 2000, "--out", out)
     assert _kill_when(process, _reads_from(process, pictures))
     assert not out.exists()
-    shutil.copytree(prepared.artefact, tmp_path / ".artefact.killed.part")
-    (tmp_path / ".artefact.killed.part" / "config.json").unlink()
+    shutil.copytree(prepared.artifact, tmp_path / ".artifact.killed.part")
+    (tmp_path / ".artifact.killed.part" / "config.json").unlink()
     process = started(*words, "--images", pictures, "--out", out)
-    killed = _kill_when(process, lambda: any(name != ".artefact.killed.part" and name.endswith(".part") for name in os.listdir(tmp_path)))
+    killed = _kill_when(process, lambda: any(name != ".artifact.killed.part" and name.endswith(".part") for name in os.listdir(tmp_path)))
     assert killed or out.exists()
     if out.exists():
-        assert load_artefact(out).plan_hash == load_artefact(prepared.artefact).plan_hash
+        assert load_artifact(out).plan_hash == load_artifact(prepared.artifact).plan_hash
 
 
 RECIPE = """\
 kind: vitfrost recipe
 version: 1
 model: {{name: vitfrost_digits}}
-calibration: {{images: {images}, limit: 12, precision: quantised}}
+calibration: {{images: {images}, limit: 12, precision: quantized}}
 plan: {{freeze: 0.2, seed: 3}}
 compress: {{calibration_images: 8}}
 evaluation: {{images: {images}}}
 """
-STAGES = ["calibrate", "quantise", "calibrate quantised", "plan", "compress", "evaluate", "report"]
+STAGES = ["calibrate", "quantize", "calibrate quantized", "plan", "compress", "evaluate", "report"]
 
 
 def _said(line: str) -> Callable[[Started], None]:
@@ -141,20 +141,20 @@ def test_a_killed_run_is_finished_with_the_same_bits(started, call, pictures: Pa
     assert first.status == 0, first.err
     assert _announced(first.err) == dict.fromkeys(STAGES, True)
 
-    for stage in ("] calibrate quantised ->", "] compress ->", "] evaluate ->"):
+    for stage in ("] calibrate quantized ->", "] compress ->", "] evaluate ->"):
         _said(stage)(started("run", recipe, "--out", killed, *(("--resume",) if killed.exists() else ())))
-    (killed / ".artefact.half.part").mkdir()
+    (killed / ".artifact.half.part").mkdir()
     last = call("run", recipe, "--out", killed, "--resume")
     assert last.status == 0, last.err
     done_now = _announced(last.err)
     assert list(done_now) == STAGES
     assert done_now["report"]
-    assert not any(done_now[stage] for stage in ("calibrate", "quantise", "calibrate quantised", "plan"))
+    assert not any(done_now[stage] for stage in ("calibrate", "quantize", "calibrate quantized", "plan"))
     measured = {"results.json", "report.html", "stages.json"}
     one, other = (
         {name: data for name, data in contents(run).items() if name not in measured and ".part" not in name} for run in (whole, killed)
     )
-    assert {"statistics.safetensors", "statistics.quantised.safetensors", "plan.yaml", "artefact/model.safetensors"} <= one.keys()
+    assert {"statistics.safetensors", "statistics.quantized.safetensors", "plan.yaml", "artifact/model.safetensors"} <= one.keys()
     assert one == other
     assert _without_seconds(killed / "results.json") == _without_seconds(whole / "results.json")
 
@@ -169,4 +169,4 @@ def test_a_killed_run_is_finished_with_the_same_bits(started, call, pictures: Pa
     edited = call("run", recipe, "--out", killed, "--resume")
     assert edited.status == 0, edited.err
     assert _announced(edited.err) == {stage: stage in ("compress", "evaluate", "report") for stage in STAGES}
-    assert load_artefact(killed / "artefact").plan.layers[0].heads[0].entries == 100
+    assert load_artifact(killed / "artifact").plan.layers[0].heads[0].entries == 100

@@ -61,13 +61,13 @@ def test_a_folder_without_permission(refused, prepared, pictures: Path, tmp_path
 
 
 def test_an_output_folder_that_exists(refused, call, prepared, pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "artefact"
+    out = tmp_path / "artifact"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     command = _commands(prepared, pictures)["compress"]
     assert "exists and is not empty; name another one or add --overwrite" in refused(*command, out)
     assert call(*command, out, "--overwrite").status == 0
-    assert sorted(contents(tmp_path)) == ["artefact", "artefact/config.json", "artefact/model.safetensors"]
+    assert sorted(contents(tmp_path)) == ["artifact", "artifact/config.json", "artifact/model.safetensors"]
 
 
 def test_a_run_folder_that_exists(refused, pictures: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_run_folder_that_exists(refused, pictures: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("verb", "size"), [("calibrate", 200_000), ("plan", 1_000), ("compress", 100_000), ("evaluate", 500)])
 def test_a_disk_that_fills_up(started, prepared, pictures: Path, tmp_path: Path, verb: str, size: int) -> None:
     """No file may grow beyond `size` bytes: writing fails in the middle, as it does where a disk is full."""
-    old = {"calibrate": prepared.statistics, "plan": prepared.plan, "compress": prepared.artefact, "evaluate": prepared.plan}[verb]
+    old = {"calibrate": prepared.statistics, "plan": prepared.plan, "compress": prepared.artifact, "evaluate": prepared.plan}[verb]
     out = tmp_path / "out"
     shutil.copytree(old, out) if old.is_dir() else shutil.copy(old, out)
     before = contents(tmp_path)

@@ -106,21 +106,21 @@ def test_the_limit_against_bombs_is_pillows_own(good: ImageSet, monkeypatch: pyt
 
 
 def test_every_mode_is_converted_and_used(tmp_path: Path) -> None:
-    colour = noise(1)
-    grey = np.asarray(colour.convert("L"))
-    transparent = colour.quantize(16)
+    color = noise(1)
+    gray = np.asarray(color.convert("L"))
+    transparent = color.quantize(16)
     transparent.info["transparency"] = bytes(range(16))
     pictures = {
-        "cmyk.jpg": colour.convert("CMYK"),
-        "grey.png": colour.convert("L"),
-        "grey16.png": Image.fromarray(grey.astype(np.uint16) * 256 + 7),
-        "grey16.tif": Image.fromarray(grey.astype(np.uint16) * 256 + 200),
-        "greyalpha.png": colour.convert("LA"),
-        "palette.png": colour.quantize(16),
+        "cmyk.jpg": color.convert("CMYK"),
+        "gray.png": color.convert("L"),
+        "grey16.png": Image.fromarray(gray.astype(np.uint16) * 256 + 7),
+        "grey16.tif": Image.fromarray(gray.astype(np.uint16) * 256 + 200),
+        "greyalpha.png": color.convert("LA"),
+        "palette.png": color.quantize(16),
         "palettealpha.png": transparent,
         "pixel.png": Image.new("RGB", (1, 1), (10, 20, 30)),
-        "rgba.png": colour.convert("RGBA"),
-        "bits.png": colour.convert("1"),
+        "rgba.png": color.convert("RGBA"),
+        "bits.png": color.convert("1"),
     }
     for name, image in pictures.items():
         image.save(tmp_path / name)
@@ -130,9 +130,9 @@ def test_every_mode_is_converted_and_used(tmp_path: Path) -> None:
     assert loader.skipped == {}
     pixels = dict(zip(images.files, batch.pixels, strict=True))
     assert pixels.keys() == pictures.keys()
-    assert torch.equal(pixels["rgba.png"], PREPROCESS(colour))
+    assert torch.equal(pixels["rgba.png"], PREPROCESS(color))
     for name in ("grey16.png", "grey16.tif", "greyalpha.png"):
-        assert torch.equal(pixels[name], pixels["grey.png"])
+        assert torch.equal(pixels[name], pixels["gray.png"])
     assert torch.equal(pixels["palette.png"], pixels["palettealpha.png"])
     assert torch.equal(pixels["pixel.png"], PREPROCESS(Image.new("RGB", (16, 16), (10, 20, 30))))
 

@@ -49,13 +49,13 @@ def test_pixels_are_timms(size: tuple[int, int], input_size: tuple[int, int], mo
     assert np.array_equal(Geometry(config).resized(*size), create_transform(**config, is_training=False).transforms[0](picture).size)
 
 
-def test_every_value_is_normalised_to_the_bits_of_torch() -> None:
+def test_every_value_is_normalized_to_the_bits_of_torch() -> None:
     config = config_of("center", "bicubic", 0.9, (16, 16))
     values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     expected = torch.from_numpy(values).to(torch.float32).div_(255).sub_(mean).div_(std)
-    assert np.array_equal(Geometry(config).normalised(values), expected.numpy())
-    assert torch.equal(Preprocess(config).normalise(values), expected)
+    assert np.array_equal(Geometry(config).normalized(values), expected.numpy())
+    assert torch.equal(Preprocess(config).normalize(values), expected)
 
 
 def test_neither_it_nor_decoding_imports_torch() -> None:

@@ -49,7 +49,7 @@ def test_squash_resizes_straight_to_the_input_size() -> None:
 def test_an_image_does_not_depend_on_its_batch() -> None:
     preprocess = Preprocess(CONFIG)
     images = [noise(30, 20 + index) for index in range(7)]
-    together = preprocess.normalise(np.stack([preprocess.pixels(image) for image in images]))
+    together = preprocess.normalize(np.stack([preprocess.pixels(image) for image in images]))
     for alone, image in zip(together, images, strict=True):
         assert torch.equal(preprocess(image), alone)
 

@@ -28,7 +28,7 @@ def with_csv(root: Path, text: str) -> Path:
     return root
 
 
-def labelled(images: ImageSet) -> list[tuple[str, int]]:
+def labeled(images: ImageSet) -> list[tuple[str, int]]:
     assert images.labels is not None
     return list(zip(images.files, images.labels, strict=True))
 
@@ -40,13 +40,13 @@ def test_class_folders_have_timms_indices_and_order(tmp_path: Path) -> None:
     pictures(tmp_path, "n10/b.png", "n2/x10.jpg", "n2/x9.JPEG", "B/1.PNG", "a/2.jpg", "a/12.jpg")
     images = open_images(tmp_path, need_labels=True)
     expected, _ = find_images_and_targets(str(tmp_path))
-    assert [(str(tmp_path / file), label) for file, label in labelled(images)] == expected
-    assert dict(labelled(images))["n10/b.png"] == 3
+    assert [(str(tmp_path / file), label) for file, label in labeled(images)] == expected
+    assert dict(labeled(images))["n10/b.png"] == 3
 
 
 def test_images_nested_below_a_class_folder_belong_to_it(tmp_path: Path) -> None:
     images = open_images(pictures(tmp_path, "cat/deep/er/1.png", "cat/0.png", "dog/2.webp"), need_labels=True)
-    assert dict(labelled(images)) == {"cat/0.png": 0, "cat/deep/er/1.png": 0, "dog/2.webp": 1}
+    assert dict(labeled(images)) == {"cat/0.png": 0, "cat/deep/er/1.png": 0, "dog/2.webp": 1}
 
 
 def test_without_need_any_folder_is_searched_and_labels_are_not_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitfrost.errors import VitfrostError
-from vitfrost.freezing.constants import Shape, dense_of, uniform
+from vitfrost.methods.constant_heads.constants import Shape, dense_of, uniform
 from vitfrost.plans.freeze_heads import (
     candidates,
     choose_kind,

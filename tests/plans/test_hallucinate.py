@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitfrost.errors import VitfrostError
-from vitfrost.hallucination.fit import choose_heads, correlations
+from vitfrost.methods.hallucination.fit import choose_heads, correlations
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.heads import sources
 from vitfrost.plans.select import share

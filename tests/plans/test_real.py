@@ -11,7 +11,7 @@ from vitfrost.plans.choose import frozen_maps, plan, summary
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.select import share
-from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model

@@ -82,7 +82,7 @@ def test_the_hash_ignores_comments_layout_and_key_order_but_no_value(made, writt
 
 
 def test_the_hash_is_the_same_in_every_version(identity):
-    """Artefacts and results hold it, so a change needs a new plan version."""
+    """Artifacts and results hold it, so a change needs a new plan version."""
     signature = [{"name": "blocks.0.attn", "heads": 2, "maps": [1, 2, 5, 5], "prefix_tokens": 1}]
     assert (
         plan_hash(unfrozen_plan(identity, signature, QuantizePlan())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
@@ -116,7 +116,7 @@ def test_the_hash_is_the_same_in_every_version(identity):
         ("by: entropy", "by: entrop", "freeze.by is 'entrop'; it should be one of entropy, mean, variance, random, output-error"),
         ("by: entropy", "by: entropy\n  by: mean", "'by' stands twice"),
         ("unit: entry", "unit: head", "freeze.unit is 'head'; it should be 'entry'"),
-        ("quantize:", "quantise:", "quantise is not known here; the fields are kind, version, model"),
+        ("quantize:", "quantizes:", "quantizes is not known here; the fields are kind, version, model"),
         ("version: 1", "version: 2", "has plan version 2, this vitfrost reads up to 1; update vitfrost"),
         ("version: 1", "version: first", "version is 'first'; it should be 1"),
         ("kind: vitfrost plan", "kind: vitfrost recipe", "is not a plan: its kind is 'vitfrost recipe'"),

@@ -10,7 +10,7 @@ from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import sources
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
-from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
 

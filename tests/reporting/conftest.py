@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitfrost.artefact import load_artefact
-from vitfrost.compression.apply import compress
-from vitfrost.grid.picture import take_picture
-from vitfrost.grid.record import Outcome
-from vitfrost.grid.variants import Variant, expand
-from vitfrost.measure.accuracy import evaluate_many
-from vitfrost.measure.results import Results, save_results
+from vitfrost.artifact import load_artifact
+from vitfrost.evaluation.evaluate import evaluate_many
+from vitfrost.evaluation.results import Results, save_results
+from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.schema import QuantizePlan
-from vitfrost.recipe import Recipe, load_recipe, save_recipe
 from vitfrost.reporting.build import report
-from vitfrost.statistics.collect import calibrate
+from vitfrost.runs.recipe import Recipe, load_recipe, save_recipe
+from vitfrost.statistics.calibrate import calibrate
+from vitfrost.studies.outcome_files import Outcome
+from vitfrost.studies.picture import take_picture
+from vitfrost.studies.variants import Variant, expand
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
 
@@ -148,24 +148,24 @@ def browser(tmp_path: Path) -> Browser:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """The folder of a run whose plan was made on the quantised model; it has every part but the report."""
+    """The folder of a run whose plan was made on the quantized model; it has every part but the report."""
     folder = tmp_path_factory.mktemp("run")
     recipe = {
         "model": {"name": MODEL, "weights": "random"},
-        "calibration": {"images": str(pictures), "limit": 12, "precision": "quantised"},
+        "calibration": {"images": str(pictures), "limit": 12, "precision": "quantized"},
         "evaluation": {"images": str(pictures), "limit": 12},
     }
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
-    statistics, quantised = folder / "statistics.safetensors", folder / "statistics.quantised.safetensors"
+    statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
     calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
     loaded = load_model(MODEL, "random")
     unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
-    compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantised")
-    calibrate(folder / "quantised", pictures, limit=12, out=quantised, progress=False)
-    plan(quantised, freeze=0.2, scope="model", out=folder / "plan.yaml")
-    compress(loaded, folder / "plan.yaml", statistics=quantised, images=pictures, calibration_images=4,
-             out=folder / "artefact")  # fmt: skip
-    models = {"original": loaded, "compressed": load_artefact(folder / "artefact")}
+    compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantized")
+    calibrate(folder / "quantized", pictures, limit=12, out=quantized, progress=False)
+    plan(quantized, freeze=0.2, scope="model", out=folder / "plan.yaml")
+    compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, calibration_images=4,
+             out=folder / "artifact")  # fmt: skip
+    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
     save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
     return folder
 
@@ -191,8 +191,8 @@ def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
     loaded, statistics = load_model(MODEL, "random"), folder / "statistics.safetensors"
     calibrate(loaded, pictures, limit=12, similarity=True, out=statistics, progress=False)
     plan(statistics, freeze=None, out=folder / "plan.yaml", **options)
-    compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artefact")
-    models = {"original": loaded, "compressed": load_artefact(folder / "artefact")}
+    compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artifact")
+    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
     save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
     return folder
 
@@ -207,12 +207,12 @@ def grid_recipe(pictures: Path) -> Recipe:
     """The paper's grid in small; the names of the blocks say nothing."""
     shares = [0.1, 0.2, 0.5]
     blocks = [
-        {"name": "a", "freeze": shares, "statistics": ["fp32", "quantised"], "frozen_bits": [32, 4]},
-        {"name": "b", "freeze": shares, "by": "random", "statistics": "quantised"},
+        {"name": "a", "freeze": shares, "statistics": ["fp32", "quantized"], "frozen_bits": [32, 4]},
+        {"name": "b", "freeze": shares, "by": "random", "statistics": "quantized"},
         {"name": "c", "freeze": shares, "by": ["entropy", "random"], "weight_bits": 32, "activation_bits": 32, "frozen_bits": 32},
-        {"name": "d", "freeze": [0.2, 1.0], "by": ["mean", "variance"], "statistics": "quantised"},
-        {"name": "f", "freeze": [0.5], "scope": ["layer", "model"], "statistics": "quantised"},
-        {"name": "e", "freeze": [0.2], "statistics": "quantised", "statistics_images": [4, 8]},
+        {"name": "d", "freeze": [0.2, 1.0], "by": ["mean", "variance"], "statistics": "quantized"},
+        {"name": "f", "freeze": [0.5], "scope": ["layer", "model"], "statistics": "quantized"},
+        {"name": "e", "freeze": [0.2], "statistics": "quantized", "statistics_images": [4, 8]},
     ]
     return Recipe.model_validate(
         {
@@ -222,7 +222,7 @@ def grid_recipe(pictures: Path) -> Recipe:
             "grid": {"seeds": [0, 1], "blocks": blocks},
             "published": {
                 "source": "A paper, table 9", "images": "other pictures",
-                "full_precision": 97.5, "quantised": 91.25, "frozen": {0.1: 91.5, 0.2: 91.0},
+                "full_precision": 97.5, "quantized": 91.25, "frozen": {0.1: 91.5, 0.2: 91.0},
             },
         }
     )  # fmt: skip
@@ -240,7 +240,7 @@ def save_outcomes(folder: Path, pictures: Path) -> None:
         rng = np.random.default_rng(0 if variant is None else int(variant.key, 16))
         correct = rng.random(12) < 0.8 - 0.3 * share
         own = row.model_copy(
-            update={"top1": 100 * float(correct.mean()), "labelled": True, "macs": row.macs - (logits if share == 1 else 0)}
+            update={"top1": 100 * float(correct.mean()), "labeled": True, "macs": row.macs - (logits if share == 1 else 0)}
         )
         own.size_bytes = 1000 + int(100 * share)
         return Outcome(variant, "context", own, correct, int(share * entries), entries)
@@ -251,7 +251,7 @@ def save_outcomes(folder: Path, pictures: Path) -> None:
 
 @pytest.fixture(scope="session")
 def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """The folder of a grid run: real statistics, artefacts and picture, drawn outcomes."""
+    """The folder of a grid run: real statistics, artifacts and picture, drawn outcomes."""
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
     loaded = load_model(MODEL, "random")
@@ -259,8 +259,8 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
-        compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantised" / name)
-        calibrate(folder / "quantised" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
+        compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantized" / name)
+        calibrate(folder / "quantized" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
     take_picture(loaded, pictures, folder / "picture.safetensors")
     save_outcomes(folder, pictures)
     return folder

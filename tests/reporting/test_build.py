@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from vitfrost.errors import VitfrostError
-from vitfrost.measure.results import load_results
+from vitfrost.evaluation.results import load_results
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.reporting.build import report
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
-from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics, kl_maps
 from vitfrost.vit.load import load_model
 
@@ -51,7 +51,7 @@ def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path, p
     original, compressed = load_results(finished_run / "results.json").rows
     assert f"{original.top1:.2f} %" in text
     assert f"{compressed.agreement:.2f} %" in text
-    size = sum(file.stat().st_size for file in (finished_run / "artefact").iterdir())
+    size = sum(file.stat().st_size for file in (finished_run / "artifact").iterdir())
     assert f"{size / 1e6:.2f} MB" in text
     chosen = load_plan(finished_run / "plan.yaml")
     frozen = sum(head.entries for layer in chosen.layers for head in layer.heads)
@@ -72,18 +72,18 @@ def test_gallery_shows_the_statistics_and_the_plan(finished_run: Path) -> None:
     parts = read_parts(finished_run)
     gallery = build_gallery(parts)
     assert gallery is not None
-    statistics, quantised = (Statistics.load(finished_run / f"statistics{kind}.safetensors") for kind in ("", ".quantised"))
+    statistics, quantized = (Statistics.load(finished_run / f"statistics{kind}.safetensors") for kind in ("", ".quantized"))
     chosen = load_plan(finished_run / "plan.yaml")
     assert parts.ranking is not None
-    assert parts.ranking.content_hash == quantised.content_hash
+    assert parts.ranking.content_hash == quantized.content_hash
     assert gallery.divergence is not None
     for number, layer in enumerate(chosen.layers):
         site = statistics.sites[layer.site]
         np.testing.assert_allclose(gallery.mean_entropy[number], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
-        divergence = kl_maps(site, quantised.sites[layer.site])[0, :, 0]
+        divergence = kl_maps(site, quantized.sites[layer.site])[0, :, 0]
         np.testing.assert_allclose(gallery.divergence.mean[number], divergence.mean(axis=1), rtol=1e-5)
         np.testing.assert_allclose(gallery.divergence.highest[number], divergence.max(axis=1), rtol=1e-5)
-        mask, _ = frozen_maps(chosen, quantised.sites[layer.site], layer)
+        mask, _ = frozen_maps(chosen, quantized.sites[layer.site], layer)
         for head, shown in enumerate(gallery.layers[number][1]):
             assert shown.frozen_share == pytest.approx(100 * mask[0, head].mean())
             drawn = next(one for one in shown.pictures if one.caption == "Frozen entries")
@@ -97,10 +97,10 @@ def test_equal_runs_give_equal_pages(finished_run: Path, run_folder: Path, tmp_p
 
 MISSING = {
     "results.json": "This run has no results",
-    "statistics.quantised.safetensors": "no statistics of both the original and the quantised model",
-    "statistics.safetensors": "Measured over 12 images on the quantised model",
+    "statistics.quantized.safetensors": "no statistics of both the original and the quantized model",
+    "statistics.safetensors": "Measured over 12 images on the quantized model",
     "recipe.yaml": "This run has no recipe",
-    "artefact": "those of lowest entropy",
+    "artifact": "those of lowest entropy",
     "plan.yaml": "those of lowest entropy",
 }
 
@@ -115,7 +115,7 @@ def test_a_missing_part_is_left_out(run_folder: Path, name: str, sentence: str, 
     assert sentence in page_of(run_folder).text
 
 
-@pytest.mark.parametrize("kept", ["results.json", "statistics.safetensors", "plan.yaml", "artefact"])
+@pytest.mark.parametrize("kept", ["results.json", "statistics.safetensors", "plan.yaml", "artifact"])
 def test_a_single_part_is_a_page(run_folder: Path, kept: str, page_of: PageOf) -> None:
     for path in run_folder.iterdir():
         if path.name != kept:
@@ -126,15 +126,15 @@ def test_a_single_part_is_a_page(run_folder: Path, kept: str, page_of: PageOf) -
 
 
 def test_statistics_of_another_calibration_leave_the_frozen_entries_undrawn(run_folder: Path, pictures: Path, page_of: PageOf) -> None:
-    (run_folder / "statistics.quantised.safetensors").unlink()
+    (run_folder / "statistics.quantized.safetensors").unlink()
     page = page_of(run_folder)
     assert "the frozen entries cannot be drawn" in page.text
     assert len(page.images) == LAYERS * HEADS * 4
 
 
-def test_an_edited_plan_is_noted_and_the_artefacts_own_is_shown(run_folder: Path, page_of: PageOf) -> None:
+def test_an_edited_plan_is_noted_and_the_artifacts_own_is_shown(run_folder: Path, page_of: PageOf) -> None:
     before = page_of(run_folder)
-    plan(run_folder / "statistics.quantised.safetensors", freeze=0.5, out=run_folder / "plan.yaml")
+    plan(run_folder / "statistics.quantized.safetensors", freeze=0.5, out=run_folder / "plan.yaml")
     after = page_of(run_folder)
     assert "plan.yaml was changed" in after.text
     assert "plan.yaml was changed" not in before.text
@@ -158,12 +158,12 @@ def damaged_results(folder: Path) -> None:
     (folder / "results.json").write_text("{")
 
 
-def foreign_artefact(folder: Path) -> None:
-    (folder / "artefact" / "config.json").write_text("{}")
+def foreign_artifact(folder: Path) -> None:
+    (folder / "artifact" / "config.json").write_text("{}")
 
 
-def artefact_without_weights(folder: Path) -> None:
-    (folder / "artefact" / "model.safetensors").unlink()
+def artifact_without_weights(folder: Path) -> None:
+    (folder / "artifact" / "model.safetensors").unlink()
 
 
 def truncated_statistics(folder: Path) -> None:
@@ -181,8 +181,8 @@ def results_of_another_model(folder: Path) -> None:
     ("damage", "message"),
     [
         (damaged_results, "results.json is not readable JSON"),
-        (foreign_artefact, "not of a whole vitfrost artefact"),
-        (artefact_without_weights, "has no model.safetensors"),
+        (foreign_artifact, "not of a whole vitfrost artifact"),
+        (artifact_without_weights, "has no model.safetensors"),
         (truncated_statistics, "statistics.safetensors is no readable statistics file"),
         (results_of_another_model, "mixes runs"),
     ],

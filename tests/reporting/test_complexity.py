@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vitfrost.measure.cost import frozen_savings, macs_by_part
-from vitfrost.reporting.complexity import complexity, savings
-from vitfrost.reporting.grid_parts import read_grid
+from vitfrost.evaluation.cost import frozen_savings, macs_by_part
 from vitfrost.reporting.parts import Anatomy
+from vitfrost.studies.complexity import complexity, savings
+from vitfrost.studies.grid_parts import read_grid
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 

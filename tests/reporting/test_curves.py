@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.reporting.curves import BOTTOM, COLOURS, LEFT, RIGHT, TOP, Curve, Level, Reading, line_chart, mark, nice_ticks, tick_label
+from vitfrost.reporting.curves import BOTTOM, COLORS, LEFT, RIGHT, TOP, Curve, Level, Reading, line_chart, mark, nice_ticks, tick_label
 
 VALUES = st.floats(-100, 100, allow_nan=False, width=32)
 POINTS = st.lists(st.tuples(st.floats(0, 100, width=32), VALUES), min_size=1, max_size=9, unique_by=lambda point: point[0])
@@ -17,7 +17,7 @@ POINTS = st.lists(st.tuples(st.floats(0, 100, width=32), VALUES), min_size=1, ma
 
 def curve(points: list[tuple[float, float]], half: float = 0.0, **options) -> Curve:
     readings = [Reading(x, y, (y - half, y + half) if half else None, f"{x} {y}") for x, y in sorted(points)]
-    return Curve("one", readings, **({"colour": 1} | options))
+    return Curve("one", readings, **({"color": 1} | options))
 
 
 @given(low=VALUES, length=st.floats(0.001, 1000), most=st.integers(2, 12))
@@ -62,8 +62,8 @@ def test_points_beyond_limits_are_left_out_and_do_not_stretch_the_axis() -> None
 
 
 def test_curves_do_not_hide_each_others_intervals_and_light_ones_have_none() -> None:
-    curves = [curve([(1.0, 1.0), (2.0, 2.0)], 0.5, colour=number) for number in (1, 2, 3)]
-    chart = line_chart("", [*curves, curve([(1.0, 1.0)], 0.5, colour=4, light=True)], "x", "y")
+    curves = [curve([(1.0, 1.0), (2.0, 2.0)], 0.5, color=number) for number in (1, 2, 3)]
+    chart = line_chart("", [*curves, curve([(1.0, 1.0)], 0.5, color=4, light=True)], "x", "y")
     assert len({drawn.whiskers[0][0] for drawn in chart.curves[:3]}) == 3
     assert chart.curves[3].whiskers == []
     assert len({drawn.line for drawn in chart.curves[:3]}) == 3
@@ -76,11 +76,11 @@ def test_a_log_axis_has_the_values_as_ticks_and_equal_factors_equally_far_apart(
     assert second - first == pytest.approx(third - second)
 
 
-def test_every_colour_has_a_mark_of_its_own_around_its_place() -> None:
-    marks = {colour: mark(colour, 100.0, 50.0) for colour in range(1, COLOURS + 1)}
-    assert len(set(marks.values())) == COLOURS
-    for colour in range(2, COLOURS + 1):
-        corners = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", marks[colour]), dtype=float)
+def test_every_color_has_a_mark_of_its_own_around_its_place() -> None:
+    marks = {color: mark(color, 100.0, 50.0) for color in range(1, COLORS + 1)}
+    assert len(set(marks.values())) == COLORS
+    for color in range(2, COLORS + 1):
+        corners = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", marks[color]), dtype=float)
         assert np.abs(corners - [100.0, 50.0]).max() < 7
 
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitfrost.grid.picture import load_picture
-from vitfrost.reporting.entropy_maps import attention_on_picture, divergence_maps, entropy_rows, tiled, token_row, whole_maps
 from vitfrost.reporting.figures import Scale
-from vitfrost.reporting.grid_parts import GridParts, read_grid
 from vitfrost.statistics.record import Statistics, kl_maps
+from vitfrost.studies.entropy_maps import attention_on_picture, divergence_maps, entropy_rows, tiled, token_row, whole_maps
+from vitfrost.studies.grid_parts import GridParts, read_grid
+from vitfrost.studies.picture import load_picture
 from vitfrost.vit.sites import AttentionSite
 
 
@@ -37,7 +37,7 @@ def drawn(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
 
 
-def colours(values: np.ndarray, scale: Scale) -> np.ndarray:
+def colors(values: np.ndarray, scale: Scale) -> np.ndarray:
     return scale.palette[scale.codes(values)]
 
 
@@ -47,7 +47,7 @@ def test_attention_on_a_picture(finished_grid: Path) -> None:
     assert len(figure.heads) == found.maps.shape[1]
     for head, one in enumerate(figure.heads):
         grid = found.maps[0, head, 0, 1:].reshape(8, 8)
-        np.testing.assert_array_equal(drawn(one.uri), colours(grid, figure.scale))
+        np.testing.assert_array_equal(drawn(one.uri), colors(grid, figure.scale))
     np.testing.assert_array_equal(drawn(figure.picture.uri), found.pixels)
 
 
@@ -57,7 +57,7 @@ def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistic
     for layer, site in enumerate(statistics.sites.values()):
         for head, one in enumerate(figure.layers[layer]):
             row = site.entropy[0, head, 0, 1:].reshape(8, 8)
-            np.testing.assert_array_equal(drawn(one.uri), colours(row.astype(np.float64), figure.scale))
+            np.testing.assert_array_equal(drawn(one.uri), colors(row.astype(np.float64), figure.scale))
             assert one.caption == f"L{layer + 1}H{head + 1}: {row.mean(dtype=np.float64):.2g} bits"
         np.testing.assert_allclose(figure.means[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
     assert figure.chart.ticks[0][0] == figure.chart.bottom
@@ -73,19 +73,19 @@ def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistic
     assert captions[1].startswith(f"L{high[0]}H{high[1]}, highest mean")
     assert any(caption.startswith("L2H3") and "the paper's example" in caption for caption in captions)
     site = list(statistics.sites.values())[low[0] - 1]
-    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colours(site.entropy[0, low[1] - 1].astype(np.float64), figure.scale))
+    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colors(site.entropy[0, low[1] - 1].astype(np.float64), figure.scale))
 
 
-def test_divergence_is_that_of_the_quantised_model(parts: GridParts, statistics: Statistics) -> None:
-    assert parts.quantised is not None
-    name, quantised = parts.quantised
+def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics: Statistics) -> None:
+    assert parts.quantized is not None
+    name, quantized = parts.quantized
     assert name == "w4a4-seed0"
-    figure = divergence_maps(parts, statistics, name, quantised)
+    figure = divergence_maps(parts, statistics, name, quantized)
     assert [one.caption.partition(":")[0] for one in figure.chosen] == ["L1H1", "L2H3"]
     for one, layer, head in ((figure.chosen[0], 0, 0), (figure.chosen[1], 1, 2)):
         site = list(statistics.sites.values())[layer]
-        divergence = kl_maps(site, quantised.sites[site.name])[0, head, 0]
-        np.testing.assert_array_equal(drawn(one.uri), colours(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
+        divergence = kl_maps(site, quantized.sites[site.name])[0, head, 0]
+        np.testing.assert_array_equal(drawn(one.uri), colors(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
         points = dict(figure.chart.series)["mean"]
         assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in [title for _, _, title in points]
 

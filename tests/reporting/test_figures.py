@@ -1,4 +1,4 @@
-"""Colours, pictures and layouts: pixels are the values they stand for, numbers are never hidden by a colour."""
+"""Colors, pictures and layouts: pixels are the values they stand for, numbers are never hidden by a color."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def decoded(uri: str) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.colours)
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.colors)
 @given(values=VALUES)
-def test_pixels_have_the_colours_of_their_values(scale: Scale, values: np.ndarray) -> None:
+def test_pixels_have_the_colors_of_their_values(scale: Scale, values: np.ndarray) -> None:
     pixels = np.asarray(decoded(picture(values, scale)).convert("RGB"))
     assert pixels.shape == (*values.shape, 3)
     span = (np.log(np.clip(values, scale.low, scale.high)) - np.log(scale.low)) / np.log(scale.high / scale.low) if scale.log else (
         np.clip(values, scale.low, scale.high) / scale.high
     )  # fmt: skip
     expected = scale.palette[np.rint(span * (LEVELS - 1)).astype(int)].astype(int)
-    neighbours = np.abs(np.diff(scale.palette.astype(int), axis=0)).max()
-    assert np.abs(pixels - expected).max() <= neighbours
+    neighbors = np.abs(np.diff(scale.palette.astype(int), axis=0)).max()
+    assert np.abs(pixels - expected).max() <= neighbors
 
 
 def test_a_pixel_without_a_value_is_transparent() -> None:
@@ -46,7 +46,7 @@ def test_a_pixel_without_a_value_is_transparent() -> None:
     assert alpha.tolist() == [[255, 0]]
 
 
-def test_the_two_ends_of_the_frost_colours() -> None:
+def test_the_two_ends_of_the_frost_colors() -> None:
     image = decoded(picture(np.array([[0.0, 1.0]]), SCALES[2])).convert("RGB")
     assert tuple(f"#{bytes(np.asarray(image)[0, place]).hex()}" for place in (0, 1)) == FROST
 
@@ -62,13 +62,13 @@ def test_a_scale_covers_what_it_is_made_for(values: np.ndarray, log: bool) -> No
 
 
 def test_ink_contrasts_with_every_cell() -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
-    for colours in ("viridis", "cividis"):
-        chart = heat_map("", [np.linspace(0, 1, 50).tolist()], colours, ".2f")
+    for colors in ("viridis", "cividis"):
+        chart = heat_map("", [np.linspace(0, 1, 50).tolist()], colors, ".2f")
         for text, css in chart.rows[0]:
             found = re.fullmatch(r"background:(#\w{6});color:(#\w{3})", css)
             assert found, css

@@ -13,16 +13,16 @@ import yaml
 
 from vitfrost.errors import VitfrostError
 from vitfrost.files import read_json, write_json
-from vitfrost.grid.picture import take_picture
-from vitfrost.grid.record import load_outcomes, outcome_path
-from vitfrost.grid.summary import between, points, select
-from vitfrost.grid.variants import UNFROZEN, expand
-from vitfrost.recipe import load_recipe
-from vitfrost.reporting import criteria, paper
 from vitfrost.reporting.build import report
-from vitfrost.reporting.grid_parts import GridParts, read_grid
 from vitfrost.reporting.summary import signed
 from vitfrost.reporting.tables import gain
+from vitfrost.runs.recipe import load_recipe
+from vitfrost.studies import criteria, paper
+from vitfrost.studies.grid_parts import GridParts, read_grid
+from vitfrost.studies.outcome_files import load_outcomes, outcome_path
+from vitfrost.studies.picture import take_picture
+from vitfrost.studies.summary import between, points, select
+from vitfrost.studies.variants import UNFROZEN, expand
 from vitfrost.vit.load import load_model
 
 PageOf = Callable[..., Any]
@@ -61,7 +61,7 @@ def test_table_one_holds_published_and_own_numbers(finished_grid: Path) -> None:
     assert cells["Full precision"][:2] == ["32/32", "97.50"]
     assert cells["RepQ-ViT"] == ["4/4", "91.25", f"{unfrozen.top1.value:.2f}", "–", "–"]
     for share, published, difference in ((0.1, "91.50", "+0.25"), (0.2, "91.00", "−0.25")):
-        (point,) = select(own, "a", statistics="quantised", frozen_bits=4, freeze=share)
+        (point,) = select(own, "a", statistics="quantized", frozen_bits=4, freeze=share)
         expected = ["4/4", published, f"{point.top1.value:.2f}", difference, signed(point.difference.value)]
         assert cells[f"EAM 4bits, τ = {100 * share:g} %"] == expected
         assert point.difference.value == pytest.approx(100 * (point.correct.mean() - unfrozen.correct.mean()))
@@ -76,13 +76,13 @@ def test_figures_five_and_six_are_drawn_from_the_points(finished_grid: Path, pag
     assert six is not None
     drawn = {curve.curve.name: [reading.y for reading in curve.curve.readings] for curve in five.charts[0].curves}
     assert len(drawn) == 4
-    for statistics, bits, name in (("quantised", 4, "EAM 4bits"), ("fp32", 32, "EAM FP32")):
+    for statistics, bits, name in (("quantized", 4, "EAM 4bits"), ("fp32", 32, "EAM FP32")):
         line = next(values for key, values in drawn.items() if key.startswith(name))
         assert line == [point.top1.value for point in select(own, "a", statistics=statistics, frozen_bits=bits)]
     published = five.charts[1].curves[-1].curve
     assert [(reading.x, reading.y) for reading in published.readings] == [(10.0, 0.25), (20.0, -0.25)]
     assert not any("97.5" in title or "91.2" in title for drawn in five.charts[0].curves for _, title in drawn.marks)
-    entropy, random = select(own, "a", statistics="quantised", frozen_bits=4), select(own, "b")
+    entropy, random = select(own, "a", statistics="quantized", frozen_bits=4), select(own, "b")
     gaps = [between(one, other) for one, other in zip(entropy, random, strict=True)]
     assert [reading.y for reading in six.charts[1].curves[0].curve.readings] == [gap.value for gap in gaps]
     assert [cells[-1] for _, cells in six.table.rows] == [gain(gap) for gap in gaps]
@@ -145,8 +145,8 @@ def test_a_grid_in_the_middle_of_its_measurements(grid_folder: Path, page_of: Pa
 
 def test_variants_wait_for_their_unfrozen_model(grid_folder: Path, page_of: PageOf) -> None:
     assert remove(grid_folder, lambda variant: variant.block == UNFROZEN and variant.seed == 1) == 1
-    quantised = [variant for variant in parts_of(grid_folder).variants if variant.source.quantises]
-    waiting = sum(variant.seed == 1 for variant in quantised) - 1
+    quantized = [variant for variant in parts_of(grid_folder).variants if variant.source.quantizes]
+    waiting = sum(variant.seed == 1 for variant in quantized) - 1
     text = page_of(grid_folder).text
     assert f"{waiting} measured variants are left out until the unfrozen model of their seed is measured" in text
     assert "unfrozen models (1)" in text
@@ -156,8 +156,8 @@ MISSING = {
     "outcomes": ("so there is no table", "Nothing is measured yet"),
     "picture.safetensors": ("has no picture.safetensors , so no attention is drawn",),
     "statistics": ("so there is nothing to draw", "their maps are not compared"),
-    "statistics/fp32-12.safetensors": ("of the quantised model, because the original's statistics are not in this run", "not compared"),
-    "statistics/w4a4-seed0-12.safetensors": ("in the quantised model w4a4-seed1",),
+    "statistics/fp32-12.safetensors": ("of the quantized model, because the original's statistics are not in this run", "not compared"),
+    "statistics/w4a4-seed0-12.safetensors": ("in the quantized model w4a4-seed1",),
 }
 
 
@@ -177,7 +177,7 @@ def test_a_grid_of_other_blocks_leaves_the_papers_figures_out(grid_folder: Path,
     (grid_folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     text = page_of(grid_folder).text
     for sentence in (
-        "no measured variant that freezes the lowest entropy", "no measured pair of entropy and random", "no freezing without quantisation",
+        "no measured variant that freezes the lowest entropy", "no measured pair of entropy and random", "no freezing without quantization",
         "The recipe names no published values",
     ):  # fmt: skip
         assert sentence in text
@@ -199,7 +199,7 @@ def test_parts_of_other_models_are_refused(grid_folder: Path, pictures: Path) ->
 
 
 def test_figures_of_windowed_models(grid_folder: Path, pictures: Path, page_of: PageOf) -> None:
-    from vitfrost.statistics.collect import calibrate
+    from vitfrost.statistics.calibrate import calibrate
 
     shutil.rmtree(grid_folder)
     model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from vitfrost.grid.variants import expand
-from vitfrost.recipe import Recipe
-from vitfrost.reporting.roles import FULL, MOST_LINES, Line, Roles, assign, lines_of, names, told
+from vitfrost.runs.recipe import Recipe
+from vitfrost.studies.roles import FULL, MOST_LINES, Line, Roles, assign, lines_of, names, told
+from vitfrost.studies.variants import expand
 
 SHARES = [0.1, 0.2, 0.5]
-PAPER: dict[str, Any] = {"freeze": SHARES, "statistics": ["fp32", "quantised"], "frozen_bits": [32, 4]}
-RANDOM: dict[str, Any] = {"freeze": SHARES, "by": "random", "statistics": "quantised"}
+PAPER: dict[str, Any] = {"freeze": SHARES, "statistics": ["fp32", "quantized"], "frozen_bits": [32, 4]}
+RANDOM: dict[str, Any] = {"freeze": SHARES, "by": "random", "statistics": "quantized"}
 ALONE: dict[str, Any] = {"freeze": SHARES, "by": ["entropy", "random"], "weight_bits": 32, "activation_bits": 32, "frozen_bits": 32}
 
 
@@ -36,12 +36,12 @@ def test_the_papers_grid(order: tuple[int, ...]) -> None:
     blocks = [PAPER, RANDOM, ALONE]
     roles = roles_of(*(blocks[index] for index in order), names="xyz")
     assert roles.bits == (4, 4)
-    assert cells(roles.paper)[:2] == [("quantised", 4), ("fp32", 32)]
-    assert set(cells(roles.paper)[2:]) == {("quantised", 32), ("fp32", 4)}
+    assert cells(roles.paper)[:2] == [("quantized", 4), ("fp32", 32)]
+    assert set(cells(roles.paper)[2:]) == {("quantized", 32), ("fp32", 4)}
     assert roles.main is roles.paper[0]
     assert roles.control is not None
     assert roles.control[0] is roles.main
-    assert (roles.control[1].by, roles.control[1].cell) == ("random", ("quantised", 4))
+    assert (roles.control[1].by, roles.control[1].cell) == ("random", ("quantized", 4))
     assert [(line.by, line.bits) for line in roles.alone] == [("entropy", FULL), ("random", FULL)]
     assert roles.panels == []
     assert roles.images == []
@@ -49,21 +49,21 @@ def test_the_papers_grid(order: tuple[int, ...]) -> None:
 
 
 def test_blocks_of_one_line_are_put_together() -> None:
-    roles = roles_of(PAPER, {"freeze": [0.2, 0.9], "statistics": "quantised", "seeds": [0, 1, 2]})
+    roles = roles_of(PAPER, {"freeze": [0.2, 0.9], "statistics": "quantized", "seeds": [0, 1, 2]})
     assert roles.main is not None
     assert roles.main.expected == {0.1: 2, 0.2: 3, 0.5: 2, 0.9: 3}
     assert len(roles.paper) == 4
 
 
 def test_other_options_of_the_whole_grid_do_not_take_its_role() -> None:
-    roles = roles_of(PAPER, RANDOM, scope="model", renormalise="mass")
+    roles = roles_of(PAPER, RANDOM, scope="model", renormalize="mass")
     assert len(roles.paper) == 4
     assert roles.control is not None
     assert roles.panels == []
 
 
 def test_other_criteria_are_compared_with_entropy_and_random() -> None:
-    roles = roles_of(PAPER, RANDOM, {"freeze": SHARES, "by": ["mean", "variance"], "statistics": "quantised"})
+    roles = roles_of(PAPER, RANDOM, {"freeze": SHARES, "by": ["mean", "variance"], "statistics": "quantized"})
     (panel,) = roles.panels
     assert [line.by for line in panel.lines] == ["entropy", "random", "mean", "variance"]
     assert panel.lines[0] is roles.main
@@ -74,8 +74,8 @@ def test_other_criteria_are_compared_with_entropy_and_random() -> None:
 def test_too_many_lines_are_split_by_what_differs() -> None:
     everything = ["mean", "variance", "largest-entropy", "output-error", "output-error-joint", "fisher"]
     roles = roles_of(
-        PAPER, RANDOM, {"freeze": SHARES, "by": everything, "statistics": "quantised"},
-        {"freeze": [0.2, 0.5], "scope": ["layer", "model"], "statistics": "quantised"},
+        PAPER, RANDOM, {"freeze": SHARES, "by": everything, "statistics": "quantized"},
+        {"freeze": [0.2, 0.5], "scope": ["layer", "model"], "statistics": "quantized"},
     )  # fmt: skip
     assert [panel.title for panel in roles.panels] == ["W4/A4: criterion", "W4/A4: scope"]
     assert all(len(panel.lines) <= MOST_LINES for panel in roles.panels)
@@ -87,8 +87,8 @@ def test_too_many_lines_are_split_by_what_differs() -> None:
 
 def test_lines_of_a_single_share_are_ranked_at_it() -> None:
     roles = roles_of(
-        PAPER, RANDOM, {"freeze": [0.5], "by": ["mean", "entropy"], "scope": "model", "statistics": "quantised"},
-        {"freeze": [0.2, 0.5], "by": "fisher", "statistics": "quantised"},
+        PAPER, RANDOM, {"freeze": [0.5], "by": ["mean", "entropy"], "scope": "model", "statistics": "quantized"},
+        {"freeze": [0.2, 0.5], "by": "fisher", "statistics": "quantized"},
     )  # fmt: skip
     (panel,), (ranking,) = roles.panels, roles.rankings
     assert [line.by for line in panel.lines] == ["entropy", "random", "fisher"]
@@ -102,7 +102,7 @@ def test_lines_of_a_single_share_are_ranked_at_it() -> None:
 
 def test_other_bits_have_a_panel_of_their_own() -> None:
     roles = roles_of(
-        PAPER, {"freeze": SHARES, "by": ["random", "entropy"], "weight_bits": 6, "activation_bits": 6, "statistics": "quantised"}
+        PAPER, {"freeze": SHARES, "by": ["random", "entropy"], "weight_bits": 6, "activation_bits": 6, "statistics": "quantized"}
     )
     (panel,) = roles.panels
     assert panel.bits == (6, 6)
@@ -110,7 +110,7 @@ def test_other_bits_have_a_panel_of_their_own() -> None:
 
 
 def test_the_number_of_images_is_a_family() -> None:
-    roles = roles_of(PAPER, {"freeze": [0.2], "statistics": "quantised", "statistics_images": [10, 100]})
+    roles = roles_of(PAPER, {"freeze": [0.2], "statistics": "quantized", "statistics_images": [10, 100]})
     (family,) = roles.images
     assert [line.options["statistics_images"] for line in family] == [10, 100, 1000]
     assert family[-1] is roles.main

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import vitfrost
+from vitfrost.budget.history import load_search, save_search
 from vitfrost.budget.latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
-from vitfrost.budget.record import load_search, save_search
 from vitfrost.errors import VitfrostError
 from vitfrost.reporting.build import report
 from vitfrost.reporting.parts import read_parts
@@ -46,7 +46,7 @@ def test_page_shows_every_measurement_and_step(searched: Path, tmp_path: Path, p
     for number, taken in enumerate(record.steps, 1):
         assert f"step {number}, {taken.move}: KL {taken.kl:.4g} nats" in page.source
         assert taken.move in page.text
-    assert "labelled images" in page.text
+    assert "labeled images" in page.text
     command = " ".join(line for line in page.text.replace("\\", " ").split("vitfrost plan ")[-1].split())
     assert command.startswith("--statistics STATISTICS --model vitfrost_digits --weights WEIGHTS --images SEARCH_IMAGES --target-macs 0.93")
     assert "--search-over heads layers ranks --search-images 8 --seed 0" in command

@@ -10,9 +10,9 @@ import pytest
 
 from vitfrost.errors import VitfrostError
 from vitfrost.reporting.build import report
-from vitfrost.reporting.grid_parts import read_grid
-from vitfrost.reporting.paper import paper_rows
-from vitfrost.reporting.several import report_several
+from vitfrost.studies.grid_parts import read_grid
+from vitfrost.studies.paper import paper_rows
+from vitfrost.studies.several import report_several
 
 
 def test_a_page_of_two_models(finished_grid: Path, grid_folder: Path, tmp_path: Path, parse_page: Callable[[str], Any]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitfrost.artefact import load_artefact
-from vitfrost.compression.apply import compress
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
+from vitfrost.evaluation.inspect import inspect
+from vitfrost.evaluation.results import load_results
 from vitfrost.files import read_json, write_json
-from vitfrost.measure.inspection import inspect
-from vitfrost.measure.results import load_results
+from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
 from vitfrost.reporting.build import report
@@ -23,7 +23,7 @@ from vitfrost.reporting.commands import plan_command
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
 from vitfrost.reporting.structure import build_likeness, build_structure
-from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.load import load_model
 
@@ -59,9 +59,9 @@ def test_accuracy_is_that_before_training(structured_run: Path, structured_folde
         "mixes come in closed form from the heads' similarity, factors come in closed form from the original's weights and images" in text
     )
     assert f"took {1e3 * original.seconds_per_image:.2f} ms in the original and {1e3 * compressed.seconds_per_image:.2f} ms here" in text
-    config = read_json(structured_folder / "artefact" / "config.json")
+    config = read_json(structured_folder / "artifact" / "config.json")
     config["training"] = {"steps": 3}
-    write_json(structured_folder / "artefact" / "config.json", config)
+    write_json(structured_folder / "artifact" / "config.json", config)
     after = page_of(structured_folder).text
     assert "Before any training" not in after
     assert "before any training" not in after
@@ -95,8 +95,8 @@ def test_costs_are_those_that_inspect_counts(structured_run: Path) -> None:
     assert cells(made.costs)["Hallucinating maps"][2] == "new"
 
 
-def test_heads_and_blocks_are_those_of_the_artefact(structured_run: Path, tmp_path: Path, page_of: PageOf) -> None:
-    chosen, record = load_plan(structured_run / "plan.yaml"), load_artefact(structured_run / "artefact").structure
+def test_heads_and_blocks_are_those_of_the_artifact(structured_run: Path, tmp_path: Path, page_of: PageOf) -> None:
+    chosen, record = load_plan(structured_run / "plan.yaml"), load_artifact(structured_run / "artifact").structure
     assert record is not None
     parts = read_parts(structured_run)
     likeness = build_likeness(parts)
@@ -177,7 +177,7 @@ def test_frozen_and_hallucinated_heads_side_by_side(tmp_path: Path, pictures: Pa
     assert "18 frozen in part or wholly" in page.text
     assert "Ideal sparse bound" not in page.text
     assert "could leave any out there" in page.text
-    assert "This run has no artefact, so what is reached is not known" in page.text
+    assert "This run has no artifact, so what is reached is not known" in page.text
     found = build_structure(parts, build_likeness(parts))
     assert found is not None
     assert found.counts == [("frozen", 18), ("hallucinated", 6)]
@@ -188,7 +188,7 @@ def test_frozen_and_hallucinated_heads_side_by_side(tmp_path: Path, pictures: Pa
 def test_compact_blocks_alone(tmp_path: Path, pictures: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics = structured_run / "statistics.safetensors"
     chosen = plan(statistics, compact={"ratio": 0.25, "init": "weights"}, freeze=None, weight_bits=32, activation_bits=32)
-    compress(load_model("vitfrost_digits", "random"), chosen, out=tmp_path / "artefact")
+    compress(load_model("vitfrost_digits", "random"), chosen, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "rank 16 of 64" in text
     assert "the relative error of a projection's weights" in text
@@ -201,7 +201,7 @@ def test_copies_and_random_factors_are_called_so(tmp_path: Path, structured_run:
     statistics, options = structured_run / "statistics.safetensors", {"share": 0.5, "inter_map": "copy", "mix": "copy"}
     random = {"ratio": 0.5, "init": "random"}
     chosen = plan(statistics, hallucinate=options, compact=random, freeze=None, weight_bits=32, activation_bits=32)
-    compress(load_model("vitfrost_digits", "random"), chosen, statistics=statistics, out=tmp_path / "artefact")
+    compress(load_model("vitfrost_digits", "random"), chosen, statistics=statistics, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "the logits of their maps are copies of those of another head of their layer" in text
     assert "Nothing was trained: mixes start as copies, factors are random numbers." in text
@@ -209,19 +209,19 @@ def test_copies_and_random_factors_are_called_so(tmp_path: Path, structured_run:
     assert "How far they are off is not known" in text
 
 
-def test_heads_of_other_shapes_are_left_grey(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
+def test_heads_of_other_shapes_are_left_gray(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
     model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
     calibrate(model, pictures, limit=1, similarity=True, out=tmp_path / "statistics.safetensors", progress=False)
-    assert "Maps of different shapes cannot be compared; those squares are grey" in page_of(tmp_path).text
+    assert "Maps of different shapes cannot be compared; those squares are gray" in page_of(tmp_path).text
     likeness = build_likeness(read_parts(tmp_path))
     assert likeness is not None
     assert likeness.heads == 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
 
 
 def test_a_damaged_record_is_one_line(structured_folder: Path) -> None:
-    config = read_json(structured_folder / "artefact" / "config.json")
+    config = read_json(structured_folder / "artifact" / "config.json")
     config["structure"]["heads"]["blocks.0.attn"][0]["explained"] = "much"
-    write_json(structured_folder / "artefact" / "config.json", config)
+    write_json(structured_folder / "artifact" / "config.json", config)
     with pytest.raises(VitfrostError, match=r"structure\.heads\.blocks\.0\.attn\[0\]\.explained is 'much'"):
         report(structured_folder)
 

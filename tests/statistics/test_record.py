@@ -118,7 +118,7 @@ def test_merged_sensitivity_is_that_of_the_whole_to_rounding(maps):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"precision": "quantised"}, "precision"),
+        ({"precision": "quantized"}, "precision"),
         ({"observed": "after"}, "observed"),
         ({"sensitivity": True}, "sensitivity cannot be merged: False and True"),
         ({"quantization": {"weight_bits": 4}}, "quantization"),

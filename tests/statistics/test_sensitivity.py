@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.quantize.modules import LogQuantizer, UniformQuantizer
-from vitfrost.statistics.collect import calibrate
+from vitfrost.methods.quantize.modules import LogQuantizer, UniformQuantizer
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
 from vitfrost.statistics.record import SiteStatistics, Statistics
@@ -81,8 +81,8 @@ def watch_timm(model, sites) -> dict[str, Seen]:
     return seen
 
 
-def watch_artefact(model, after: bool) -> dict[str, Seen]:
-    """Maps on either side of quantiser and frozen entries; quantisers pass gradients by another way of writing the same thing."""
+def watch_artifact(model, after: bool) -> dict[str, Seen]:
+    """Maps on either side of quantizer and frozen entries; quantizers pass gradients by another way of writing the same thing."""
     seen: dict[str, Seen] = {}
     for module in model.modules():
         if isinstance(module, UniformQuantizer | LogQuantizer):
@@ -141,19 +141,19 @@ def test_sums_equal_explicit_gradients_in_float64(pictures, name, weights, optio
 
 @pytest.mark.parametrize("maps", ["before", "after"])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_quantisers_let_gradients_straight_through_and_frozen_entries_stop_them(pictures, quantised, prepared, frozen, maps):
-    path = prepared.artefact if frozen else quantised
-    artefact = load_artefact(path)
-    seen = watch_artefact(artefact.model.requires_grad_(False), maps == "after")
-    sites = [module.site for module in artefact.model.modules() if isinstance(module, MapAttention)]
+def test_quantizers_let_gradients_straight_through_and_frozen_entries_stop_them(pictures, quantized, prepared, frozen, maps):
+    path = prepared.artifact if frozen else quantized
+    artifact = load_artifact(path)
+    seen = watch_artifact(artifact.model.requires_grad_(False), maps == "after")
+    sites = [module.site for module in artifact.model.modules() if isinstance(module, MapAttention)]
     image_set = open_images(pictures).subset(5, 1)
-    expected = summed_by_hand(artefact.model, sites, seen, image_set, artefact.preprocessing, 1, torch.float32)
+    expected = summed_by_hand(artifact.model, sites, seen, image_set, artifact.preprocessing, 1, torch.float32)
     statistics = calibrate(path, pictures, limit=5, seed=1, batch_size=1, maps=maps, sensitivity=True, progress=False)
     for site in sites:
         found = statistics.sites[site.name]
         check(found, expected[site.name])
         if frozen and maps == "before":
-            mask = artefact.model.get_submodule(f"{site.name}.frozen").mask.numpy()
+            mask = artifact.model.get_submodule(f"{site.name}.frozen").mask.numpy()
             assert not found.sensitivity.gradient_zeroth[mask].any()
             assert (found.sensitivity.value_second[mask] > 0).all()
 
@@ -170,11 +170,11 @@ def same_counters(one: Statistics, other: Statistics) -> bool:
     return found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("source", ["digits", "swin", "quantised", "frozen", "frozen, after"])
-def test_counters_are_the_same_bits_with_and_without(pictures, quantised, prepared, source):
+@pytest.mark.parametrize("source", ["digits", "swin", "quantized", "frozen", "frozen, after"])
+def test_counters_are_the_same_bits_with_and_without(pictures, quantized, prepared, source):
     model = {
         "digits": lambda: load_model("vitfrost_digits"), "swin": lambda: load_model("swin_tiny_patch4_window7_224", "random", **SWIN),
-        "quantised": lambda: quantised, "frozen": lambda: prepared.artefact, "frozen, after": lambda: prepared.artefact,
+        "quantized": lambda: quantized, "frozen": lambda: prepared.artifact, "frozen, after": lambda: prepared.artifact,
     }[source]()  # fmt: skip
     options = {"limit": 9, "batch_size": 4, "maps": "after" if "after" in source else "before", "progress": False}
     plain, sensitive = (calibrate(model, pictures, sensitivity=on, **options) for on in (False, True))

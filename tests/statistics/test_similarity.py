@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vitfrost import calibrate
-from vitfrost.compression.structure import install_structure
 from vitfrost.errors import VitfrostError
-from vitfrost.hallucination.fit import head_moments
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
+from vitfrost.methods.hallucination.fit import head_moments
+from vitfrost.passes.structure import install_structure
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY, MAX_IMAGES
@@ -58,7 +58,7 @@ def signature(sites: list[AttentionSite]) -> list[dict]:
 
 
 @given(st.integers(0, 99))
-def test_moments_are_those_of_centred_logits_within_and_across_layers_of_one_shape(seed):
+def test_moments_are_those_of_centered_logits_within_and_across_layers_of_one_shape(seed):
     logits = draw(seed, 4)
     found = moments_of(watched(logits, [4]).sums, 4, signature(SITES))
     np.testing.assert_array_equal(found, found.T)

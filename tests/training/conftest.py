@@ -26,7 +26,7 @@ def written(pictures: Path, tmp_path: Path) -> Callable[..., Path]:
             "model": {"name": "vitfrost_digits", "options": {"depth": 2, "embed_dim": 32, "num_heads": 2}},
             "data": {"train": [{"source": str(pictures)}], "evaluation": {"source": str(pictures)}},
             "augment": {"flip": 0.5, "rotate": 10},
-            "optimiser": {"lr": 1e-3, "clip": 1.0},
+            "optimizer": {"lr": 1e-3, "clip": 1.0},
             "schedule": {"epochs": 2, "warmup": 0.5},
             "batch_size": 8,
             "log_every": 2,

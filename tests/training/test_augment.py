@@ -37,7 +37,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def pictures(count: int, side: int = 32) -> Tensor:
-    """Smooth coloured pictures."""
+    """Smooth colored pictures."""
     coarse = torch.from_numpy(np.random.default_rng(0).random((count, 3, 6, 6), dtype=np.float32))
     return (F.interpolate(coarse, (side, side), mode="bilinear") * 255).round().to(torch.uint8)
 
@@ -72,7 +72,7 @@ def test_settings_draw_from_streams_of_their_own() -> None:
     assert (plain == erased).flatten(1).float().mean(1).min() > 0.5  # the same images outside of the boxes
 
 
-def test_without_settings_only_normalised() -> None:
+def test_without_settings_only_normalized() -> None:
     images = pictures(3)
     expected = (images / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(Augment(AugmentSettings(), 32, MEAN, STD)(images, seeds(3)), expected)
@@ -91,7 +91,7 @@ def test_halving_is_an_area_average_and_doubling_is_bilinear() -> None:
     halved, doubled = (Augment(AugmentSettings(), out, *PLAIN)(images, seeds(2)) for out in (16, 64))
     torch.testing.assert_close(halved, F.avg_pool2d(images / 255, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(doubled, F.interpolate(images / 255, scale_factor=2, mode="bilinear"), atol=1e-5, rtol=0)
-    fine = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)  # the finest stripes become grey, not an alias
+    fine = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)  # the finest stripes become gray, not an alias
     assert (Augment(AugmentSettings(crop_scale=(0.9, 1)), 16, *PLAIN)(fine, seeds(1)) - 0.5).abs().max() < 0.26
 
 
@@ -125,12 +125,12 @@ def test_crops_lie_within_the_image_and_their_ranges(seed: int, scale: tuple[flo
     narrow, wide = sorted(ratio)
     settings = AugmentSettings(crop_scale=(low, high), crop_ratio=(narrow, wide))
     maps = sampling_maps(settings, item_seeds(seed, 0, np.arange(20)))
-    extent, centre = torch.stack([maps[:, 0, 0], maps[:, 1, 1]], 1), maps[:, :, 2]
+    extent, center = torch.stack([maps[:, 0, 0], maps[:, 1, 1]], 1), maps[:, :, 2]
     assert (maps[:, 0, 1] == 0).all()
-    assert (centre.abs() + extent <= 1 + 1e-9).all()
+    assert (center.abs() + extent <= 1 + 1e-9).all()
     shape = extent[:, 0] / extent[:, 1]
     assert ((shape >= narrow * (1 - 1e-6)) & (shape <= wide * (1 + 1e-6))).all()
-    drawn = (centre.abs() > 1e-12).any(1)  # the others may be the largest crop that has the ratio
+    drawn = (center.abs() > 1e-12).any(1)  # the others may be the largest crop that has the ratio
     assert (extent.prod(1)[drawn] >= low * (1 - 1e-6)).all()
     assert (extent.prod(1)[drawn] <= high * (1 + 1e-6)).all()
 

@@ -12,7 +12,7 @@ from vitfrost.training.recipe import load_training_recipe
 RECIPES = Path(__file__).parents[2] / "recipes" / "training"
 
 
-def test_a_run_ends_with_a_table_and_the_artefact_can_be_evaluated(
+def test_a_run_ends_with_a_table_and_the_artifact_can_be_evaluated(
     call: Callable, written: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     recipe = written(
@@ -25,8 +25,8 @@ def test_a_run_ends_with_a_table_and_the_artefact_can_be_evaluated(
     assert called.status == 0, called.err
     assert "seed: 3" in (tmp_path / "run" / "recipe.yaml").read_text().splitlines()
     assert "vitfrost_digits" in called.out
-    assert called.out.rstrip().endswith("artefact")
-    evaluated = call("evaluate", tmp_path / "run" / "artefact", "--images", pictures)
+    assert called.out.rstrip().endswith("artifact")
+    evaluated = call("evaluate", tmp_path / "run" / "artifact", "--images", pictures)
     assert evaluated.status == 0, evaluated.err
     top1 = called.out.split("fp32")[1].split()[1]
     assert top1 in evaluated.out

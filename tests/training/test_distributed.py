@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.training.metrics import read_metrics
 from vitfrost.training.processes import check_norms, share_of_batch
-from vitfrost.training.verb import train
+from vitfrost.training.train import train
 
 from ..processes import torchrun
 
@@ -32,11 +32,11 @@ BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
 def test_two_processes_train_what_one_trains(written: Callable[..., Path], tmp_path: Path, plan: object) -> None:
     recipe = written(
         plan=plan, mixing={"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "chunk": 4}, ema=0.8, evaluate_every=1,
-        optimiser={"name": "sgd", "lr": 0.1}, schedule={"epochs": 2},
+        optimizer={"name": "sgd", "lr": 0.1}, schedule={"epochs": 2},
     )  # fmt: skip
     one = train(recipe, tmp_path / "one", progress=False)
-    assert trained_by_two(recipe, tmp_path / "two").count("artefact") == 1
-    first, second = (load_artefact(tmp_path / name / "artefact").model.state_dict() for name in ("one", "two"))
+    assert trained_by_two(recipe, tmp_path / "two").count("artifact") == 1
+    first, second = (load_artifact(tmp_path / name / "artifact").model.state_dict() for name in ("one", "two"))
     start = torch.load(one / "checkpoint.pt", weights_only=True)["state"]["model"]
     assert any(not torch.equal(first[key], start[key]) for key in first if key in start)
     torch.testing.assert_close(second, first, rtol=0, atol=1e-5)
@@ -55,11 +55,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
         share_of_batch(7)
 
 
-def test_norms_that_cannot_be_synchronised_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_that_cannot_be_synchronized_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     assert check_norms(model, 4, torch.device("cpu")) is model
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(VitfrostError, match="cannot be synchronised on the CPU"):
+    with pytest.raises(VitfrostError, match="cannot be synchronized on the CPU"):
         check_norms(model, 4, torch.device("cpu"))
     with pytest.raises(VitfrostError, match="too small for BatchNorm; give batch_size at least 4"):
         check_norms(model, 1, torch.device("cpu"))

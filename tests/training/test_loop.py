@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitfrost.artefact import load_artefact
-from vitfrost.compression.apply import compress
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
-from vitfrost.measure.accuracy import evaluate
-from vitfrost.measure.results import load_results
+from vitfrost.evaluation.evaluate import evaluate
+from vitfrost.evaluation.results import load_results
+from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
-from vitfrost.statistics.collect import calibrate
+from vitfrost.statistics.calibrate import calibrate
 from vitfrost.training.checkpoint import load_checkpoint
 from vitfrost.training.metrics import read_metrics
-from vitfrost.training.verb import train
+from vitfrost.training.train import train
 from vitfrost.vit.load import load_model
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
@@ -31,12 +31,12 @@ def trained(recipe: Path, out: Path, **options: Any) -> Path:
     return train(recipe, out, progress=False, device="cpu", **options)
 
 
-def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artefact(
+def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artifact(
     written: Callable[..., Path], pictures: Path, tmp_path: Path
 ) -> None:
     run = trained(written(evaluate_every=1, ema=0.5), tmp_path / "run")
     names = {path.name for path in run.iterdir()}
-    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoint.pt", "artefact", "result.json"}
+    assert names == {"recipe.yaml", "metrics.jsonl", "checkpoint.pt", "artifact", "result.json"}
     lines = read_metrics(run / "metrics.jsonl")
     logged = [line for line in lines if "loss" in line]
     assert [line["step"] for line in logged] == [2, 4, 6, 8, 10]
@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artefact(
     assert evaluated[0]["interval"][0] <= evaluated[0]["top1"] <= evaluated[0]["interval"][1]
     (row,) = load_results(run / "result.json").rows
     assert evaluated[-1]["top1"] == row.top1
-    again = evaluate(run / "artefact", pictures, progress=False)
+    again = evaluate(run / "artifact", pictures, progress=False)
     assert again is not None
     same = {"seconds_per_image", "name"}
     assert row.model_dump(exclude=same) == again.model_dump(exclude=same)
@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artefact(
 @pytest.mark.usefixtures("unchecked")
 def test_it_learns_pictures_by_heart(written: Callable[..., Path], tmp_path: Path) -> None:
     recipe = written(
-        augment={"flip": 0, "rotate": 0}, schedule={"epochs": 80}, optimiser={"lr": 5e-3, "weight_decay": 0.0}, batch_size=20,
+        augment={"flip": 0, "rotate": 0}, schedule={"epochs": 80}, optimizer={"lr": 5e-3, "weight_decay": 0.0}, batch_size=20,
     )  # fmt: skip
     run = trained(recipe, tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
@@ -68,19 +68,19 @@ def test_it_learns_pictures_by_heart(written: Callable[..., Path], tmp_path: Pat
     assert top1 > 60
 
 
-def test_an_artefact_remembers_options_classes_and_where_it_comes_from(written: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_artifact_remembers_options_classes_and_where_it_comes_from(written: Callable[..., Path], tmp_path: Path) -> None:
     options = {**SMALL, "drop_path_rate": 0.1, "patch_drop_rate": 0.25}
     run = trained(written(model={"options": options, "classes": 12, "image_size": 24}), tmp_path / "run")
-    artefact = load_artefact(run / "artefact")
-    assert artefact.classes == artefact.model.num_classes == 12
-    assert artefact.image_size == (24, 24)
-    assert artefact.options == {**SMALL, "num_classes": 12}
-    assert artefact.weight_tag.startswith("trained:")
-    assert artefact.training is not None
-    assert artefact.training["steps"] == 10
-    assert artefact.training["start"]["weight_tag"] == "random:0"
-    assert artefact.recipe is not None
-    assert str(tmp_path) not in str(artefact.recipe)
+    artifact = load_artifact(run / "artifact")
+    assert artifact.classes == artifact.model.num_classes == 12
+    assert artifact.image_size == (24, 24)
+    assert artifact.options == {**SMALL, "num_classes": 12}
+    assert artifact.weight_tag.startswith("trained:")
+    assert artifact.training is not None
+    assert artifact.training["steps"] == 10
+    assert artifact.training["start"]["weight_tag"] == "random:0"
+    assert artifact.recipe is not None
+    assert str(tmp_path) not in str(artifact.recipe)
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(written: Callable[..., Path], tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(written: Ca
         trained(written(f"{name}.yaml", mixing=mixing, model={"options": options}, seed=seed), tmp_path / name)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
-    states = [load_artefact(run / "artefact").model.state_dict() for run in runs]
+    states = [load_artifact(run / "artifact").model.state_dict() for run in runs]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
 
 def test_the_average_is_what_is_kept(written: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(written(ema=0.9), tmp_path / "run")
-    kept = load_artefact(run / "artefact").model.state_dict()
+    kept = load_artifact(run / "artifact").model.state_dict()
     state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
     assert all(torch.equal(kept[key], state["average"][key]) for key in kept)
     assert not torch.equal(kept["head.weight"], state["model"]["head.weight"])
@@ -127,22 +127,22 @@ def test_a_time_limit_ends_the_run_after_a_whole_step(written: Callable[..., Pat
     assert len(rates) >= 1
     assert (run / "result.json").is_file()
     short = trained(written("short.yaml", schedule={"epochs": 100000}, time_limit=1e-6), tmp_path / "short")
-    assert load_artefact(short / "artefact").training["steps"] == 1  # type: ignore[index]
+    assert load_artifact(short / "artifact").training["steps"] == 1  # type: ignore[index]
 
 
 def test_bfloat16_trains_and_keeps_single_precision(written: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(written(precision="bf16"), tmp_path / "run")
-    assert {value.dtype for value in load_artefact(run / "artefact").model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in load_artifact(run / "artifact").model.state_dict().values()} == {torch.float32}
     assert all(2 < line["loss"] < 4 for line in read_metrics(run / "metrics.jsonl") if "loss" in line)
 
 
 def test_trained_weights_are_taken_and_another_head_stays_untrained(written: Callable[..., Path], tmp_path: Path) -> None:
     original = load_model("vitfrost_digits", "random", seed=3, **SMALL)
     save_file(original.model.state_dict(), tmp_path / "w.safetensors")
-    still = {"optimiser": {"lr": 1e-9, "weight_decay": 0.0}, "schedule": {"epochs": 1}}
+    still = {"optimizer": {"lr": 1e-9, "weight_decay": 0.0}, "schedule": {"epochs": 1}}
     same = trained(written(model={"weights": "w.safetensors"}, **still), tmp_path / "same")
     other = trained(written("o.yaml", model={"weights": "w.safetensors", "classes": 12}, **still), tmp_path / "other")
-    kept, changed = (load_artefact(run / "artefact").model.state_dict() for run in (same, other))
+    kept, changed = (load_artifact(run / "artifact").model.state_dict() for run in (same, other))
     expected = original.model.state_dict()
     torch.testing.assert_close(kept, expected, atol=1e-6, rtol=0)
     assert changed["head.weight"].shape == (12, 32)
@@ -154,16 +154,16 @@ BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
 
 def test_a_plans_structure_is_trained_from_scratch_and_merged(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     run = trained(written(plan=BOTH, ema=0.9, evaluate_every=1), tmp_path / "run")
-    artefact = load_artefact(run / "artefact")
-    assert [head.source for head in artefact.plan.layers[0].heads] == ["computed", "hallucinated"]
-    state = artefact.model.state_dict()
+    artifact = load_artifact(run / "artifact")
+    assert [head.source for head in artifact.plan.layers[0].heads] == ["computed", "hallucinated"]
+    state = artifact.model.state_dict()
     assert state["blocks.0.mlp.fc2.down.weight"].shape == (16, 128)
     assert state["blocks.0.attn.qkv.weight"].shape == (16 + 16 + 32, 32)
     assert not any("branches" in key for key in state)
     held = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
     assert any("branches" in key for key in held["model"])
     (row,) = load_results(run / "result.json").rows
-    again = evaluate(run / "artefact", pictures, progress=False)
+    again = evaluate(run / "artifact", pictures, progress=False)
     assert again is not None
     assert (row.top1, row.images_hash, row.plan_hash, row.macs) == (again.top1, again.images_hash, again.plan_hash, again.macs)
     plain = trained(written("plain.yaml"), tmp_path / "plain")
@@ -181,18 +181,18 @@ def test_trained_weights_take_up_a_plans_structure_in_closed_form(written: Calla
         "plan": {"hallucinate": hallucinate, "compact": {"ratio": 0.5, "noise": 0.0}},
         "model": {"weights": "w.safetensors"},
         "start": {"images": str(pictures), "limit": 20},
-        "optimiser": {"lr": 1e-9, "weight_decay": 0.0},
+        "optimizer": {"lr": 1e-9, "weight_decay": 0.0},
     }
     run = trained(written(**changes), tmp_path / "run")
-    artefact = load_artefact(run / "artefact")
-    assert artefact.structure is not None
-    assert artefact.structure["images"] == 20
-    assert 0 < max(artefact.structure["relative_errors"].values()) < 1
-    qkv, original = artefact.model.state_dict()["blocks.0.attn.qkv.weight"], source.model.state_dict()["blocks.0.attn.qkv.weight"]
+    artifact = load_artifact(run / "artifact")
+    assert artifact.structure is not None
+    assert artifact.structure["images"] == 20
+    assert 0 < max(artifact.structure["relative_errors"].values()) < 1
+    qkv, original = artifact.model.state_dict()["blocks.0.attn.qkv.weight"], source.model.state_dict()["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(qkv[:16], original[:16], atol=1e-6, rtol=0)
-    going_on = written("on.yaml", model={"weights": None}, start={"artefact": str(run / "artefact")})
-    again = load_artefact(trained(going_on, tmp_path / "again") / "artefact")
-    assert again.plan == artefact.plan
+    going_on = written("on.yaml", model={"weights": None}, start={"artifact": str(run / "artifact")})
+    again = load_artifact(trained(going_on, tmp_path / "again") / "artifact")
+    assert again.plan == artifact.plan
     assert not torch.equal(again.model.state_dict()["blocks.0.attn.qkv.weight"], qkv)
     with pytest.raises(VitfrostError, match="need images"):
         trained(written("no.yaml", **{**changes, "start": {}}), tmp_path / "no")
@@ -202,12 +202,12 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
     calibrate("vitfrost_digits", pictures, limit=12, similarity=True, out=tmp_path / "s.safetensors", progress=False)
     recipe = written(
         plan={"hallucinate": {"share": 0.5}}, model={"weights": "timm", "options": None}, start={"statistics": "s.safetensors"},
-        optimiser={"lr": 1e-9, "weight_decay": 0.0}, schedule={"epochs": 1}, teacher={"original": True, "weight": 1.0},
+        optimizer={"lr": 1e-9, "weight_decay": 0.0}, schedule={"epochs": 1}, teacher={"original": True, "weight": 1.0},
     )  # fmt: skip
-    artefact = load_artefact(trained(recipe, tmp_path / "run") / "artefact")
-    assert artefact.plan.statistics is not None
-    assert all(len(layer.hallucinated) == 2 for layer in artefact.plan.layers)
-    mixes = [value for key, value in artefact.model.state_dict().items() if key.endswith("hallucination.mix.weight")]
+    artifact = load_artifact(trained(recipe, tmp_path / "run") / "artifact")
+    assert artifact.plan.statistics is not None
+    assert all(len(layer.hallucinated) == 2 for layer in artifact.plan.layers)
+    mixes = [value for key, value in artifact.model.state_dict().items() if key.endswith("hallucination.mix.weight")]
     assert len(mixes) == 6
     assert all(((mix != 0) & (mix != 1)).any() for mix in mixes)
     untrained = {"plan": {"hallucinate": {"share": 0.5}}, "model": {"options": None}, "start": {"statistics": "s.safetensors"}}
@@ -217,7 +217,7 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
 
 @pytest.mark.usefixtures("unchecked")
 def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
-    """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artefact, by imitation of the original, without labels."""
+    """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artifact, by imitation of the original, without labels."""
     statistics = calibrate("vitfrost_digits", pictures, limit=12, progress=False)
     chosen = plan(statistics, unit="head", freeze=0.5, constants="local", window=3, weight_bits=32, activation_bits=32)
     frozen = compress("vitfrost_digits", chosen, statistics=statistics, out=tmp_path / "frozen")
@@ -225,17 +225,17 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
         model={"options": None}, teacher={"name": "vitfrost_digits", "weights": "timm", "weight": 1.0}, schedule={"epochs": 6},
         data={"train": [{"source": str(pictures), "labels": "none"}]}, augment={"flip": 0, "rotate": 0},
     )  # fmt: skip
-    run = trained(recipe, tmp_path / "run", artefact=tmp_path / "frozen", teacher_weights="timm")
+    run = trained(recipe, tmp_path / "run", artifact=tmp_path / "frozen", teacher_weights="timm")
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
-    made = load_artefact(run / "artefact")
+    made = load_artifact(run / "artifact")
     assert made.plan == chosen
     before, after = frozen.model.state_dict(), made.model.state_dict()
     kernels = [key for key in after if key.endswith(".kernel")]
     assert kernels
     assert all(not torch.equal(before[key], after[key]) for key in kernels)
     inline = written("inline.yaml", plan={"constants": {"unit": "layer", "ratio": 1.0, "by": "first"}}, schedule={"epochs": 1})
-    scratch = load_artefact(trained(inline, tmp_path / "scratch") / "artefact")
+    scratch = load_artifact(trained(inline, tmp_path / "scratch") / "artifact")
     assert all(len(layer.constant) == 2 for layer in scratch.plan.layers)
     with pytest.raises(VitfrostError, match="no teacher of its own"):
         trained(inline, tmp_path / "other", teacher_weights="timm")
@@ -245,12 +245,12 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
 def test_last_tokens_are_imitated(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "tokens": 2.0}
-    still = {"optimiser": {"lr": 1e-9}, "log_every": 1}
+    still = {"optimizer": {"lr": 1e-9}, "log_every": 1}
     run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, **still), tmp_path / "same")
     assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5
     other = {"name": "vitfrost_digits", "weights": "timm", "weight": 1.0, "tokens": 1.0}
     wide = {"depth": 2, "embed_dim": 64, "num_heads": 4}
-    small = {"model": {"options": wide}, "augment": {"flip": 0, "rotate": 0}, "optimiser": {"lr": 2e-3}, "schedule": {"epochs": 8}}
+    small = {"model": {"options": wide}, "augment": {"flip": 0, "rotate": 0}, "optimizer": {"lr": 2e-3}, "schedule": {"epochs": 8}}
     losses = []
     for tokens in (0.0, 1.0):
         run = trained(written(f"{tokens}.yaml", teacher=other | {"tokens": tokens}, **small), tmp_path / f"run{tokens}")
@@ -261,16 +261,16 @@ def test_last_tokens_are_imitated(written: Callable[..., Path], pictures: Path, 
         trained(written("narrow.yaml", teacher=other), tmp_path / "narrow")
 
 
-def test_a_plan_that_quantises_or_freezes_is_not_trained(written: Callable[..., Path], prepared: Any, tmp_path: Path) -> None:
+def test_a_plan_that_quantizes_or_freezes_is_not_trained(written: Callable[..., Path], prepared: Any, tmp_path: Path) -> None:
     recipe = written(plan=str(prepared.plan), model={"weights": "timm", "options": None})
-    with pytest.raises(VitfrostError, match="freezes entries or quantises"):
+    with pytest.raises(VitfrostError, match="freezes entries or quantizes"):
         trained(recipe, tmp_path / "run")
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     source = {"train": [{"source": str(pictures), "labels": "none"}], "size": 40}
-    shorter = {"schedule": {"epochs": 12}, "optimiser": {"lr": 2e-3}, "augment": {"flip": 0, "rotate": 0}}
+    shorter = {"schedule": {"epochs": 12}, "optimizer": {"lr": 2e-3}, "augment": {"flip": 0, "rotate": 0}}
     teacher = {"name": "vitfrost_digits", "weights": "timm", "weight": 1.0, "temperature": 2.0}
     run = trained(written(data=source, teacher=teacher, model={"image_size": 24}, **shorter), tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
@@ -280,7 +280,7 @@ def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[
 def test_the_original_as_teacher_starts_without_a_difference(written: Callable[..., Path], tmp_path: Path) -> None:
     save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "kind": "soft"}
-    run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, optimiser={"lr": 1e-9}, log_every=1), tmp_path / "run")
+    run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
     assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5
 
 
@@ -290,7 +290,7 @@ def test_the_original_as_teacher_starts_without_a_difference(written: Callable[.
         ({"batch_size": 64}, "40 images, fewer than one batch of 64"),
         ({"model": {"name": "nextvit_small", "options": None, "image_size": 32}, "batch_size": 1}, "too small for BatchNorm"),
         ({"mixing": {"mixup": 0.5, "chunk": 6}}, "no multiple of mixing.chunk 6"),
-        ({"optimiser": {"name": "adamm"}}, "optimiser adamm cannot be made"),
+        ({"optimizer": {"name": "adamm"}}, "optimizer adamm cannot be made"),
         ({"model": {"classes": 4}}, "labels up to 9"),
         ({"model": {"image_size": [32, 64]}}, "32 x 64 pixels"),
         ({"model": {"options": {"depths": 2}}}, "depths"),
@@ -298,7 +298,7 @@ def test_the_original_as_teacher_starts_without_a_difference(written: Callable[.
         ({"data": {"evaluation": {"labels": "none"}}}, "accuracy needs labels"),
         ({"data": {"evaluation": {"split": "test"}}}, "has no split test"),
         ({"plan": "absent.yaml"}, "no plan"),
-        ({"start": {"artefact": "absent"}}, "no artefact folder"),
+        ({"start": {"artifact": "absent"}}, "no artifact folder"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_starts(
@@ -312,9 +312,9 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_stays(written: Callable[..., Path], tmp_path: Path) -> None:
     """The first gradient is finite; the weights that its step leaves are so large that a later one overflows."""
-    explosive = {"optimiser": {"name": "sgd", "lr": 1e30, "clip": None}, "schedule": {"epochs": 4, "warmup": 0}}
+    explosive = {"optimizer": {"name": "sgd", "lr": 1e30, "clip": None}, "schedule": {"epochs": 4, "warmup": 0}}
     recipe = written(**explosive, checkpoint_every={"steps": 1}, log_every=1)
-    said = r"not finite in epoch 1, step (\d+) \(learning rate .*\); lower optimiser.lr, .*; the checkpoint of step (\d+) stays"
+    said = r"not finite in epoch 1, step (\d+) \(learning rate .*\); lower optimizer.lr, .*; the checkpoint of step (\d+) stays"
     with pytest.raises(VitfrostError, match=said) as caught:
         trained(recipe, tmp_path / "run")
     numbers = re.search(said, str(caught.value))
@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_state_stays(w
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt", held["inputs"])
     assert state["step"] == good
     assert all(torch.isfinite(value).all() for value in state["model"].values())
-    assert not (tmp_path / "run" / "artefact").exists()
+    assert not (tmp_path / "run" / "artifact").exists()
 
 
 def test_a_folder_with_something_else_or_a_run_is_left_alone(written: Callable[..., Path], tmp_path: Path) -> None:

@@ -83,4 +83,4 @@ def test_uniforms_are_uniform_and_streams_independent() -> None:
     counts = np.stack([np.histogram(column, 16, (0, 1))[0] for column in drawn.T])
     assert ((counts - len(drawn) / 16) ** 2 / (len(drawn) / 16)).sum(1).max() < 50  # chi-squared, 15 degrees: p about 1e-5
     assert np.abs(np.corrcoef(drawn.T) - np.eye(8)).max() < 5 / np.sqrt(len(drawn))
-    assert np.abs(np.corrcoef(drawn[:-1].T, drawn[1:].T)[:8, 8:]).max() < 5 / np.sqrt(len(drawn))  # neighbours in position
+    assert np.abs(np.corrcoef(drawn[:-1].T, drawn[1:].T)[:8, 8:]).max() < 5 / np.sqrt(len(drawn))  # neighbors in position

@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {
     "version": 1,
     "model": {"name": "vitfrost_digits"},
     "data": {"train": [{"source": "pictures"}], "evaluation": {"source": "held/out"}},
-    "optimiser": {"lr": 0.001},
+    "optimizer": {"lr": 0.001},
     "schedule": {"epochs": 3, "warmup": 1},
 }
 
@@ -31,9 +31,9 @@ def written(folder: Path, changes: dict[str, Any] | None = None, name: str = "re
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"optimizer": {"lr": 1}}, "optimizer is"),
-        ({"optimiser": {"lr": 0}}, "optimiser.lr is 0"),
-        ({"optimiser": {"lr": float("nan")}}, "optimiser.lr is nan"),
+        ({"optimizers": {"lr": 1}}, "optimizers is"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr is 0"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr is nan"),
         ({"schedule": {"epochs": 3, "steps": 5}}, "schedule.epochs or steps is to be given"),
         ({"schedule": {"epochs": None}}, "schedule.epochs or steps is to be given"),
         ({"schedule": {"warmup": 3}}, "as long as the whole training"),

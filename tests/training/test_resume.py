@@ -17,14 +17,14 @@ import torch
 from vitfrost.errors import VitfrostError
 from vitfrost.training.checkpoint import load_checkpoint, save_checkpoint
 from vitfrost.training.metrics import MetricsFile, read_metrics
-from vitfrost.training.verb import train
+from vitfrost.training.train import train
 
 OPTIONS = {"depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2, "patch_drop_rate": 0.25}
 MIXING = {"mixup": 0.8, "chunk": 4}
 
 
 def weights_of(run: Path) -> bytes:
-    return (run / "artefact" / "model.safetensors").read_bytes()
+    return (run / "artifact" / "model.safetensors").read_bytes()
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -47,7 +47,7 @@ def test_a_killed_run_ends_with_the_same_bits(written: Callable[..., Path], star
         time.sleep(0.01)
     _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said
-    assert not (run / "artefact").exists()
+    assert not (run / "artifact").exists()
     assert (run / "checkpoint.pt").is_file()
     (run / ".checkpoint.pt.1.part").write_bytes(b"what a killed process left")
     train(recipe, run, resume=True, progress=False)
@@ -60,9 +60,9 @@ def test_a_finished_run_is_resumed_without_a_step(written: Callable[..., Path], 
     plan = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
     recipe = written(plan=plan, model={"weights": "timm", "options": None}, start={"images": str(pictures), "limit": 10})
     run = train(recipe, tmp_path / "run", progress=False)
-    kept = ("artefact/model.safetensors", "artefact/config.json", "metrics.jsonl")
+    kept = ("artifact/model.safetensors", "artifact/config.json", "metrics.jsonl")
     before = [(run / name).read_bytes() for name in kept]
-    shutil.rmtree(run / "artefact")
+    shutil.rmtree(run / "artifact")
     train(recipe, run, resume=True, progress=False)
     assert [(run / name).read_bytes() for name in kept] == before
 
@@ -73,7 +73,7 @@ def test_another_recipe_or_other_pictures_are_refused(written: Callable[..., Pat
     sources = {"data": {"train": [{"source": str(copied)}]}}
     run = train(written(**sources), tmp_path / "run", progress=False)
     with pytest.raises(VitfrostError, match="made from another recipe; resume with"):
-        train(written("other.yaml", **sources, optimiser={"lr": 2e-3}), run, resume=True, progress=False)
+        train(written("other.yaml", **sources, optimizer={"lr": 2e-3}), run, resume=True, progress=False)
     train(written("same.yaml", **sources, log_every=1), run, resume=True, progress=False)
     shutil.copy(copied / "0001.png", copied / "0000.png")
     with pytest.raises(VitfrostError, match="made from another training data; resume with"):

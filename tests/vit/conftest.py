@@ -22,11 +22,11 @@ def enliven(module: nn.Module, *inputs: Any, seed: int = 0) -> None:
     for part in module.modules():
         if isinstance(part, nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
             part.weight.add_(1.0)
-    normalised = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    for part in normalised:
+    normalized = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for part in normalized:
         part.train().momentum = 1.0
     module(*inputs)
-    for part in normalised:
+    for part in normalized:
         part.eval().momentum = 0.1
 
 

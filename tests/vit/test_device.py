@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artefact import load_artefact
+from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.models import open_model
 from vitfrost.vit.load import device_of, find_device
@@ -47,8 +47,8 @@ def test_a_gpu_gives_what_the_cpu_gives(pictures: Path, tmp_path: Path) -> None:
         chosen = vitfrost.plan(statistics, freeze=0.2, hallucinate=0.5, compact=0.5, weight_bits=8, activation_bits=8)
         made = vitfrost.compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=4, out=tmp_path / device)
         assert device_of(made.model).type == "cpu"
-        artefact = open_model(tmp_path / device, device=device)
-        row = vitfrost.evaluate(artefact, pictures, reference=loaded, progress=False)
-        found[device] = (statistics.moments, row.kl, load_artefact(tmp_path / device))
+        artifact = open_model(tmp_path / device, device=device)
+        row = vitfrost.evaluate(artifact, pictures, reference=loaded, progress=False)
+        found[device] = (statistics.moments, row.kl, load_artifact(tmp_path / device))
     assert torch.allclose(torch.from_numpy(found["cpu"][0]), torch.from_numpy(found["cuda"][0]), rtol=1e-3, equal_nan=True)
     assert found["cpu"][1] == pytest.approx(found["cuda"][1], rel=0.2)

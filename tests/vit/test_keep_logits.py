@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vitfrost.hallucination.maps import HeadHallucination
-from vitfrost.hallucination.options import HallucinationOptions
+from vitfrost.methods.hallucination.maps import HeadHallucination
+from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.vit.attention import FusedAttention, MapAttention
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.reduced_attention import PooledAttention, PyramidAttention

@@ -93,7 +93,7 @@ def test_keys_are_means_of_consecutive_tokens() -> None:
         assert float((attn(x) - expected).abs().max()) < 1e-12
 
 
-def test_merged_normalisations_leave_the_sites_as_they_are() -> None:
+def test_merged_normalizations_leave_the_sites_as_they_are() -> None:
     with torch.device("cpu"):
         model = load_model("nextvit_small", "random", 32).model
         before = find_sites(model)

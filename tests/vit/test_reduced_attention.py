@@ -71,7 +71,7 @@ def test_state_dict_survives_the_replacement(name: str, options: dict[str, Any])
 
 
 @torch.no_grad()
-def test_merged_normalisations_are_taken_over(lively: Callable[..., None], pixels: Callable[..., Tensor]) -> None:
+def test_merged_normalizations_are_taken_over(lively: Callable[..., None], pixels: Callable[..., Tensor]) -> None:
     """Next-ViT's deployed form: BatchNorms merged into the layers after them, the keys' own one among them."""
     loaded = load_model("nextvit_small", "random", 64, **NEXT)
     lively(loaded.model, pixels((64, 64)))

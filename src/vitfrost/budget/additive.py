@@ -62,7 +62,7 @@ class AdditiveLatency:
         saved = sum(saves[count] for saves, count in zip(self.heads, frozen, strict=True))
         return 1.0 - saved - sum(saves[rank] for saves, rank in zip(self.ranks, ranks, strict=True) if rank is not None)
 
-    def floor(self, *, single: bool, whole: bool, factorise: bool) -> float:
+    def floor(self, *, single: bool, whole: bool, factorize: bool) -> float:
         """The share that steps which each save something come down to: single heads, all that are left in a layer, ranks."""
         saved = 0.0
         for saves in self.heads:
@@ -72,7 +72,7 @@ class AdditiveLatency:
                     break
                 best = saves[count]
             saved += max(best, saves[-1]) if whole else best
-        return 1.0 - saved - sum(max(0.0, *saves.values()) for saves in self.ranks if factorise and saves)
+        return 1.0 - saved - sum(max(0.0, *saves.values()) for saves in self.ranks if factorize and saves)
 
 
 def corrected_target(target: float, predicted: float, measured: float) -> float | None:

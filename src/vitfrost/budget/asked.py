@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..errors import VitfrostError
+from .greedy import Rescore, Search, drop_of
 from .latency_record import LatencyOutcome
 from .moves import UNITS, Unit
 from .runtimes import NAMES, Runtime, find_runtime
-from .search import Rescore, Search, drop_of
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def refuse_below(budget: Asked, floor: float) -> None:
     )
 
 
-def said(search: Search, labelled: bool, macs_share: float, latency: LatencyOutcome | None) -> str:
+def said(search: Search, labeled: bool, macs_share: float, latency: LatencyOutcome | None) -> str:
     """ "MACs 0.910 of the original at a drop of 0.5 points of agreement", or "latency 0.912 (95 % interval 0.905 to 0.921; 0.908 was
     predicted) of the original on openvino-int8, 1 thread, MACs 0.871, at a drop of ..."."""
-    drop = f"at a drop of {drop_of(search.effect, search.original):.2f} {points(labelled)}"
+    drop = f"at a drop of {drop_of(search.effect, search.original):.2f} {points(labeled)}"
     if latency is None:
         return f"MACs {macs_share:.3f} of the original {drop}"
     timed = latency.measured
@@ -102,17 +102,15 @@ def said(search: Search, labelled: bool, macs_share: float, latency: LatencyOutc
     return f"latency {timed.ratio:.3f} ({interval}) of the original on {latency.setup.said}, MACs {macs_share:.3f}, {drop}"
 
 
-def points(labelled: bool) -> str:
+def points(labeled: bool) -> str:
     """What a drop is counted in."""
-    return "points of top-1" if labelled else "points of agreement"
+    return "points of top-1" if labeled else "points of agreement"
 
 
-def how_near(search: Search, budget: Asked, ended: str, labelled: bool, corrections: int) -> str:
+def how_near(search: Search, budget: Asked, ended: str, labeled: bool, corrections: int) -> str:
     """Why there is no plan: how near the search came, and what to ask for instead."""
     if budget.target is None:
-        return (
-            f"nothing can be changed within {budget.max_drop:g} {points(labelled)}; allow more (--max-drop), or give more --search-images"
-        )
+        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more (--max-drop), or give more --search-images"
     option = "--target-macs" if budget.runtime is None else "--target-latency"
     after = f" after {corrections} {'correction' if corrections == 1 else 'corrections'} of what was predicted" if corrections else ""
     if budget.max_drop is None or not search.set_aside:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import VitfrostError
-from ..measure.intervals import divergences
+from ..evaluation.intervals import divergences
 from ..vit import plain
 from .moves import State
 from .replacements import Replacements

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from ..benchmark.timing import paired_ratio
-from ..stages import say
+from ..runs.stages import say
+from ..timing.rounds import paired_ratio
 from ..vit.load import LoadedModel
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
+from .greedy import Search, Step
+from .history import SearchLog
 from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
 from .moves import Moves, State, Unit, ranks_of
-from .record import SearchLog
-from .search import Search, Step
 from .timer import Timed
 
 # Seconds of timed rounds, beside what exporting takes: of the whole table, and of one whole model.
@@ -107,7 +107,7 @@ class Latency:
 
     def floor(self, over: frozenset[Unit]) -> float:
         """The share that a search over these units can come down to."""
-        return self.model.floor(single="heads" in over, whole="layers" in over, factorise="ranks" in over)
+        return self.model.floor(single="heads" in over, whole="layers" in over, factorize="ranks" in over)
 
     def settle(self, search: Search, target: float, on_step: Callable[[Step], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was

@@ -1,4 +1,4 @@
-"""What a search can change next: freeze a head, freeze all heads of a layer that are left, factorise a feed-forward projection.
+"""What a search can change next: freeze a head, freeze all heads of a layer that are left, factorize a feed-forward projection.
 
 Plain data; sites count in the order in which data passes them.
 """
@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..compaction.cost import largest_useful_rank
+from ..methods.low_rank.cost import largest_useful_rank
 from ..vit.sites import AttentionSite, FeedForwardSite
 
 Unit = Literal["heads", "layers", "ranks"]

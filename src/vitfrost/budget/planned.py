@@ -10,8 +10,8 @@ from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import LatencyPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..vit.sites import ModelSites
+from .history import Measured, SearchRecord, Taken
 from .moves import State
-from .record import Measured, SearchRecord, Taken
 
 
 def planned(
@@ -66,7 +66,7 @@ def _plan(
     quantize: QuantizePlan,
     latency: LatencyPlan | None,
 ) -> Plan:
-    header, factorises = statistics.header, any(rank is not None for rank in state.ranks)
+    header, factorizes = statistics.header, any(rank is not None for rank in state.ranks)
     return Plan(
         model=ModelIdentity.model_validate(dict(header.model)),
         statistics=StatisticsIdentity(
@@ -74,11 +74,11 @@ def _plan(
             observed=header.observed,
         ),
         constants=constants if any(state.heads) else None,
-        compact=compact if factorises else None,
+        compact=compact if factorizes else None,
         latency=latency,
         quantize=quantize,
         layers=tuple(layers),
-        feed_forward=blocks if factorises else (),
+        feed_forward=blocks if factorizes else (),
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _rounded(ratio: float) -> float:
 
 
 def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str, str]]:
-    """Why heads were frozen (by site and head) and blocks factorised (by site): the step that did it and what was measured then."""
+    """Why heads were frozen (by site and head) and blocks factorized (by site): the step that did it and what was measured then."""
     heads: dict[tuple[str, int], str] = {}
     blocks: dict[str, str] = {}
     for number, taken in enumerate(record.steps, 1):

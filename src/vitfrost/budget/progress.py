@@ -6,7 +6,7 @@ import sys
 import time
 
 from ..progress import SECONDS_BETWEEN_LINES
-from .record import Taken
+from .history import Taken
 
 
 class SearchProgress:

@@ -1,4 +1,4 @@
-"""The layers that stand in for a model's own in the states of a search: attention with frozen heads, factorised projections.
+"""The layers that stand in for a model's own in the states of a search: attention with frozen heads, factorized projections.
 
 They are those that `compress` makes, so a state measured here is what its plan gives (but for the images that factors are fitted to).
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ..compaction.moments import InputMoments
-from ..compression.structure import compact_projection, freeze_heads
+from ..methods.low_rank.moments import InputMoments
+from ..passes.structure import compact_projection, freeze_heads
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import Constant, choose_kind, fitted, shape_of
 from ..plans.heads import HeadPlan, LayerPlan
@@ -45,7 +45,7 @@ class Replacements:
         self._attention: list[MapAttention] = list(install_map_attention(model).values())
         self._allowed = [allowed_pairs(model, layer.site) for layer in self.layers]
         self._projections: list[Any] = [model.get_submodule(f"{block.site}.fc2") for block in self._blocks]
-        self._factorised: dict[tuple[int, int], nn.Module] = {}
+        self._factorized: dict[tuple[int, int], nn.Module] = {}
         size = statistics.header.model["image_size"]
         self.frozen: list[list[HeadPlan]] = []
         self._constants: list[list[Constant]] = []
@@ -86,8 +86,8 @@ class Replacements:
         original: nn.Module = self._projections[place]
         if rank is None:
             return original
-        if (place, rank) not in self._factorised:
+        if (place, rank) not in self._factorized:
             block = self._blocks[place].model_copy(update={"rank": rank})
             made, _ = compact_projection(self._projections[place], block, self.compact, self.moments.get(block.site))
-            self._factorised[place, rank] = made.to(self._projections[place].weight.device).eval()
-        return self._factorised[place, rank]
+            self._factorized[place, rank] = made.to(self._projections[place].weight.device).eval()
+        return self._factorized[place, rank]

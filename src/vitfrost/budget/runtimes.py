@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from ..benchmark.sessions import runtime_version
 from ..errors import VitfrostError
-from ..measure.results import processor_name
+from ..evaluation.results import processor_name
+from ..timing.sessions import runtime_version
 from .latency_record import LatencySetup
 
 NAMES = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32")

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from ..benchmark.eager import TorchSession
-from ..benchmark.load import OtherLoad
-from ..benchmark.sessions import Opening, Session
-from ..benchmark.timing import Slot, slot_for, timed_rounds
+from ..deploy.export import export
 from ..errors import VitfrostError
-from ..exporting.verb import export
 from ..files import scratch_folder
 from ..progress import track
-from ..stages import say
+from ..runs.stages import say
+from ..timing.eager import TorchSession
+from ..timing.load import OtherLoad
+from ..timing.rounds import Slot, slot_for, timed_rounds
+from ..timing.sessions import Opening, Session
 from ..vit.load import LoadedModel
 from .runtimes import Runtime
 

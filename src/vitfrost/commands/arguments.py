@@ -12,7 +12,7 @@ from ..errors import VitfrostError
 
 Criterion = Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"]
 Crop = Literal["center", "squash", "border"]
-ArtefactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTEFACT", help="an artefact folder (or give --model)")]
+ArtifactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTIFACT", help="an artifact folder (or give --model)")]
 Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
 Weights = Annotated[
     str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")
@@ -23,11 +23,11 @@ Device = Annotated[str, arg(metavar="DEVICE", help="where the model runs: cpu, o
 CropMode = Annotated[Crop | None, arg(help="how the crop is made; 'squash' resizes both sides to the input size")]
 
 
-def one_of(artefact: Path | None, model: str | None) -> str | Path:
-    """The artefact or the name of the model; raises VitfrostError unless just one is given."""
-    if (artefact is None) == (model is None):
-        raise VitfrostError("give either an ARTEFACT folder or --model NAME")
-    return artefact if artefact is not None else str(model)
+def one_of(artifact: Path | None, model: str | None) -> str | Path:
+    """The artifact or the name of the model; raises VitfrostError unless just one is given."""
+    if (artifact is None) == (model is None):
+        raise VitfrostError("give either an ARTIFACT folder or --model NAME")
+    return artifact if artifact is not None else str(model)
 
 
 def show(renderable: Any) -> None:

@@ -12,7 +12,7 @@ from .arguments import Device, show
 
 
 def bench(
-    what: Annotated[Positional[tuple[str, ...]], arg(metavar="WHAT...", help="artefact folders, exported folders, timm:NAME")],
+    what: Annotated[Positional[tuple[str, ...]], arg(metavar="WHAT...", help="artifact folders, exported folders, timm:NAME")],
     /,
     *,
     runtime: str | None = None,
@@ -51,7 +51,7 @@ def bench(
         resume: go on with a run that was stopped.
     """
     from .. import bench as verb
-    from ..benchmark.table import format_benchmark
+    from ..timing.table import format_benchmark
 
     found = verb(
         what, runtime=None if runtime is None else _words(runtime), precision=_words(precision), batch=_numbers(batch, "--batch"),

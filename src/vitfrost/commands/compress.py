@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .arguments import ArtefactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
 
 
 def compress(
-    artefact: ArtefactOrNone = None,
+    artifact: ArtifactOrNone = None,
     /,
     *,
     plan: Path,
@@ -29,17 +29,17 @@ def compress(
     crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
-    """Apply a plan: hallucinate and compact in closed form, repair, quantise with RepQ-ViT, freeze; save an artefact (safetensors, JSON).
+    """Apply a plan: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save an artifact (safetensors, JSON).
 
-    Give the timm model that the plan was made for, or a trained artefact that the plan goes on from.
+    Give the timm model that the plan was made for, or a trained artifact that the plan goes on from.
 
     Args:
         plan: file from `vitfrost plan`.
-        out: artefact folder.
+        out: artifact folder.
         statistics: the file that the plan was made from, where it freezes anything.
-        images: folder from which images are drawn, where activations are quantised, blocks compacted, or the model repaired.
+        images: folder from which images are drawn, where activations are quantized, blocks compacted, or the model repaired.
         seed: seed of that draw.
-        calibration_images: how many are drawn for quantisation.
+        calibration_images: how many are drawn for quantization.
         compact_images: how many are drawn for compact blocks.
         repair: re-fit output projections and second feed-forward projections to the original's residual stream by ridge regression,
             or their biases only.
@@ -50,7 +50,7 @@ def compress(
     from .. import compress as verb
 
     made = verb(
-        one_of(artefact, model), plan, statistics=statistics, images=images, weights=weights, image_size=image_size,
+        one_of(artifact, model), plan, statistics=statistics, images=images, weights=weights, image_size=image_size,
         crop_pct=crop_pct, crop_mode=crop_mode, seed=seed, calibration_images=calibration_images, compact_images=compact_images,
         repair=repair, repair_images=repair_images, repair_penalty=repair_penalty, progress=True, out=out, overwrite=overwrite,
     )  # fmt: skip

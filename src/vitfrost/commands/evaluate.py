@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import VitfrostError
-from .arguments import ArtefactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of, show
+from .arguments import ArtifactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of, show
 
 
 def evaluate(
-    artefact: ArtefactOrNone = None,
+    artifact: ArtifactOrNone = None,
     /,
     *,
     images: Path,
@@ -32,22 +32,22 @@ def evaluate(
     Args:
         images: class folders, or a folder with labels.csv; without labels a reference is needed.
         labels: CSV with the columns file and label, if not labels.csv in the folder.
-        reference: timm name or artefact folder to compare with on the same images.
-        reference_weights: weights of the reference; for an artefact, --weights is taken as well.
+        reference: timm name or artifact folder to compare with on the same images.
+        reference_weights: weights of the reference; for an artifact, --weights is taken as well.
         limit: how many images, a seeded draw; all if not given.
         seed: seed of the draw.
         batch_size: images per forward pass.
         json: write the result row to this file.
     """
     from .. import evaluate as verb
-    from ..measure.results import format_rows
+    from ..evaluation.results import format_rows
 
-    if artefact is not None and weights is not None:
+    if artifact is not None and weights is not None:
         if reference is None:
-            raise VitfrostError("an artefact has its own weights; --weights goes with --model, or with --reference")
+            raise VitfrostError("an artifact has its own weights; --weights goes with --model, or with --reference")
         weights, reference_weights = None, reference_weights or weights
     row = verb(
-        one_of(artefact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
+        one_of(artifact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
         limit=limit, seed=seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=batch_size,
         device=device, json=json,
     )  # fmt: skip

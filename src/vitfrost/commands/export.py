@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .arguments import ArtefactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
 
 
 def export(
-    artefact: ArtefactOrNone = None,
+    artifact: ArtifactOrNone = None,
     /,
     *,
     format: Literal["onnx", "openvino"],
@@ -29,7 +29,7 @@ def export(
     crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model or an artefact as a graph that runs without torch, checked against the original.
+    """Write a model or an artifact as a graph that runs without torch, checked against the original.
 
     Args:
         format: onnx for ONNX Runtime, openvino for OpenVINO.
@@ -49,7 +49,7 @@ def export(
     from ..runtime.folder import EXPORT_FILE, model_bytes
 
     folder = verb(
-        one_of(artefact, model), format=format, precision=precision, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
+        one_of(artifact, model), format=format, precision=precision, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
         crop_mode=crop_mode, images=images, calibration_images=calibration_images, weight_range=weight_range,
         attention=attention, graph=graph, ranges=ranges, seed=seed, overwrite=overwrite,
     )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .arguments import ArtefactOrNone, Model, Size, Weights, one_of, show
+from .arguments import ArtifactOrNone, Model, Size, Weights, one_of, show
 
 
 def inspect(
-    artefact: ArtefactOrNone = None,
+    artifact: ArtifactOrNone = None,
     /,
     model: Model = None,
     weights: Weights = None,
@@ -23,12 +23,12 @@ def inspect(
         json: also write what was found to this file.
     """
     from .. import inspect as verb
+    from ..evaluation.inspect import format_inspection
     from ..files import refuse_unwritable, write_json
-    from ..measure.inspection import format_inspection
 
     if json is not None:
         refuse_unwritable(json)
-    named = None if plan is not None and artefact is None and model is None else one_of(artefact, model)
+    named = None if plan is not None and artifact is None and model is None else one_of(artifact, model)
     found = verb(named, weights=weights, image_size=image_size, plan=plan)
     show(format_inspection(found))
     if json is not None:

@@ -42,10 +42,10 @@ def plan(
     tolerance: float = 0.1,
     ties: Literal["rank", "strict", "le"] = "rank",
     protect: tuple[Literal["cls-rows", "cls-columns"], ...] = (),
-    renormalise: Literal["none", "mass", "renorm"] = "none",
+    renormalize: Literal["none", "mass", "renorm"] = "none",
     frozen_bits: int = 4,
     frozen_grid: Literal["layer", "head"] = "layer",
-    order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge",
+    order: Literal["quantize-merge", "merge-quantize"] = "quantize-merge",
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     levels: Literal["published", "strict"] = "published",
@@ -100,10 +100,10 @@ def plan(
         tolerance: how much a constant's structure may add to the error at the layer's output, relative to freezing itself.
         ties: exactly the share by rank; or thresholds: 'strict' as printed (ties become zero), 'le' (ties are frozen).
         protect: rows or columns of the prefix tokens that are never frozen.
-        renormalise: none as printed; 'mass' scales the computed entries so that rows sum to one; 'renorm' divides the row.
+        renormalize: none as printed; 'mass' scales the computed entries so that rows sum to one; 'renorm' divides the row.
         frozen_bits: bits of the frozen constants, 2 to 8 or 32.
-        frozen_grid: log grid of the constants: the layer's own map quantiser's, or one fitted per head.
-        order: quantise the computed entries and then merge, or the other way round.
+        frozen_grid: log grid of the constants: the layer's own map quantizer's, or one fitted per head.
+        order: quantize the computed entries and then merge, or the other way round.
         weight_bits: 2 to 8, or 32 for floating point; 4 where entries are frozen by statistics, else 32.
         activation_bits: likewise.
         levels: 'published' as RepQ-ViT's code (17 values at 4 bits), or 'strict' (16).
@@ -131,8 +131,8 @@ def plan(
         _refuse_with_search({
             "hallucinate": hallucinate is not None, "compact": compact is not None, "freeze": freeze is not None, "by": by is not None,
             "scope": scope != "head", "unit": unit != "entry", "ties": ties != "rank", "protect": protect,
-            "renormalise": renormalise != "none", "frozen-bits": frozen_bits != 4, "frozen-grid": frozen_grid != "layer",
-            "order": order != "quantise-merge", "compact-blocks": compact_blocks != "all",
+            "renormalize": renormalize != "none", "frozen-bits": frozen_bits != 4, "frozen-grid": frozen_grid != "layer",
+            "order": order != "quantize-merge", "compact-blocks": compact_blocks != "all",
         })  # fmt: skip
         from .. import plan_under_budget
 
@@ -185,7 +185,7 @@ def plan(
         raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
     made = verb(
         statistics, hallucinate=heads, compact=blocks, freeze="auto" if freeze is None else freeze, by=by, scope=scope, unit=unit,
-        constants=constants, window=window, tolerance=tolerance, ties=ties, protect=protect, renormalise=renormalise,
+        constants=constants, window=window, tolerance=tolerance, ties=ties, protect=protect, renormalize=renormalize,
         frozen_bits=frozen_bits, frozen_grid=frozen_grid, order=order, weight_bits=weight_bits, activation_bits=activation_bits,
         levels=levels, seed=seed, out=out,
     )  # fmt: skip

@@ -33,13 +33,13 @@ def run(
         images: evaluation images, instead of the recipe's.
     """
     from .. import run as verb
-    from ..measure.results import format_rows, load_results
+    from ..evaluation.results import format_rows, load_results
 
     folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images, device=device)
     if (folder / "outcomes").is_dir():
-        from ..grid.record import grid_outcomes
-        from ..grid.summary import points
-        from ..grid.table import format_points
+        from ..studies.outcome_files import grid_outcomes
+        from ..studies.summary import points
+        from ..studies.table import format_points
 
         show(format_points(points(grid_outcomes(folder))))
     elif (folder / "results.json").is_file():

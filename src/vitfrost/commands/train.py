@@ -22,7 +22,7 @@ def train(
     ] = None,
     data: Path | None = None,
     statistics: Path | None = None,
-    artefact: Path | None = None,
+    artifact: Path | None = None,
     teacher_weights: str | None = None,
     seed: int | None = None,
     device: Device = "cpu",
@@ -31,19 +31,19 @@ def train(
 
     Args:
         recipe: YAML file (kind: vitfrost training).
-        out: folder for the run: metrics, checkpoint, artefact and result.
+        out: folder for the run: metrics, checkpoint, artifact and result.
         resume: go on with a run that was stopped.
         variant: parts of the recipe's variants, laid over it in this order.
         data: folder that the recipe's pictures are in, or a pack (.npz) for all of them.
         statistics: statistics that a plan's start is fitted to, instead of the recipe's.
-        artefact: artefact to go on from, with its plan, instead of the recipe's start.
+        artifact: artifact to go on from, with its plan, instead of the recipe's start.
         teacher_weights: weights of the teacher that the recipe names, instead of the recipe's.
         seed: instead of the recipe's.
     """
     from .. import train as verb
     from ..distributed import rank
-    from ..measure.results import format_rows
-    from ..training.verb import result_of
+    from ..evaluation.results import format_rows
+    from ..training.train import result_of
 
     folder = verb(
         recipe,
@@ -53,7 +53,7 @@ def train(
         weights=weights,
         data=data,
         statistics=statistics,
-        artefact=artefact,
+        artifact=artifact,
         teacher_weights=teacher_weights,
         seed=seed,
         device=device,
@@ -62,4 +62,4 @@ def train(
         return
     if (row := result_of(folder)) is not None:
         show(format_rows([row]))
-    print(folder / "artefact")
+    print(folder / "artifact")

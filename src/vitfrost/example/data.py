@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits (1,797 grey images of 8x8), split once and for all and written as picture files."""
+"""Scikit-learn's handwritten digits (1,797 gray images of 8x8), split once and for all and written as picture files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLD = 5  # of every five images of a digit the last one is held out; the first
 
 
 def load_split(name: Split) -> tuple[UInt8[np.ndarray, "images 8 8"], Int64[np.ndarray, " images"]]:
-    """Images (8-bit grey) and labels (0-9) of one split; nothing is downloaded and nothing is random.
+    """Images (8-bit gray) and labels (0-9) of one split; nothing is downloaded and nothing is random.
 
     Of the images of each digit, in the order of the data set, every fifth one is the test split (355 in all) and the
     others the training split; calibration images are the first two of every five, hence training images.
@@ -26,13 +26,13 @@ def load_split(name: Split) -> tuple[UInt8[np.ndarray, "images 8 8"], Int64[np.n
     from sklearn.datasets import load_digits
 
     pictures, labels = load_digits(return_X_y=True)
-    grey = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    gray = np.rint(pictures.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     position = np.empty(len(labels), dtype=np.int64)
     for digit in range(10):
         chosen = labels == digit
         position[chosen] = np.arange(chosen.sum()) % _FOLD
     keep = {"training": position < _FOLD - 1, "calibration": position < 2, "test": position == _FOLD - 1}[name]
-    return grey[keep], labels[keep].astype(np.int64)
+    return gray[keep], labels[keep].astype(np.int64)
 
 
 def _write_split(folder: Path, name: Split) -> Path:
@@ -50,7 +50,7 @@ def _write_split(folder: Path, name: Split) -> Path:
 
 
 def write_digit_images(folder: str | Path, splits: Sequence[Split] = ("calibration", "test")) -> tuple[Path, ...]:
-    """Write each split to a folder of its name: 8x8 grey PNG files and labels.csv (`file,label`); return their paths.
+    """Write each split to a folder of its name: 8x8 gray PNG files and labels.csv (`file,label`); return their paths.
 
     The same bytes every time; each of the folders appears whole or not at all and replaces an earlier one.
     Raises VitfrostError when the folder cannot be written.

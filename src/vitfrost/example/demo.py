@@ -11,14 +11,14 @@ from ..files import write_text
 from .data import write_digit_images
 
 if TYPE_CHECKING:
-    from ..measure.results import Row
+    from ..evaluation.results import Row
 
 RECIPE = """\
 # vitfrost demo: the bundled model on handwritten digits; run again with `vitfrost run recipe.yaml --out another-folder`
 kind: vitfrost recipe
 version: 1
 model: {name: vitfrost_digits}
-calibration: {images: data/calibration, limit: 512, seed: 0, precision: quantised, similarity: true}
+calibration: {images: data/calibration, limit: 512, seed: 0, precision: quantized, similarity: true}
 plan: {freeze: 0.2, by: entropy, frozen_bits: 4, weight_bits: 4, activation_bits: 4}
 compress: {seed: 0}
 evaluation: {images: data/test}
@@ -34,7 +34,7 @@ start: {statistics: run/statistics.safetensors, images: data/calibration, limit:
 teacher: {original: true, weight: 1.0, temperature: 2.0}
 data: {train: [{source: data/calibration, labels: none}], evaluation: {source: data/test}}
 augment: {rotate: 15, scale: [0.88, 1.12], shear: 8.5, translate: 0.15}
-optimiser: {lr: 1.0e-3, weight_decay: 0.0, clip: 1.0}
+optimizer: {lr: 1.0e-3, weight_decay: 0.0, clip: 1.0}
 schedule: {epochs: 4, warmup: 0.5}
 batch_size: 48
 """
@@ -53,8 +53,8 @@ def demo(out: str | Path | None = None) -> Path:
     _refuse_foreign(folder, recipe)
     from rich.console import Console
 
-    from ..measure.results import format_rows, load_results
-    from ..pipeline import run
+    from ..evaluation.results import format_rows, load_results
+    from ..runs.run import run
 
     write_text(recipe, RECIPE)
     write_text(folder / "training.yaml", TRAINING)
@@ -68,15 +68,15 @@ def demo(out: str | Path | None = None) -> Path:
 
 def _structured(folder: Path) -> list[Row]:
     """Hallucinated maps and compact blocks, as the closed form leaves them and after a short distillation."""
-    from ..artefact import load_artefact
-    from ..compression.apply import compress
-    from ..measure.accuracy import evaluate_many
-    from ..stages import say
-    from ..training.verb import train
+    from ..artifact import load_artifact
+    from ..evaluation.evaluate import evaluate_many
+    from ..passes.compress import compress
+    from ..runs.stages import say
+    from ..training.train import train
     from ..vit.load import load_model
 
     say(f"train -> {folder / 'trained'}")
-    distilled = load_artefact(train(folder / "training.yaml", folder / "trained", resume=True) / "artefact")
+    distilled = load_artifact(train(folder / "training.yaml", folder / "trained", resume=True) / "artifact")
     closed = compress(
         distilled.name, distilled.plan, statistics=folder / "run" / "statistics.safetensors", images=folder / "data" / "calibration",
         out=folder / "closed-form", overwrite=True,

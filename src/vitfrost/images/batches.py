@@ -166,7 +166,7 @@ def _collect(image_set: ImageSet, preprocess: Preprocess, members: list[tuple[in
         return None
     positions = [position for position, _ in usable]
     return Batch(
-        pixels=preprocess.normalise(np.stack([pixels for _, pixels in usable])),
+        pixels=preprocess.normalize(np.stack([pixels for _, pixels in usable])),
         labels=None if image_set.labels is None else [image_set.labels[position] for position in positions],
         positions=positions,
         digests={position: decoded.digest for position, decoded in members if decoded.pixels is not None},

@@ -45,7 +45,7 @@ def decode_file(path: Path, preprocess: Geometry) -> Decoded:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit grey the high byte is kept."""
+    """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit gray the high byte is kept."""
     if image.mode == "RGB":
         image.load()
         return image

@@ -1,4 +1,4 @@
-"""timm's evaluation transform with NumPy and Pillow alone: resize and crop per picture, normalise per batch.
+"""timm's evaluation transform with NumPy and Pillow alone: resize and crop per picture, normalize per batch.
 
 Free of torch, so that a program that only runs an exported model reads pictures bit for bit as the measurements did.
 """
@@ -24,7 +24,7 @@ class Geometry:
     `config` is timm's data configuration: input_size (3, height, width), mean, std, crop_pct, crop_mode ("squash" with
     crop_pct 1 resizes straight to the input size), interpolation. Raises VitfrostError for values timm has no meaning for.
 
-    One addition, `whole_squares` (false if not in the configuration): a square picture smaller than what the centre crop is cut
+    One addition, `whole_squares` (false if not in the configuration): a square picture smaller than what the center crop is cut
     from has been prepared for the model already; enlarging it only to cut its border off would undo that, so it is taken
     whole, resized straight to the input size.
     """
@@ -93,10 +93,10 @@ class Geometry:
         else:
             image = image.resize(self.resized(*image.size), self._resampling)
             fill = tuple(round(255 * value) for value in self._config["mean"]) if self._config["crop_mode"] == "border" else 0
-            image = _centre(image, width, height, fill)
+            image = _center(image, width, height, fill)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
-    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """(x / 255 - mean) / std of uint8 [..., 3, height, width], as float32; a picture's result does not depend on its batch."""
         result = pixels.astype(np.float32)
         result /= np.float32(255)
@@ -105,7 +105,7 @@ class Geometry:
         return result
 
 
-def _centre(image: Image.Image, width: int, height: int, fill: tuple[int, ...] | int) -> Image.Image:
+def _center(image: Image.Image, width: int, height: int, fill: tuple[int, ...] | int) -> Image.Image:
     """Cut the middle out; where the picture is smaller, pad it first (the odd pixel goes right and below)."""
     wide, high = max(width - image.width, 0), max(height - image.height, 0)
     if wide or high:

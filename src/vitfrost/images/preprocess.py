@@ -1,4 +1,4 @@
-"""timm's evaluation transform, split in two: resize and crop per image as uint8, normalise per batch."""
+"""timm's evaluation transform, split in two: resize and crop per image as uint8, normalize per batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .geometry import Geometry
 class Preprocess(Geometry):
     """The same for torch: see Geometry, whose pixels and whose arithmetic it takes."""
 
-    def normalise(self, pixels: UInt8[np.ndarray, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
+    def normalize(self, pixels: UInt8[np.ndarray, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
         """(x / 255 - mean) / std; the result of an image does not depend on its batch."""
-        return torch.from_numpy(self.normalised(pixels))
+        return torch.from_numpy(self.normalized(pixels))
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The whole transform of one RGB picture."""
-        return self.normalise(self.pixels(image)[None])[0]
+        return self.normalize(self.pixels(image)[None])[0]

@@ -155,7 +155,7 @@ def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -
 
 
 def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
-    """The plan that computes every head and only quantises.
+    """The plan that computes every head and only quantizes.
 
     `identity` and `signature` are LoadedModel.identity() and ModelSites.signature().
     """
@@ -177,10 +177,10 @@ def plan(
     tolerance: float = 0.1,
     ties: str = "rank",
     protect: Sequence[str] = (),
-    renormalise: str = "none",
+    renormalize: str = "none",
     frozen_bits: int = 4,
     frozen_grid: str = "layer",
-    order: str = "quantise-merge",
+    order: str = "quantize-merge",
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     levels: str = "published",
@@ -216,7 +216,7 @@ def plan(
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
     settings, whole = None, None
     entry_options = {
-        "scope": scope, "ties": ties, "protect": tuple(protect), "renormalise": renormalise, "bits": frozen_bits, "grid": frozen_grid,
+        "scope": scope, "ties": ties, "protect": tuple(protect), "renormalize": renormalize, "bits": frozen_bits, "grid": frozen_grid,
         "order": order,
     }  # fmt: skip
     head_options = {"kind": constants, "window": window, "tolerance": tolerance}
@@ -342,7 +342,7 @@ def _compact(sites: Sequence[Mapping[str, Any]], settings: CompactPlan) -> tuple
 def frozen_maps(
     plan: Plan, site_statistics: SiteArrays, layer: LayerPlan
 ) -> tuple[Bool[np.ndarray, "windows heads queries keys"], Float[np.ndarray, "windows heads queries keys"]]:
-    """Which entries of a layer the plan freezes, and their constants (float32, not yet quantised; 0 outside the mask).
+    """Which entries of a layer the plan freezes, and their constants (float32, not yet quantized; 0 outside the mask).
 
     A head's frozen entries are its `entries` lowest in rank: those that were chosen, whatever the scope, unless the plan was
     edited since. Constants are the means over images, literal zeros for the last `zeros` in rank.

@@ -1,12 +1,12 @@
-"""Which feed-forward blocks to factorise, and with what rank."""
+"""Which feed-forward blocks to factorize, and with what rank."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..compaction.cost import rank_of
 from ..errors import VitfrostError
+from ..methods.low_rank.cost import rank_of
 from .structure import CompactPlan, FeedForwardPlan
 
 

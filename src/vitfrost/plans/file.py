@@ -1,4 +1,4 @@
-"""A plan as a file: commented YAML, and the hash that artefacts and results know it by."""
+"""A plan as a file: commented YAML, and the hash that artifacts and results know it by."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..files import write_text
+from ..spelling import american, hashed
 from .schema import KIND, VERSION, Plan
 from .strict import describe
 from .text import from_yaml, to_yaml
@@ -26,7 +27,7 @@ def parse_plan(data: Any, source: str) -> Plan:
     if type(version) is int and version > VERSION:
         raise VitfrostError(f"{source} has plan version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
     try:
-        return Plan.model_validate(data)
+        return Plan.model_validate(american(data))
     except ValidationError as error:
         raise VitfrostError(f"{source}: {describe(error)}") from error
 
@@ -52,5 +53,5 @@ def load_plan(path: str | Path) -> Plan:
 
 def plan_hash(plan: Plan) -> str:
     """SHA-256 of the plan as canonical JSON: comments, layout and the order of keys do not matter."""
-    canonical = json.dumps(plan.plain(), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(hashed(plan.plain()), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

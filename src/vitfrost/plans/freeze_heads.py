@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import VitfrostError
-from ..freezing.constants import Kind, Shape, StructuredMap, dense_of, fit
-from ..freezing.cost import head_cost
+from ..methods.constant_heads.constants import Kind, Shape, StructuredMap, dense_of, fit
+from ..methods.constant_heads.cost import head_cost
 from .criteria import CRITERIA, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ..freezing.constants import Kind
+from ..methods.constant_heads.constants import Kind
 from .strict import Count, Positive, Strict
 from .structure import NO_SWIN, Window
 

@@ -1,4 +1,4 @@
-"""What a plan says, checked: how entries were chosen, how the model is quantised, what it is for, and the whole.
+"""What a plan says, checked: how entries were chosen, how the model is quantized, what it is for, and the whole.
 
 The lines of the layers are in heads.py, the parts that change layers in structure.py.
 """
@@ -25,7 +25,7 @@ class FreezePlan(Strict):
     """How entries were chosen (EAM section 4.4) and how their constants are stored and merged.
 
     `by`, `seed` and `protect` rank the entries of a head; `ratio`, `scope` and `ties` gave the counts in the layers.
-    `grid`: constants on the log grid of the layer's attention quantiser, or on one fitted per head.
+    `grid`: constants on the log grid of the layer's attention quantizer, or on one fitted per head.
     """
 
     unit: Literal["entry"] = "entry"
@@ -34,10 +34,10 @@ class FreezePlan(Strict):
     scope: Literal["head", "layer", "model"] = "head"
     ties: Literal["rank", "strict", "le"] = "rank"
     protect: Protected = ()
-    renormalise: Literal["none", "mass", "renorm"] = "none"
+    renormalize: Literal["none", "mass", "renorm"] = "none"
     bits: Bits = 4
     grid: Literal["layer", "head"] = "layer"
-    order: Literal["quantise-merge", "merge-quantise"] = "quantise-merge"
+    order: Literal["quantize-merge", "merge-quantize"] = "quantize-merge"
     seed: Count = 0
 
     @model_validator(mode="after")

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ..compaction.cost import largest_useful_rank
-from ..compaction.options import CompactionOptions, Norm
 from ..errors import VitfrostError
-from ..freezing.constants import Kind
-from ..hallucination.options import HallucinationOptions, InterMap, IntraMap, Space
+from ..methods.constant_heads.constants import Kind
+from ..methods.hallucination.options import HallucinationOptions, InterMap, IntraMap, Space
+from ..methods.low_rank.cost import largest_useful_rank
+from ..methods.low_rank.options import CompactionOptions, Norm
 from .strict import Count, Positive, Strict
 
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
@@ -94,7 +94,7 @@ class ConstantsPlan(Strict):
 
 
 class CompactPlan(Strict):
-    """How second projections are factorised: y = U V h, rank round(ratio width) (arXiv 2306.10875; its open points are options).
+    """How second projections are factorized: y = U V h, rank round(ratio width) (arXiv 2306.10875; its open points are options).
 
     Without `ratio` a search chose the rank of every block.
     `init`, where trained weights are there: the factors that change the outputs least on images, plain SVD of the weights, or

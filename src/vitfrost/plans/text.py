@@ -6,12 +6,14 @@ from typing import Any
 
 import yaml
 
+from ..spelling import american
+
 HEADER = """\
-# A plan: what vitfrost does to every head of the model, and how the model is quantised. You may edit it.
+# A plan: what vitfrost does to every head of the model, and how the model is quantized. You may edit it.
 # - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
 #   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
 {constants}{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
-# - freeze.by, seed and protect rank the entries; bits, grid, order and renormalise say how constants are stored and merged.
+# - freeze.by, seed and protect rank the entries; bits, grid, order and renormalize say how constants are stored and merged.
 {feed_forward}{latency}\
 # - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
 """
@@ -25,7 +27,7 @@ PART_LINES = {
 #   {source: hallucinated, like: K} drops its queries and keys and makes its maps of the other heads', starting as head K's.
 """,
     "feed_forward": """\
-# - feed_forward, one line per block: the rank of its factorised second projection; without rank it stays as it is.
+# - feed_forward, one line per block: the rank of its factorized second projection; without rank it stays as it is.
 """,
     "latency": """\
 # - latency: what the search measured of the plan as it was written, relative to the original; it says nothing of what you edit.
@@ -89,7 +91,7 @@ def to_yaml(data: dict[str, Any]) -> str:
 
 def from_yaml(text: str) -> Any:
     """Plain data from YAML text. Raises yaml.YAMLError, ValueError or RecursionError where it is none."""
-    return yaml.load(text, Loader=_Loader)
+    return american(yaml.load(text, Loader=_Loader))
 
 
 def overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

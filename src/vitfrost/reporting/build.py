@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
+from ..studies.grid_page import PAGE, render_grid
+from ..studies.grid_parts import read_grid
 from . import summary
 from .commands import commands
 from .figures import HeatMap, by_head, heat_map
-from .grid_page import PAGE, render_grid
-from .grid_parts import read_grid
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
 from .search import build_search

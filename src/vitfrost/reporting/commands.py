@@ -6,9 +6,9 @@ import shlex
 
 from pydantic import BaseModel
 
-from ..budget.record import SearchRecord
+from ..budget.history import SearchRecord
 from ..plans.schema import Plan
-from ..recipe import Recipe
+from ..runs.recipe import Recipe
 from .parts import RunParts
 
 NEXT = " \\\n    "

@@ -1,6 +1,6 @@
 """Line charts as plain numbers: values with intervals go in, positions of an SVG come out; the template draws them.
 
-Lengths are in SVG units. Every point keeps its value as a title, and colours go with a shape of their own.
+Lengths are in SVG units. Every point keeps its value as a title, and colors go with a shape of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520.0, 330.0, 62.0, 510.0, 12.0, 280.0
-COLOURS = 8
+COLORS = 8
 ARM = 0.38
 PLUS = (
     (-ARM, -1.2), (ARM, -1.2), (ARM, -ARM), (1.2, -ARM), (1.2, ARM), (ARM, ARM),
@@ -43,11 +43,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line. `colour` is 1 to COLOURS and brings a shape along; `light` ones are thin and have no whiskers."""
+    """A named line. `color` is 1 to COLORS and brings a shape along; `light` ones are thin and have no whiskers."""
 
     name: str
     readings: Sequence[Reading]
-    colour: int
+    color: int
     light: bool = False
     dashed: bool = False
     joined: bool = True
@@ -55,12 +55,12 @@ class Curve:
     @property
     def css(self) -> str:
         """Classes of the drawn curve and of its entry in the key."""
-        return f"c{self.colour}" + (" light" if self.light else "") + (" dashed" if self.dashed else "")
+        return f"c{self.color}" + (" light" if self.light else "") + (" dashed" if self.dashed else "")
 
     @property
     def key(self) -> str:
         """The mark that stands in the key, around (11, 6)."""
-        return mark(self.colour, 11.0, 6.0)
+        return mark(self.color, 11.0, 6.0)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def tick_label(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def mark(colour: int, x: float, y: float, size: float = MARK) -> str:
-    """SVG path of the mark that goes with a colour."""
-    corners = POLYGONS[(colour - 1) % COLOURS]
+def mark(color: int, x: float, y: float, size: float = MARK) -> str:
+    """SVG path of the mark that goes with a color."""
+    corners = POLYGONS[(color - 1) % COLORS]
     if not corners:
         return f"M{x - size:.2f} {y:.2f}a{size:.2f} {size:.2f} 0 1 0 {2 * size:.2f} 0a{size:.2f} {size:.2f} 0 1 0 {-2 * size:.2f} 0z"
     return "M" + "L".join(f"{x + size * dx:.2f} {y + size * dy:.2f}" for dx, dy in corners) + "z"
@@ -161,7 +161,7 @@ def line_chart(
 
         seen = [reading for reading in curve.readings if x_low <= reading.x <= x_high and y_low <= reading.y <= y_high]
         whiskers = [(x_of(r.x), y_of(r.interval[1]), y_of(r.interval[0])) for r in seen if r.interval and not curve.light]
-        marks = [(mark(curve.colour, x_of(r.x), y_of(r.y), MARK * (0.8 if curve.light else 1)), r.title) for r in seen]
+        marks = [(mark(curve.color, x_of(r.x), y_of(r.y), MARK * (0.8 if curve.light else 1)), r.title) for r in seen]
         line = " ".join(f"{x_of(r.x)},{y_of(r.y)}" for r in curve.readings) if curve.joined and len(curve.readings) > 1 else ""
         return DrawnCurve(curve, line, whiskers, marks)
 

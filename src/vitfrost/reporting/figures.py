@@ -1,4 +1,4 @@
-"""Colours, small pictures and the one drawn chart of the page: values in, data URIs and plain numbers out.
+"""Colors, small pictures and the one drawn chart of the page: values in, data URIs and plain numbers out.
 
 Charts are tables and SVG that the template writes, so their numbers stay readable as text and follow light and dark.
 """
@@ -27,24 +27,24 @@ FROST = ("#e6ebef", "#14628c")
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to colours: linear or logarithmic between `low` and `high`, in `LEVELS` steps of a colour map."""
+    """Values to colors: linear or logarithmic between `low` and `high`, in `LEVELS` steps of a color map."""
 
     title: str
     low: float
     high: float
-    colours: str
+    colors: str
     log: bool = False
 
     @classmethod
-    def covering(cls, title: str, values: Iterable[np.ndarray], colours: str, log: bool = False) -> Scale:
+    def covering(cls, title: str, values: Iterable[np.ndarray], colors: str, log: bool = False) -> Scale:
         """A scale over finite values: from 0, or on a log scale the 2nd percentile of positive ones, to the 99.9th percentile."""
         joined = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1) for part in values])
         joined = joined[joined > 0]
         high = float(np.percentile(joined, 99.9)) if joined.size else 1.0
         if not log:
-            return cls(title, 0.0, high, colours)
+            return cls(title, 0.0, high, colors)
         low = float(np.percentile(joined, 2)) if joined.size else high
-        return cls(title, min(max(low, high / 10**MAX_DECADES), high / 10), high, colours, log=True)
+        return cls(title, min(max(low, high / 10**MAX_DECADES), high / 10), high, colors, log=True)
 
     def position(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Where values lie between low (0) and high (1); NaN stays."""
@@ -57,10 +57,10 @@ class Scale:
     def palette(self) -> UInt8[np.ndarray, "levels 3"]:
         """Red, green, blue of the levels."""
         steps = np.linspace(0, 1, LEVELS)
-        if self.colours == "frost":
-            ends = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in FROST])
+        if self.colors == "frost":
+            ends = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in FROST])
             return np.rint(ends[0] + steps[:, None] * (ends[1] - ends[0])).astype(np.uint8)
-        return np.rint(matplotlib.colormaps[self.colours](steps)[:, :3] * 255).astype(np.uint8)
+        return np.rint(matplotlib.colormaps[self.colors](steps)[:, :3] * 255).astype(np.uint8)
 
     def codes(self, values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
         """Palette indices; LEVELS for NaN."""
@@ -68,26 +68,26 @@ class Scale:
         return np.asarray(np.where(np.isnan(values), LEVELS, steps), dtype=np.uint8)
 
     def cell(self, value: float) -> str:
-        """CSS of a table cell: the colour of the value, and black or white ink, whichever contrasts more."""
+        """CSS of a table cell: the color of the value, and black or white ink, whichever contrasts more."""
         red, green, blue = (int(part) for part in self.palette[int(self.codes(np.array(value)))])
         ink = "#fff" if _luminance(red, green, blue) < 0.18 else "#000"
         return f"background:#{red:02x}{green:02x}{blue:02x};color:{ink}"
 
     @property
     def gradient(self) -> str:
-        """CSS gradient of the colour bar, from low to high."""
+        """CSS gradient of the color bar, from low to high."""
         stops = self.palette[np.linspace(0, LEVELS - 1, 13).round().astype(int)]
         return "linear-gradient(90deg," + ",".join(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in stops) + ")"
 
     @property
     def ticks(self) -> list[str]:
-        """Labels of the colour bar's start, middle and end."""
+        """Labels of the color bar's start, middle and end."""
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return [short(value) for value in (self.low, middle, self.high)]
 
 
 def _luminance(*channels: int) -> float:
-    """Relative luminance of an sRGB colour (WCAG 2)."""
+    """Relative luminance of an sRGB color (WCAG 2)."""
     linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -178,9 +178,9 @@ class HeatMap:
 
 
 def heat_map(
-    title: str, values: Sequence[Sequence[float]], colours: str, digits: str, log: bool = False, limits: tuple[float, float] | None = None
+    title: str, values: Sequence[Sequence[float]], colors: str, digits: str, log: bool = False, limits: tuple[float, float] | None = None
 ) -> HeatMap:
     """Lay out `values[layer][head]`; the scale covers them unless `limits` are given."""
-    scale = Scale(title, *limits, colours) if limits else Scale.covering(title, map(np.array, values), colours, log)
+    scale = Scale(title, *limits, colors) if limits else Scale.covering(title, map(np.array, values), colors, log)
     rows = [[(format(value, digits), scale.cell(value)) for value in heads] for heads in values]
     return HeatMap(scale, rows, max(map(len, values)))

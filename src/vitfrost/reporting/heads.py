@@ -64,7 +64,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(fp32 || quantised) in bits per layer and head (Figure 4 of EAM); `rows` are CLS-row pictures, where there is such a row."""
+    """KL(fp32 || quantized) in bits per layer and head (Figure 4 of EAM); `rows` are CLS-row pictures, where there is such a row."""
 
     of_class_token: bool
     mean: list[list[float]]
@@ -75,7 +75,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All layers with their heads, and the scales of the colours."""
+    """All layers with their heads, and the scales of the colors."""
 
     layers: list[tuple[AttentionSite, list[Head]]]
     scales: list[Scale]
@@ -151,7 +151,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
     shown, anatomy = parts.shown, parts.anatomy
     if shown is None or anatomy is None:
         return None
-    other = parts.quantised if parts.statistics else None
+    other = parts.quantized if parts.statistics else None
     layers = [
         _layer_maps(site, shown.sites[site.name], parts.plan, parts.ranking, other.sites[site.name] if other else None)
         for site in anatomy.sites.attention
@@ -188,7 +188,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """One kind of picture: values [H, rows, columns] per layer, and their colours; over tokens or over the patch grid."""
+    """One kind of picture: values [H, rows, columns] per layer, and their colors; over tokens or over the patch grid."""
 
     caption: str
     scale: Scale
@@ -199,8 +199,8 @@ class _Drawing:
 def _drawings(layers: list[LayerMaps], class_token: bool) -> list[_Drawing]:
     """The kinds of pictures of a head, in the order in which they stand."""
 
-    def drawing(caption: str, title: str, values: list[np.ndarray], colours: str, log: bool, over_patches: bool = False) -> _Drawing:
-        return _Drawing(caption, Scale.covering(title, values, colours, log), values, over_patches)
+    def drawing(caption: str, title: str, values: list[np.ndarray], colors: str, log: bool, over_patches: bool = False) -> _Drawing:
+        return _Drawing(caption, Scale.covering(title, values, colors, log), values, over_patches)
 
     drawn = [
         drawing("Entropy map", "entropy, bits", [layer.entropy for layer in layers], "viridis", log=False),
@@ -223,7 +223,7 @@ def _pictures(drawings: list[_Drawing], maps: LayerMaps, layer: int, head: int) 
         values = shrink(drawing.values[layer][head], 0 if drawing.over_patches else maps.site.prefix_tokens)
         where = f"layer {layer + 1}, head {head + 1}" + (", over the patch grid" if drawing.over_patches else "")
         made.append(Picture(drawing.caption, f"{drawing.caption} of {where}", picture(values, drawing.scale)))
-        if drawing.caption == MEAN_MAP and head in maps.constants:  # beside the map that it stands for, in the same colours
+        if drawing.caption == MEAN_MAP and head in maps.constants:  # beside the map that it stands for, in the same colors
             values = shrink(maps.constants[head], maps.site.prefix_tokens)
             made.append(Picture("Its constant", f"the constant in place of the maps of {where}", picture(values, drawing.scale)))
     return made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..budget.history import SearchRecord
 from ..budget.latency_record import Latencies, TimedChange
-from ..budget.record import SearchRecord
 from .tables import Cell, Table
 
 

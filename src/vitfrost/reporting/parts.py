@@ -9,27 +9,28 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..artefact import CONFIG_FILE, KIND, WEIGHTS_FILE
-from ..budget.record import SUFFIX, SearchRecord, load_search
-from ..compression.structure import has_structure, install_structure
+from ..artifact import CONFIG_FILE, KIND, WEIGHTS_FILE
+from ..budget.history import SUFFIX, SearchRecord, load_search
 from ..errors import VitfrostError
+from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
+from ..evaluation.results import Results, Row, load_results
 from ..files import read_json
-from ..measure.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
-from ..measure.results import Results, Row, load_results
+from ..passes.structure import has_structure, install_structure
 from ..plans.file import load_plan, parse_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..plans.strict import describe
-from ..recipe import Recipe, load_recipe
+from ..runs.recipe import Recipe, load_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.load import create_model
 from ..vit.sites import ModelSites
 
-RECIPE, PLAN, RESULTS, ARTEFACT = "recipe.yaml", "plan.yaml", "results.json", "artefact"
-ARTEFACT_KEYS = {"model", "plan", "seeds", "versions", "weights_sha256"}
-STATISTICS, QUANTISED = "statistics.safetensors", "statistics.quantised.safetensors"
+RECIPE, PLAN, RESULTS, ARTIFACT = "recipe.yaml", "plan.yaml", "results.json", "artifact"
+ARTIFACT_KEYS = {"model", "plan", "seeds", "versions", "weights_sha256"}
+STATISTICS, QUANTIZED = "statistics.safetensors", "statistics.quantized.safetensors"
+OLDER = {ARTIFACT: "artefact", QUANTIZED: "statistics.quantised.safetensors"}  # what earlier versions called them
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Anatomy:
 
 
 class HallucinatedHead(BaseModel):
-    """What an artefact says of a hallucinated head (see compression.quality)."""
+    """What an artifact says of a hallucinated head (see compression.quality)."""
 
     head: int
     like: int
@@ -64,7 +65,7 @@ class HallucinatedHead(BaseModel):
 
 
 class StructureRecord(BaseModel):
-    """What an artefact says of its changed layers: images behind the factors, errors by feed-forward block, heads by site."""
+    """What an artifact says of its changed layers: images behind the factors, errors by feed-forward block, heads by site."""
 
     images: int | None = None
     relative_errors: dict[str, float] = {}
@@ -75,16 +76,16 @@ class StructureRecord(BaseModel):
 class RunParts:
     """What was found in the folder of a run; parts that are not there are None.
 
-    `plan` is the one inside the artefact where there is one (it is what runs), else `plan.yaml`.
+    `plan` is the one inside the artifact where there is one (it is what runs), else `plan.yaml`.
     """
 
     recipe: Recipe | None
     statistics: Statistics | None
-    quantised: Statistics | None
+    quantized: Statistics | None
     plan: Plan | None
     plan_differs: bool
-    artefact: dict[str, Any] | None
-    artefact_bytes: int | None
+    artifact: dict[str, Any] | None
+    artifact_bytes: int | None
     results: Results | None
     record: StructureRecord | None = None
     search: SearchRecord | None = None
@@ -96,11 +97,11 @@ class RunParts:
         return found[0] if found else None
 
     def _identities(self) -> list[tuple[str, dict[str, Any]]]:
-        """Which model each part is of; the plan inside the artefact names the artefact's."""
+        """Which model each part is of; the plan inside the artifact names the artifact's."""
         return [
             *([(PLAN, self.plan.model.model_dump(mode="json"))] if self.plan else []),
             *([(STATISTICS, self.statistics.header.model)] if self.statistics else []),
-            *([(QUANTISED, self.quantised.header.model)] if self.quantised else []),
+            *([(QUANTIZED, self.quantized.header.model)] if self.quantized else []),
             *([("the search", self.search.subject.model.model_dump(mode="json"))] if self.search else []),
         ]
 
@@ -112,10 +113,10 @@ class RunParts:
         """
         if self.identity is None:
             return None
-        options = self.artefact["model"].get("options", {}) if self.artefact else {}
+        options = self.artifact["model"].get("options", {}) if self.artifact else {}
         model = create_model(self.identity["name"], tuple(self.identity["image_size"]), **options)
         sites = find_sites(model)
-        for statistics in (self.statistics, self.quantised):
+        for statistics in (self.statistics, self.quantized):
             if statistics is not None:
                 statistics.check_fits(self.identity, sites.signature())
         if self.plan is not None:
@@ -130,14 +131,14 @@ class RunParts:
     @property
     def shown(self) -> Statistics | None:
         """The statistics whose maps are drawn: the original model's where there are any."""
-        return self.statistics or self.quantised
+        return self.statistics or self.quantized
 
     @property
     def ranking(self) -> Statistics | None:
         """The statistics that the plan was made from; None where they are not in the folder."""
         if self.plan is None or self.plan.statistics is None:
             return None
-        found = [one for one in (self.statistics, self.quantised) if one and one.content_hash == self.plan.statistics.hash]
+        found = [one for one in (self.statistics, self.quantized) if one and one.content_hash == self.plan.statistics.hash]
         return found[0] if found else None
 
     @property
@@ -158,12 +159,12 @@ class RunParts:
     @property
     def compared(self) -> Statistics | None:
         """The statistics that say how alike the heads are: the original model's where they do."""
-        return next((one for one in (self.statistics, self.quantised) if one is not None and one.similarity is not None), None)
+        return next((one for one in (self.statistics, self.quantized) if one is not None and one.similarity is not None), None)
 
     @property
     def trained(self) -> bool:
-        """Whether the artefact was trained after it was made."""
-        return self.artefact is not None and self.artefact.get("training") is not None
+        """Whether the artifact was trained after it was made."""
+        return self.artifact is not None and self.artifact.get("training") is not None
 
     @property
     def original(self) -> Row | None:
@@ -182,7 +183,7 @@ class RunParts:
         """Raise VitfrostError when nothing was found, or when two parts are of different models."""
         identities = self._identities()
         if not identities and self.results is None:
-            raise VitfrostError(f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTEFACT}, {RESULTS}; make one with vitfrost run")
+            raise VitfrostError(f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTIFACT}, {RESULTS}; make one with vitfrost run")
         hashes = [(name, identity["state_hash"]) for name, identity in identities]
         hashes += [(f"row '{row.name}' of {RESULTS}", row.state_hash) for row in (self.original, self.compressed) if row]
         for name, state_hash in hashes[1:]:
@@ -201,34 +202,38 @@ def read_parts(folder: Path) -> RunParts:
     if not folder.is_dir():
         raise VitfrostError(f"no run folder {folder}; vitfrost run makes one")
 
-    def optional(name: str, read: Any) -> Any:
-        return read(folder / name) if (folder / name).exists() else None
+    def place(name: str) -> Path:
+        older = folder / OLDER.get(name, name)
+        return older if older.exists() and not (folder / name).exists() else folder / name
 
-    artefact = optional(ARTEFACT, _read_artefact)
+    def optional(name: str, read: Any) -> Any:
+        return read(place(name)) if place(name).exists() else None
+
+    artifact = optional(ARTIFACT, _read_artifact)
     written = optional(PLAN, load_plan)
-    plan = parse_plan(artefact["plan"], source=str(folder / ARTEFACT / CONFIG_FILE)) if artefact else written
+    plan = parse_plan(artifact["plan"], source=str(place(ARTIFACT) / CONFIG_FILE)) if artifact else written
     parts = RunParts(
         recipe=optional(RECIPE, load_recipe),
         statistics=optional(STATISTICS, Statistics.load),
-        quantised=optional(QUANTISED, Statistics.load),
+        quantized=optional(QUANTIZED, Statistics.load),
         plan=plan,
         plan_differs=written is not None and plan is not None and plan_hash(written) != plan_hash(plan),
-        artefact=artefact,
-        artefact_bytes=sum(file.stat().st_size for file in (folder / ARTEFACT).iterdir()) if artefact else None,
+        artifact=artifact,
+        artifact_bytes=sum(file.stat().st_size for file in place(ARTIFACT).iterdir()) if artifact else None,
         results=optional(RESULTS, load_results),
-        record=_read_record(artefact, folder / ARTEFACT / CONFIG_FILE) if artefact else None,
+        record=_read_record(artifact, place(ARTIFACT) / CONFIG_FILE) if artifact else None,
         search=_read_search(folder),
     )
     parts.check(folder)
     return parts
 
 
-def _read_artefact(folder: Path) -> dict[str, Any]:
+def _read_artifact(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG_FILE)
-    if not isinstance(config, dict) or config.get("kind") != KIND or not config.keys() >= ARTEFACT_KEYS:
-        raise VitfrostError(f"{folder / CONFIG_FILE} is not of a whole vitfrost artefact; compress again")
+    if not isinstance(config, dict) or config.get("kind") != KIND or not config.keys() >= ARTIFACT_KEYS:
+        raise VitfrostError(f"{folder / CONFIG_FILE} is not of a whole vitfrost artifact; compress again")
     if not (folder / WEIGHTS_FILE).is_file():
-        raise VitfrostError(f"the artefact {folder} has no {WEIGHTS_FILE}; compress again")
+        raise VitfrostError(f"the artifact {folder} has no {WEIGHTS_FILE}; compress again")
     return config
 
 

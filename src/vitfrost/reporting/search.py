@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..budget.record import Measured, SearchRecord, Taken
+from ..budget.history import Measured, SearchRecord, Taken
 from .curves import Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
 from .latency import LatencyPart, build_latency, timed_for
@@ -19,7 +19,7 @@ class SearchPart:
     """The section's contents. `heads`: thousandths of a nat per head (None where heads were not measured alone)."""
 
     images: int
-    labelled: bool
+    labeled: bool
     outcome: str | None
     met: bool
     heads: HeatMap | None
@@ -36,7 +36,7 @@ def build_search(parts: RunParts) -> SearchPart | None:
         return None
     return SearchPart(
         images=record.subject.images.images,
-        labelled=record.subject.images.labelled,
+        labeled=record.subject.images.labeled,
         outcome=record.outcome.said if record.outcome else None,
         met=record.outcome is not None and record.outcome.met,
         heads=_heads(record),
@@ -121,13 +121,13 @@ def _title(number: int, taken: Taken) -> str:
 
 
 def _steps(record: SearchRecord) -> Table:
-    labelled = record.subject.images.labelled
+    labeled = record.subject.images.labeled
     latency = record.steps[0].latency_share is not None
-    columns = ["what was changed", "KL added, nats", "KL, nats", "agreement, %", *(["top-1, %"] if labelled else []), "MACs left, %"]
+    columns = ["what was changed", "KL added, nats", "KL, nats", "agreement, %", *(["top-1, %"] if labeled else []), "MACs left, %"]
     columns += [LATENCY] * latency
     rows = []
     for number, taken in enumerate(record.steps, 1):
-        top1 = [Cell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labelled else []
+        top1 = [Cell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labeled else []
         cells = [Cell(taken.move), Cell(f"{taken.increase:.4f}"), Cell(f"{taken.kl:.4f}"), Cell(f"{taken.agreement:.1f}"), *top1]
         cells += [Cell(f"{100 * taken.macs_share:.1f}")]
         cells += [] if taken.latency_share is None else [Cell(f"{100 * taken.latency_share:.1f}")]

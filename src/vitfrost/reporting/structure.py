@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..measure.cost import MAC_PARTS, PARAMETER_PARTS
+from ..evaluation.cost import MAC_PARTS, PARAMETER_PARTS
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
 from ..plans.structure import HallucinatePlan
@@ -138,7 +138,7 @@ def _pair(pair: Pair, names: list[str], hallucinated: set[int]) -> tuple[str, li
 
 
 def _reached(parts: RunParts, layer: LayerPlan) -> list[tuple[int, HallucinatedHead | None]]:
-    """What the artefact says of every hallucinated head of a layer."""
+    """What the artifact says of every hallucinated head of a layer."""
     known = {one.head: one for one in parts.record.heads.get(layer.site, [])} if parts.record else {}
     return [(head, known.get(head)) for head in layer.hallucinated]
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import yaml
 
-from ..measure.cost import MAC_PARTS
-from ..measure.results import Interval, Row
+from ..evaluation.cost import MAC_PARTS
+from ..evaluation.results import Interval, Row
 from ..plans.choose import summary as count_frozen
 from ..plans.file import plan_hash
 from ..plans.schema import Plan
-from ..recipe import Recipe
-from .parts import QUANTISED, STATISTICS, RunParts
+from ..runs.recipe import Recipe
+from .parts import QUANTIZED, STATISTICS, RunParts
 
 Kind = Literal["executed", "simulated"]
 
@@ -104,7 +104,7 @@ def what_was_done(plan: Plan) -> str:
     sentences = []
     if plan.freeze is not None and plan.statistics is not None and counted["frozen_entries"]:
         kept = "in full precision" if plan.freeze.bits == FULL_PRECISION else f"at {plan.freeze.bits} bits"
-        source = " of the quantised model" if plan.statistics.precision == "quantised" else ""
+        source = " of the quantized model" if plan.statistics.precision == "quantized" else ""
         sentences.append(
             f"{100 * counted['fraction']:.1f} % of the attention weights ({counted['frozen_entries']:,} of {counted['entries']:,}) "
             f"are frozen to their means over {plan.statistics.images:,} images{source}: "
@@ -113,10 +113,10 @@ def what_was_done(plan: Plan) -> str:
     sentences += _structure_sentences(plan, counted)
     weight, activation = plan.quantize.weight_bits, plan.quantize.activation_bits
     if weight == activation == FULL_PRECISION:
-        sentences.append("Nothing is quantised." if sentences else "The plan leaves the model as it is.")
+        sentences.append("Nothing is quantized." if sentences else "The plan leaves the model as it is.")
     else:
         named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
-        sentences.append(f"RepQ-ViT quantises {' and '.join(named)}.")
+        sentences.append(f"RepQ-ViT quantizes {' and '.join(named)}.")
     return " ".join(sentences)
 
 
@@ -144,8 +144,8 @@ def _structure_sentences(plan: Plan, counted: dict[str, Any]) -> list[str]:
 
 
 def untrained(parts: RunParts) -> bool:
-    """Whether the artefact's layers were changed and not trained since: accuracy is that of closed-form solutions."""
-    return parts.artefact is not None and parts.artefact.get("structure") is not None and not parts.trained
+    """Whether the artifact's layers were changed and not trained since: accuracy is that of closed-form solutions."""
+    return parts.artifact is not None and parts.artifact.get("structure") is not None and not parts.trained
 
 
 def key_numbers(parts: RunParts) -> list[KeyNumber]:
@@ -170,12 +170,12 @@ def key_numbers(parts: RunParts) -> list[KeyNumber]:
         closing = "" if compressed.kl is None else f"KL divergence of its outputs {compressed.kl:.4f} nats."
         figure = Figure(f"{compressed.agreement:.2f} %", interval(compressed.agreement_interval), compressed.kind)
         cards.append(KeyNumber("Same top-1 as the original", [figure], closing, compressed.kind if closing else None))
-    if parts.artefact_bytes is not None:
+    if parts.artifact_bytes is not None:
         before = [] if original is None or original.size_bytes is None else [original.size_bytes]
         figures = [Figure(megabytes(size), "fp32 parameters", "executed") for size in before]
-        figures.append(Figure(megabytes(parts.artefact_bytes), "artefact, all files", "executed"))
+        figures.append(Figure(megabytes(parts.artifact_bytes), "artifact, all files", "executed"))
         included = "frozen maps included" if frozen else ""
-        ratio = ", ".join([*(f"{size / parts.artefact_bytes:.1f} times smaller" for size in before), *([included] if frozen else [])])
+        ratio = ", ".join([*(f"{size / parts.artifact_bytes:.1f} times smaller" for size in before), *([included] if frozen else [])])
         cards.append(KeyNumber("Size on disk", figures, f"{ratio[0].upper()}{ratio[1:]}." if ratio else ""))
     if parts.anatomy is not None and savings is not None:
         total = sum(parts.anatomy.macs.values())
@@ -246,12 +246,12 @@ def facts(parts: RunParts) -> list[tuple[str, str, str]]:
         found.append(("Weights", parts.identity["weight_tag"], parts.identity["state_hash"]))
     if row is not None:
         found.append(("Evaluation images", f"{row.images:,}", row.images_hash))
-    for name, statistics in (("Calibration images", parts.statistics), ("Calibration images, quantised model", parts.quantised)):
+    for name, statistics in (("Calibration images", parts.statistics), ("Calibration images, quantized model", parts.quantized)):
         if statistics is not None:
             found.append((name, f"{statistics.header.images:,}", statistics.header.images_hash))
     if parts.plan is not None:
         found.append(("Plan", "", plan_hash(parts.plan)))
-    seeds = parts.artefact["seeds"] if parts.artefact else (row.seeds if row else {})
+    seeds = parts.artifact["seeds"] if parts.artifact else (row.seeds if row else {})
     if seeds:
         found.append(("Seeds", ", ".join(f"{name} {seed}" for name, seed in sorted(seeds.items())), ""))
     return found
@@ -261,10 +261,10 @@ def file_hashes(parts: RunParts) -> list[tuple[str, str]]:
     """Full hashes by what they are of."""
     found = [(f"{name} ({value})" if value else name, digest) for name, value, digest in facts(parts) if digest]
     found += [
-        (f"Contents of {name}", one.content_hash) for name, one in ((STATISTICS, parts.statistics), (QUANTISED, parts.quantised)) if one
+        (f"Contents of {name}", one.content_hash) for name, one in ((STATISTICS, parts.statistics), (QUANTIZED, parts.quantized)) if one
     ]
-    if parts.artefact is not None:
-        found.append(("File artefact/model.safetensors", parts.artefact["weights_sha256"]))
+    if parts.artifact is not None:
+        found.append(("File artifact/model.safetensors", parts.artifact["weights_sha256"]))
     return found
 
 
@@ -287,7 +287,7 @@ def _yaml(data: dict[str, Any]) -> str:
 
 
 def versions(parts: RunParts) -> list[tuple[str, str]]:
-    """Versions behind the artefact, and the environment of the measurements."""
+    """Versions behind the artifact, and the environment of the measurements."""
     row = parts.compressed or parts.original
-    found = dict(parts.artefact["versions"]) if parts.artefact else {}
+    found = dict(parts.artifact["versions"]) if parts.artifact else {}
     return list((found | (row.environment if row else {})).items())

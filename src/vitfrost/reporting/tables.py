@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..grid.summary import Point
-from ..measure.intervals import Estimate
+from ..evaluation.intervals import Estimate
+from ..studies.summary import Point
 from .summary import interval, signed
 
 

@@ -1,4 +1,4 @@
-"""The two runtimes behind one small interface: from normalised pixels to logits on the CPU."""
+"""The two runtimes behind one small interface: from normalized pixels to logits on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported model, ready to run: pictures or normalised pixels in, logits or classes with probabilities out."""
+"""An exported model, ready to run: pictures or normalized pixels in, logits or classes with probabilities out."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantised."""
+        """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantized."""
         if self.about["precision"] != "int8":
             return self._engine.precision
         return "int8" if self._engine.precision == "fp32" else f"int8+{self._engine.precision}"
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits [B, classes] float32 of normalised pixels [B, 3, H, W] float32. Raises VitfrostError for another shape or type."""
+        """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32. Raises VitfrostError for another shape or type."""
         expected = (3, *self.geometry.input_size)
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
             wanted = f"float32 [B, {', '.join(map(str, expected))}]"
-            raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalised pixels, {wanted}")
+            raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalized pixels, {wanted}")
         return self._engine.run(pixels)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """Normalised pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""
-        return self.geometry.normalised(self.geometry.pixels(to_rgb(image)))
+        """Normalized pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""
+        return self.geometry.normalized(self.geometry.pixels(to_rgb(image)))
 
     def predict(self, paths: Sequence[str | Path] | str | Path, top: int = 5) -> list[Prediction]:
         """The `top` classes of every file, in the order given. Raises VitfrostError for a file that is no readable picture."""
@@ -78,7 +78,7 @@ class Session:
         return [found for start in range(0, len(files), BATCH_SIZE) for found in self._predict(files[start : start + BATCH_SIZE], top)]
 
     def _predict(self, files: list[str | Path], top: int) -> Iterator[Prediction]:
-        logits = self.run(self.geometry.normalised(np.stack([self._read(file) for file in files])))
+        logits = self.run(self.geometry.normalized(np.stack([self._read(file) for file in files])))
         for file, row in zip(files, logits, strict=True):
             chosen = np.argsort(-row, kind="stable")[:top]
             shares = np.exp(row.astype(np.float64) - row.max())

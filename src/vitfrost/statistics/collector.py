@@ -26,7 +26,7 @@ class MapCollector:
 
     Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind. Every layer
     computes explicit maps inside the block, so that no bit depends on which sites are observed together.
-    `observe_quantized`: see maps after the map quantiser (and frozen entries) instead of before.
+    `observe_quantized`: see maps after the map quantizer (and frozen entries) instead of before.
     `similarity`: sums that are also given the logits of all its sites.
     `sensitivity`: also sum what comes back to the maps when `drawn_log_likelihood` of the outputs is differentiated, which has
     to follow every forward pass; the graph begins at the first observed map where no parameter requires a gradient.

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
 
 from ..errors import VitfrostError
 from ..files import atomic_file
+from ..spelling import american, hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 from .similarity import added, moments_of
@@ -99,8 +100,8 @@ def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "window
 class StatisticsHeader:
     """Where statistics come from.
 
-    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantised") says
-    on which model the maps were observed, `observed` ("before" or "after") on which side of the map quantiser. `limit` and
+    `model` is the identity of the (original) model, `sites` its sites' signature. `precision` ("fp32" or "quantized") says
+    on which model the maps were observed, `observed` ("before" or "after") on which side of the map quantizer. `limit` and
     `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
     `sensitivity`: whether gradients were taken too; `similarity`: whether heads were compared. `feed_forward`: name, width, hidden
     channels and block of the feed-forward sites.
@@ -137,7 +138,7 @@ class Statistics:
 
     @cached_property
     def moments(self) -> Float64[np.ndarray, "heads heads"]:
-        """Second moments of all heads' row-centred logits, NaN between heads whose maps differ in shape.
+        """Second moments of all heads' row-centerd logits, NaN between heads whose maps differ in shape.
 
         Raises VitfrostError where heads were not compared.
         """
@@ -154,8 +155,8 @@ class Statistics:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over the header and all arrays; plans and artefacts name their statistics by it."""
-        digest = hashlib.sha256(_header_json(self.header).encode())
+        """SHA-256 over the header and all arrays; plans and artifacts name their statistics by it."""
+        digest = hashlib.sha256(json.dumps(hashed(_header_values(self.header)), sort_keys=True, allow_nan=False).encode())
         for name, array in sorted(self._tensors().items()):
             digest.update(f"{name}|{array.dtype}|{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -172,8 +173,9 @@ class Statistics:
         """
         from safetensors.numpy import save
 
+        header = json.dumps(_header_values(self.header), sort_keys=True, allow_nan=False)
         with atomic_file(path) as temporary:
-            temporary.write_bytes(save(self._tensors(), metadata={_METADATA_KEY: _header_json(self.header)}))
+            temporary.write_bytes(save(self._tensors(), metadata={_METADATA_KEY: header}))
 
     @staticmethod
     def load(path: str | Path) -> Statistics:
@@ -196,7 +198,7 @@ class Statistics:
         """Add statistics of disjoint sets of images: exactly those of all images together (sensitivity: to rounding).
 
         The merged `images_hash` is the sum of the parts' modulo 2^256. Parts may be given one by one (an iterator).
-        Raises VitfrostError when models, sites, precision, quantisation, sensitivity or similarity differ, or when there is no part.
+        Raises VitfrostError when models, sites, precision, quantization, sensitivity or similarity differ, or when there is no part.
         """
         merged: Statistics | None = None
         for part in parts:
@@ -253,20 +255,20 @@ def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
     )  # fmt: skip
 
 
-def _header_json(header: StatisticsHeader) -> str:
+def _header_values(header: StatisticsHeader) -> dict[str, Any]:
     values = asdict(header)
     # as it was written, so that plans made from the file still know it by its hash
     for name, version in _SINCE.items():
         if header.version < version:
             del values[name]
-    return json.dumps(values, sort_keys=True, allow_nan=False)
+    return values
 
 
 def _read_header(text: str | None, path: Path) -> StatisticsHeader:
     if text is None:
         raise VitfrostError(f"{path} is a safetensors file without attention statistics; vitfrost calibrate writes one")
     try:
-        values = json.loads(text)
+        values = american(json.loads(text))
         version = int(values["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error

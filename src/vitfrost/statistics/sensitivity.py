@@ -153,7 +153,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 def drawn_log_likelihood(logits: Float[Tensor, "images classes"], positions: Sequence[int], seed: int) -> Float[Tensor, ""]:
     """Sum over the images of log p(y), with y drawn from each image's own prediction p = softmax(logits).
 
-    The draw depends on `seed` and the image's position alone, not on its neighbours. Computed in float64: where the model is
+    The draw depends on `seed` and the image's position alone, not on its neighbors. Computed in float64: where the model is
     nearly certain, 1 - p(y) would be lost. Raises VitfrostError for logits that are not finite.
     """
     precise = logits.double()

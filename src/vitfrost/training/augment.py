@@ -1,7 +1,7 @@
 """Batched augmentation on the device, mixup and CutMix, and the evaluation transform; an image's result never depends on its batch.
 
 Every random number comes from the image's own seed (`order.item_seeds`). The few numbers that steer an image are computed in
-float64 where the seeds lie, so seeds on the CPU cost the accelerator no synchronisation and give the same choices on every device.
+float64 where the seeds lie, so seeds on the CPU cost the accelerator no synchronization and give the same choices on every device.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class AugmentSettings(BaseModel):
     `crop_scale` (shares of the area) and `crop_ratio` (width to height): torchvision's random resized crop, without rounding to
     pixels. `flip`: probability of mirroring left and right. `rotate`, `shear` (degrees to either side), `translate` (share of the
     side to either side) and `scale` (factors): torchvision's random affine map. `fill`: what lies outside the image. `three_augment`:
-    one of grey, solarise, blur for every image (DeiT III, arXiv 2204.07118, section 3.2); the blur's deviation, 0.1 to 2 pixels
+    one of gray, solarize, blur for every image (DeiT III, arXiv 2204.07118, section 3.2); the blur's deviation, 0.1 to 2 pixels
     of 224, shrinks with the image. `color_jitter`: brightness, contrast and saturation, in this order, by factors 1 - j to 1 + j.
-    `erase`: probability of timm's random erasing after normalisation, of one box with 2 % to a third of the area, by normal noise
+    `erase`: probability of timm's random erasing after normalization, of one box with 2 % to a third of the area, by normal noise
     ("pixel") or by the mean ("const").
     """
 
@@ -79,7 +79,7 @@ class AugmentSettings(BaseModel):
         return bool(self.crop_scale or self.rotate or self.translate or self.shear or self.scale != (1.0, 1.0))
 
 
-class _Normalise:
+class _Normalize:
     def __init__(self, output_size: int, mean: Sequence[float], std: Sequence[float]):
         if output_size < 1:
             raise VitfrostError(f"the size of the images must be at least 1, not {output_size}")
@@ -88,12 +88,12 @@ class _Normalise:
         self.output_size = output_size
         self._mean, self._std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _normalized(self, images: Tensor) -> Tensor:
         return (images - self._mean.to(images.device)) / self._std.to(images.device)
 
 
-class Augment(_Normalise):
-    """Augment and normalise a batch: all geometry in one sampling of the source, then colours, normalisation, erasing.
+class Augment(_Normalize):
+    """Augment and normalize a batch: all geometry in one sampling of the source, then colors, normalization, erasing.
 
     Sampling is bilinear. Where the whole image would be reduced by more than 1.5, every output pixel is the average of k x k samples,
     k the same for all images: about an area average, so strong reduction does not alias.
@@ -118,7 +118,7 @@ class Augment(_Normalise):
             images = three_augment(images, item_seeds)
         if settings.color_jitter:
             images = color_jitter(images, settings.color_jitter, item_seeds)
-        images = self._normalised(images)
+        images = self._normalized(images)
         if settings.erase:
             images = erase(images, settings.erase, settings.erase_mode, item_seeds)
         return images
@@ -137,8 +137,8 @@ class Augment(_Normalise):
         return warped if samples == 1 else F.avg_pool2d(warped, samples)
 
 
-class EvaluationTransform(_Normalise):
-    """Resize (bicubic, antialiased) so that `crop_pct` of the side is `output_size`, cut the centre out, normalise."""
+class EvaluationTransform(_Normalize):
+    """Resize (bicubic, antialiased) so that `crop_pct` of the side is `output_size`, cut the center out, normalize."""
 
     def __init__(self, output_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0):
         super().__init__(output_size, mean, std)
@@ -154,7 +154,7 @@ class EvaluationTransform(_Normalise):
             images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
         begin = round((self._resized - self.output_size) / 2)
         end = begin + self.output_size
-        return self._normalised(images[:, :, begin:end, begin:end])
+        return self._normalized(images[:, :, begin:end, begin:end])
 
 
 def sampling_maps(settings: AugmentSettings, item_seeds: Int64[Tensor, " batch"]) -> Tensor:
@@ -167,9 +167,9 @@ def sampling_maps(settings: AugmentSettings, item_seeds: Int64[Tensor, " batch"]
     cos, sin, tan = torch.cos(angle), torch.sin(angle), torch.tan(slant)
     inverse = torch.stack([torch.stack([cos + tan * sin, sin - tan * cos], 1), torch.stack([-sin, cos], 1)], 1) * shrink[:, None, None]
     offset = -(inverse * shift[:, None, :]).sum(2)
-    centre, extent = _crops(settings, item_seeds)
+    center, extent = _crops(settings, item_seeds)
     extent = torch.stack([torch.where(_mirrored(settings, item_seeds), -extent[:, 0], extent[:, 0]), extent[:, 1]], 1)
-    return torch.cat([inverse * extent[:, :, None], (offset * extent + centre)[:, :, None]], 2)
+    return torch.cat([inverse * extent[:, :, None], (offset * extent + center)[:, :, None]], 2)
 
 
 def _crops(settings: AugmentSettings, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +201,7 @@ def _mirrored(settings: AugmentSettings, seeds: Tensor) -> Tensor:
     return uniforms(seeds, 1, _FLIP)[:, 0] < settings.flip
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     """Luma of ITU-R BT.601, as Pillow has it: [batch, 1, height, width]."""
     return 0.299 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
 
@@ -209,13 +209,13 @@ def _grey(images: Tensor) -> Tensor:
 def three_augment(
     images: Float32[Tensor, "batch 3 side side"], item_seeds: Int64[Tensor, " batch"]
 ) -> Float32[Tensor, "batch 3 side side"]:
-    """Grey, solarised (from one half on) or blurred, each for a third of the images in [0, 1]."""
+    """Gray, solarized (from one half on) or blurred, each for a third of the images in [0, 1]."""
     draws = uniforms(item_seeds, 2, _THREE).to(torch.float64)
     kind = (3 * draws[:, 0]).floor()
-    grey, solarised = ((kind == value).to(images.device)[:, None, None, None] for value in (0, 1))
+    gray, solarized = ((kind == value).to(images.device)[:, None, None, None] for value in (0, 1))
     blurred = (kind == 2).nonzero()[:, 0]
-    result = torch.where(grey, _grey(images), images)
-    result = torch.where(solarised & (images >= 128 / 255), 1 - images, result)
+    result = torch.where(gray, _gray(images), images)
+    result = torch.where(solarized & (images >= 128 / 255), 1 - images, result)
     if len(blurred):
         unit = images.shape[-1] / _BLUR_SIDE
         there = blurred.to(images.device)
@@ -244,17 +244,17 @@ def color_jitter(
     """Brightness, contrast, saturation of images in [0, 1], each by a factor from 1 - strength to 1 + strength (as Pillow's)."""
     factors = (1 + strength * (2 * uniforms(item_seeds, 3, _JITTER) - 1)).to(images.device)[:, :, None, None, None]
     images = (images * factors[:, 0]).clamp(0, 1)
-    fine = (_grey(images) * 2**16).round().to(torch.int64)  # sums of integers do not depend on their order, nor so on the batch
+    fine = (_gray(images) * 2**16).round().to(torch.int64)  # sums of integers do not depend on their order, nor so on the batch
     mean = (fine.sum((1, 2, 3), keepdim=True).to(torch.float64) / (2**16 * fine[0].numel())).to(torch.float32)
     images = (mean + factors[:, 1] * (images - mean)).clamp(0, 1)
-    grey = _grey(images)
-    return (grey + factors[:, 2] * (images - grey)).clamp(0, 1)
+    gray = _gray(images)
+    return (gray + factors[:, 2] * (images - gray)).clamp(0, 1)
 
 
 def erase(
     images: Float32[Tensor, "batch 3 side side"], probability: float, mode: Literal["pixel", "const"], item_seeds: Int64[Tensor, " batch"]
 ) -> Float32[Tensor, "batch 3 side side"]:
-    """timm's RandomErasing with its default area (2 % to a third) and aspect (0.3 to 1 / 0.3), one box per normalised image."""
+    """timm's RandomErasing with its default area (2 % to a third) and aspect (0.3 to 1 / 0.3), one box per normalized image."""
     side = images.shape[-1]
     draws = uniforms(item_seeds, 3 + 2 * _ATTEMPTS, _ERASE).to(torch.float64)
     area = (0.02 + (1 / 3 - 0.02) * draws[:, 3 : 3 + _ATTEMPTS]) * side**2

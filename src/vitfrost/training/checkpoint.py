@@ -10,6 +10,7 @@ import torch
 
 from ..errors import VitfrostError
 from ..files import atomic_file
+from ..spelling import american
 
 KIND, VERSION = "vitfrost checkpoint", 1
 
@@ -43,4 +44,5 @@ def load_checkpoint(path: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
         raise VitfrostError(
             f"{path} was made from another {' and another '.join(changed)}; resume with what it was made from, or train into another folder"
         )
-    return content["state"]
+    state: dict[str, Any] = american(content["state"])
+    return state

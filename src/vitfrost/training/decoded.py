@@ -106,7 +106,7 @@ def open_decoded(
 ) -> DecodedImages:
     """Decode a folder of images or a pack (.npz) to squares of `size`.
 
-    An image is resized (bicubic, antialiased, by Pillow) so that its short side is `size`, and the centre is cut out; one that is
+    An image is resized (bicubic, antialiased, by Pillow) so that its short side is `size`, and the center is cut out; one that is
     size x size already stays as it is. `limit` images are drawn from the split with `seed`, so that draws nest; None keeps all in
     their order. With `cache` the pixels are written to `<cache>/<digest>.npy` once and mapped from there afterwards.
 

@@ -1,4 +1,4 @@
-"""Evaluation during and after training: labelled pictures as `vitfrost evaluate` reads them, decoded once and kept."""
+"""Evaluation during and after training: labeled pictures as `vitfrost evaluate` reads them, decoded once and kept."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..distributed import gather_objects, rank, world
 from ..errors import VitfrostError
+from ..evaluation.description import device_of
+from ..evaluation.outcomes import TOP, Outcomes, in_top
 from ..files import sha256_of_file
 from ..images.batches import decode_in_order, images_hash
 from ..images.preprocess import Preprocess
 from ..images.source import ImageSet, open_images
-from ..measure.contestant import device_of
-from ..measure.outcomes import TOP, Outcomes, in_top
 from ..progress import track
 from .packs import Pack
 from .recipe import SourcePart
@@ -31,7 +31,7 @@ BATCH = 128
 
 @dataclass
 class EvaluationImages:
-    """Labelled pictures after the model's resize and crop. `digest` is over the files that are used, as in a result row."""
+    """Labeled pictures after the model's resize and crop. `digest` is over the files that are used, as in a result row."""
 
     pixels: UInt8[Tensor, "images 3 height width"]
     labels: Int64[np.ndarray, " images"]
@@ -49,7 +49,7 @@ def open_evaluation(part: SourcePart, preprocessing: dict[str, Any], classes: in
     preprocess = Preprocess(preprocessing)
     path = Path(part.source)
     if part.labels == "none":
-        raise VitfrostError("data.evaluation.labels is 'none', but accuracy needs labels; leave it out, or name labelled pictures")
+        raise VitfrostError("data.evaluation.labels is 'none', but accuracy needs labels; leave it out, or name labeled pictures")
     read = _pack if path.suffix == ".npz" else _folder
     pixels, labels, digest, skipped = read(path, part, preprocess, classes, threads, progress and rank() == 0)
     if not pixels:
@@ -116,7 +116,7 @@ def outcomes_of(model: nn.Module, images: EvaluationImages, batch: int = BATCH) 
     parts.sort(key=lambda part: int(part[0][0]))
     scores = np.concatenate([part[1] for part in parts])
     if not np.isfinite(scores).all():
-        raise VitfrostError("the outputs of the trained model are not finite; lower optimiser.lr, or set optimiser.clip")
+        raise VitfrostError("the outputs of the trained model are not finite; lower optimizer.lr, or set optimizer.clip")
     return Outcomes(
         positions=np.concatenate([part[0] for part in parts]),
         correct1=scores.argmax(1) == images.labels,

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..distributed import rank, world
 from ..errors import VitfrostError
-from ..measure.intervals import share
-from ..measure.outcomes import Outcomes
+from ..evaluation.intervals import share
+from ..evaluation.outcomes import Outcomes
 from ..progress import track
 from ..vit.compat import import_timm
 from ..vit.load import LoadedModel
@@ -28,7 +28,7 @@ from .decoded import DecodedImages
 from .evaluation import EvaluationImages, outcomes_of
 from .metrics import MetricsFile
 from .objective import objective, soft_labels, token_loss
-from .optimise import build_optimiser, build_schedule, stop_dropping, total_steps
+from .optimizer import build_optimizer, build_schedule, stop_dropping, total_steps
 from .order import batches_of_rank, item_seeds
 from .processes import check_norms, distributed, first_process, mean_of_processes, share_of_batch
 from .recipe import TrainingRecipe
@@ -80,8 +80,8 @@ class Trainer:
         self.average = None if recipe.ema is None else ModelEmaV3(self.model, decay=recipe.ema)
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.total = total_steps(recipe.schedule, self.steps_per_epoch)
-        self.optimiser = build_optimiser(self.model, recipe.optimiser)
-        self.schedule = build_schedule(self.optimiser, recipe.schedule, recipe.optimiser.lr, self.steps_per_epoch)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.schedule = build_schedule(self.optimizer, recipe.schedule, recipe.optimizer.lr, self.steps_per_epoch)
         runner = distributed(WithTokens(self.model) if self.tokens else self.model, device)
         self.runner: Any = torch.compile(runner) if recipe.compile and device.type == "cuda" else runner
         height, width = loaded.image_size
@@ -110,7 +110,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed, self._metrics_position = state["step"], state["elapsed"], state["metrics"]
         self.notes = state["notes"]
         self._loss, self._since_log = state["loss"].to(self.device), state["since_log"]
@@ -220,13 +220,13 @@ class Trainer:
         options: dict[str, Any] = {} if part is None else {"weight": part.weight, "kind": part.kind, "temperature": part.temperature}
         loss = objective(logits, targets, taught, **options)
         loss = loss if apart is None else loss + apart
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip = float("inf") if recipe.optimiser.clip is None else recipe.optimiser.clip
+        clip = float("inf") if recipe.optimizer.clip is None else recipe.optimizer.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         bad = ~torch.isfinite(norm)
         self._bad_step = torch.where(bad & (self._bad_step < 0), self.step, self._bad_step)
-        self.optimiser.step()
+        self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model)
         self._loss += loss.detach()
@@ -253,11 +253,11 @@ class Trainer:
         step = int(self._bad_step)
         if step < 0:
             return
-        rate = self.optimiser.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]
         kept = f"the checkpoint of step {self.last_good} stays" if self.last_good else "there is no checkpoint yet"
         raise VitfrostError(
             f"the loss or its gradient is not finite in epoch {step // self.steps_per_epoch + 1}, step {step + 1} "
-            f"(learning rate {rate:.3g}); lower optimiser.lr, lengthen schedule.warmup, or set optimiser.clip; {kept}"
+            f"(learning rate {rate:.3g}); lower optimizer.lr, lengthen schedule.warmup, or set optimizer.clip; {kept}"
         )
 
     def _log(self, metrics: MetricsFile | None, seconds: float) -> None:
@@ -268,7 +268,7 @@ class Trainer:
         self._since_log = 0
         if metrics is None:
             return
-        rate = max(group["lr"] for group in self.optimiser.param_groups)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
         line = {"step": self.step, "epoch": round(self.step / self.steps_per_epoch, 4), "loss": loss, "lr": rate}
         metrics.write(line | {"images_per_second": round(speed, 1), "elapsed": round(self.elapsed, 2)})
         if self.progress and self._follows_time:
@@ -287,7 +287,7 @@ class Trainer:
             metrics.write(self._accuracy_line(right))
 
     def note_result(self, outcomes: Outcomes) -> None:
-        """Add what the saved artefact gets right as the last line of the metrics (process 0 only)."""
+        """Add what the saved artifact gets right as the last line of the metrics (process 0 only)."""
         metrics = MetricsFile(self.folder / METRICS, self._metrics_position, self.folder / BOARD if self.recipe.tensorboard else None)
         metrics.write(self._accuracy_line(outcomes.correct1) | {"result": True})
         metrics.close()
@@ -312,7 +312,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
             "metrics": self._metrics_position,

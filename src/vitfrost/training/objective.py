@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy with soft labels, and distillation from a teacher. Formulas only.
+"""What training minimizes: cross-entropy with soft labels, and distillation from a teacher. Formulas only.
 
 Shapes: B images, C classes. Every term is a mean over all B images, so that the mean over equal parts of a batch is the whole's.
 """

@@ -1,6 +1,6 @@
 """Which images make a batch, and the random numbers of an image: functions of (seed, epoch, position) and of nothing else.
 
-Everything comes from the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, figure 15) on 64-bit integers, so the bits
+Everything comes from the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, figure 15) on 64-bit integers, so the bits
 do not depend on the device, on the number of processes, or on a library's version.
 """
 
@@ -72,7 +72,7 @@ def uniforms(item_seeds: Int64[Tensor, " batch"], count: int, stream: int = 0) -
     up to 2^40 numbers.
     """
     places = torch.arange(1, count + 1, device=item_seeds.device) + (stream << 40)
-    hashes = _finalise(item_seeds[:, None] + places * _signed(_GOLDEN))
+    hashes = _finalize(item_seeds[:, None] + places * _signed(_GOLDEN))
     return (_shifted(hashes, 40)).to(torch.float32) * 2.0**-24
 
 
@@ -82,18 +82,18 @@ def _hashes(purpose: int, seed: int, epoch: int, positions: Tensor) -> Tensor:
             raise VitfrostError(f"the {name} {value} is negative; give 0 or more")
     state = purpose
     for value in (seed, epoch):
-        state = _finalise_number(state + (value + 1) * _GOLDEN)
-    return _finalise(positions * _signed(_GOLDEN) + _signed(state))
+        state = _finalize_number(state + (value + 1) * _GOLDEN)
+    return _finalize(positions * _signed(_GOLDEN) + _signed(state))
 
 
-def _finalise(state: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection; int64 as two's complement, where products wrap around."""
+def _finalize(state: Tensor) -> Tensor:
+    """SplitMix64's finalizer, a bijection; int64 as two's complement, where products wrap around."""
     state = (state ^ _shifted(state, 30)) * _signed(_FIRST)
     state = (state ^ _shifted(state, 27)) * _signed(_SECOND)
     return state ^ _shifted(state, 31)
 
 
-def _finalise_number(state: int) -> int:
+def _finalize_number(state: int) -> int:
     state &= _MASK
     state = ((state ^ (state >> 30)) * _FIRST) & _MASK
     state = ((state ^ (state >> 27)) * _SECOND) & _MASK

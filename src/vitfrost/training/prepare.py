@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artefact import load_artefact
-from ..compression.apply import draw_calibration, fitted_constants, similarity_of
-from ..compression.structure import has_structure, install_structure, start_from
+from ..artifact import load_artifact
 from ..distributed import rank
 from ..errors import VitfrostError
+from ..passes.compress import draw_calibration, fitted_constants, similarity_of
+from ..passes.structure import has_structure, install_structure, start_from
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
@@ -46,10 +46,10 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
     """Load or create the model and give it the plan's structure in training form.
 
     Trained weights take it up in closed form (not with `fill=False`, where a checkpoint follows). Raises VitfrostError where plan, model
-    and statistics do not belong together, and for a plan that quantises or freezes.
+    and statistics do not belong together, and for a plan that quantizes or freezes.
     """
-    if recipe.start.artefact is not None:
-        return _of_artefact(recipe)
+    if recipe.start.artifact is not None:
+        return _of_artifact(recipe)
     loaded = _load_model(recipe)
     sites = find_sites(loaded.model)
     chosen = _plan(recipe, loaded)
@@ -65,21 +65,21 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
     return start
 
 
-def _of_artefact(recipe: TrainingRecipe) -> Start:
-    """Go on from an artefact: merged layers stay merged."""
-    artefact = load_artefact(str(recipe.start.artefact))
-    if artefact.name != recipe.model.name:
-        raise VitfrostError(f"start.artefact is a {artefact.name}, but model.name is {recipe.model.name}; name the same model")
-    _refuse_untrainable(artefact.plan)
-    for parameter in artefact.model.parameters():
+def _of_artifact(recipe: TrainingRecipe) -> Start:
+    """Go on from an artifact: merged layers stay merged."""
+    artifact = load_artifact(str(recipe.start.artifact))
+    if artifact.name != recipe.model.name:
+        raise VitfrostError(f"start.artifact is a {artifact.name}, but model.name is {recipe.model.name}; name the same model")
+    _refuse_untrainable(artifact.plan)
+    for parameter in artifact.model.parameters():
         parameter.requires_grad_(True)
-    return Start(artefact, artefact.model, artefact.plan, {**artefact.seeds, "training": recipe.seed}, artefact.structure)
+    return Start(artifact, artifact.model, artifact.plan, {**artifact.seeds, "training": recipe.seed}, artifact.structure)
 
 
 def _refuse_untrainable(chosen: Plan) -> None:
     if chosen.freeze is not None or (chosen.quantize.weight_bits, chosen.quantize.activation_bits) != (32, 32):
         raise VitfrostError(
-            "the plan freezes entries or quantises, which is not trained through; plan with 32 bits and whole heads frozen at most, train, "
+            "the plan freezes entries or quantizes, which is not trained through; plan with 32 bits and whole heads frozen at most, train, "
             "then compress"
         )
 

@@ -44,8 +44,8 @@ def share_of_batch(batch_size: int) -> int:
 def check_norms(model: nn.Module, images: int, device: torch.device) -> nn.Module:
     """See to it that BatchNorm has statistics of the whole batch; returns the model to train.
 
-    timm's BatchNorm layers are replaced by SyncBatchNorm, which only CUDA has; vitfrost's own synchronise themselves.
-    Raises VitfrostError where a process has too few images for BatchNorm, and where the layers cannot be synchronised.
+    timm's BatchNorm layers are replaced by SyncBatchNorm, which only CUDA has; vitfrost's own synchronize themselves.
+    Raises VitfrostError where a process has too few images for BatchNorm, and where the layers cannot be synchronized.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if norms and images < 2:
@@ -54,7 +54,7 @@ def check_norms(model: nn.Module, images: int, device: torch.device) -> nn.Modul
     if world() == 1 or not foreign:
         return model
     if device.type != "cuda":
-        raise VitfrostError("the model has BatchNorm layers, which cannot be synchronised on the CPU; train it in one process, or on CUDA")
+        raise VitfrostError("the model has BatchNorm layers, which cannot be synchronized on the CPU; train it in one process, or on CUDA")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 

@@ -48,13 +48,13 @@ class ModelPart(_Part):
 
 
 class StartPart(_Part):
-    """Where trained weights take up a plan's structure: statistics with `similarity`, images for moments; or an artefact to go on from."""
+    """Where trained weights take up a plan's structure: statistics with `similarity`, images for moments; or an artifact to go on from."""
 
     statistics: str | None = None
     images: str | None = None
     limit: int = Field(256, ge=1)
     seed: int = Field(0, ge=0)
-    artefact: str | None = None
+    artifact: str | None = None
 
 
 class TeacherPart(_Part):
@@ -112,8 +112,8 @@ class MixingPart(_Part):
     chunk: int = Field(8, ge=1)
 
 
-class OptimiserPart(_Part):
-    """An optimiser by its name in timm; `clip` bounds the norm of the gradient.
+class OptimizerPart(_Part):
+    """An optimizer by its name in timm; `clip` bounds the norm of the gradient.
 
     `constants_rate`: learning rate of frozen heads' maps relative to `lr`. Adam moves every number by about its learning rate at each
     step, and the entries of a map are tens of times smaller than weights. `branch_rates`: the same of the first, second, ... branch of
@@ -190,7 +190,7 @@ class TrainingRecipe(_Part):
     data: DataPart
     augment: AugmentSettings = AugmentSettings()
     mixing: MixingPart = MixingPart()
-    optimiser: OptimiserPart
+    optimizer: OptimizerPart
     schedule: SchedulePart
     ema: float | None = Field(None, gt=0, lt=1)
     drop_until: float = Field(1.0, ge=0, le=1)
@@ -211,8 +211,8 @@ class TrainingRecipe(_Part):
             raise ValueError("schedule.follow is 'time', but there is no time_limit; give one in minutes")
         if self.teacher is not None and self.teacher.original and self.model.weights is None:
             raise ValueError("teacher.original is true, but the model is untrained; give model.weights, or name another teacher")
-        if self.start.artefact is not None and self.plan is not None:
-            raise ValueError("start.artefact brings its own plan; leave out plan, or the artefact")
+        if self.start.artifact is not None and self.plan is not None:
+            raise ValueError("start.artifact brings its own plan; leave out plan, or the artifact")
         if self.teacher is None and all(source.labels == "none" for source in self.data.train):
             raise ValueError("data.train has no labels, which needs a teacher; give labels, or a teacher")
         return self
@@ -223,7 +223,7 @@ class TrainingRecipe(_Part):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def without_paths(self) -> dict[str, Any]:
-        """What is recorded in an artefact: everything but where files lay."""
+        """What is recorded in an artifact: everything but where files lay."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for part, key in _paths(data):
             part[key] = Path(part[key]).name
@@ -251,7 +251,7 @@ def _paths(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     sources = [*data["data"]["train"], data["data"].get("evaluation") or {}]
     start = data.get("start") or {}
     named = [(source, "source") for source in sources]
-    named += [(start, key) for key in ("statistics", "images", "artefact")]
+    named += [(start, key) for key in ("statistics", "images", "artifact")]
     named += [(data["data"], "cache"), (data["model"], "weights"), (data.get("teacher") or {}, "weights"), (data, "plan")]
     return [(part, key) for part, key in named if isinstance(part.get(key), str) and part[key] not in NAMED_WEIGHTS]
 

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: it sees the student's augmented pictures, in its own size and normalisation. And models that give
+"""The teacher of a distillation: it sees the student's augmented pictures, in its own size and normalization. And models that give
 their last tokens beside their logits, for a student that imitates both."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WithTokens(nn.Module):
 
 
 class Teacher:
-    """A loaded model in evaluation mode on the student's pictures: resized and normalised anew where it takes them differently."""
+    """A loaded model in evaluation mode on the student's pictures: resized and normalized anew where it takes them differently."""
 
     def __init__(self, teacher: LoadedModel, student: LoadedModel, device: torch.device, tokens: bool = False):
         self.model: nn.Module = teacher.model.to(device)
@@ -47,7 +47,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pixels: Float[Tensor, "b 3 h w"]) -> Any:
-        """Logits, or logits and last tokens, without gradients, of pictures normalised for the student."""
+        """Logits, or logits and last tokens, without gradients, of pictures normalized for the student."""
         if not self.same:
             pixels = pixels * self.scale + self.shift
         if self.size is not None:

@@ -23,7 +23,7 @@ Projections = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 class MapAttention(nn.Module):
-    """Multi-head self-attention whose maps can be observed, quantised, frozen and hallucinated.
+    """Multi-head self-attention whose maps can be observed, quantized, frozen and hallucinated.
 
     Takes over the layers of a timm attention module under their own names, so state dicts keep their keys. A subclass per family
     projects tokens to queries, keys and values. Heads whose map nobody needs run through fused attention; the others get an
@@ -38,7 +38,7 @@ class MapAttention(nn.Module):
         hallucination: module from logits [rows, g, N, M] to maps [rows, H - F, N, M] (see hallucination.maps)
         constants: module from values [rows, F, M, D] of the last F heads of `order` to outputs [rows, F, N, D] (see freezing.heads)
         frozen: module that merges constants into the maps and groups the heads (see compression.frozen), in this module's order
-        observer: called with (maps, values) after the softmax, or with quantised maps if `observe_quantized`
+        observer: called with (maps, values) after the softmax, or with quantized maps if `observe_quantized`
         logit_observer: called with the logits [rows, H, N, M] of a module that has them for all heads
     """
 
@@ -73,7 +73,7 @@ class MapAttention(nn.Module):
     def keep_logits(self, order: Sequence[int], logit_heads: int) -> None:
         """Leave queries and keys to the first `logit_heads` heads of `order` only; the function of every head stays the same.
 
-        Done once, before anything is quantised. What makes the other heads' maps goes into `hallucination` and `constants`.
+        Done once, before anything is quantized. What makes the other heads' maps goes into `hallucination` and `constants`.
         """
         if sorted(order) != list(range(self.site.heads)) or not 0 <= logit_heads <= self.site.heads:
             raise ValueError(f"{logit_heads} heads of the order {list(order)} do not fit {self.site.heads} heads")
@@ -112,7 +112,7 @@ class MapAttention(nn.Module):
 
     def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
         """Maps of the heads at the places `heads` (None: all that depend on the image), then observer (with the values `v` of all
-        heads), quantiser and frozen entries, in this order."""
+        heads), quantizer and frozen entries, in this order."""
         if heads is not None:
             q, k = q[:, heads], k[:, heads]
             bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
@@ -146,18 +146,18 @@ class MapAttention(nn.Module):
 
     def attend_moving(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
         """Mix the values of heads whose maps depend on the image; `v` has those of all heads. Maps are explicit only where something
-        needs them: heads that are neither observed, quantised, frozen nor mixed go through fused attention."""
+        needs them: heads that are neither observed, quantized, frozen nor mixed go through fused attention."""
         values, v = v, v[:, : self.moving_heads]
-        quantised, watched = self.map_quantizer is not None, self.observer is not None or self.logit_observer is not None
+        quantized, watched = self.map_quantizer is not None, self.observer is not None or self.logit_observer is not None
         if self.hallucination is not None:
             return self.maps_of(None, q, k, values, bias) @ v
-        if self.frozen is None and not quantised and not watched:
+        if self.frozen is None and not quantized and not watched:
             dropped = self.attn_drop.p if self.training and isinstance(self.attn_drop, nn.Dropout) else 0.0
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropped, scale=1.0)
         if self.frozen is None or watched:
             return self.maps_of(None, q, k, values, bias) @ v
-        constant, fused = self.frozen.constant_heads, [] if quantised else self.frozen.other_heads
-        explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantised else []))
+        constant, fused = self.frozen.constant_heads, [] if quantized else self.frozen.other_heads
+        explicit = sorted(self.frozen.partial_heads + (self.frozen.other_heads if quantized else []))
         if len(explicit) == self.site.heads:
             return self.maps_of(None, q, k, values, bias) @ v
         out = v.new_empty(*v.shape[:2], q.shape[2], v.shape[3])
@@ -173,7 +173,7 @@ class MapAttention(nn.Module):
         return out
 
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
-        """Quantise and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
+        """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
         if q is not None and self.scale_queries_first:
             q = q * self.scale

@@ -25,7 +25,7 @@ class LoadedModel:
 
     `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation; and whole_squares.
     `options` are the further arguments it was created with.
-    `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artefacts are bound to it.
+    `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artifacts are bound to it.
     """
 
     model: nn.Module
@@ -38,7 +38,7 @@ class LoadedModel:
     options: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """What is written into statistics, plans and artefacts."""
+        """What is written into statistics, plans and artifacts."""
         return {
             "name": self.name,
             "image_size": list(self.image_size),
@@ -166,7 +166,7 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
 
-    check_options(options)
+    check_options({name: value for name, value in options.items() if name != "attn_head_dim"})  # which says more of its values itself
     if not timm.is_model(name):
         import difflib
 

@@ -19,7 +19,7 @@ from timm.models.nextvit import EfficientAttention, NextConvBlock, NextTransform
 
 
 def matches(model: nn.Module) -> bool:
-    """True for timm's NextViT, also with its normalisations merged into the layers after them."""
+    """True for timm's NextViT, also with its normalizations merged into the layers after them."""
     return type(model) is NextViT
 
 

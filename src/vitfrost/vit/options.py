@@ -48,7 +48,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "strict_img_size", "linear",
         ),
     ),
-    "a whole number from 0 on": (_is_count, ("num_classes", "in_chans", "depth", "embed_dim", "reg_tokens", "head_dim", "attn_head_dim")),
+    "a whole number from 0 on": (_is_count, ("num_classes", "in_chans", "depth", "embed_dim", "reg_tokens", "head_dim")),
     "whole numbers from 0 on": (
         _one_or_several(_is_count),
         (

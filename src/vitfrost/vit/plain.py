@@ -23,7 +23,7 @@ def matches(model: nn.Module) -> bool:
 
 
 def has_affine_norm(norm: nn.Module) -> bool:
-    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterise."""
+    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterize."""
     return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 

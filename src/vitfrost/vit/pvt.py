@@ -118,9 +118,9 @@ class PyramidVisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.norm = _norm(channels)
         self.head = nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -131,7 +131,7 @@ class PyramidVisionTransformer(nn.Module):
         trunc_normal_(self.cls_token, std=0.02)
 
     def forward_features(self, x: Float[Tensor, "B C height width"]) -> Float[Tensor, "B N D"]:
-        """Normalised tokens of the last stage, class token first."""
+        """Normalized tokens of the last stage, class token first."""
         for stage in self.stages[:-1]:
             tokens, grid = stage(x)
             x = tokens.transpose(1, 2).unflatten(2, grid)

@@ -60,9 +60,9 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class LinearSite:
-    """A linear layer or a convolution that may be quantised.
+    """A linear layer or a convolution that may be quantized.
 
-    `norm` names the LayerNorm whose output only this layer reads, where its scales may be re-parameterised into it.
+    `norm` names the LayerNorm whose output only this layer reads, where its scales may be re-parameterized into it.
     `tokens` is how many positions of one image the layer puts out. `split`: how many outputs each projection has that the
     layer stacks (queries, keys, values); empty where they are equal.
     """

@@ -1,0 +1,77 @@
+"""What a state costs in multiply-accumulates: the formulas of freezing.cost and compaction.cost, layer by layer.
+
+Equal to what measure.cost counts on the changed model, without making it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cache
+
+from torch import nn
+
+from ..evaluation.cost import logit_macs, macs_by_part
+from ..methods.constant_heads.constants import Kind
+from ..methods.constant_heads.cost import constant_macs
+from ..methods.low_rank.cost import feed_forward_macs
+from ..passes.structure import shape_of
+from ..vit.sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
+from .moves import State, Unit, ranks_of
+
+# Of the projections that a layer stacks, how many make queries or keys.
+_QUERY_KEY_SHARE = {"qkv": 2 / 3, "query": 1.0, "key": 1.0, "key_value": 0.5}
+
+
+class MacsOfStates:
+    """Multiply-accumulates per image of a model's states. `kinds[place][head]` is the constant that a head gets where it is frozen."""
+
+    def __init__(self, model: nn.Module, sites: ModelSites, kinds: Sequence[Sequence[tuple[Kind, int | None]]]):
+        self.sites, self.kinds = sites, kinds
+        self.original = sum(macs_by_part(model, sites).values())
+        self._projections = [sum(_query_key_macs(model, linear, site) for linear in sites.linears) for site in sites.attention]
+        self._attention = cache(self._attention_of)
+
+    def total(self, state: State) -> int:
+        """Of the whole model in this state."""
+        return self.original - sum(self.saved_by_heads(place, heads) for place, heads in enumerate(state.heads)) - sum(
+            _saved_by_rank(block, rank) for block, rank in zip(self.sites.feed_forward, state.ranks, strict=True) if rank is not None
+        )  # fmt: skip
+
+    def saved_by_heads(self, place: int, heads: frozenset[int]) -> int:
+        """What freezing these heads of a site saves; below 0 where applying their constants costs more."""
+        return self._attention(place, frozenset()) - self._attention(place, heads)
+
+    def floor(self, over: Collection[Unit]) -> float:
+        """The share of the original's that a search over these units can come down to."""
+        saved = 0
+        if {"heads", "layers"} & set(over):
+            for place, kinds in enumerate(self.kinds):
+                sets = [frozenset(range(len(kinds)))]
+                if "heads" in over:  # small kernels are applied as a convolution only where all of a layer's are small
+                    windows = sorted({window for _, window in kinds if window is not None})
+                    sets += [frozenset(n for n, (_, own) in enumerate(kinds) if own is not None and own <= most) for most in windows]
+                saved += max(0, *(self.saved_by_heads(place, heads) for heads in sets))
+        if "ranks" in over:
+            saved += sum(max((_saved_by_rank(block, rank) for rank in ranks_of(block)), default=0) for block in self.sites.feed_forward)
+        return 1 - saved / self.original
+
+    def _attention_of(self, place: int, heads: frozenset[int]) -> int:
+        """Projections to queries and keys, logits, and maps times values of one site."""
+        site = self.sites.attention[place]
+        moving = site.heads - len(heads)
+        per_head = self._projections[place] // site.heads + 2 * logit_macs(site) // site.heads
+        if not heads:
+            return moving * per_head
+        kinds = [self.kinds[place][head] for head in sorted(heads)]
+        return moving * per_head + constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds)
+
+
+def _query_key_macs(model: nn.Module, linear: LinearSite, site: AttentionSite) -> int:
+    if linear.name.rpartition(".")[0] != site.name or linear.role not in _QUERY_KEY_SHARE:
+        return 0
+    return round(linear.tokens * model.get_parameter(f"{linear.name}.weight").numel() * _QUERY_KEY_SHARE[linear.role])
+
+
+def _saved_by_rank(block: FeedForwardSite, rank: int) -> int:
+    whole, factorized = (feed_forward_macs(block.tokens, block.width, block.hidden, each) for each in (None, rank))
+    return whole - factorized

@@ -1,1 +1,0 @@
-"""A plan applied to a model: quantise, then freeze."""

@@ -1,0 +1,234 @@
+"""The verb `export`: a model or an artifact as a folder that runs without torch, checked against the original before it appears."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from numpy import ndarray
+
+from ..artifact import Artifact
+from ..errors import VitfrostError
+from ..evaluation.description import FULL_PRECISION_BITS, describe
+from ..files import atomic_folder, refuse_existing, sha256_of_file
+from ..images.preprocess import Preprocess
+from ..methods.frozen_entries import FrozenMaps
+from ..models import open_model
+from ..plans.choose import summary
+from ..runs.stages import say
+from ..runtime.engines import import_runtime
+from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.session import Session, open_export
+from ..vit.load import LoadedModel
+from .fuse import fuse
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .int8 import (
+    PRODUCTS,
+    Attention,
+    Ranges,
+    WeightRange,
+    attention_products,
+    keeps_attention_float,
+    quantize_onnx,
+    quantize_onnx_dynamic,
+    quantize_openvino,
+    reduces_range,
+)
+from .lean import is_lean, make_lean
+from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
+from .pictures import draw, random_pixels
+
+Format = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+Graph = Literal["lean", "plain"]
+CALIBRATION_IMAGES = 300
+INT8_CHECKS = 36
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+
+
+class Int8(NamedTuple):
+    """How a graph is quantized: calibration pixels (None: dynamic ranges), and the options of `export`."""
+
+    pixels: ndarray | None
+    reduced: bool
+    attention: Attention
+    lean: bool
+
+
+def export(
+    model: str | Path | LoadedModel,
+    *,
+    format: Format,
+    precision: Precision,
+    out: str | Path,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    images: str | Path | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    weight_range: WeightRange = "auto",
+    attention: Attention = "auto",
+    graph: Graph = "lean",
+    ranges: Ranges = "static",
+    seed: int = 0,
+    time_only: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model (a timm name, an artifact's folder, or a LoadedModel) as an ONNX or OpenVINO graph; returns the folder `out`.
+
+    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
+    an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
+    `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
+    `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
+    `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
+    "plain" is the model as PyTorch has it, quantized as the runtime's own tool does by default. export.json says what was written:
+    where nothing could be left out, a lean graph is plain.
+    `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
+    whole batch, and need no images.
+    `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained weights;
+    export.json says how far they differ.
+    Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
+    model's logits are not the original's; nothing is written then.
+    """
+    out = Path(out)
+    _check_options(format, precision, images, calibration_images, attention, graph, ranges)
+    refuse_existing(out, overwrite)
+    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+        import_runtime(package, "export")
+    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    _check_model(loaded)
+    about = describe(loaded)
+    checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
+    if images is None:
+        calibration, compared, record = None, random_pixels(loaded, checks, seed), None
+    else:
+        wanted = calibration_images if precision == "int8" and ranges == "static" else 0
+        calibration, compared, record = draw(loaded, images, wanted, checks, seed)
+        if record is not None and record["images"] < calibration_images:
+            say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    ready = inference_form(loaded)
+    written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
+    reduced = precision == "int8" and reduces_range(weight_range)
+    with atomic_folder(out, overwrite) as folder:
+        kept = calibration if ranges == "static" else None
+        int8 = Int8(kept, reduced, attention, graph == "lean") if precision == "int8" else None
+        made = _write_graph(written, loaded, format, int8, folder)
+        fields: dict[str, Any] = {
+            "kind": KIND,
+            "version": VERSION,
+            "format": format,
+            "precision": precision,
+            "model": loaded.identity(),
+            "classes": loaded.classes,
+            "preprocessing": Preprocess(loaded.preprocessing).describe(),
+            "plan_hash": about.plan_hash,
+            "plan": _plan_of(loaded),
+            "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
+            "calibration": record,
+            "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
+            **made,
+            "ranges": ranges if precision == "int8" else None,
+            "macs": about.macs,
+            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "versions": _versions(format, precision),
+        }
+        _write_json(folder, fields)
+        session = open_export(folder, threads=torch.get_num_threads())
+        parity = _compared(ready, session, compared, precision, "random" if images is None else "images")
+        if not (time_only and precision == "int8"):
+            refuse_difference(parity, loaded.name, format)
+        _write_json(folder, fields | {"parity": parity.as_dict(), "checked": {"runtime": session.runtime, "precision": session.precision}})
+        del session
+    return out
+
+
+def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str, ranges: str) -> None:
+    if form not in MODEL_FILES:
+        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
+    if precision not in PRECISIONS:
+        raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+    if (form, precision) == ("onnx", "bf16"):
+        raise VitfrostError("ONNX Runtime has no bf16 kernels for the CPU; export bf16 for openvino, or onnx in fp32 or int8")
+    if (form, attention) == ("onnx", "int8"):
+        raise VitfrostError("ONNX Runtime's int8 covers layers with weights only; give --attention float or leave it out")
+    if graph not in get_args(Graph):
+        raise VitfrostError(f"the graph '{graph}' is unknown; choose one of {', '.join(get_args(Graph))}")
+    if ranges not in get_args(Ranges):
+        raise VitfrostError(f"the ranges '{ranges}' are unknown; choose one of {', '.join(get_args(Ranges))}")
+    if ranges == "dynamic" and (form, precision) != ("onnx", "int8"):
+        raise VitfrostError("only ONNX Runtime's int8 has dynamic ranges; give --format onnx --precision int8, or --ranges static")
+    if precision == "int8" and ranges == "static" and images is None:
+        also = ", or --ranges dynamic" if form == "onnx" else ""
+        raise VitfrostError(f"int8 is calibrated on real images; give --images DIR{also}")
+    if count < 1:
+        raise VitfrostError(f"calibration images must be at least 1, got {count}")
+
+
+def _check_model(loaded: LoadedModel) -> None:
+    """Refuse simulated quantization; warn of frozen entries that save nothing."""
+    if isinstance(loaded, Artifact) and loaded.plan.quantize.activation_bits != FULL_PRECISION_BITS:
+        raise VitfrostError(
+            f"the artifact quantizes activations to {loaded.plan.quantize.activation_bits} bits, which is simulated in floating point and "
+            "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
+        )
+    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.model.modules()):
+        say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+
+
+def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """Returns, for export.json, "graph" and "attention": what its products are computed in, "int8" or "float", if there are any in an int8
+    graph for OpenVINO."""
+    program = trace(written, loaded.image_size, loaded.name)
+    kind = "lean" if is_lean(written) else "plain"
+    if form == "openvino":
+        graph, products, leave = to_openvino(program, loaded.image_size, loaded.name), [], []
+        if int8 is not None:
+            products = attention_products(graph)
+            leave = products if keeps_attention_float(int8.attention) else []
+            assert int8.pixels is not None
+            graph = quantize_openvino(graph, int8.pixels, int8.reduced, leave)
+        save_openvino(graph, folder)
+        return {"graph": kind, "attention": "float" if leave else "int8" if products else None}
+    if int8 is None:
+        to_onnx(program, folder / "model.onnx", loaded.name)
+        return {"graph": kind, "attention": None}
+    to_onnx(program, folder / "float.onnx", loaded.name)
+    if int8.pixels is None:
+        quantize_onnx_dynamic(folder / "float.onnx", folder / "model.onnx", int8.reduced)
+    else:
+        options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
+        quantize_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
+    os.unlink(folder / "float.onnx")
+    if int8.lean and fuse(folder / "model.onnx"):
+        kind = "lean"
+    return {"graph": kind, "attention": None}
+
+
+@torch.inference_mode()
+def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, what: str) -> Parity:
+    expected = in_batches(lambda part: ready(torch.from_numpy(part)).numpy(), pixels)
+    # bf16 that the CPU does not have is fp32, and must be as close.
+    return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
+
+
+def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
+    if not isinstance(loaded, Artifact):
+        return None
+    found = summary(loaded.plan)
+    del found["layers"]
+    return found | {"weight_bits": loaded.plan.quantize.weight_bits}
+
+
+def _versions(form: str, precision: str) -> dict[str, str]:
+    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
+    return {name: version(name) for name in used}
+
+
+def _write_json(folder: Path, fields: dict[str, Any]) -> None:
+    (folder / EXPORT_FILE).write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""A model traced once by torch.export with a free batch size, and written as an ONNX or an OpenVINO graph."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import torch
+from torch import nn
+
+from ..errors import VitfrostError
+from ..methods.constant_heads.module import ConstantHeads
+from ..passes.structure import merge_structure
+from ..runtime.engines import INPUT, OUTPUT, import_runtime
+from ..vit.load import LoadedModel
+
+# The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
+OPSET = 23
+
+
+def inference_form(loaded: LoadedModel) -> nn.Module:
+    """A copy of the model on the CPU in float32 and in evaluation mode, its training forms merged and its constant maps folded."""
+    model = merge_structure(copy.deepcopy(loaded.model).cpu().float().eval())
+    for module in model.modules():
+        if isinstance(module, ConstantHeads):
+            module.folded()
+    return model
+
+
+def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.export.ExportedProgram:
+    """The model as a graph over pixels [batch, 3, height, width]. Raises VitfrostError where it cannot be traced for any batch."""
+    pixels = torch.zeros(2, 3, *image_size)
+    try:
+        with quiet(), torch.no_grad(), _unchecked_shapes():
+            return torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # the tracer raises many types; each means that this model has no such graph
+        raise VitfrostError(f"{name} cannot be traced for batches of any size: {_first_line(error)}") from error
+
+
+def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
+    """Write `path`, one file with the weights in it. Raises VitfrostError for an operator that ONNX does not have."""
+    import_runtime("onnx", "export")
+    import_runtime("onnxscript", "export")
+    try:
+        with quiet():
+            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+            assert made is not None
+            made.save(str(path), external_data=False)
+    except Exception as error:  # as above
+        raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}; try --format openvino") from error
+
+
+def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:
+    """An OpenVINO model with a free batch size. Raises VitfrostError for an operator that OpenVINO does not have."""
+    ov = import_runtime("openvino", "export")
+    try:
+        with quiet():
+            made = ov.convert_model(program)
+            made.reshape([-1, 3, *image_size])
+    except Exception as error:  # as above
+        raise VitfrostError(f"{name} cannot be written for OpenVINO: {_first_line(error)}") from error
+    made.inputs[0].get_tensor().set_names({INPUT})
+    made.outputs[0].get_tensor().set_names({OUTPUT})
+    return made
+
+
+def save_openvino(model: Any, folder: Path) -> None:
+    """Write model.xml and model.bin, weights as they are."""
+    import_runtime("openvino", "export").save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _unchecked_shapes() -> Iterator[None]:
+    """Where shape annotations are checked (in our tests), they are not meant for the symbols that stand for sizes in a trace."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the tools' notes, warnings and progress bars off the terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))  # the tools color their complaints
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    return f"{type(error).__name__} {lines[0] if lines else ''}".strip()

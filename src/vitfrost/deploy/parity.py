@@ -1,0 +1,78 @@
+"""Does the exported model say what the original says? Compared on the same pixels, in batches of one, of three, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ..errors import VitfrostError
+
+BATCHES = (1, 3)
+LATER_BATCHES = 16
+# Largest difference of a logit relative to the largest logit: rounding of fp32 adds up to 1e-6; bf16 keeps 8 bits.
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+# What a model that is quantized soundly passes with ease, and one that is broken does not.
+SMALLEST_CORRELATION, SMALLEST_AGREEMENT = 0.8, 0.5
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far logits differ. `tolerance` bounds the difference, unless the model is int8 (None): then agreement of the best classes
+    and the correlation of the logits (each picture's mean taken off) are bounded from below."""
+
+    images: int
+    pixels: str
+    max_abs_difference: float
+    tolerance: float | None
+    agreement: float
+    correlation: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for export.json."""
+        bounds = (
+            {} if self.tolerance is not None else {"smallest_agreement": SMALLEST_AGREEMENT, "smallest_correlation": SMALLEST_CORRELATION}
+        )
+        return {**asdict(self), "batches": list(BATCHES), **bounds}
+
+
+def in_batches(run: Callable[[ndarray], ndarray], pixels: Float[ndarray, "images 3 height width"]) -> Float[ndarray, "images classes"]:
+    """Outputs of batches of one, of three, and of what is left."""
+    cuts = [0, *np.cumsum(BATCHES).tolist()]
+    cuts += [*range(cuts[-1] + LATER_BATCHES, len(pixels), LATER_BATCHES), len(pixels)]
+    return np.concatenate([run(pixels[start:end]) for start, end in pairwise(cuts) if start < min(end, len(pixels))])
+
+
+def compare(expected: Float[ndarray, "images classes"], found: Float[ndarray, "images classes"], precision: str, pixels: str) -> Parity:
+    """The difference of two models' logits on the same pixels. `precision`: what is bounded, see Parity."""
+    scale = max(1.0, float(np.abs(expected).max()))
+    one, two = (logits - logits.mean(axis=1, keepdims=True) for logits in (expected.astype(np.float64), found.astype(np.float64)))
+    norm = float(np.sqrt((one**2).sum() * (two**2).sum()))
+    return Parity(
+        images=len(expected),
+        pixels=pixels,
+        max_abs_difference=float(np.abs(expected - found).max()),
+        tolerance=TOLERANCE[precision] * scale if precision in TOLERANCE else None,
+        agreement=float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
+        correlation=float((one * two).sum()) / norm if norm > 0 else 1.0,
+    )
+
+
+def refuse_difference(parity: Parity, name: str, form: str) -> None:
+    """Raise VitfrostError for logits that differ by more than rounding, or quantization, explains."""
+    where = f"nothing was written: the {form} export of {name} does not compute what the model does"
+    if not np.isfinite(parity.max_abs_difference):
+        raise VitfrostError(f"{where}; its logits are not finite")
+    if parity.tolerance is not None and parity.max_abs_difference > parity.tolerance:
+        raise VitfrostError(f"{where}; logits differ by {parity.max_abs_difference:.2e}, the tolerance is {parity.tolerance:.2e}")
+    if parity.tolerance is None and (parity.correlation < SMALLEST_CORRELATION or parity.agreement < SMALLEST_AGREEMENT):
+        raise VitfrostError(
+            f"{where}; in int8 the best class agrees on {100 * parity.agreement:.0f} % of {parity.images} images (at least "
+            f"{100 * SMALLEST_AGREEMENT:.0f} %), logits correlate by {parity.correlation:.3f} (at least {SMALLEST_CORRELATION}); "
+            "give more and other calibration images, or export fp32"
+        )

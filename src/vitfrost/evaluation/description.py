@@ -1,0 +1,83 @@
+"""What a result row says about a model: kind, precision, size, multiply-accumulates, runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..artifact import Artifact
+from ..deploy.exported import ExportedGraph, ExportedModel
+from ..methods.frozen_entries import FrozenMaps
+from ..vit.attention import MapAttention
+from ..vit.families import find_sites
+from ..vit.load import LoadedModel, device_of
+from .cost import logit_macs, macs_by_part
+from .inspect import skeleton
+
+FULL_PRECISION_BITS = 32
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is written into a result row about a model."""
+
+    kind: Literal["executed", "simulated"]
+    precision: str
+    seeds: dict[str, int]
+    plan_hash: str | None
+    size_bytes: int
+    macs: int
+
+
+def describe(loaded: LoadedModel) -> Description:
+    """Kind, precision ("fp32", "W4/A4"), seeds, plan, size and multiply-accumulates of a loaded model or artifact.
+
+    Size is that of an artifact's folder or of an export's graph, else of the parameters. Fake-quantized models are "simulated".
+    """
+    if isinstance(loaded, ExportedModel):
+        about, session = loaded.about, loaded.session
+        return Description("executed", session.precision, dict(about["seeds"]), about["plan_hash"], session.size_bytes, about["macs"])
+    macs = executed_macs(loaded)
+    if not isinstance(loaded, Artifact):
+        size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+        return Description("executed", "fp32", {}, None, size, macs)
+    weight_bits, activation_bits = loaded.plan.quantize.weight_bits, loaded.plan.quantize.activation_bits
+    full = weight_bits == activation_bits == FULL_PRECISION_BITS
+    return Description(
+        kind="executed" if full else "simulated",
+        precision="fp32" if full else f"W{weight_bits}/A{activation_bits}",
+        seeds=dict(loaded.seeds),
+        plan_hash=loaded.plan_hash,
+        size_bytes=loaded.size_bytes,
+        macs=macs,
+    )
+
+
+def executed_macs(loaded: LoadedModel) -> int:
+    """Multiply-accumulates per image that are executed: those of its layers less Q K^T of wholly frozen heads.
+
+    Where a layer hallucinates, all its other heads have their logits computed, whether their maps are frozen or not.
+    """
+    model: nn.Module = loaded.model
+    attention = [module for module in model.modules() if isinstance(module, MapAttention)]
+    saved = 0
+    for module in attention:
+        if isinstance(module.frozen, FrozenMaps) and module.hallucination is None:
+            saved += logit_macs(module.site) // module.site.heads * len(module.frozen.constant_heads)
+    plain, sites = skeleton(loaded) if attention else (model, find_sites(model))
+    return sum(macs_by_part(plain, sites).values()) - saved
+
+
+def runtime_of(model: nn.Module) -> str:
+    """ "torch 2.13.0 cpu", "openvino 2026.4.1 cpu": what runs the model, and where."""
+    if isinstance(model, ExportedGraph):
+        return model.session.runtime
+    return f"torch {torch.__version__.partition('+')[0]} {device_of(model).type}"
+
+
+def threads_of(model: nn.Module) -> int:
+    """How many threads a forward pass uses on the CPU."""
+    return model.session.threads if isinstance(model, ExportedGraph) else torch.get_num_threads()

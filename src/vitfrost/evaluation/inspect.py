@@ -1,0 +1,192 @@
+"""The verb `inspect`: what vitfrost sees of a model, and what each part of it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import VitfrostError
+from .cost import MAC_PARTS, PARAMETER_PARTS, macs_by_part, parameters_by_part, softmax_elements
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from torch import nn
+
+    from ..plans.schema import Plan
+    from ..vit.load import LoadedModel
+    from ..vit.sites import ModelSites
+
+
+def skeleton(loaded: LoadedModel) -> tuple[nn.Module, ModelSites]:
+    """The model as timm builds it, or with an artifact's structure, before anything was quantized, untrained; and its sites."""
+    from ..artifact import Artifact
+    from ..passes.structure import install_structure
+    from ..vit.families import find_sites
+    from ..vit.load import create_model
+
+    model = create_model(loaded.name, loaded.image_size, **loaded.options)
+    return model, install_structure(model, loaded.plan) if isinstance(loaded, Artifact) else find_sites(model)
+
+
+def inspect(
+    model: str | Path | LoadedModel | None = None,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    plan: Plan | str | Path | None = None,
+) -> dict[str, Any]:
+    """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part; with a plan, also what it makes of them.
+
+    `model`: a timm name (nothing is downloaded), a LoadedModel, or an artifact's folder; the plan's own where it is not given.
+    `weights`: a file that is loaded to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention
+    (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
+    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, and parameters
+    and macs as above.
+    Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
+    """
+    from ..models import names_artifact, open_model
+    from ..plans.file import load_plan
+    from ..plans.schema import Plan
+    from ..vit.families import find_sites
+    from ..vit.load import create_model
+
+    if plan is not None and not isinstance(plan, Plan):
+        plan = load_plan(plan)
+    if model is None:
+        if plan is None:
+            raise VitfrostError("nothing to inspect; give a model, an artifact or a plan")
+        model, image_size = plan.model.name, image_size or plan.model.image_size
+    if isinstance(model, str) and weights is None and not names_artifact(model):
+        name, plain = model, create_model(model, image_size)
+        sites = find_sites(plain)
+    else:
+        loaded = open_model(model, weights, image_size)
+        name, (plain, sites) = loaded.name, skeleton(loaded)
+    parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
+    description = {
+        "name": name,
+        "supported": True,
+        "family": sites.family,
+        "image_size": list(sites.image_size),
+        "layers": len(sites.attention),
+        "tokens": sites.attention[0].queries * sites.attention[0].windows,
+        "attention": [
+            {
+                "name": site.name,
+                "heads": site.heads,
+                "head_width": site.head_dim,
+                "width": site.width,
+                "maps": list(site.maps_shape),
+                "windows": site.windows,
+                "shift": list(site.shift),
+                "prefix_tokens": site.prefix_tokens,
+                "grid": list(site.grid),
+                "key_grid": list(site.key_grid) if site.key_grid else None,
+            }
+            for site in sites.attention
+        ],
+        "feed_forward": [
+            {"name": site.name, "block": site.block, "width": site.width, "hidden": site.hidden, "tokens": site.tokens}
+            for site in sites.feed_forward
+        ],
+        "parameters": parameters,
+        "parameters_total": sum(parameters.values()),
+        "macs": macs,
+        "macs_total": sum(macs.values()),
+        "softmax_elements": softmax_elements(sites),
+    }
+    return description if plan is None else description | {"planned": _planned(plain, sites, plan)}
+
+
+def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
+    """What the plan makes of the model's parameters and multiply-accumulates; the model gets the plan's structure."""
+    from ..passes.structure import install_structure
+    from ..plans.fits import check_sites
+
+    check_sites(plan, sites.signature(), [site.signature() for site in sites.feed_forward])
+    changed = install_structure(model, plan)
+    parameters, macs = parameters_by_part(model, changed), macs_by_part(model, changed)
+    return {
+        "hallucinated_heads": sum(len(layer.hallucinated) for layer in plan.layers),
+        "constant_heads": sum(len(layer.constant) for layer in plan.layers),
+        "compact_blocks": sum(block.rank is not None for block in plan.feed_forward),
+        "parameters": parameters,
+        "parameters_total": sum(parameters.values()),
+        "macs": macs,
+        "macs_total": sum(macs.values()),
+    }
+
+
+def format_inspection(description: dict[str, Any]) -> Group:
+    """Compact tables for a terminal: attention and feed-forward sites (equal neighbors together), parameters and MACs by part."""
+    from rich.console import Group
+    from rich.table import Table
+
+    sites = Table(title=f"{description['name']}: {description['family']}, {_size(description['image_size'])} px", title_justify="left")
+    sites.add_column("from site", no_wrap=True)
+    for column in ("layers", "heads", "head width", "tokens", "keys", "windows", "prefix"):
+        sites.add_column(column, justify="right")
+    for site, layers in _runs(description["attention"]):
+        numbers = (layers, site["heads"], site["head_width"], *site["maps"][2:], site["windows"], site["prefix_tokens"])
+        sites.add_row(site["name"], *map(str, numbers))
+    blocks = Table()
+    for column in ("from feed-forward", "layers", "width", "hidden", "tokens", "after"):
+        blocks.add_column(column, justify="left" if column in ("from feed-forward", "after") else "right", no_wrap=True)
+    for block, layers in _runs(description["feed_forward"]):
+        after = "convolution" if block["block"] == "convolution" else "attention"
+        blocks.add_row(block["name"], *map(str, (layers, block["width"], block["hidden"], block["tokens"])), after)
+    elements = f"softmax elements per image: {description['softmax_elements']:,}"
+    planned = description.get("planned")
+    if planned is None:
+        return Group(sites, blocks, _parts(description), elements)
+    heads, compact = planned["hallucinated_heads"], planned["compact_blocks"]
+    said = f"{planned['constant_heads']} frozen heads, {heads} hallucinated heads, {compact} compact feed-forward blocks"
+    return Group(sites, blocks, _parts(description, planned), said, elements)
+
+
+def _parts(description: dict[str, Any], planned: dict[str, Any] | None = None) -> Table:
+    """Parameters and multiply-accumulates by part, and what a plan leaves of them."""
+    from rich.table import Table
+
+    parts = Table()
+    columns = ["part", "parameters", "MACs", "MACs %"]
+    for column in columns if planned is None else [*columns, "planned parameters", "saved %", "planned MACs", "saved %"]:
+        parts.add_column(column, justify="left" if column == "part" else "right")
+    total = description["macs_total"]
+    after: dict[str, Any] = {"parameters": {}, "macs": {}} if planned is None else planned
+
+    def row(name: str, before: tuple[int, int], left: tuple[int, int]) -> None:
+        cells = [name, _count(before[0]), _count(before[1]), f"{100 * before[1] / total:.1f}" if before[1] else ""]
+        for old, new in zip(before, left, strict=True) if planned is not None else ():
+            cells += [_count(new), f"{100 * (1 - new / old):.1f}" if old and new != old else ""]
+        parts.add_row(*cells)
+
+    for part in dict.fromkeys(PARAMETER_PARTS[:3] + MAC_PARTS):
+        before = (description["parameters"].get(part, 0), description["macs"].get(part, 0))
+        left = (after["parameters"].get(part, 0), after["macs"].get(part, 0))
+        if any(before + left):
+            row(part.replace("_", " "), before, left)
+    parts.add_section()
+    totals = ("parameters_total", "macs_total")
+    row("total", tuple(description[key] for key in totals), tuple(after.get(key, 0) for key in totals))
+    return parts
+
+
+def _size(image_size: list[int]) -> str:
+    return "x".join(str(side) for side in image_size)
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
+def _runs(sites: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The first of neighboring sites that differ in name and shift only, and how many they are."""
+    runs: list[tuple[dict[str, Any], int]] = []
+    for site in sites:
+        if runs and all(runs[-1][0][key] == site[key] for key in site if key not in ("name", "shift")):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((site, 1))
+    return runs

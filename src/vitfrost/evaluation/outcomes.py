@@ -1,0 +1,198 @@
+"""One pass over the images: every model sees the same files batch by batch; what is kept is one line per image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor, nn
+
+from ..distributed import gather_objects, rank, shared_errors, world
+from ..errors import VitfrostError
+from ..images.batches import Batch, BatchLoader, images_hash
+from ..images.decode import Decoded
+from ..images.preprocess import Preprocess
+from ..images.source import ImageSet
+from ..progress import track
+from ..vit.load import LoadedModel
+from .description import device_of
+from .intervals import divergences
+
+TOP = 5
+
+
+@dataclass
+class Outcomes:
+    """What one model did on each image, in the order of the image set's positions. All vectors are as long as `positions`,
+    or empty where labels (`correct1`, `correct5`) or a reference (`agrees`, `divergence` in nats) are missing.
+    `seconds` is the time of an image's forward pass: its batch's time divided by the batch's images.
+    """
+
+    positions: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    correct1: ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    correct5: ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    agrees: ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    divergence: ndarray = field(default_factory=lambda: np.zeros(0))
+    seconds: ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass
+class Measured:
+    """Outcomes of the models (in their order) and of the reference, and which images they are about."""
+
+    models: list[Outcomes]
+    reference: Outcomes | None
+    images_hash: str
+    skipped: int
+
+
+@torch.inference_mode()
+def measure_outcomes(
+    models: list[LoadedModel],
+    reference: LoadedModel | None,
+    image_set: ImageSet,
+    batch_size: int,
+    progress: bool = True,
+    *,
+    text: str = "evaluate",
+    kept: dict[int, Decoded] | None = None,
+) -> Measured:
+    """Run all models over the images in one pass; a model that is also the reference runs once.
+
+    Images are decoded once for each distinct preprocessing; an image that is unusable for one model is skipped for all.
+    `text` is what the progress says; `kept` keeps decoded images for further calls (see BatchLoader; one preprocessing only).
+    Under torchrun every process takes its share of the batches and all of them return the outcome of the whole.
+    Raises VitfrostError when no image is usable or a model's outputs are not finite.
+    """
+    everyone = models if reference is None or any(model is reference for model in models) else [*models, reference]
+    preprocesses: list[Preprocess] = []
+    which: list[int] = []
+    for loaded in everyone:
+        preprocess = Preprocess(loaded.preprocessing)
+        known = [other.describe() for other in preprocesses]
+        if preprocess.describe() not in known:
+            preprocesses.append(preprocess)
+            known.append(preprocess.describe())
+        which.append(known.index(preprocess.describe()))
+    if len(preprocesses) > 1:
+        kept = None
+    loaders = [BatchLoader(image_set, preprocess, batch_size, rank=rank(), world=world(), kept=kept) for preprocess in preprocesses]
+    parts: list[list[Outcomes]] = [[] for _ in everyone]
+    digests: dict[int, str] = {}
+    share = len(range(rank() * batch_size, len(image_set), world() * batch_size))
+    with shared_errors():
+        for batch in track(aligned(loaders, batch_size), share, text, progress and rank() == 0):
+            digests |= {position: batch[0].digests[position] for position in batch[0].positions}
+            for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
+                part.append(outcomes)
+    gathered = gather_objects(([_joined(part) for part in parts], digests, {p for loader in loaders for p in loader.skipped}))
+    digests = {position: digest for _, some, _ in gathered for position, digest in some.items()}
+    skipped = {position for _, _, some in gathered for position in some}
+    if not digests:
+        raise VitfrostError(f"none of the {len(image_set)} images of {image_set.root} is usable; give a folder with readable images")
+    whole = [_joined([outcomes[index] for outcomes, _, _ in gathered]) for index in range(len(everyone))]
+    by_identity = {id(loaded): outcomes for loaded, outcomes in zip(everyone, whole, strict=True)}
+    return Measured(
+        models=[by_identity[id(model)] for model in models],
+        reference=None if reference is None else by_identity[id(reference)],
+        images_hash=images_hash(image_set, digests),
+        skipped=len(skipped),
+    )
+
+
+def aligned(loaders: list[BatchLoader], batch_size: int) -> Iterator[list[Batch]]:
+    """The same images from loaders that differ in preprocessing: batches in step, reduced to images usable for all."""
+    if len(loaders) == 1:
+        for batch in loaders[0]:
+            yield [batch]
+        return
+    iterators = [iter(loader) for loader in loaders]
+    current = [next(iterator, None) for iterator in iterators]
+    while all(batch is not None for batch in current):
+        batches = [batch for batch in current if batch is not None]
+        numbers = [batch.positions[0] // batch_size for batch in batches]
+        common = set.intersection(*(set(batch.positions) for batch in batches))
+        if common:
+            yield [_reduced(batch, common) for batch in batches]
+        for index, number in enumerate(numbers):
+            if number == min(numbers):
+                current[index] = next(iterators[index], None)
+
+
+def _reduced(batch: Batch, positions: set[int]) -> Batch:
+    if len(positions) == len(batch.positions):
+        return batch
+    keep = [index for index, position in enumerate(batch.positions) if position in positions]
+    labels = None if batch.labels is None else [batch.labels[index] for index in keep]
+    return Batch(batch.pixels[keep], labels, [batch.positions[index] for index in keep], batch.digests, batch.skipped)
+
+
+def _outcomes_of_batch(
+    models: list[LoadedModel], reference: LoadedModel | None, batches: list[Batch], image_set: ImageSet
+) -> list[Outcomes]:
+    """Outcomes of every model on its form of the same images."""
+    runs = [_timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
+    teacher = next((logits for loaded, (logits, _) in zip(models, runs, strict=True) if loaded is reference), None)
+    for loaded, (logits, _) in zip(models, runs, strict=True):
+        _check_finite(logits, loaded, batches[0], image_set)
+    return [_outcomes(logits, teacher, batches[0], seconds) for logits, seconds in runs]
+
+
+def _timed(loaded: LoadedModel, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
+    """Logits on the CPU and the seconds of the forward pass alone."""
+    model: nn.Module = loaded.model
+    device = device_of(model)
+    pixels = pixels.to(device)
+    _synchronize(device)
+    start = time.perf_counter()
+    logits = model(pixels)
+    _synchronize(device)
+    return logits.float().cpu().numpy(), time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check_finite(logits: Float[ndarray, "images classes"], loaded: LoadedModel, batch: Batch, image_set: ImageSet) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        file = image_set.files[batch.positions[int(bad[0])]]
+        raise VitfrostError(f"the outputs of {loaded.name} are not finite for {file}; check its weights and, if quantized, its calibration")
+
+
+def _outcomes(
+    logits: Float[ndarray, "images classes"], teacher: Float[ndarray, "images classes"] | None, batch: Batch, seconds: float
+) -> Outcomes:
+    outcomes = Outcomes(np.asarray(batch.positions), seconds=np.full(len(logits), seconds / len(logits)))
+    best = logits.argmax(axis=1)
+    if batch.labels is not None:
+        labels = np.asarray(batch.labels)
+        outcomes.correct1 = best == labels
+        outcomes.correct5 = in_top(logits, labels, min(TOP, logits.shape[1]))
+    if teacher is not None:
+        outcomes.agrees = best == teacher.argmax(axis=1)
+        outcomes.divergence = divergences(teacher, logits)
+    return outcomes
+
+
+def in_top(logits: Float[ndarray, "images classes"], labels: Int[ndarray, " images"], top: int) -> ndarray:
+    """Whether fewer than `top` classes score higher than the label (of equal scores the lower class goes first)."""
+    scores = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
+    return ((logits > scores) | ((logits == scores) & earlier)).sum(axis=1) < top
+
+
+def _joined(parts: list[Outcomes]) -> Outcomes:
+    """Concatenate and order by position; parts of different processes give the same whole as one process."""
+    if not parts:
+        return Outcomes()
+    vectors = {item.name: np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Outcomes)}
+    order = np.argsort(vectors["positions"])
+    return Outcomes(**{name: vector[order] if len(vector) else vector for name, vector in vectors.items()})

@@ -1,0 +1,174 @@
+"""Result rows: what one model did on one set of images, and the file that holds them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import VitfrostError
+from ..files import read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Percent = Annotated[float, AfterValidator(lambda value: round(value, 4))]
+Interval = tuple[Percent, Percent]
+Nats = Annotated[float, AfterValidator(lambda value: round(value, 8)), Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Difference(_Strict):
+    """A paired difference in percentage points with its 95 % interval."""
+
+    value: Percent
+    interval: Interval
+
+
+class Row(_Strict):
+    """One model on one set of images. Percent unless said; intervals are 95 %.
+
+    `kind`: "executed" where the numbers come from arithmetic as deployed, "simulated" where quantization is imitated in
+    floating point. `agreement`, `kl` (nats, KL(reference || model)) and `top1_difference` (model - reference) compare with
+    the model called `reference`. `interval` belongs to `top1`. `variant`: which point of a grid it is.
+    """
+
+    name: str
+    kind: Literal["executed", "simulated"]
+    runtime: str
+    threads: int = Field(ge=1)
+    precision: str
+    images: int = Field(ge=1)
+    images_hash: str
+    skipped: Count = 0
+    labeled: bool
+    top1: Percent | None = None
+    top5: Percent | None = None
+    interval: Interval | None = None
+    reference: str | None = None
+    agreement: Percent | None = None
+    agreement_interval: Interval | None = None
+    kl: Nats | None = None
+    kl_interval: tuple[Nats, Nats] | None = None
+    top1_difference: Difference | None = None
+    seeds: dict[str, int] = Field(default_factory=dict)
+    weight_tag: str
+    state_hash: str
+    plan_hash: str | None = None
+    size_bytes: Count | None = None
+    macs: Count | None = None
+    seconds_per_image: float | None = Field(default=None, ge=0)
+    preprocessing: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
+    variant: dict[str, Any] | None = None
+
+
+class Results(_Strict):
+    """The results file: rows in the order in which they were measured."""
+
+    kind: Literal["vitfrost results"] = "vitfrost results"
+    version: Literal[1] = 1
+    rows: list[Row]
+
+
+def save_results(results: Results, path: str | Path) -> None:
+    """Write a results file atomically. Raises VitfrostError when it cannot be written."""
+    write_json(path, results.model_dump(mode="json"))
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a results file.
+
+    Raises VitfrostError when the file is missing, damaged, of another kind, or from a newer vitfrost.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict) or data.get("kind") != "vitfrost results":
+        raise VitfrostError(f"{path} is not a vitfrost results file; give the results.json of a run")
+    if data.get("version") != 1:
+        raise VitfrostError(f"{path} has results version {data.get('version')}, this vitfrost reads version 1; update vitfrost")
+    try:
+        return Results.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise VitfrostError(f"{path} is damaged at {where}: {first['msg']}; measure again") from error
+
+
+def format_rows(rows: Sequence[Row]) -> Table:
+    """A table for a terminal, intervals below their values; columns that no row fills are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns: dict[str, list[str]] = {
+        "model": [row.name for row in rows],
+        "precision": [f"{row.precision}\n{row.kind}" for row in rows],
+        "images": [str(row.images) + (f" ({row.skipped} skipped)" if row.skipped else "") for row in rows],
+        "top-1 %": [_with_interval(row.top1, row.interval) for row in rows],
+        "top-5 %": [_with_interval(row.top5, None) for row in rows],
+        "difference": [_with_interval(d.value, d.interval, "+") if (d := row.top1_difference) else "" for row in rows],
+        "agreement %": [_with_interval(row.agreement, row.agreement_interval) for row in rows],
+        "KL nats": ["" if row.kl is None else f"{row.kl:.4f}" for row in rows],
+        "MB": ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows],
+        "GMACs": ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows],
+        "ms/image": ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    table = Table(box=SIMPLE_HEAD)
+    for title in filled:
+        table.add_column(title, justify="left" if title in ("model", "precision") else "right", overflow="fold")
+    for cells in zip(*filled.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    shown = f"{value:{sign}.2f}"
+    return shown if interval is None else f"{shown}\n[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured with: python, torch, timm, processor, platform."""
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "timm": version("timm"),
+        "cpu": processor_name(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def device_environment(device: str) -> dict[str, str]:
+    """What figures of a GPU were measured with besides: its name, CUDA, cuDNN, triton. Nothing for a CPU."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "triton": import_module("triton").__version__ if find_spec("triton") is not None else "none",
+    }
+
+
+def processor_name() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or platform.machine()

@@ -1,1 +1,0 @@
-"""From a model or an artefact to a graph that runs without torch: ONNX or OpenVINO, in fp32, bf16 or int8."""

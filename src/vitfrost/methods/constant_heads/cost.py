@@ -1,0 +1,93 @@
+"""What a frozen head costs: multiply-accumulates per image and bytes, by kind of constant and by how it is applied.
+
+Shapes: W windows, N queries, M keys, D head width, P prefix tokens, k the side of a local window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .constants import Kind, Shape
+
+# "triton" is never chosen here but by measurement on a GPU (benchmark/constant_forms.py); its arithmetic is the convolution's.
+Form = Literal["matmul", "convolution", "triton"]
+BYTES_PER_NUMBER = 4
+# A depthwise convolution reaches about this share of a matrix product's rate on CPUs: 0.12 to 0.30 with 7 x 7 kernels
+# (docs/results/freezing.md).
+CONVOLUTION_EFFICIENCY = 1 / 5
+# What reading a byte of a constant costs beside arithmetic at batch 1.
+MACS_PER_BYTE = 4
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Multiply-accumulates per image, and bytes of what is stored."""
+
+    macs: int
+    stored_bytes: int
+
+    @property
+    def total(self) -> float:
+        """Both in multiply-accumulates, to compare kinds."""
+        return float(self.macs + MACS_PER_BYTE * self.stored_bytes)
+
+
+def matmul_macs(windows: int, queries: int, keys: int, head_dim: int) -> int:
+    """A constant N x M matrix times the values."""
+    return windows * queries * keys * head_dim
+
+
+def convolution_macs(shape: Shape, head_dim: int, kernel: tuple[int, int]) -> int:
+    """Kernel, rest (one sum, one addition and one scale per patch) and prefix rows and columns."""
+    patches, prefix = shape.patches, shape.prefix_tokens
+    return head_dim * (patches * kernel[0] * kernel[1] + 2 * patches + prefix * shape.tokens + patches * prefix)
+
+
+def best_form(shape: Shape | None, head_dim: int, kernels: list[tuple[int, int]]) -> Form:
+    """How a layer's frozen heads are applied together: as one convolution where all have kernels small enough to be faster so."""
+    if shape is None or not kernels:
+        return "matmul"
+    largest = (max(height for height, _ in kernels), max(width for _, width in kernels))
+    as_convolution = convolution_macs(shape, head_dim, largest) / CONVOLUTION_EFFICIENCY
+    return "convolution" if as_convolution < matmul_macs(1, shape.tokens, shape.tokens, head_dim) else "matmul"
+
+
+def constant_macs(shape: Shape | None, maps: tuple[int, int, int, int], head_dim: int, kinds: Sequence[tuple[Kind, int | None]]) -> int:
+    """Multiply-accumulates per image of applying a layer's constant heads together, in the form that their module takes."""
+    windows, _, queries, keys = maps
+    kernels = kernels_together(shape, windows, kinds)
+    if shape is not None and best_form(shape, head_dim, kernels) == "convolution":
+        largest = (max(height for height, _ in kernels), max(width for _, width in kernels))
+        return len(kinds) * convolution_macs(shape, head_dim, largest)
+    return len(kinds) * matmul_macs(windows, queries, keys, head_dim)
+
+
+def kernels_together(shape: Shape | None, windows: int, kinds: Sequence[tuple[Kind, int | None]]) -> list[tuple[int, int]]:
+    """Kernels of a layer's heads where one convolution could apply them all, else none."""
+    if shape is None or windows > 1 or not all(kind == "local" for kind, _ in kinds):
+        return []
+    return [shape.kernel_shape(kind, window) for kind, window in kinds]
+
+
+def stored_numbers(kind: Kind, shape: Shape | None, maps: tuple[int, int, int], window: int | None, masked: bool) -> int:
+    """Numbers in the artifact for one head; `maps` is (windows, queries, keys)."""
+    if kind == "dense" or shape is None:
+        windows, queries, keys = maps
+        return windows * queries * keys
+    kernel = shape.kernel_shape(kind, window)
+    prefix = shape.prefix_tokens
+    return 1 + kernel[0] * kernel[1] + (maps[0] if masked else 1) * shape.patches + prefix * shape.tokens + shape.patches * prefix
+
+
+def head_cost(kind: Kind, shape: Shape | None, maps: tuple[int, int, int], head_dim: int, window: int | None, masked: bool) -> HeadCost:
+    """Cost of one frozen head applied in the form that is faster for its kind."""
+    stored = BYTES_PER_NUMBER * stored_numbers(kind, shape, maps, window, masked)
+    whole = matmul_macs(*maps, head_dim)
+    if kind == "dense" or shape is None or masked or maps[0] > 1:
+        return HeadCost(whole, stored)
+    kernel = shape.kernel_shape(kind, window)
+    if best_form(shape, head_dim, [kernel]) == "convolution":
+        return HeadCost(convolution_macs(shape, head_dim, kernel), stored)
+    return HeadCost(whole, stored)

@@ -1,0 +1,1 @@
+"""Quantizers, range search, LayerNorm scale re-parameterization and exact bit packing."""

@@ -1,0 +1,138 @@
+"""Run-time modules of a quantized model: activation quantizers, the map quantizer, and layers with integer weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .quantizers import Levels, fake_log, fake_uniform, straight_through, uniform_codes, uniform_parameters, uniform_values
+from .ranges import log_step, uniform_range
+
+
+class UniformQuantizer(nn.Module):
+    """Fake-quantizes an activation tensor; while `calibrating` it first takes its range from what passes.
+
+    `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
+    re-parameterization, after which scale and zero point are single numbers.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: int, channel_wise: bool = False):
+        super().__init__()
+        self.bits = bits
+        self.channel_wise = channel_wise
+        self.calibrating = False
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros(()))
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Take scale and zero point from a range."""
+        self.scale, self.zero_point = uniform_parameters(low, high, self.bits)
+
+    def observe(self, x: Tensor) -> None:
+        """Search the range of `x` [..., channels]."""
+        if self.channel_wise:
+            self.low, self.high = uniform_range(x.reshape(-1, x.shape[-1]).T.contiguous(), self.bits)
+            self.set_range(self.low, self.high)
+        else:
+            low, high = uniform_range(x.reshape(1, -1), self.bits)
+            self.set_range(low[0], high[0])
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if self.calibrating:
+            self.observe(x)
+        return straight_through(fake_uniform, x, self.scale, self.zero_point, self.bits)
+
+
+class LogQuantizer(nn.Module):
+    """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d."""
+
+    step: Tensor
+
+    def __init__(self, bits: int, levels: Levels):
+        super().__init__()
+        self.bits = bits
+        self.levels: Levels = levels
+        self.calibrating = False
+        self.register_buffer("step", torch.ones(()))
+
+    def forward(self, maps: Float[Tensor, "*rows heads queries keys"]) -> Float[Tensor, "*rows heads queries keys"]:
+        if self.calibrating:
+            self.step = log_step(maps, self.bits, self.levels)
+        return straight_through(fake_log, maps, self.step, self.bits, self.levels)
+
+
+class QuantizedLayer(nn.Module):
+    """A linear layer or convolution with integer weights per output channel and an optional input quantizer.
+
+    Buffers: `codes` uint8 [outputs, ...], `scale` and `zero_point` [outputs]. The dequantized weight is derived from
+    them alone, so a loaded layer computes the same bits as the one that was saved.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    weight: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, bits: int, input_quantizer: UniformQuantizer | None):
+        super().__init__()
+        self.bits = bits
+        self.input_quantizer = input_quantizer
+        self.is_convolution = isinstance(layer, nn.Conv2d)
+        if isinstance(layer, nn.Conv2d):
+            self.geometry: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        if bits == 32:
+            self.float_weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        else:
+            outputs = layer.weight.shape[0]
+            self.register_buffer("codes", torch.zeros(layer.weight.shape, dtype=torch.uint8))
+            self.register_buffer("scale", torch.ones(outputs))
+            self.register_buffer("zero_point", torch.zeros(outputs))
+            self.register_buffer("weight", torch.zeros(layer.weight.shape), persistent=False)
+
+    def set_weight(self, weight: Float[Tensor, outputs * rest]) -> None:
+        """Quantize float weights anew (range search per output channel)."""
+        if self.bits == 32:
+            self.float_weight.data = weight.detach().clone()
+            return
+        rows = weight.detach().reshape(weight.shape[0], -1)
+        self.scale, self.zero_point = uniform_parameters(*uniform_range(rows, self.bits), self.bits)
+        codes = uniform_codes(rows, self.scale[:, None], self.zero_point[:, None], self.bits)
+        self.codes = codes.to(torch.uint8).reshape(weight.shape)
+        self.restore_weight()
+
+    def restore_weight(self) -> None:
+        """Derive the float weight from codes, scales and zero points (after loading)."""
+        shape = (-1,) + (1,) * (self.codes.ndim - 1)
+        self.weight = uniform_values(self.codes.float(), self.scale.view(shape), self.zero_point.view(shape))
+
+    def float_layer(self) -> nn.Linear | nn.Conv2d:
+        """An ordinary layer with the values that the codes stand for; without the input quantizer."""
+        weight = self.float_weight if self.bits == 32 else self.weight
+        made: nn.Linear | nn.Conv2d
+        if self.is_convolution:
+            stride, padding, dilation, groups = self.geometry
+            sides = (weight.shape[2], weight.shape[3])
+            made = nn.Conv2d(weight.shape[1] * groups, len(weight), sides, stride, padding, dilation, groups, self.bias is not None)
+        else:
+            made = nn.Linear(weight.shape[1], len(weight), self.bias is not None)
+        made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        made.bias = self.bias
+        return made.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        weight = self.float_weight if self.bits == 32 else self.weight
+        if self.is_convolution:
+            return F.conv2d(x, weight, self.bias, *self.geometry)
+        return F.linear(x, weight, self.bias)

@@ -1,0 +1,145 @@
+"""RepQ-ViT on a timm model: quantizers at every site, one calibration pass, scales re-parameterized into the LayerNorms.
+
+As in the authors' code: weights per output channel for every linear layer and convolution; the stem's input
+always at 8 bits; all other activations at `activation_bits` per tensor; q, k, v per tensor; attention maps on the
+log-sqrt2 grid; LayerNorm arithmetic, softmax input, GELU input and residual additions stay in floating point.
+The single calibration pass runs with quantization already on, so later layers see quantized inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...errors import VitfrostError
+from ...vit.attention import MapAttention
+from ...vit.families import install_map_attention
+from ...vit.sites import LinearSite, ModelSites
+from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .quantizers import Levels
+from .reparameterize import reparameterize
+
+STEM_INPUT_BITS = 8
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """Bits 2 to 8, or 32 for floating point; levels as in quantizers."""
+
+    weight_bits: int = 4
+    activation_bits: int = 4
+    levels: Levels = "published"
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if bits != 32 and not 2 <= bits <= 8:
+                raise VitfrostError(f"{name.replace('_', ' ')} must be 2 to 8, or 32 for floating point; got {bits}")
+
+    @property
+    def any(self) -> bool:
+        """True where something is quantized."""
+        return self.weight_bits != 32 or self.activation_bits != 32
+
+    @property
+    def activations(self) -> bool:
+        """True where activations are quantized, which needs calibration images."""
+        return self.activation_bits != 32
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+def install_quantizers(model: nn.Module, sites: ModelSites, settings: QuantizationSettings) -> dict[str, QuantizedLayer]:
+    """Put untrained quantizers at every site of `model`, in place. Returns the quantized layers by name.
+
+    This is also how an artifact's model is rebuilt before its state is loaded.
+    """
+    attention = install_map_attention(model)
+    layers: dict[str, QuantizedLayer] = {}
+    if not settings.any:
+        return layers
+    for site in sites.linears:
+        quantizer = None
+        if settings.activations:
+            bits = STEM_INPUT_BITS if site.role == "stem" else settings.activation_bits
+            quantizer = UniformQuantizer(bits, channel_wise=site.norm is not None)
+        original = model.get_submodule(site.name)
+        assert isinstance(original, nn.Linear | nn.Conv2d)
+        layer = QuantizedLayer(original, settings.weight_bits, quantizer)
+        _replace(model, site.name, layer)
+        layers[site.name] = layer
+    if settings.activations:
+        for module in attention.values():
+            module.value_quantizer = UniformQuantizer(settings.activation_bits)
+            if module.logit_heads:
+                module.query_quantizer = UniformQuantizer(settings.activation_bits)
+                module.key_quantizer = UniformQuantizer(settings.activation_bits)
+                module.map_quantizer = LogQuantizer(settings.activation_bits, settings.levels)
+    return layers
+
+
+def _calibrating(model: nn.Module, on: bool) -> None:
+    for module in model.modules():
+        if isinstance(module, UniformQuantizer | LogQuantizer):
+            module.calibrating = on
+
+
+def _reparameterize_site(model: nn.Module, site: LinearSite, layer: QuantizedLayer, weight: Tensor, settings: QuantizationSettings) -> None:
+    quantizer = layer.input_quantizer
+    assert site.norm is not None
+    assert quantizer is not None
+    assert quantizer.low is not None
+    assert quantizer.high is not None
+    norm = model.get_submodule(site.norm)
+    assert isinstance(norm, nn.LayerNorm)
+    moved = reparameterize(norm.weight, norm.bias, weight, layer.bias, quantizer.low, quantizer.high, quantizer.bits, settings.levels)
+    norm.weight.data, norm.bias.data = moved.gamma, moved.beta
+    layer.bias = nn.Parameter(moved.bias, requires_grad=False)
+    quantizer.scale, quantizer.zero_point = moved.scale, moved.zero_point
+    quantizer.channel_wise, quantizer.low, quantizer.high = False, None, None
+    layer.set_weight(moved.weight)
+
+
+@torch.no_grad()
+def quantize_model(
+    model: nn.Module,
+    sites: ModelSites,
+    settings: QuantizationSettings,
+    pixels: Float[Tensor, "images 3 height width"] | None,
+) -> nn.Module:
+    """Quantize `model` in place with RepQ-ViT and return it.
+
+    `pixels`: the calibration images, all in one batch (the authors use 32); needed where activations are quantized.
+    Raises VitfrostError when they are missing.
+    """
+    weights = {site.name: model.get_parameter(f"{site.name}.weight").detach().clone() for site in sites.linears}
+    layers = install_quantizers(model, sites, settings)
+    for name, layer in layers.items():
+        layer.set_weight(weights[name])
+    if not settings.activations:
+        return model
+    if pixels is None or len(pixels) == 0:
+        raise VitfrostError("quantizing activations needs calibration images; give --images DIR or set the activation bits to 32")
+    was_training = model.training
+    _calibrating(model.eval(), True)  # stored statistics of BatchNorm, nothing dropped
+    model(pixels)
+    _calibrating(model.train(was_training), False)
+    for site in sites.linears:
+        if site.norm is not None:
+            _reparameterize_site(model, site, layers[site.name], weights[site.name], settings)
+    return model
+
+
+def map_quantizers(model: nn.Module) -> dict[str, LogQuantizer]:
+    """The attention-map quantizers by site name (empty where maps are not quantized)."""
+    return {
+        name: module.map_quantizer
+        for name, module in model.named_modules()
+        if isinstance(module, MapAttention) and isinstance(module.map_quantizer, LogQuantizer)
+    }

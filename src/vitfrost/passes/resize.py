@@ -1,0 +1,108 @@
+"""The verb `resize`: a compressed model at another image size, its constants carried over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifact import Artifact, load_artifact, save_artifact, settings_of
+from ..errors import VitfrostError
+from ..files import refuse_existing
+from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
+from ..methods.constant_heads.module import ConstantHeads
+from ..plans.heads import HeadPlan, LayerPlan
+from ..plans.schema import ModelIdentity, Plan
+from ..vit.attention import MapAttention
+from ..vit.families import find_sites
+from ..vit.load import create_model, hash_state, load_state
+from ..vit.resize import fit_state
+from ..vit.sites import AttentionSite
+from .structure import install_structure, shape_of
+
+
+def resize(
+    artifact: str | Path | Artifact, image_size: int | tuple[int, int], *, out: str | Path | None = None, overwrite: bool = False
+) -> Artifact:
+    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is,
+    dense maps interpolated over queries and keys.
+
+    Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Quantized models and frozen
+    entries belong to their size and are refused, as are constants of windows. Raises VitfrostError naming what cannot be carried over.
+    """
+    if out is not None:
+        refuse_existing(Path(out), overwrite)
+    given = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    if given.plan.freeze is not None or settings_of(given.plan).any:
+        raise VitfrostError("the artifact is quantized or has frozen entries, which belong to its image size; resize it before that")
+    model = create_model(given.name, image_size, **given.options)
+    sites = {site.name: site for site in find_sites(model).attention}
+    before = {site.name: site for site in find_sites(create_model(given.name, given.image_size, **given.options)).attention}
+    size = find_sites(model).image_size
+    layers = tuple(_layer(layer, before[layer.site], sites[layer.site]) for layer in given.plan.layers)
+    state = dict(given.model.state_dict())
+    for name, module in given.model.named_modules():
+        if isinstance(module, MapAttention) and isinstance(module.constants, ConstantHeads):
+            state |= _constants(module.constants, f"{name}.constants", before[name], sites[name])
+    identity = given.plan.model.model_copy(update={"image_size": size})
+    unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
+    state = fit_state(model, state)
+    install_structure(model, unhashed)
+    load_state(model, state, f"of the {given.name} at {_shown(given.image_size)} px")
+    digest = hash_state(model)
+    tag = f"{given.weight_tag} at {_shown(given.image_size)} px"
+    plan = _named(unhashed, {"weight_tag": tag, "state_hash": digest})
+    preprocessing = given.preprocessing | {"input_size": (given.preprocessing["input_size"][0], *size)}
+    made = Artifact(
+        model.eval(), given.name, size, tag, digest, preprocessing, given.classes, given.options, plan=plan,
+        statistics=given.statistics, structure=given.structure, training=given.training, seeds=given.seeds, recipe=given.recipe,
+    )  # fmt: skip
+    if out is not None:
+        save_artifact(made, out, overwrite)
+    return made
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _named(plan: Plan, changes: dict[str, Any]) -> Plan:
+    """The plan for a model of another name, checked again."""
+    identity = ModelIdentity.model_validate(plan.model.model_dump() | changes)
+    return Plan.model_validate(plan.model_dump() | {"model": identity.model_dump()})
+
+
+def _grids(before: AttentionSite, after: AttentionSite) -> tuple[Shape, Shape]:
+    shapes = shape_of(before), shape_of(after)
+    if shapes[0] is None or shapes[1] is None or before.windows > 1 or after.windows > 1:
+        raise VitfrostError(f"{before.name} has windows or reduced keys, whose constants are not carried over to another image size")
+    return shapes[0], shapes[1]
+
+
+def _layer(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> LayerPlan:
+    """The layer's plan with the maps of the new size, and windows grown as the grid has."""
+    heads = []
+    for head in layer.heads:
+        if head.constant is not None:
+            _grids(before, after)
+        if head.window is not None:
+            head = HeadPlan.model_validate(head.model_dump() | {"window": stretched_window(head.window, *_grids(before, after))})
+        heads.append(head)
+    return LayerPlan.model_validate(layer.model_dump() | {"maps": after.maps_shape, "heads": [head.model_dump() for head in heads]})
+
+
+def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: AttentionSite) -> dict[str, torch.Tensor]:
+    """The state of a layer's constants on the new grid."""
+    shape, target = _grids(before, after)
+    state: dict[str, torch.Tensor] = {}
+    for place, head in enumerate(module.constants()):
+        constant, kind = head.constant(), head.kind
+        if not isinstance(constant, StructuredMap):
+            state[f"{name}.heads.{place}.map"] = torch.as_tensor(resized_map(constant, shape, target), dtype=torch.float32)
+            continue
+        window = None if head.window is None else stretched_window(head.window, shape, target)
+        carried = resized(constant, shape, target, kind, window)
+        for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):
+            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(getattr(carried, part), dtype=torch.float32)
+    return state

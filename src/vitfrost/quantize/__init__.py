@@ -1,1 +1,0 @@
-"""Quantisers, range search, LayerNorm scale re-parameterisation and exact bit packing."""

@@ -1,0 +1,104 @@
+"""Stages of a run: each makes one file or folder, and is skipped when that is there and was made from the same inputs.
+
+`stages.json` keeps for every stage the hash of its settings and of the files it read. Outputs appear by atomic rename, so a
+run that is killed can be resumed and ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact import CONFIG_FILE
+from ..errors import VitfrostError
+from ..files import read_json, sha256_of_file, write_json
+
+STAGES_FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow: a name, the file it makes, the files it reads, its part of the recipe, and what makes it.
+
+    `work` is how much it does, in forward passes of one image, where that is worth telling how long is left.
+    """
+
+    name: str
+    output: str
+    inputs: tuple[str, ...]
+    settings: Any
+    make: Callable[[Path], object]
+    work: int | float = 0
+
+
+class TimeLeft:
+    """How long is left, from the work that was done so far by this process."""
+
+    def __init__(self, work: int | float = 0):
+        self.left = float(work)
+        self._done = 0.0
+        self._start = time.monotonic()
+
+    def done(self, work: int | float) -> None:
+        """Some work was done now."""
+        self._done += work
+        self.left -= work
+
+    def skipped(self, work: int | float) -> None:
+        """Some work need not be done."""
+        self.left -= work
+
+    def text(self) -> str:
+        """ ", about 41 min left", or nothing while there is nothing to tell."""
+        if self._done <= 0 or self.left <= 0:
+            return ""
+        minutes = (time.monotonic() - self._start) * self.left / self._done / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+
+
+def file_key(path: Path) -> str:
+    """SHA-256 of a file, or of an artifact's configuration, which holds that of its tensors."""
+    return sha256_of_file(path / CONFIG_FILE if path.is_dir() else path)
+
+
+def hash_of(*values: Any) -> str:
+    """SHA-256 of plain values as JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = None) -> None:
+    """Do the stages that are not done. A `clock` that the stages' own work is told to says how long is left."""
+    done = _stages_done(folder / STAGES_FILE)
+    for number, stage in enumerate(stages, 1):
+        key, target = hash_of(stage.settings, {name: file_key(folder / name) for name in stage.inputs}), folder / stage.output
+        if target.exists() and done.get(stage.name) == key:
+            say(f"[{number}/{len(stages)}] {stage.name}: already there")
+            if clock is not None:
+                clock.skipped(stage.work)
+            continue
+        left = "" if clock is None else clock.text()
+        say(f"[{number}/{len(stages)}] {stage.name} -> {target}{left}")
+        before = 0.0 if clock is None else clock.left
+        stage.make(target)
+        if clock is not None:
+            clock.done(stage.work - (before - clock.left))  # what the stage has not told itself
+        done[stage.name] = key
+        write_json(folder / STAGES_FILE, done)
+
+
+def _stages_done(path: Path) -> dict[str, str]:
+    done = read_json(path) if path.is_file() else {}
+    if not isinstance(done, dict):
+        raise VitfrostError(f"{path} is damaged; remove it, and all stages are done again")
+    return done

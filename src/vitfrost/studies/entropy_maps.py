@@ -1,0 +1,196 @@
+"""Figures 1 to 4 of EAM: attention on a picture, entropy of the class token's row, whole entropy maps, divergence by quantization.
+
+Models without a class token (windowed attention) are shown by the mean over the queries and windows in the place of its row.
+Shapes: W windows, H heads, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ..reporting.figures import LineChart, Scale, by_head, picture
+from ..reporting.heads import Picture, over_windows, shrink
+from ..statistics.record import Statistics, kl_maps
+from ..vit.sites import AttentionSite
+from .grid_parts import GridParts
+from .picture import MappedPicture
+
+FIRST_HEADS = 6
+FULL_MAP_PIXELS = 256
+PAPER_HEAD = (2, 3)
+"""Layer 2, head 3, whose map the paper shows; beside layer 1, head 1 for the divergence."""
+
+
+@dataclass(frozen=True)
+class AttentionOnPicture:
+    """Figure 1: the picture, its file, and the row of every head of the last layer over the patch grid."""
+
+    file: str
+    layer: int
+    class_token: bool
+    picture: Picture
+    heads: list[Picture]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class EntropyRows:
+    """Figure 2: the row of every head (the first few are shown at once), its mean and highest entropy by head, and the mean
+    entropy of every head's whole map."""
+
+    images: int
+    class_token: bool
+    first: list[Picture]
+    layers: list[list[Picture]]
+    scale: Scale
+    chart: LineChart
+    means: list[list[float]]
+
+
+@dataclass(frozen=True)
+class WholeMaps:
+    """Figure 3: some heads' entropy maps."""
+
+    maps: list[Picture]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class DivergenceMaps:
+    """Figure 4: (a) mean and highest divergence by head, (b, c) two heads' rows over the patch grid; then those of all heads."""
+
+    model: str
+    images: int
+    class_token: bool
+    chart: LineChart
+    chosen: list[Picture]
+    layers: list[list[Picture]]
+    scale: Scale
+
+
+def _number(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"
+
+
+def token_row(
+    maps: Float[np.ndarray, "heads queries keys"], site: AttentionSite, class_token: bool
+) -> Float[np.ndarray, "heads rows columns"]:
+    """The class token's row over the patch grid, prefix tokens' keys left out; without class token the mean over the queries."""
+    row = maps[:, 0] if class_token else np.nanmean(maps, axis=1)
+    return row[:, site.prefix_tokens :].reshape(-1, *site.grid)
+
+
+def tiled(
+    windows: Float[np.ndarray, "windows heads rows columns"], image_size: tuple[int, int], shift: tuple[int, int]
+) -> Float[np.ndarray, "heads height width"]:
+    """Windows put side by side as they lie in the picture, the cyclic shift undone."""
+    count, heads, rows, columns = windows.shape
+    ratio = math.log(image_size[0] * columns / (image_size[1] * rows))
+    high = min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n * n / count) - ratio))
+    whole = windows.reshape(high, count // high, heads, rows, columns).transpose(2, 0, 3, 1, 4)
+    return np.roll(whole.reshape(heads, high * rows, count // high * columns), shift, axis=(1, 2))
+
+
+def attention_on_picture(found: MappedPicture) -> AttentionOnPicture:
+    """Figure 1."""
+    header = found.header
+    rows = found.maps[:, :, 0] if header.class_token else found.maps.mean(axis=2, dtype=np.float64)
+    grids = rows[:, :, header.prefix_tokens :].reshape(*rows.shape[:2], *header.grid)
+    heads = tiled(grids.astype(np.float64), (found.pixels.shape[0], found.pixels.shape[1]), header.shift)
+    scale = Scale.covering("attention weight", [heads], "magma")
+    what = "what the class token attends to" if header.class_token else "mean attention to each patch"
+    return AttentionOnPicture(
+        header.file, header.layer, header.class_token,
+        Picture("Input", "The picture as the model sees it", _photograph(found.pixels)),
+        [
+            Picture(f"Head {number}", f"{_number(header.layer, number)}: {what}, highest weight {grid.max():.3f}", picture(grid, scale))
+            for number, grid in enumerate(heads, 1)
+        ],
+        scale,
+    )  # fmt: skip
+
+
+def _photograph(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _maps(statistics: Statistics, sites: Sequence[AttentionSite]) -> list[np.ndarray]:
+    """Entropy maps [H, Q, K] of every layer, mean over the windows."""
+    return [over_windows(statistics.sites[site.name].entropy, statistics.sites[site.name].allowed) for site in sites]
+
+
+def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[list[Picture]]:
+    return [
+        [
+            Picture(
+                f"{_number(layer, head)}: {np.nanmean(grid):.2g} bits",
+                f"{what}, layer {layer}, head {head}: mean {np.nanmean(grid):.3g}, highest {np.nanmax(grid):.3g} bits",
+                picture(grid, scale),
+            )
+            for head, grid in enumerate(heads, 1)
+        ]
+        for layer, heads in enumerate(rows, 1)
+    ]  # fmt: skip
+
+
+def _by_head(rows: Sequence[np.ndarray], log: bool) -> LineChart:
+    flat = [row.reshape(row.shape[0], -1) for row in rows]
+    return by_head(
+        {"mean": [np.nanmean(row, axis=1).tolist() for row in flat], "highest": [np.nanmax(row, axis=1).tolist() for row in flat]}, log
+    )
+
+
+def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
+    """Figure 2."""
+    sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
+    maps = _maps(statistics, sites)
+    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
+    scale = Scale.covering("entropy, bits", rows, "viridis")
+    layers = _row_pictures(rows, "Entropy of the CLS row" if class_token else "Mean entropy over the queries", scale)
+    first = [picture for heads in layers for picture in heads][:FIRST_HEADS]
+    means = [np.nanmean(one, axis=(1, 2)).tolist() for one in maps]
+    return EntropyRows(statistics.header.images, class_token, first, layers, scale, _by_head(rows, log=False), means)
+
+
+def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
+    """Figure 3: the heads of lowest and of highest mean entropy, and L2H3 where there is one."""
+    sites = parts.anatomy.sites.attention
+    maps = _maps(statistics, sites)
+    means = {(layer, head): float(np.nanmean(one)) for layer, heads in enumerate(maps, 1) for head, one in enumerate(heads, 1)}
+    chosen = {min(means, key=lambda key: means[key]): "lowest mean", max(means, key=lambda key: means[key]): "highest mean"}
+    if PAPER_HEAD in means:
+        chosen[PAPER_HEAD] = ", ".join(filter(None, (chosen.get(PAPER_HEAD), "the paper's example")))
+    scale = Scale.covering("entropy, bits", [maps[layer - 1][head - 1] for layer, head in chosen], "viridis")
+    shown = []
+    for (layer, head), why in chosen.items():
+        values = shrink(maps[layer - 1][head - 1], sites[layer - 1].prefix_tokens, FULL_MAP_PIXELS)
+        caption = f"{_number(layer, head)}, {why}: {means[layer, head]:.2f} bits"
+        shown.append(Picture(caption, f"Entropy map of layer {layer}, head {head}, {why}", picture(values, scale)))
+    return WholeMaps(shown, scale)
+
+
+def divergence_maps(parts: GridParts, statistics: Statistics, name: str, quantized: Statistics) -> DivergenceMaps:
+    """Figure 4, equation 14."""
+    sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
+    maps = []
+    for site in sites:
+        ours, theirs = statistics.sites[site.name], quantized.sites[site.name]
+        maps.append(over_windows(kl_maps(ours, theirs), ours.allowed))
+    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
+    read = [one[:, 0] for one in maps] if class_token else maps
+    scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
+    layers = _row_pictures(rows, "Divergence of the CLS row" if class_token else "Mean divergence over the queries", scale)
+    chosen = [
+        layers[layer - 1][head - 1] for layer, head in ((1, 1), PAPER_HEAD) if layer <= len(layers) and head <= len(layers[layer - 1])
+    ]
+    return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, log=True), chosen, layers, scale)

@@ -1,0 +1,260 @@
+"""Table 1 and figures 5 and 6 of EAM from the points of a grid, beside the published values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..evaluation.intervals import Estimate
+from ..reporting.curves import Chart, Curve, Level, Reading, line_chart
+from ..reporting.summary import signed
+from ..reporting.tables import EMPTY, Cell, Table, accuracy, gain, of_seeds, percent, said
+from ..runs.recipe import PublishedPart
+from .grid_parts import GridParts
+from .roles import Line, bits_word, names
+from .summary import Point, between
+
+TABLE_SHARES = (0.1, 0.2)
+SPARSITY = "frozen attention weights, %"
+GAP = "entropy less random"
+DIFFERENCE = "difference to unfrozen, points"
+PAPER_NAMES = {("quantized", 4): "EAM 4bits", ("fp32", 32): "EAM FP32"}
+CELL_COLORS = {("quantized", 4): 1, ("fp32", 32): 2, ("quantized", 32): 3, ("fp32", 4): 5}
+PUBLISHED = "published difference"
+SMALL_LOSS = 3.0
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """Charts that belong together, and the table of their values."""
+
+    charts: list[Chart]
+    table: Table
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A line of table 1; cells are None where there is no such number."""
+
+    name: str
+    precision: str
+    published: float | None
+    ours: Cell | None
+    published_difference: float | None
+    difference: Cell | None
+
+
+def baseline(parts: GridParts) -> Point | None:
+    """The unfrozen quantized model of the paper's figures."""
+    main = parts.roles.main
+    return None if main is None else parts.unfrozen(*main.bits, main.options["levels"])
+
+
+def cell_name(line: Line) -> str:
+    """The paper's name of a cell of figure 5, or what it is made of."""
+    made = f"{line.cell[1]}-bit constants, statistics of the {'original' if line.cell[0] == 'fp32' else 'quantized model'}"
+    return f"{PAPER_NAMES[line.cell]}: {made}" if line.cell in PAPER_NAMES else made
+
+
+def table_shares(parts: GridParts) -> list[float]:
+    """The shares of table 1: the paper's, and those for which the recipe names published values."""
+    main, published = parts.roles.main, parts.recipe.published
+    wanted = {*(published.frozen if published else ()), *(share for share in TABLE_SHARES if main and share in main.expected)}
+    return sorted(wanted)
+
+
+def paper_rows(parts: GridParts) -> list[PaperRow]:
+    """The lines of table 1: full precision, RepQ-ViT, EAM_4bits at the shares."""
+    published = parts.recipe.published
+    reference = published.quantized if published else None
+    main, unfrozen = parts.roles.main, baseline(parts)
+    rows = [PaperRow("Full precision", "32/32", published.full_precision if published else None, _original(parts), None, None)]
+    if main is None:
+        return rows
+    precision = "/".join(map(str, main.bits))
+    rows.append(PaperRow("RepQ-ViT", precision, reference, accuracy(unfrozen.top1) if unfrozen else None, None, None))
+    for share in table_shares(parts):
+        point, value = main.points.get(share), published.frozen.get(share) if published else None
+        notes = of_seeds(point, main.expected[share]) if point else ()
+        rows.append(
+            PaperRow(
+                f"{PAPER_NAMES.get(main.cell, 'EAM')}, τ = {percent(share)}", precision, value,
+                _with(accuracy(point.top1), notes) if point else None,
+                None if value is None or reference is None else value - reference,
+                _with(gain(point.difference), notes) if point else None,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _original(parts: GridParts) -> Cell | None:
+    row = parts.original.row if parts.original else None
+    return None if row is None or row.top1 is None else accuracy(Estimate(row.top1, row.interval))
+
+
+def _with(cell: Cell, notes: tuple[str, ...]) -> Cell:
+    return Cell(cell.value, (*cell.notes, *notes))
+
+
+def table_one(parts: GridParts) -> Table | None:
+    """Table 1; None where there is nothing to put into it."""
+    rows = paper_rows(parts)
+    if not any(row.ours for row in rows):
+        return None
+    published = any(row.published is not None for row in rows)
+
+    def plain(value: float | None, with_sign: bool = False) -> Cell:
+        return EMPTY if value is None else Cell(signed(value) if with_sign else f"{value:.2f}")
+
+    columns = ["Bits W/A", *(["Published top-1 %"] if published else []), "Our top-1 %"]
+    columns += [*(["Published, less RepQ-ViT"] if published else []), "Ours, less RepQ-ViT"]
+    made = []
+    for row in rows:
+        cells = [Cell(row.precision), *([plain(row.published)] if published else []), row.ours or EMPTY]
+        cells += [*([plain(row.published_difference, True)] if published else []), row.difference or EMPTY]
+        made.append((row.name, cells))
+    return Table("Table 1 of the paper", "Method", columns, made)
+
+
+def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
+    """The points of a line over its shares in percent: accuracies, or differences to the unfrozen model."""
+    found = []
+    for share, point in line.points.items():
+        estimate = point.difference if difference else point.top1
+        title = said(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
+        found.append(Reading(100 * share, estimate.value, estimate.interval, title))
+    return found
+
+
+def share_limits(lines: Sequence[Line]) -> tuple[float, float]:
+    """From 0 to the largest share that is asked for."""
+    return (0.0, 100 * max((share for line in lines for share in line.expected), default=1.0))
+
+
+def _unfrozen_level(parts: GridParts) -> list[Level]:
+    point, main = baseline(parts), parts.roles.main
+    return [] if point is None or main is None else [Level(f"RepQ-ViT {bits_word(main.bits)}, unfrozen", *point.top1)]
+
+
+def share_table(title: str, lines: Sequence[Line], labels: Sequence[str]) -> Table:
+    """Accuracy and difference of every line at every share."""
+    shares = sorted({share for line in lines for share in line.expected})
+    return Table(title, "Frozen", list(labels), [(percent(share), [_share_cell(line, share) for line in lines]) for share in shares])
+
+
+def _share_cell(line: Line, share: float) -> Cell:
+    point = line.points.get(share)
+    if point is None:
+        return EMPTY
+    top1, difference = accuracy(point.top1), gain(point.difference)
+    against = f"{difference.value} ({difference.notes[0]})" if difference.notes else difference.value
+    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *of_seeds(point, line.expected[share])))
+
+
+def _paper_lines(parts: GridParts) -> tuple[list[Line], list[str]]:
+    lines = [line for line in parts.roles.paper if line.points]
+    return lines, [cell_name(line) for line in lines]
+
+
+def chart_five(parts: GridParts) -> Chart | None:
+    """Accuracy over the share of frozen weights; None where nothing is measured."""
+    lines, labels = _paper_lines(parts)
+    if not lines:
+        return None
+    curves = [_cell_curve(line, label, number) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
+    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(lines))
+
+
+def figure_five(parts: GridParts) -> PaperFigure | None:
+    """Accuracy over the share of frozen weights, and paired differences at small losses; None where nothing is measured."""
+    chart, (lines, labels) = chart_five(parts), _paper_lines(parts)
+    if chart is None:
+        return None
+    close = _close_up(lines, labels, parts.recipe.published)
+    return PaperFigure([chart, *([close] if close else [])], share_table("Values of figure 5", lines, labels))
+
+
+def _cell_curve(line: Line, label: str, number: int, difference: bool = False) -> Curve:
+    return Curve(label, readings(line, label, difference), CELL_COLORS.get(line.cell, 6 + number % 2), light=line.cell not in PAPER_NAMES)
+
+
+def published_points(published: PublishedPart | None) -> list[Reading]:
+    """Published accuracies less the published baseline, by share in percent."""
+    if published is None or published.quantized is None:
+        return []
+    return [
+        Reading(
+            100 * share,
+            value - published.quantized,
+            None,
+            f"published, {percent(share)} frozen: {signed(value - published.quantized)} points",
+        )
+        for share, value in sorted(published.frozen.items())
+    ]
+
+
+def _close_up(lines: Sequence[Line], labels: Sequence[str], published: PublishedPart | None) -> Chart | None:
+    """Paired differences where they are small, with the published ones; None where the loss is large at once."""
+    near = [share for line in lines for share, point in line.points.items() if point.difference.value > -SMALL_LOSS]
+    marks = published_points(published)
+    if not near and not marks:
+        return None
+    last = max([100 * share for share in near] + [reading.x for reading in marks])
+    curves = [_cell_curve(line, label, number, difference=True) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
+    if marks:
+        curves.append(Curve(PUBLISHED, marks, 8, dashed=True, joined=len(marks) > 1))
+    shown = [r for curve in curves for r in curve.readings if r.x <= last and r.y > -SMALL_LOSS]
+    ends = [end for r in shown for end in (r.interval or (r.y, r.y))]
+    low, high = min([*ends, -0.5]), max([*ends, 0.5])
+    return line_chart(
+        "Paired differences, enlarged", curves, SPARSITY, DIFFERENCE,
+        levels=[Level("unfrozen", 0.0, None)], x_limits=(0.0, last), y_limits=(low - 0.1, high + 0.1),
+    )  # fmt: skip
+
+
+def _control(parts: GridParts) -> tuple[Line, Line] | None:
+    found = parts.roles.control
+    return found if found is not None and all(line.points for line in found) else None
+
+
+def chart_six(parts: GridParts) -> Chart | None:
+    """Accuracy of entropy and of random choice; None where one of them is not measured."""
+    pair = _control(parts)
+    if pair is None:
+        return None
+    curves = [Curve(line.by, readings(line, line.by), number) for number, line in enumerate(pair, 1)]
+    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(pair))
+
+
+def figure_six(parts: GridParts) -> PaperFigure | None:
+    """Entropy against random, and the gap between them; None where one of them is not measured."""
+    pair, chart = _control(parts), chart_six(parts)
+    if pair is None or chart is None:
+        return None
+    entropy, random = pair
+    gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
+    told = {share: said(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
+    curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
+    level, limits = Level("no gap", 0.0, None), share_limits(pair)
+    table = share_table("Values of figure 6", pair, ["entropy", "random"])
+    shares = sorted({*entropy.expected, *random.expected})
+    rows = [
+        (name, [*cells, gain(gaps[share]) if share in gaps else EMPTY]) for share, (name, cells) in zip(shares, table.rows, strict=True)
+    ]
+    return PaperFigure(
+        [chart, line_chart("Gap", [curve], SPARSITY, f"{GAP}, points", levels=[level], x_limits=limits)],
+        Table(table.title, table.corner, [*table.columns, GAP], rows),
+    )
+
+
+def freezing_alone(parts: GridParts) -> PaperFigure | None:
+    """Freezing in the full-precision model; None where it is not measured."""
+    lines = [line for line in parts.roles.alone if line.points]
+    if not lines:
+        return None
+    labels = names(lines)
+    curves = [Curve(label, readings(line, label), number) for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)]
+    row = parts.original.row if parts.original else None
+    level = [] if row is None or row.top1 is None else [Level("original", row.top1, row.interval)]
+    chart = line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=level, x_limits=share_limits(lines))
+    return PaperFigure([chart], share_table("Values of freezing alone", lines, labels))

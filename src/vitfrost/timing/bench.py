@@ -1,0 +1,193 @@
+"""The verb `bench`: time of models beside their peers on the runtimes of this machine, as ratios with intervals."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..errors import VitfrostError
+from ..evaluation.results import device_environment, environment, processor_name
+from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
+from ..runs.stages import TimeLeft, hash_of, say
+from ..vit.load import find_device
+from .benchmark import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
+from .cells import EAGER, Cell, plan_cells
+from .chart import draw_chart
+from .compare import compared
+from .exports import identity_of, with_exports
+from .group import WARM_UP, measure_group
+from .memory import peak_memory
+from .sessions import PRECISIONS, find_runtimes, runtime_version
+from .subjects import open_subjects
+
+RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
+ROUNDS = 20
+
+
+def bench(
+    what: str | Path | Sequence[str | Path],
+    *,
+    runtime: Sequence[str] | None = None,
+    precision: Sequence[str] = PRECISIONS,
+    batch: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    image_size: Sequence[int] | None = None,
+    images: str | Path | None = None,
+    weights: str | Path | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    against: str | None = None,
+    device: str = "cpu",
+    memory: bool = True,
+    out: str | Path | None = None,
+    json: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Benchmark:
+    """Measure the time of models, each beside its unmodified model on every runtime, and return (and write) what was found.
+
+    `what`: artifact folders, exported folders, and "timm:NAME" for a timm model. `runtime`: of "openvino", "onnxruntime", "torch",
+    "compiled" (torch.compile); None for those that are installed. `weights`: of timm models and unmodified peers, "random" for
+    untrained ones, which peers have where none are given. `images`: what int8 is calibrated on; noise if not given. `image_size`: of
+    timm models. `against`: the model or row that all are compared with, instead of the fastest int8 row of their unmodified model.
+    `memory`: also measure the peak memory of every row, in a process of its own. `out`: folder of the run; exported graphs and what
+    was measured are kept there, and with `resume` a run that was stopped goes on. `json`: file for the result.
+    Raises VitfrostError for anything that cannot be opened or is out of range, and where not a single row can be measured.
+    """
+    batches, threads_asked = _numbers(batch, "batch size"), _numbers(threads, "number of threads")
+    sizes = None if image_size is None else _numbers(image_size, "image size")
+    _check(precision, threads_asked, rounds, seed, device, out, json)
+    runtimes, absent = find_runtimes(None if runtime is None else tuple(runtime), device)
+    if out is not None:
+        refuse_existing_run(Path(out), resume, SETTINGS_FILE, "run of vitfrost bench")
+    if json is not None:
+        refuse_unwritable(json)
+    images = None if images is None else _images(images)
+    subjects = open_subjects([what] if isinstance(what, str | Path) else list(what), weights, sizes)
+    cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(precision)), device)
+    left_out += [LeftOut(name=name, why="not installed; it comes with vitfrost[export]") for name in absent]
+    if not cells:
+        raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
+    if against is not None and against not in {name for cell in cells for name in (cell.name, cell.subject.label)}:
+        raise VitfrostError(f"--against {against} is none of the rows; the models are {', '.join(subject.label for subject in subjects)}")
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
+        write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
+        cells, failed = with_exports(cells, folder, images, seed)
+        run = _Run(folder, rounds, seed, device, memory, progress)
+        groups = run.groups(cells, batches, threads_asked)
+        left_out += [*failed, *(left for group in groups for left in group.left_out)]
+        rows = [row for group in groups for row in compared(group.rows, group.rates, seed, against)]
+        if not rows:
+            raise VitfrostError(f"nothing could be measured: {left_out[0].name}: {left_out[0].why}")
+        rates = [rate for group in groups for rate in group.rates]
+        versions = environment() | device_environment(device) | run.versions(runtimes)
+        made = Benchmark(seed=seed, rounds=rounds, environment=versions, rates=rates, rows=rows, left_out=_once(left_out))
+        if out is not None:
+            save_benchmark(made, folder / RESULT_FILE)
+            draw_chart(made, folder)
+        if json is not None:
+            save_benchmark(made, json)
+    return made
+
+
+class _Run:
+    """A folder in which what was measured is kept, group by group, so that a run that was stopped loses one group at most."""
+
+    def __init__(self, folder: Path, rounds: int, seed: int, device: str, memory: bool, progress: bool):
+        self.folder, self.rounds, self.seed, self.device = folder, rounds, seed, device
+        self.memory, self.progress = memory, progress
+
+    def versions(self, runtimes: Sequence[str]) -> dict[str, str]:
+        """Versions of the runtimes."""
+        return {name: runtime_version(name).split()[1] for name in runtimes if name not in EAGER}
+
+    def groups(self, cells: Sequence[Cell], batches: Sequence[int], threads: Sequence[int]) -> list[MeasuredGroup]:
+        """All groups in the order image size, batch size, threads, measured or read."""
+        sizes = sorted({cell.subject.image_size for cell in cells})
+        todo = [(size, batch, count) for size in sizes for batch in batches for count in threads]
+        clock = TimeLeft(sum(_work(size, batch) for size, batch, _ in todo))
+        found = []
+        for number, (size, batch, count) in enumerate(todo, 1):
+            here = [cell for cell in cells if cell.subject.image_size == size]
+            text = f"[{number}/{len(todo)}] {size[0]} px, batch {batch}, threads {count}"
+            key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory)
+            path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
+            if path.is_file():
+                say(f"{text}: already there")
+                found.append(checked(MeasuredGroup, read_json(path), path))
+                clock.skipped(_work(size, batch))
+                continue
+            say(f"{text}: {len(here)} rows{clock.text()}")
+            group = measure_group(here, batch, count, self.rounds, self.seed, self.device, text, self.progress)
+            if self.memory and self.device == "cpu":
+                group = group.model_copy(update={"rows": self._with_memory(group.rows, here, batch, min(threads), text)})
+            found.append(group)
+            write_json(path, group.model_dump(mode="json"))
+            clock.done(_work(size, batch))
+        return found
+
+    def _with_memory(self, rows: list[BenchRow], cells: Sequence[Cell], batch: int, threads: int, text: str) -> list[BenchRow]:
+        """The rows with their peak memory, which is measured once for all numbers of threads, with the smallest."""
+        from ..progress import track
+
+        by_name = {cell.name: cell for cell in cells}
+        made = []
+        for row in track(rows, len(rows), f"{text}: memory", self.progress):
+            path = self.folder / "memory" / f"{self._key([by_name[row.name]], batch, threads)}.json"
+            if not path.is_file():
+                write_json(path, peak_memory(by_name[row.name].opening(threads, self.device), batch))
+            made.append(row.model_copy(update={"peak_memory_bytes": read_json(path)}))
+        return made
+
+    def _key(self, cells: Sequence[Cell], *settings: int) -> str:
+        """Differs where anything differs that a measurement depends on."""
+        made_of = [[cell.name, identity_of(cell.subject), cell.export and cell.export.name] for cell in cells]
+        versions = [runtime_version(cell.runtime) for cell in cells]
+        return hash_of(made_of, versions, self.device, processor_name(), settings)[:12]
+
+
+def _work(size: tuple[int, int], batch: int) -> float:
+    """Opening and memory, which are about the same for every group, and pixels on top, in units of 16 pictures of 224 px."""
+    return 1 + size[0] * size[1] * batch / (16 * 224 * 224)
+
+
+def _once(left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    return list({(left.name, left.why): left for left in left_out}.values())
+
+
+def _images(images: str | Path) -> Path:
+    from ..images.source import open_images
+
+    open_images(images)
+    return Path(images)
+
+
+def _numbers(numbers: Sequence[int], what: str) -> tuple[int, ...]:
+    if not numbers:
+        raise VitfrostError(f"no {what} is given; give at least one")
+    for number in numbers:
+        if number < 1:
+            raise VitfrostError(f"the {what} {number} is out of range; give 1 or more")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _check(precisions: Sequence[str], threads: Sequence[int], rounds: int, seed: int, device: str, out: object, json: object) -> None:
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise VitfrostError(f"there is no precision '{precision}'; give some of {', '.join(PRECISIONS)}")
+    if not precisions:
+        raise VitfrostError(f"no precision is given; give some of {', '.join(PRECISIONS)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if max(threads) > cores:
+        raise VitfrostError(f"{max(threads)} threads are more than the {cores} cores of this machine")
+    if rounds < 1:
+        raise VitfrostError(f"the number of rounds {rounds} is out of range; give 1 or more; intervals want 10")
+    if seed < 0:
+        raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
+    if out is None and json is None:
+        raise VitfrostError("nowhere to write the result; give --out RUN or --json FILE")
+    find_device(device)

@@ -1,0 +1,54 @@
+"""PyTorch as a runtime: a model as it is, or compiled, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+from torch import Tensor
+
+from ..deploy.graph import inference_form
+from ..runs.stages import say
+from ..vit.load import LoadedModel, find_device
+from .constant_forms import choose_forms, constant_forms
+
+
+class TorchSession:
+    """A model that PyTorch runs (merged, and with fused attention where it has that). bf16 turns weights and activations into bfloat16.
+
+    On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
+    """
+
+    def __init__(self, loaded: LoadedModel, threads: int, precision: str, compiled: bool, device: str):
+        self.precision = precision
+        self._device = find_device(device)
+        self._kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._model = inference_form(loaded).to(self._device, self._kind)
+        self._compiled = compiled
+        self._run: Callable[[Tensor], Tensor] | None = None
+        torch.set_num_threads(threads)  # of the process; all sessions of a group have the same
+
+    @property
+    def constant_forms(self) -> str | None:
+        """In which forms the model's constant heads run, in words; None where it has none."""
+        return constant_forms(self._model)
+
+    def run(self, pixels: Float32[ndarray, "batch 3 height width"]) -> ndarray:
+        """The logits, float32 [batch, classes]."""
+        if self._run is None:
+            self._run = self._prepared(len(pixels))
+        with torch.inference_mode():
+            logits = self._run(torch.from_numpy(pixels).to(self._device, self._kind))
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            found: ndarray = logits.to("cpu", torch.float32).numpy()
+        return found
+
+    def _prepared(self, images: int) -> Callable[[Tensor], Tensor]:
+        if self._device.type == "cuda":
+            for name, choice in choose_forms(self._model, images, self._compiled).items():
+                for form, why in choice.failed.items():
+                    say(f"{name}: constant heads cannot be applied as {form}: {why}")
+        return torch.compile(self._model, dynamic=False) if self._compiled else self._model

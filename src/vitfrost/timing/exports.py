@@ -1,0 +1,109 @@
+"""The graphs that are measured: made by `vitfrost export` into the run's folder, kept there, and used again by key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..deploy.export import export
+from ..errors import VitfrostError
+from ..files import atomic_folder, sha256_of_file
+from ..runs.stages import file_key, hash_of, say
+from ..runtime.folder import EXPORT_FILE, read_export
+from .benchmark import LeftOut
+from .cells import EAGER, FORMATS, Cell, described
+from .subjects import Subject
+
+NOISE_IMAGES = 4
+ON_NOISE = f"noise ({NOISE_IMAGES} pictures), for time only"
+
+
+def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int) -> tuple[list[Cell], list[LeftOut]]:
+    """The cells with their exported folders; those whose model cannot be exported are left out, with the reason.
+
+    int8 is calibrated on a draw from `images`; without them on seeded noise, which the cell's `calibration` says.
+    """
+    found: list[Cell] = []
+    left_out: list[LeftOut] = []
+    failed: dict[Path, str] = {}
+    without_attention: set[str] = set()  # subjects whose int8 graphs have no products of attention that could be left out
+    for number, cell in enumerate(cells, 1):
+        if cell.runtime in EAGER or cell.export is not None:
+            found.append(cell)
+            continue
+        if cell.attention == "float" and cell.subject.label in without_attention:
+            left_out.append(LeftOut(name=cell.name, why="it has no products of attention to leave in floating point"))
+            continue
+        path = folder / "exports" / _key(cell, images, seed)
+        if path not in failed:
+            try:
+                if not path.is_dir():
+                    say(f"[{number}/{len(cells)}] export {cell.name}")
+                    _export(cell, path, folder, images, seed)
+                about = read_export(path)
+            except VitfrostError as error:
+                failed[path] = str(error)
+        if path in failed:
+            left_out.append(LeftOut(name=cell.name, why=failed[path]))
+            continue
+        if cell.subject.unmodified and about.get("graph") != cell.graph:
+            left_out.append(LeftOut(name=cell.name, why="its lean graph is the plain one"))
+            continue
+        if cell.attention is not None and about.get("attention") is None:
+            without_attention.add(cell.subject.label)
+        calibration = None
+        if cell.precision == "int8":
+            calibration = "none" if cell.ranges == "dynamic" else ON_NOISE if images is None else described(about["calibration"])
+        found.append(replace(cell, export=path, calibration=calibration, graph=about.get("graph", "plain")))
+    return found, left_out
+
+
+def _key(cell: Cell, images: Path | None, seed: int) -> str:
+    """A folder's name that says what is in it and differs where anything differs that it is made from."""
+    subject, form = cell.subject, FORMATS[cell.runtime]
+    drawn = None if cell.precision != "int8" or cell.ranges == "dynamic" else [ON_NOISE if images is None else str(images.resolve()), seed]
+    tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
+    kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
+    made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
+    return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{kind}-{cell.graph}-{hash_of(made_of)[:12]}"
+
+
+def identity_of(subject: Subject) -> list[object]:
+    """What tells one subject from another, whatever it is called: hashes of an artifact, an exported folder or a timm model."""
+    if subject.export is not None:
+        return [sha256_of_file(subject.export / EXPORT_FILE)]
+    assert subject.source is not None
+    if subject.source.artifact:
+        return [file_key(Path(subject.source.model))]
+    return [subject.original.model, subject.state_hash, subject.original.options]
+
+
+def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
+    assert cell.subject.loaded is not None
+    if cell.precision != "int8":
+        export(
+            cell.subject.loaded, format=FORMATS[cell.runtime], precision=cell.precision, out=path, seed=seed,  # type: ignore[arg-type]
+            graph=cell.graph,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return
+    drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
+    options = {"calibration_images": NOISE_IMAGES, "time_only": True} if images is None else {"time_only": cell.subject.random_weights}
+    export(
+        cell.subject.loaded, format=FORMATS[cell.runtime], precision="int8", images=drawn, out=path, seed=seed,  # type: ignore[arg-type]
+        attention=cell.attention or "auto", graph=cell.graph, ranges=cell.ranges or "static", **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def noise_pictures(folder: Path, image_size: tuple[int, int], seed: int) -> Path:
+    """A folder of `NOISE_IMAGES` pictures of uniform noise in the model's size, made once."""
+    path = folder / f"noise-{image_size[0]}x{image_size[1]}-{seed}"
+    if not path.is_dir():
+        rng = np.random.default_rng(seed)
+        with atomic_folder(path) as temporary:
+            for number in range(NOISE_IMAGES):
+                Image.fromarray(rng.integers(0, 256, (*image_size, 3), dtype=np.uint8)).save(temporary / f"{number:02d}.png")
+    return path

@@ -1,0 +1,151 @@
+"""One group of rows: cells of one image size, batch size and number of threads, interleaved in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+
+from ..errors import VitfrostError
+from ..evaluation.description import describe
+from ..evaluation.results import processor_name
+from ..progress import track
+from ..runtime.folder import model_bytes, read_export
+from .benchmark import BenchRow, LeftOut, MeasuredGroup, Rate
+from .cells import EAGER, Cell
+from .load import OtherLoad
+from .roofline import chain_macs, open_products
+from .rounds import Slot, percentile, slot_for, timed_rounds
+from .sessions import PRECISIONS, Session, runtime_version
+
+WARM_UP = 2
+
+
+def measure_group(
+    cells: Sequence[Cell], batch: int, threads: int, rounds: int, seed: int, device: str, text: str, progress: bool
+) -> MeasuredGroup:
+    """Open the cells and the machine's products, interleave them, and describe what was found.
+
+    `WARM_UP` rounds are not kept, `rounds` are. Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16),
+    and cells that cannot be opened or run, are left out. Ratios are not filled in.
+    """
+    with _thread_count(threads):
+        sessions, left_out = _open(cells, threads, device, progress, text)
+        slots: dict[str, Slot] = {}
+        for cell, session in list(sessions.items()):
+            pixels = cell.opening(threads, device).pixels(batch, seed)
+            run = partial(session.run, pixels)
+            try:
+                run()  # compiles, allocates
+            except Exception as error:  # runtimes raise types of their own; each means that this row cannot be had here
+                reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+                left_out.append(LeftOut(name=cell.name, why=f"it cannot be run: {type(error).__name__} {reason.strip()}"))
+                del sessions[cell]
+                continue
+            start = time.perf_counter()
+            run()
+            slots[cell.name] = slot_for(run, time.perf_counter() - start)
+        products = _products(cells, threads, device)
+        for name, multiply in products.items():
+            multiply()
+            start = time.perf_counter()
+            multiply()
+            slots[name] = slot_for(multiply, time.perf_counter() - start)
+        seconds: dict[str, list[list[float]]] = {name: [] for name in slots}
+        timed = track(timed_rounds(slots, WARM_UP + rounds, seed), WARM_UP + rounds, text, progress)
+        for _ in islice(timed, WARM_UP):
+            pass
+        others = OtherLoad()
+        for found in timed:
+            for name, taken in found.items():
+                seconds[name].append(taken)
+        load = others.cores()
+        rows = [
+            _row(cell, session, seconds[cell.name], batch, threads, device, load)
+            for cell, session in sessions.items()
+            if seconds[cell.name]
+        ]
+        rates = [_rate(name, seconds[name], cells[0].subject.image_size, batch, threads) for name in products]
+        del sessions, slots, timed, products
+        gc.collect()
+        torch.compiler.reset()
+    return MeasuredGroup(rows=rows, rates=rates, left_out=left_out)
+
+
+def _products(cells: Sequence[Cell], threads: int, device: str) -> dict[str, Callable[[], object]]:
+    """The products of the runtimes and precisions of the cells, and of fp32, by "RUNTIME PRECISION"."""
+    runtimes = dict.fromkeys("torch" if cell.runtime in EAGER else cell.runtime for cell in cells)
+    asked = {"fp32", *(name for cell in cells for name in (cell.precision, cell.hint) if name is not None)}
+    opened = open_products(runtimes, [name for name in PRECISIONS if name in asked], threads, device)
+    return {f"products {runtime} {precision}": run for (runtime, precision), run in opened.items()}
+
+
+def _rate(name: str, seconds: list[list[float]], image_size: tuple[int, int], batch: int, threads: int) -> Rate:
+    _, runtime, precision = name.split()
+    round_ms = [1e3 * statistics.median(taken) for taken in seconds]
+    return Rate.model_validate({
+        "runtime": runtime, "precision": precision, "image_size": image_size, "batch": batch, "threads": threads,
+        "gmacs_per_second": chain_macs() / 1e6 / statistics.median(round_ms), "round_ms": round_ms,
+    })  # fmt: skip
+
+
+@contextlib.contextmanager
+def _thread_count(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str) -> tuple[dict[Cell, Session], list[LeftOut]]:
+    sessions: dict[Cell, Session] = {}
+    left_out: list[LeftOut] = []
+    same: dict[tuple[str, str, str], Cell] = {}
+    for cell in track(cells, len(cells), f"{text}: opening", progress):
+        try:
+            session = cell.opening(threads, device).open(cell.subject.loaded)
+        except VitfrostError as error:
+            left_out.append(LeftOut(name=cell.name, why=str(error)))
+            continue
+        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {session.precision}")
+        if computed in same:
+            why = f"this CPU has no bf16: it computes in {session.precision}, as the row {same[computed].name} does"
+            left_out.append(LeftOut(name=cell.name, why=why))
+            continue
+        same[computed] = cell
+        sessions[cell] = session
+    return sessions, left_out
+
+
+def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None) -> BenchRow:
+    subject = cell.subject
+    round_ms = [1e3 * statistics.median(taken) / batch for taken in seconds]
+    single = [taken / batch for in_round in seconds for taken in in_round]
+    eager = cell.runtime in EAGER
+    return BenchRow.model_validate({
+        "name": cell.name, "subject": subject.label, "original": subject.peer, "unmodified": subject.unmodified,
+        "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": runtime_version(cell.runtime),
+        "precision": cell.shown_precision, "effective_precision": session.precision, "device": device, "batch": batch,
+        "threads": threads, "image_size": subject.image_size, "weights": subject.weight_tag, "random_weights": subject.random_weights,
+        "calibration": cell.calibration, "graph": cell.graph, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash,
+        "macs": subject.macs,
+        "file_bytes": _file_bytes(cell), "p50_ms": 1e3 * percentile(single, 50.0), "p90_ms": 1e3 * percentile(single, 90.0),
+        "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
+        "other_load": load, "constant_forms": getattr(session, "constant_forms", None), "cpu": processor_name(),
+    })  # fmt: skip
+
+
+def _file_bytes(cell: Cell) -> int:
+    """Of the exported graph; of an artifact's folder or the parameters where PyTorch runs the model."""
+    if cell.export is not None:
+        return model_bytes(cell.export, read_export(cell.export))
+    assert cell.subject.loaded is not None
+    return describe(cell.subject.loaded).size_bytes

@@ -1,0 +1,134 @@
+"""How a model is opened on a runtime: plain data that another process can be given, and what runs pixels.
+
+Every session takes a float32 array [B, 3, height, width] in memory and gives the logits [B, classes] in memory; what a runtime has to
+copy or convert for that is part of its time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from ..errors import VitfrostError
+
+RUNTIMES = ("openvino", "onnxruntime", "torch", "compiled")
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@runtime_checkable
+class Session(Protocol):
+    """An open model."""
+
+    @property
+    def precision(self) -> str:
+        """What it truly computes in: "fp32", "bf16", "int8" or "int8+bf16"."""
+        ...
+
+    def run(self, pixels: Float32[ndarray, "batch 3 height width"]) -> ndarray:
+        """The logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that PyTorch runs: an artifact's folder, or a timm name with weights (a file, "random", None for timm's own)."""
+
+    model: str
+    artifact: bool
+    weights: str | None = None
+    image_size: tuple[int, int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """The LoadedModel. Raises VitfrostError as `load_artifact` and `load_model` do."""
+        if self.artifact:
+            from ..artifact import load_artifact
+
+            return load_artifact(self.model)
+        from ..vit.load import load_model
+
+        return load_model(self.model, self.weights, self.image_size, **self.options)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A model, a runtime and its settings. `export`: an exported folder (openvino, onnxruntime); `source`: a model (torch, compiled)."""
+
+    runtime: str
+    image_size: tuple[int, int]
+    threads: int = 1
+    export: str | None = None
+    hint: str | None = None
+    source: ModelSource | None = None
+    precision: str = "fp32"
+    device: str = "cpu"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Opening:
+        """The inverse of `plain`, also after JSON."""
+        source = plain["source"]
+        if source is not None:
+            size = source["image_size"]
+            source = ModelSource(**source | {"image_size": None if size is None else tuple(size)})
+        return cls(**plain | {"image_size": tuple(plain["image_size"]), "source": source})
+
+    def pixels(self, batch: int, seed: int) -> Float32[ndarray, "batch 3 height width"]:
+        """Seeded noise of the model's size: time does not depend on what is in a picture."""
+        return np.random.default_rng(seed).standard_normal((batch, 3, *self.image_size), dtype=np.float32)
+
+    def import_runtime(self) -> None:
+        """Import what opening needs."""
+        names = {"openvino": ["openvino", "vitfrost.runtime"], "onnxruntime": ["onnxruntime", "vitfrost.runtime"]}
+        for name in names.get(self.runtime, ["torch", "vitfrost.artifact", "vitfrost.vit.load"]):
+            import_module(name)
+
+    def open(self, loaded: Any = None) -> Session:
+        """The open model; `loaded`: what `source` has loaded already. Raises VitfrostError where it cannot be opened."""
+        if self.source is None:
+            from ..runtime import open_export
+
+            session: Session = open_export(Path(str(self.export)), threads=self.threads, precision_hint=self.hint)
+            return session
+        from .eager import TorchSession
+
+        return TorchSession(
+            self.source.load() if loaded is None else loaded, self.threads, self.precision, self.runtime == "compiled", self.device
+        )
+
+
+def runtime_version(runtime: str) -> str:
+    """Name and version of what runs the model, such as "openvino 2026.1.0" or "torch 2.13.0 compiled"."""
+    from importlib.metadata import version
+
+    package = "torch" if runtime == "compiled" else runtime
+    return f"{package} {version(package).partition('+')[0]}{' compiled' if runtime == 'compiled' else ''}"
+
+
+def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str, ...], list[str]]:
+    """The runtimes to measure on, and the names of those that are not installed where none were asked for.
+
+    Raises VitfrostError for an unknown one, for one that is asked for and not installed, and for one that `device` does not have.
+    """
+    from importlib.util import find_spec
+
+    on_gpu = device != "cpu"
+    for runtime in asked or ():
+        if runtime not in RUNTIMES:
+            raise VitfrostError(f"there is no runtime '{runtime}'; give some of {', '.join(RUNTIMES)}")
+        if on_gpu and runtime in ("openvino", "onnxruntime"):
+            raise VitfrostError(f"{runtime} is measured on the CPU only; with --device {device} give --runtime torch,compiled")
+    chosen = tuple(dict.fromkeys(asked)) if asked else RUNTIMES[2:] if on_gpu else RUNTIMES
+    absent = [runtime for runtime in chosen if runtime in ("openvino", "onnxruntime") and find_spec(runtime) is None]
+    if absent and asked:
+        raise VitfrostError(f"{absent[0]} is not installed; pip install 'vitfrost[export]', or leave it out of --runtime")
+    return tuple(runtime for runtime in chosen if runtime not in absent), absent

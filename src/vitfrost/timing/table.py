@@ -1,0 +1,92 @@
+"""A benchmark as tables for a terminal: one per group of rows that were interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .benchmark import Benchmark, BenchRow, Rate, Ratio
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+
+def format_benchmark(benchmark: Benchmark) -> Group:
+    """Tables of the groups with the machine's limits, and a line for everything that was left out."""
+    from rich.console import Group
+
+    left_out = [f"left out: {left.name}: {left.why}" for left in benchmark.left_out]
+    return Group(*(_table(rows, benchmark.rates_of(rows[0])) for rows in benchmark.groups()), *left_out)
+
+
+def _limits(rates: Sequence[Rate]) -> str | None:
+    """The limits by precision, in one line."""
+    parts: dict[str, list[str]] = {}
+    for rate in rates:
+        parts.setdefault(rate.precision, []).append(f"{rate.runtime} {rate.gmacs_per_second:.1f}")
+    return "limit, GMAC/s: " + "; ".join(f"{name}: {', '.join(cells)}" for name, cells in parts.items()) if parts else None
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def title_of(rows: Sequence[BenchRow]) -> str:
+    """What the rows of a group have in common."""
+    row = rows[0]
+    size = f"{row.image_size[0]}" if row.image_size[0] == row.image_size[1] else "x".join(map(str, row.image_size))
+    load = "" if row.other_load is None else f"; other processes kept {row.other_load:.1f} cores busy"
+    return f"{size} px, batch {row.batch}, {_threads(row.threads)}{load}"
+
+
+def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns: dict[str, list[str]] = {
+        "model": [row.subject + ("\nrandom weights" if row.random_weights else "") for row in rows],
+        "runtime": [row.runtime for row in rows],
+        "precision": [_precision(row) for row in rows],
+        "constant heads": [row.constant_forms or "" for row in rows],
+        "p50 ms": [f"{row.p50_ms:.2f}" for row in rows],
+        "p90 ms": [f"{row.p90_ms:.2f}" for row in rows],
+        "images/s": [f"{row.images_per_second:.1f}" for row in rows],
+        "time / peer": [_shown(row.to_peer, row.name) for row in rows],
+        "time / unmodified": [_shown(row.to_unmodified, row.name) for row in rows],
+        "of limit": ["" if row.limit_share is None else f"{100 * row.limit_share:.0f} %" for row in rows],
+        "GMACs": [f"{row.macs / 1e9:.3f}" for row in rows],
+        "peak MB": ["" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}" for row in rows],
+        "file MB": [f"{row.file_bytes / 1e6:.1f}" for row in rows],
+    }
+    peers = ", ".join(dict.fromkeys(row.to_peer.to for row in rows if row.to_peer is not None))
+    table = Table(box=SIMPLE_HEAD, title=f"{title_of(rows)}; peer: {peers or 'none'}", title_justify="left")
+    table.caption, table.caption_justify = _limits(rates), "left"
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    for title in filled:
+        table.add_column(
+            title, justify="left" if title in ("model", "runtime", "precision", "constant heads") else "right", overflow="fold"
+        )
+    for cells in zip(*filled.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _precision(row: BenchRow) -> str:
+    """What was asked for, and what it was computed in where that is something else."""
+    notes = [row.precision] + ["lean graph"] * (row.graph == "lean")
+    if row.kind == "simulated":
+        notes.append("simulated in fp32")
+    elif row.precision in ("fp32", "bf16", "bf16 hint") and row.effective_precision != row.precision.removesuffix(" hint"):
+        notes.append(f"computed in {row.effective_precision}")
+    if row.calibration is not None and row.calibration.startswith("noise"):
+        notes.append("calibrated on noise")
+    return "\n".join(notes)
+
+
+def _shown(ratio: Ratio | None, name: str) -> str:
+    if ratio is None:
+        return ""
+    if ratio.to == name:
+        return "1"
+    return f"{ratio.value:.3f}\n[{ratio.interval[0]:.3f}, {ratio.interval[1]:.3f}]"

@@ -1,0 +1,164 @@
+"""The verb `train`: from a recipe to a trained, merged and measured artifact, with a checkpoint to resume from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from ..artifact import Artifact, load_artifact, save_artifact
+from ..distributed import barrier, rank, shared_errors
+from ..errors import VitfrostError
+from ..evaluation.evaluate import result_row
+from ..evaluation.outcomes import Measured
+from ..evaluation.results import Results, Row, save_results
+from ..files import refuse_existing_run
+from ..passes.structure import merge_structure
+from ..plans.strict import describe
+from ..vit.load import hash_state
+from .evaluation import EvaluationImages, open_evaluation, outcomes_of
+from .loop import Trainer
+from .prepare import DECODING_THREADS, Start, input_hashes, load_start, load_teacher, open_training
+from .processes import join_processes
+from .recipe import NAMED_WEIGHTS, TrainingRecipe, load_training_recipe, save_training_recipe
+
+RECIPE_FILE, ARTIFACT, RESULT = "recipe.yaml", "artifact", "result.json"
+
+
+def train(
+    recipe: str | Path | TrainingRecipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    variants: Sequence[str] = (),
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    statistics: str | Path | None = None,
+    artifact: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Train what a recipe says into the folder `out`, which is returned.
+
+    `variants` are parts of the recipe's `variants`, laid over it in this order.
+    `seed` replaces its seed, `weights`, `data`, `statistics`, `artifact` (to start from) and `teacher_weights` its paths:
+    `data` is a folder that its pictures' paths are relative to, or one pack or folder for all of them where it is a file. With
+    `resume` a run that was stopped goes on from its last checkpoint, to the same bits on the same machine and number of threads.
+    The folder then holds recipe.yaml, metrics.jsonl, checkpoint.pt, artifact and, where there are evaluation pictures, result.json.
+    Under torchrun the processes share every batch; process 0 writes.
+    Raises VitfrostError for anything unreadable or that does not fit, and for a loss that is not finite.
+    """
+    folder = Path(out)
+    chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, variants, data)
+    chosen = _with_paths(chosen, weights, statistics, seed, artifact, teacher_weights)
+    refuse_existing_run(folder, resume, RECIPE_FILE, "training run")
+    place = join_processes(device)
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
+    with shared_errors():
+        trainer, start, evaluation = _prepared(chosen, folder, place, resume, progress)
+    trainer.train()
+    _finish(trainer, start, evaluation)
+    barrier()
+    return folder
+
+
+def _with_paths(
+    recipe: TrainingRecipe,
+    weights: str | Path | None,
+    statistics: str | Path | None,
+    seed: int | None,
+    artifact: str | Path | None,
+    teacher_weights: str | Path | None,
+) -> TrainingRecipe:
+    values = recipe.model_dump(mode="json")
+    if artifact is not None:
+        values["start"]["artifact"], values["plan"] = str(Path(artifact).resolve()), None
+        recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"artifact": str(artifact)})})
+    if teacher_weights is not None:
+        if recipe.teacher is None or recipe.teacher.original:
+            raise VitfrostError("the recipe names no teacher of its own, so there are no weights to replace; leave out --teacher-weights")
+        named = str(teacher_weights) in NAMED_WEIGHTS
+        values["teacher"]["weights"] = str(teacher_weights) if named else str(Path(teacher_weights).resolve())
+    if weights is not None:
+        if recipe.start.artifact is not None:
+            raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out --weights")
+        values["model"]["weights"] = str(weights) if str(weights) in NAMED_WEIGHTS else str(Path(weights).resolve())
+    if seed is not None:
+        values["seed"] = seed
+    if statistics is not None:
+        values["start"]["statistics"] = str(Path(statistics).resolve())
+    try:
+        return TrainingRecipe.model_validate(values)
+    except ValidationError as error:
+        raise VitfrostError(f"the recipe with these weights: {describe(error)}") from error
+
+
+def _prepared(
+    recipe: TrainingRecipe, folder: Path, device: torch.device, resume: bool, progress: bool
+) -> tuple[Trainer, Start, EvaluationImages | None]:
+    held = resume and (folder / "checkpoint.pt").is_file()
+    start = load_start(recipe, fill=not held)
+    teacher = load_teacher(recipe, start)
+    images = open_training(recipe, start, progress)
+    evaluation = None
+    if recipe.data.evaluation is not None:
+        threads = recipe.threads or DECODING_THREADS
+        evaluation = open_evaluation(recipe.data.evaluation, start.loaded.preprocessing, start.loaded.classes, threads, progress)
+    hashes = input_hashes(recipe, start, images, None if evaluation is None else evaluation.digest, teacher)
+    trainer = Trainer(
+        recipe, folder, start.model, start.loaded, images, device,
+        inputs=hashes, notes={"structure": start.structure, "seeds": start.seeds}, evaluation=evaluation, teacher=teacher,
+        progress=progress,
+    )  # fmt: skip
+    if held:
+        trainer.resume()
+    if rank() == 0:
+        save_training_recipe(recipe, folder / RECIPE_FILE)
+    return trainer, start, evaluation
+
+
+def _finish(trainer: Trainer, start: Start, evaluation: EvaluationImages | None) -> None:
+    """Merge, save, load what was saved, and measure that."""
+    recipe, folder = trainer.recipe, trainer.folder
+    if rank() == 0:
+        model = copy.deepcopy(trainer.result).cpu().eval()
+        merge_structure(model)
+        model.requires_grad_(False)
+        loaded = start.loaded
+        record = {
+            "recipe": recipe.hash(),
+            "inputs": trainer.inputs,
+            "steps": trainer.step,
+            "epochs": round(trainer.step / trainer.steps_per_epoch, 4),
+            "seconds": round(trainer.elapsed, 1),
+            "start": {"weight_tag": loaded.weight_tag, "state_hash": loaded.state_hash},
+        }
+        artifact = Artifact(
+            model, loaded.name, loaded.image_size, f"trained:{recipe.hash()[:12]}", hash_state(model), loaded.preprocessing, loaded.classes,
+            loaded.options, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes,
+        )  # fmt: skip
+        save_artifact(artifact, folder / ARTIFACT, overwrite=True)
+    barrier()
+    if evaluation is None:
+        return
+    saved = load_artifact(folder / ARTIFACT)
+    saved.model.to(trainer.device)
+    outcomes = outcomes_of(saved.model, evaluation)
+    if rank() == 0:
+        trainer.note_result(outcomes)
+        measured = Measured([outcomes], None, evaluation.digest, evaluation.skipped)
+        save_results(Results(rows=[result_row(saved.name, saved, outcomes, measured, None)]), folder / RESULT)
+
+
+def result_of(folder: str | Path) -> Row | None:
+    """The row of a finished run; None where nothing was evaluated."""
+    from ..evaluation.results import load_results
+
+    path = Path(folder) / RESULT
+    return load_results(path).rows[0] if path.is_file() else None

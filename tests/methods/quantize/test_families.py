@@ -1,0 +1,106 @@
+"""RepQ-ViT on models with reduced keys: depthwise, grouped and strided convolutions, 1 x 1 convolutions, BatchNorm."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer
+from vitfrost.methods.quantize.repq import QuantizationSettings, install_quantizers, map_quantizers, quantize_model
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.load import LoadedModel, load_model
+
+SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64), "num_heads": (1, 2, 5, 8), "num_classes": 7}
+MODELS: dict[str, dict[str, Any]] = {
+    "vitfrost_pvt_tiny": {**SMALL, "position_size": 64},
+    "pvt_v2_b0": SMALL,
+    "pvt_v2_b2_li": SMALL,
+    "nextvit_small": {"depths": (1, 1, 5, 1), "num_classes": 7},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    """A model whose BatchNorms know what they read."""
+    made = load_model(request.param, "random", 64, seed=1, **MODELS[request.param])
+    norms = [module for module in made.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        made.model.train()(pictures(16))
+    made.model.eval()
+    return made
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    """Smooth colors: in noise, the means that Next-ViT takes of 2 x 2 and more would be all the same."""
+    coarse = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, 64, mode="bilinear")
+
+
+def quantized(loaded: LoadedModel, weight_bits: int, activation_bits: int) -> nn.Module:
+    settings = QuantizationSettings(weight_bits, activation_bits)
+    return quantize_model(copy.deepcopy(loaded.model), find_sites(loaded.model), settings, pictures(8))
+
+
+@pytest.fixture(scope="module")
+def four_bits(loaded: LoadedModel) -> nn.Module:
+    """The model at W4/A4."""
+    with torch.no_grad():
+        return quantized(loaded, 4, 4)
+
+
+@torch.no_grad()
+def test_more_bits_are_closer_to_the_original(loaded: LoadedModel) -> None:
+    pixels = pictures(16, seed=2)
+    reference = loaded.model(pixels)
+    errors = [float((quantized(loaded, bits, bits)(pixels) - reference).square().mean()) for bits in (3, 5, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.05 * float(reference.var(0).mean())  # between pictures
+
+
+@torch.no_grad()
+def test_every_layer_of_every_role_is_quantized(loaded: LoadedModel, four_bits: nn.Module) -> None:
+    sites, model = find_sites(loaded.model), four_bits
+    for site in sites.linears:
+        layer, original = model.get_submodule(site.name), loaded.model.get_submodule(site.name)
+        assert isinstance(layer, QuantizedLayer)
+        assert layer.codes.shape == original.weight.shape
+        assert int(layer.codes.max()) <= 15
+        assert layer.input_quantizer.scale.shape == ()  # layer-wise also where a LayerNorm's channels were observed
+        assert layer.input_quantizer.bits == (8 if site.role == "stem" else 4)
+        assert not layer.input_quantizer.channel_wise
+        assert site.norm is None or isinstance(loaded.model.get_submodule(site.norm), nn.LayerNorm)
+        assert site.norm is None or isinstance(original, nn.Linear)
+    kinds = [module for module in loaded.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    assert len(kinds) == len(sites.linears)  # none is left out
+    maps = map_quantizers(model)
+    assert maps.keys() == {site.name for site in sites.attention}
+    assert all(isinstance(quantizer, LogQuantizer) and 0 < float(quantizer.step) <= 1 for quantizer in maps.values())
+
+
+@torch.no_grad()
+def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel, four_bits: nn.Module) -> None:
+    training = copy.deepcopy(loaded)
+    training.model.train()
+    one, other = four_bits, quantized(training, 4, 4)
+    assert other.training
+    assert not one.training
+    state = other.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in one.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_state_is_loaded_into_an_untrained_model(loaded: LoadedModel, four_bits: nn.Module) -> None:
+    made, again = four_bits, copy.deepcopy(loaded.model)
+    install_quantizers(again, find_sites(loaded.model), QuantizationSettings(4, 4))
+    again.load_state_dict(made.state_dict(), strict=False)
+    assert again.state_dict().keys() | made.state_dict().keys() == made.state_dict().keys()
+    for module in again.modules():
+        if isinstance(module, QuantizedLayer):
+            module.restore_weight()
+    assert torch.equal(again(pictures(2)), made(pictures(2)))

@@ -1,0 +1,123 @@
+"""Repair on the way from a plan to an artifact: what is recorded, what is loaded again, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitfrost
+from vitfrost.artifact import Artifact, load_artifact
+from vitfrost.errors import VitfrostError
+from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.schema import Plan
+from vitfrost.plans.scratch import plan_from_model
+from vitfrost.statistics.record import Statistics
+from vitfrost.vit.load import LoadedModel, load_model
+
+
+@pytest.fixture(scope="module")
+def measured(pictures: Path) -> tuple[LoadedModel, Statistics]:
+    loaded = load_model("vitfrost_digits")
+    return loaded, vitfrost.calibrate(loaded, pictures, limit=20, similarity=True, progress=False)
+
+
+def whole_heads_frozen(statistics: Statistics, layers: set[int], **bits: int) -> Plan:
+    """All entries of all heads of some layers."""
+    plan = vitfrost.plan(statistics, freeze=0.0, **({"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | bits))
+    changed = []
+    for number, layer in enumerate(plan.layers):
+        queries, keys = layer.maps[-2:]
+        whole = HeadPlan(source="frozen", entries=queries * keys)
+        heads = tuple(whole if number in layers else HeadPlan(source="computed") for _ in layer.heads)
+        changed.append(layer.model_copy(update={"heads": heads}))
+    return plan.model_copy(update={"layers": tuple(changed)})
+
+
+def logits(made: LoadedModel) -> torch.Tensor:
+    pixels = torch.randn(4, 3, *made.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return made.model(pixels)
+
+
+def compressed(measured: tuple[LoadedModel, Statistics], plan: Plan, pictures: Path, **options: Any) -> Artifact:
+    return vitfrost.compress(
+        measured[0],
+        plan,
+        statistics=measured[1],
+        images=pictures,
+        calibration_images=4,
+        compact_images=8,
+        **({"repair_images": 16} | options),
+    )
+
+
+def test_frozen_layers_are_repaired_recorded_and_loaded_to_the_same_bits(
+    measured: tuple[LoadedModel, Statistics], pictures: Path, tmp_path: Path
+) -> None:
+    plan = whole_heads_frozen(measured[1], {1})
+    without = compressed(measured, plan, pictures)
+    made = compressed(measured, plan, pictures, repair="ridge", out=tmp_path / "artifact")
+    again = load_artifact(tmp_path / "artifact")
+    assert torch.equal(logits(again), logits(made))
+    assert not torch.equal(logits(made), logits(without))
+    assert without.repair is None
+    assert again.repair == made.repair
+    record = made.repair
+    assert (record["method"], record["images"], record["seed"], record["skipped"]) == ("ridge", 16, 0, 0)
+    assert len(record["images_hash"]) == 64
+    assert made.seeds["repair"] == 0
+    assert list(record["layers"])[:2] == ["blocks.1.attn.proj", "blocks.1.mlp.fc2"]
+    assert all(layer["after"] < layer["before"] for layer in record["layers"].values())
+    own, other = made.model.blocks[0].state_dict(), measured[0].model.blocks[0].state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in own.items())
+    once_more = compressed(measured, plan, pictures, repair="ridge")
+    assert torch.equal(logits(once_more), logits(made))
+
+
+def test_the_structure_is_repaired_before_it_is_quantized(measured: tuple[LoadedModel, Statistics], pictures: Path, tmp_path: Path) -> None:
+    plan = vitfrost.plan(measured[1], hallucinate=0.5, compact=0.5, freeze=0.2, weight_bits=8, activation_bits=8)
+    made = compressed(measured, plan, pictures, repair="bias", out=tmp_path / "artifact")
+    assert torch.equal(logits(load_artifact(tmp_path / "artifact")), logits(made))
+    assert {"blocks.0.attn.proj", "blocks.0.mlp.fc2.up"} <= set(made.repair["layers"])
+    assert made.quantization is not None
+    floats = vitfrost.plan(measured[1], hallucinate=0.5, compact=0.5, freeze=None, weight_bits=32, activation_bits=32)
+    unquantized = compressed(measured, floats, pictures, repair="bias")
+    assert unquantized.repair["layers"] == made.repair["layers"]
+
+
+def test_weights_alone_are_quantized_after_the_repair_of_frozen_maps(measured: tuple[LoadedModel, Statistics], pictures: Path) -> None:
+    plan = whole_heads_frozen(measured[1], {0}, weight_bits=8)
+    assert compressed(measured, plan, pictures, repair="ridge").repair["layers"]
+
+
+def test_the_command(prepared: Any, pictures: Path, call: Any, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan_from_model(load_model("vitfrost_digits"), compact=0.5, out=plan)
+    words = ["compress", "--model", "vitfrost_digits", "--plan", plan, "--images", pictures, "--compact-images", 8]
+    done = call(*words, "--repair", "ridge", "--repair-images", 8, "--repair-penalty", 0.5, "--out", tmp_path / "artifact")
+    assert done.status == 0
+    assert "layers repaired on 8 images" in done.out
+    assert load_artifact(tmp_path / "artifact").repair["penalty"] == 0.5
+
+
+def test_what_is_refused(measured: tuple[LoadedModel, Statistics], pictures: Path) -> None:
+    loaded, statistics = measured
+    frozen = whole_heads_frozen(statistics, {1})
+    with pytest.raises(VitfrostError, match="--images DIR"):
+        vitfrost.compress(loaded, frozen, statistics=statistics, repair="ridge")
+    for options, message in (
+        ({"repair": "gradient"}, "choose ridge or bias"),
+        ({"repair": "ridge", "repair_penalty": -1.0}, "out of range"),
+        ({"repair": "ridge", "repair_penalty": float("nan")}, "out of range"),
+        ({"repair": "bias", "repair_penalty": 1.0}, "has no penalty"),
+        ({"repair_penalty": 1.0}, "without a repair"),
+        ({"repair": "ridge", "repair_images": 0}, "repair images must be at least 1"),
+    ):
+        with pytest.raises(VitfrostError, match=message):
+            compressed(measured, frozen, pictures, **options)
+    quantized = whole_heads_frozen(statistics, {1}, weight_bits=8, activation_bits=8)
+    with pytest.raises(VitfrostError, match="nothing to repair"):
+        compressed(measured, quantized, pictures, repair="ridge")

@@ -1,0 +1,156 @@
+"""Artifacts: bit-identical after loading, truly packed, and refused when they are not what was saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact, frozen_bytes, load_artifact, save_artifact
+from vitfrost.errors import VitfrostError
+from vitfrost.methods.quantize.modules import QuantizedLayer
+from vitfrost.methods.quantize.packing import packed_size
+from vitfrost.passes.compress import compress
+from vitfrost.plans.choose import plan
+from vitfrost.statistics.calibrate import calibrate
+from vitfrost.statistics.record import Statistics
+from vitfrost.vit.load import LoadedModel, load_model
+
+SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+MODELS = {
+    "digits": lambda: load_model("vitfrost_digits", "random"),
+    "distilled": lambda: load_model("deit_tiny_distilled_patch16_224", "random", 64, depth=2),
+    "swin": lambda: load_model("swin_tiny_patch4_window7_224", "random", 56, **SWIN),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def measured(request: pytest.FixtureRequest, pictures: Path) -> tuple[LoadedModel, Statistics, Path]:
+    loaded = MODELS[request.param]()
+    return loaded, calibrate(loaded, pictures, limit=20, progress=False), pictures
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"freeze": 0.2},
+        {"freeze": 0.2, "frozen_bits": 32, "renormalize": "mass"},
+        {"freeze": 0.5, "frozen_bits": 3, "frozen_grid": "head", "weight_bits": 6, "activation_bits": 8, "levels": "strict"},
+        {"freeze": 0.3, "weight_bits": 32, "activation_bits": 32, "frozen_bits": 8, "scope": "model"},
+        {"freeze": 0.0, "weight_bits": 5, "activation_bits": 32},
+        {"freeze": 0.4, "ties": "strict", "frozen_bits": 8, "order": "merge-quantize"},
+    ],
+)
+@torch.no_grad()
+def test_loading_gives_the_same_bits(measured: tuple[LoadedModel, Statistics, Path], options: dict, tmp_path: Path) -> None:
+    loaded, statistics, pictures = measured
+    chosen = plan(statistics, **options)
+    made = compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / "artifact")
+    again = load_artifact(tmp_path / "artifact")
+    pixels = torch.randn(3, 3, *loaded.image_size)
+    assert torch.equal(made.model(pixels), again.model(pixels))
+    assert again.plan == chosen
+    assert again.plan_hash == made.plan_hash
+    assert (again.state_hash, again.seeds, again.size_bytes) == (loaded.state_hash, made.seeds, made.size_bytes)
+    assert again.preprocessing == loaded.preprocessing
+    assert not list(tmp_path.rglob("*.p*"))  # no pickle, no part files
+    sizes = [(tmp_path / "artifact" / name).stat().st_size for name in (WEIGHTS_FILE, CONFIG_FILE)]
+    assert sum(sizes) == again.size_bytes
+
+
+def test_compressing_twice_gives_the_same_files(measured: tuple[LoadedModel, Statistics, Path], tmp_path: Path) -> None:
+    loaded, statistics, pictures = measured
+    for name in ("a", "b"):
+        compress(loaded, plan(statistics, freeze=0.2), statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / name)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_packed_size_is_as_computed_by_hand(measured: tuple[LoadedModel, Statistics, Path], tmp_path: Path) -> None:
+    loaded, statistics, pictures = measured
+    chosen = plan(statistics, freeze=0.2)
+    made = compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / "artifact")
+    tensors = load_file(tmp_path / "artifact" / WEIGHTS_FILE)
+    for name, module in made.model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            assert tensors[f"{name}.codes"].nbytes == packed_size(module.codes.numel(), 4)
+    for layer in chosen.layers:
+        frozen = made.model.get_submodule(f"{layer.site}.frozen")
+        assert [int(frozen.mask[:, head].sum()) for head in range(len(layer.heads))] == [head.entries for head in layer.heads]
+        stored = sum(value.nbytes for key, value in tensors.items() if key.startswith(f"{layer.site}.frozen."))
+        assert stored == frozen_bytes(frozen)
+
+
+def test_masked_pairs_are_never_frozen(pictures: Path) -> None:
+    loaded = MODELS["swin"]()
+    statistics = calibrate(loaded, pictures, limit=8, progress=False)
+    made = compress(loaded, plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32), statistics=statistics)
+    for name, site in statistics.sites.items():
+        mask = made.model.get_submodule(f"{name}.frozen").mask.numpy()
+        expected = mask | True if site.allowed is None else site.allowed[:, None].repeat(mask.shape[1], 1)
+        assert (mask == expected).all()
+
+
+@pytest.fixture(scope="module")
+def saved(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    loaded = MODELS["digits"]()
+    statistics = calibrate(loaded, pictures, limit=8, progress=False)
+    return compress(loaded, plan(statistics, freeze=0.1), statistics=statistics, images=pictures, calibration_images=4)
+
+
+def _edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(config | changes))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: _cut(folder / WEIGHTS_FILE), "truncated or altered"),
+        (lambda folder: _cut(folder / CONFIG_FILE), "not readable JSON"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / CONFIG_FILE).write_text("{}"), "not of a vitfrost artifact"),
+        (lambda folder: _edit_config(folder, kind="something else"), "not of a vitfrost artifact"),
+        (lambda folder: _edit_config(folder, version=99), "format version 99.*update vitfrost"),
+        (lambda folder: _edit_config(folder, plan={"kind": "nonsense"}), "config.json"),
+    ],
+)
+def test_damaged_foreign_and_newer_artifacts(saved: Artifact, tmp_path: Path, damage, message: str) -> None:
+    folder = save_artifact(saved, tmp_path / "artifact")
+    damage(folder)
+    with pytest.raises(VitfrostError, match=message) as caught:
+        load_artifact(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_existing_output_folders(saved: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    save_artifact(saved, tmp_path / "empty")
+    with pytest.raises(VitfrostError, match="exists and is not empty"):
+        save_artifact(saved, tmp_path / "empty")
+    save_artifact(saved, tmp_path / "empty", overwrite=True)
+    assert load_artifact(tmp_path / "empty").plan_hash == saved.plan_hash
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VitfrostError, match="is a file"):
+        save_artifact(saved, tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_plans_and_statistics_of_something_else_are_refused(saved: Artifact, pictures: Path) -> None:
+    loaded = MODELS["digits"]()
+    with pytest.raises(VitfrostError, match="give --statistics"):
+        compress(loaded, saved.plan, images=pictures)
+    other = calibrate(loaded, pictures, limit=9, progress=False)
+    with pytest.raises(VitfrostError, match="made from other statistics"):
+        compress(loaded, saved.plan, statistics=other, images=pictures)
+    with pytest.raises(VitfrostError, match="needs calibration images"):
+        compress(loaded, plan(other, freeze=0.1), statistics=other)
+    with pytest.raises(VitfrostError):
+        compress(load_model("vitfrost_digits", "random", seed=3), plan(other, freeze=0.1), statistics=other, images=pictures)

@@ -1,0 +1,195 @@
+"""Whole heads frozen: the changed model equals one with explicit constant maps, loses its queries and keys, and stays itself on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vitfrost
+from vitfrost.artifact import load_artifact
+from vitfrost.errors import VitfrostError
+from vitfrost.passes.compress import fitted_constants
+from vitfrost.plans.choose import plan as make_plan
+from vitfrost.plans.file import load_plan, save_plan
+from vitfrost.plans.freeze_heads import shape_of, whole_map
+from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.schema import Plan
+from vitfrost.statistics.record import Statistics
+from vitfrost.vit.attention import MapAttention
+from vitfrost.vit.families import install_map_attention
+from vitfrost.vit.load import LoadedModel, load_model
+
+FLOATING = {"weight_bits": 32, "activation_bits": 32}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cls": ("vit_tiny_patch16_224", {"depth": 3, "img_size": 64}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}),
+    "average": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 64, "class_token": False, "global_pool": "avg"}),
+    "oblong": ("vit_tiny_patch16_224", {"depth": 2, "img_size": (48, 80)}),
+    "swin": ("swin_tiny_patch4_window7_224", {"depths": (2, 2), "num_heads": (3, 6), "embed_dim": 48, "img_size": 112}),
+    "pvt": ("vitfrost_pvt_tiny", {}),
+}
+
+
+def loaded(which: str) -> LoadedModel:
+    name, options = MODELS[which]
+    size = options.get("img_size")
+    return load_model(name, "random", size, **{key: value for key, value in options.items() if key != "img_size"})
+
+
+def explicit(model: LoadedModel, plan: Plan, statistics: Statistics, pixels: torch.Tensor) -> torch.Tensor:
+    """The original's outputs with the softmax maps of the plan's frozen heads replaced, one by one, by the maps of their constants."""
+    attention = install_map_attention(model.model)
+    constants = fitted_constants(plan, statistics)
+    assert constants is not None
+    for layer in plan.layers:
+        known = {
+            head: torch.from_numpy(
+                np.asarray(whole_map(constant, shape_of(layer, plan.model.image_size), statistics.sites[layer.site]), dtype=np.float32)
+            )
+            for head, constant in zip(layer.constant, constants.get(layer.site, ()), strict=True)
+        }
+        module = attention[layer.site]
+
+        def replaced(logits: torch.Tensor, known: dict[int, torch.Tensor] = known) -> torch.Tensor:
+            maps = torch.softmax(logits, dim=-1)
+            for head, whole in known.items():
+                maps[:, head] = whole.repeat(len(maps) // len(whole), 1, 1)
+            return maps
+
+        module.logits_to_maps = replaced  # type: ignore[method-assign]
+        module.logit_observer = lambda logits: None  # explicit maps
+    with torch.no_grad():
+        return model.model(pixels)
+
+
+@pytest.fixture(scope="module")
+def calibrated(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LoadedModel, Statistics]]:
+    """Every model with its statistics of a few pictures."""
+    made = {}
+    for which in MODELS:
+        model = loaded(which)
+        made[which] = (model, vitfrost.calibrate(model, pictures, limit=6, batch_size=2, progress=False))
+    return made
+
+
+def pixels_for(model: LoadedModel, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, *model.image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("constants", ["auto", "dense", "toeplitz", "local"])
+@pytest.mark.parametrize("which", list(MODELS))
+def test_equals_explicit_constant_maps(calibrated: Any, which: str, constants: str) -> None:
+    model, statistics = calibrated[which]
+    options: dict[str, Any] = {"unit": "head", "freeze": 0.5, "by": "output-error", "constants": constants, **FLOATING}
+    if which == "pvt" and constants in ("toeplitz", "local"):
+        with pytest.raises(VitfrostError, match="patch grid"):
+            make_plan(statistics, **options)
+        return
+    plan = make_plan(statistics, **options)
+    assert sum(len(layer.constant) for layer in plan.layers) == sum(len(layer.heads) for layer in plan.layers) // 2
+    artifact = vitfrost.compress(model, plan, statistics=statistics)
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        found = artifact.model(pixels)
+    torch.testing.assert_close(found, explicit(loaded(which), plan, statistics, pixels), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["cls", "swin", "pvt"])
+def test_all_heads_frozen_have_no_queries_and_come_back_from_disk(calibrated: Any, which: str, tmp_path: Path) -> None:
+    model, statistics = calibrated[which]
+    plan = make_plan(statistics, unit="layer", freeze=1.0, **FLOATING)
+    artifact = vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "artifact")
+    pixels = pixels_for(model)
+    attention = [module for module in artifact.model.modules() if isinstance(module, MapAttention)]
+    assert all(module.logit_heads == 0 for module in attention)
+    back = load_artifact(tmp_path / "artifact")
+    with torch.no_grad():
+        assert torch.equal(back.model(pixels), artifact.model(pixels))
+        torch.testing.assert_close(back.model(pixels), explicit(loaded(which), plan, statistics, pixels), atol=1e-5, rtol=1e-4)
+    assert not [name for name in back.model.state_dict() if "relative_position_bias_table" in name or ".attn.q." in name]
+    if which == "cls":
+        assert back.model.state_dict()["blocks.0.attn.qkv.weight"].shape == (192, 192)
+
+
+def test_what_it_costs_is_counted(calibrated: Any, tmp_path: Path) -> None:
+    model, statistics = calibrated["cls"]
+    plan = make_plan(statistics, unit="layer", freeze=1.0, constants="dense", **FLOATING)
+    before = vitfrost.inspect(model)
+    after = vitfrost.inspect(vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "a"))
+    tokens, layers = 17, 3
+    assert after["macs"]["query_key_projection"] == after["macs"]["query_key_product"] == after["macs"]["map_value_product"] == 0
+    assert after["macs"]["constant_maps"] == layers * tokens**2 * 192
+    assert after["parameters"]["constant_maps"] == layers * 3 * tokens**2
+    saved = layers * (2 * tokens * 192**2 + tokens**2 * 192)
+    assert before["macs_total"] - after["macs_total"] == saved
+    assert vitfrost.inspect(model, plan=plan)["planned"]["macs"] == after["macs"]
+
+
+def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictures: Path) -> None:
+    model, statistics = calibrated["distilled"]
+    plan = make_plan(statistics, unit="head", freeze=0.5, constants="local", window=3, **FLOATING)
+    artifact = vitfrost.compress(model, plan, statistics=statistics)
+    again = vitfrost.calibrate(artifact, pictures, limit=4, progress=False)
+    constants = fitted_constants(plan, statistics)
+    assert constants is not None
+    for layer in plan.layers:
+        for head, constant in zip(layer.constant, constants[layer.site], strict=True):
+            seen = again.sites[layer.site]
+            wanted = whole_map(constant, shape_of(layer, plan.model.image_size), statistics.sites[layer.site])
+            np.testing.assert_allclose(seen.mean[:, head], wanted, atol=1e-6)
+            assert seen.variance[:, head].max() < 1e-9
+
+
+def test_mixes_with_hallucination_compaction_and_bits(calibrated: Any, pictures: Path, tmp_path: Path) -> None:
+    model = loaded("cls")
+    statistics = vitfrost.calibrate(model, pictures, limit=6, similarity=True, progress=False)
+    plan = make_plan(statistics, unit="head", freeze=0.34, hallucinate=0.34, compact=0.5, weight_bits=4, activation_bits=8)
+    assert all(len(layer.hallucinated) == 1 for layer in plan.layers)
+    artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, calibration_images=4, compact_images=4,
+                                 out=tmp_path / "a")  # fmt: skip
+    pixels = pixels_for(model)
+    with torch.no_grad():
+        out = artifact.model(pixels)
+        assert torch.equal(load_artifact(tmp_path / "a").model(pixels), out)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_wholly_frozen_model_is_quantized(calibrated: Any, pictures: Path, bits: int, tmp_path: Path) -> None:
+    model, statistics = calibrated["cls"]
+    plan = make_plan(statistics, unit="layer", freeze=1.0, weight_bits=bits, activation_bits=bits)
+    artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, calibration_images=4, out=tmp_path / "a")
+    with torch.no_grad():
+        out = artifact.model(pixels_for(model))
+        assert torch.equal(load_artifact(tmp_path / "a").model(pixels_for(model)), out)
+    assert out.isfinite().all()
+
+
+def test_a_plan_is_edited_line_by_line(calibrated: Any, tmp_path: Path) -> None:
+    model, statistics = calibrated["cls"]
+    save_plan(make_plan(statistics, unit="head", freeze=0.5, **FLOATING), tmp_path / "plan.yaml")
+    plan = load_plan(tmp_path / "plan.yaml")
+    line = HeadPlan(source="frozen", constant="toeplitz")
+    layers = [layer.model_copy(update={"heads": (line, line, HeadPlan(source="computed"))}) for layer in plan.layers]
+    edited = plan.model_copy(update={"layers": tuple(layers)})
+    artifact = vitfrost.compress(model, edited, statistics=statistics)
+    assert [module.logit_heads for module in artifact.model.modules() if isinstance(module, MapAttention)] == [1, 1, 1]
+
+
+def test_what_does_not_belong_together_is_refused(calibrated: Any) -> None:
+    model, statistics = calibrated["cls"]
+    plan = make_plan(statistics, unit="head", freeze=0.5, **FLOATING)
+    with pytest.raises(VitfrostError, match="give --statistics FILE"):
+        vitfrost.compress(model, plan)
+    with pytest.raises(VitfrostError, match="protect is of frozen entries"):
+        make_plan(statistics, unit="head", freeze=0.5, protect=("cls-rows",))
+    with pytest.raises(VitfrostError, match="window is of whole heads"):
+        make_plan(statistics, freeze=0.5, window=5)
+    with pytest.raises(VitfrostError, match="odd side"):
+        make_plan(statistics, unit="head", freeze=0.5, constants="local", window=4)
+    with pytest.raises(VitfrostError, match="unit is 'row'"):
+        make_plan(statistics, unit="row")
