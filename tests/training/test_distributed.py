@@ -18,7 +18,7 @@ from ..processes import torchrun
 
 
 def trained_by_two(recipe: Path, out: Path) -> str:
-    """What was printed by the training of two processes (statistics/test_collect.py starts some by torchrun itself)."""
+    """What was printed by the training of two processes (statistics/test_calibrate.py starts some by torchrun itself)."""
     started = torchrun("train", recipe, "--out", out)
     said = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], said
