@@ -20,6 +20,10 @@ KIND, VERSION = "vitfrost search", 1
 SUFFIX = ".search.json"
 
 
+class OtherSearch(VitfrostError):
+    """A search's file is of another model, other statistics or other images."""
+
+
 class SearchImages(Strict):
     """The images that states were measured on."""
 
@@ -189,5 +193,5 @@ def open_log(
         if isinstance(theirs, ModelIdentity):  # the tag only says where weights came from
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
-            raise VitfrostError(f"{path} is of a search with another {field}; name another file with --search")
+            raise OtherSearch(f"{path} is of a search with another {field}; name another file with --search")
     return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements, "latencies": found.latencies}))

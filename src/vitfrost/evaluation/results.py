@@ -113,10 +113,10 @@ def format_rows(rows: Sequence[Row]) -> Table:
         "model": [row.name for row in rows],
         "precision": [f"{row.precision}\n{row.kind}" for row in rows],
         "images": [str(row.images) + (f" ({row.skipped} skipped)" if row.skipped else "") for row in rows],
-        "top-1 %": [_with_interval(row.top1, row.interval) for row in rows],
-        "top-5 %": [_with_interval(row.top5, None) for row in rows],
-        "difference": [_with_interval(d.value, d.interval, "+") if (d := row.top1_difference) else "" for row in rows],
-        "agreement %": [_with_interval(row.agreement, row.agreement_interval) for row in rows],
+        "top-1 %": [with_interval(row.top1, row.interval) for row in rows],
+        "top-5 %": [with_interval(row.top5, None) for row in rows],
+        "difference": [with_interval(d.value, d.interval, "+") if (d := row.top1_difference) else "" for row in rows],
+        "agreement %": [with_interval(row.agreement, row.agreement_interval) for row in rows],
         "KL nats": ["" if row.kl is None else f"{row.kl:.4f}" for row in rows],
         "MB": ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows],
         "GMACs": ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows],
@@ -131,7 +131,7 @@ def format_rows(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
+def with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
     if value is None:
         return ""
     shown = f"{value:{sign}.2f}"

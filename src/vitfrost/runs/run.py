@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..errors import VitfrostError
+from ..budget.history import SUFFIX, OtherSearch
+from ..budget.under_budget import plan_under_budget
+from ..deploy.export import NEEDS, export
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
@@ -16,15 +19,19 @@ from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
+from ..methods.repair.options import RepairOptions
 from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
+from ..runtime.engines import import_runtime
+from ..runtime.folder import EXPORT_FILE
 from ..statistics.calibrate import calibrate
+from ..timing.bench import RESULT_FILE, bench
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, find_device, find_weights, load_model
 from .recipe import Recipe, load_recipe, save_recipe
 from .stages import Stage, TimeLeft, run_stages
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.yaml"
 R = TypeVar("R", bound=Recipe)
 
 
@@ -105,7 +112,14 @@ class RecipeRun(ABC, Generic[R]):
 
 
 class SingleRun(RecipeRun[Recipe]):
-    """One plan: statistics, plan, artifact, results."""
+    """One plan: statistics, plan, artifact, and as far as the recipe asks for them an exported folder, results and times."""
+
+    def check_images(self) -> None:
+        """Also find out whether the packages of an export are there."""
+        if self.recipe.export is not None:
+            for package in NEEDS[self.recipe.export.format]:
+                import_runtime(package, "export")
+        super().check_images()
 
     def report(self, out: Path) -> object:
         return report(self.folder, out)
@@ -129,10 +143,45 @@ class SingleRun(RecipeRun[Recipe]):
         self.calibrate(model, out, maps, sensitivity=self.sensitivity, similarity=self.similarity)
 
     def _compress(self, source: str, out: Path) -> None:
-        part = self.recipe.compress
+        part, repair = self.recipe.compress, self.recipe.repair
+        options: dict[str, Any] = {"repair": part.repair, "repair_images": part.repair_images, "repair_penalty": part.repair_penalty}
+        if repair is not None:
+            fields = asdict(repair)
+            options = {"repair_images": fields.pop("images"), "repair": RepairOptions(**fields)}
         self.compress(
-            out, self.folder / "plan.yaml", statistics=self.folder / source, compact_images=part.compact_images, repair=part.repair,
-            repair_images=part.repair_images, repair_penalty=part.repair_penalty,
+            out, self.folder / PLAN_FILE, statistics=self.folder / source, compact_images=part.compact_images, **options
+        )
+
+    def _search(self, source: str, out: Path) -> None:
+        """The plan under the recipe's budget; what an earlier search of the same model and images measured is not measured again."""
+        assert self.recipe.search is not None
+        fields = asdict(self.recipe.search)
+        record = out.with_suffix(SUFFIX)
+        options = {"search_over": fields.pop("over"), "search_images": fields.pop("images"), "search": record, "out": out}
+
+        def search(resume: bool) -> None:
+            plan_under_budget(
+                self.folder / source, self.original, self.compression_images, resume=resume, progress=self.progress, **fields, **options
+            )
+
+        try:
+            search(resume=record.exists())
+        except OtherSearch:
+            record.unlink()
+            search(resume=False)
+
+    def _export(self, out: Path) -> None:
+        part = self.recipe.export
+        export(self.folder / "artifact", images=self.compression_images, out=out.parent, overwrite=True, **asdict(part))  # type: ignore[call-overload]
+
+    def _bench(self, out: Path) -> None:
+        """The exported folder, or the artifact, beside the unmodified model on the runtimes of this machine."""
+        fields = asdict(self.recipe.bench)  # type: ignore[call-overload]
+        model, made = self.recipe.model, self.folder / ("artifact" if self.recipe.export is None else "deploy")
+        fields |= {"image_size": [self.original.image_size[0]]}
+        bench(
+            [f"timm:{model.name}", made], images=self.compression_images, weights=model.weights, out=out.parent,
+            resume=out.parent.exists(), progress=self.progress, **fields,
         )  # fmt: skip
 
     def _quantize(self, out: Path) -> None:
@@ -146,6 +195,8 @@ class SingleRun(RecipeRun[Recipe]):
         if self.quantized_statistics:
             models["quantized"] = open_model(self.folder / "quantized", device=self.device)
         models["compressed"] = open_model(self.folder / "artifact", device=self.device)
+        if self.recipe.export is not None:
+            models["exported"] = open_model(self.folder / "deploy", exports=True)
         rows = evaluate_many(
             models, part.images, labels=part.labels, reference="original", limit=part.limit, seed=part.seed, progress=self.progress
         )
@@ -168,18 +219,33 @@ class SingleRun(RecipeRun[Recipe]):
                     lambda out: self._calibrate(folder / "quantized", out, recipe.calibration.observed),
                 ),
             ]  # fmt: skip
+        if recipe.search is None:
+            plan_made_by = Stage(
+                "plan", PLAN_FILE, (source,), recipe.plan.options(), lambda out: plan(folder / source, **recipe.plan.options(), out=out)
+            )
+        else:
+            plan_made_by = Stage("search", PLAN_FILE, (source,), asdict(recipe.search), lambda out: self._search(source, out))
+        repair = None if recipe.repair is None else asdict(recipe.repair)
         stages += [
+            plan_made_by,
             Stage(
-                "plan", "plan.yaml", (source,), recipe.plan.options(),
-                lambda out: plan(folder / source, **recipe.plan.options(), out=out),
-            ),
-            Stage(
-                "compress", "artifact", (source, "plan.yaml"), [self.model, drawn, taken["images"]],
-                lambda out: self._compress(source, out),
+                "compress" if repair is None else "compress and repair", "artifact", (source, PLAN_FILE),
+                [self.model, drawn, taken["images"], *([] if repair is None else [repair])], lambda out: self._compress(source, out),
             ),
         ]  # fmt: skip
+        return stages + self._stages_after("artifact")
+
+    def _stages_after(self, made: str) -> list[Stage]:
+        """Export, evaluation and bench, those that the recipe asks for."""
+        recipe, stages = self.recipe, []
+        if recipe.export is not None:
+            made = f"deploy/{EXPORT_FILE}"
+            stages.append(Stage("export", made, ("artifact",), [asdict(recipe.export), self.compression_images], self._export))
         if recipe.evaluation is not None:
-            stages.append(Stage("evaluate", "results.json", ("artifact",), recipe.evaluation.model_dump(), self._evaluate))
+            read = tuple(dict.fromkeys(("artifact", made)))
+            stages.append(Stage("evaluate", "results.json", read, recipe.evaluation.model_dump(), self._evaluate))
+        if recipe.bench is not None:
+            stages.append(Stage("bench", f"bench/{RESULT_FILE}", (made,), [self.model, asdict(recipe.bench)], self._bench))
         return stages
 
 
