@@ -57,22 +57,20 @@ def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistic
         for head, one in enumerate(figure.layers[layer]):
             row = site.entropy[0, head, 0, 1:].reshape(8, 8)
             np.testing.assert_array_equal(drawn(one.uri), colors(row.astype(np.float64), figure.scale))
-            assert one.caption == f"L{layer + 1}H{head + 1}: {row.mean(dtype=np.float64):.2g} bits"
+            assert one.caption == f"L{layer}H{head}: {row.mean(dtype=np.float64):.2g} bits"
         np.testing.assert_allclose(figure.means[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
     assert figure.chart.ticks[0][0] == figure.chart.bottom
 
 
 def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistics) -> None:
-    means = {
-        (layer, head): site.entropy[0, head - 1].mean() for layer, site in enumerate(statistics.sites.values(), 1) for head in range(1, 5)
-    }
+    means = {(layer, head): site.entropy[0, head].mean() for layer, site in enumerate(statistics.sites.values()) for head in range(4)}
     figure = whole_maps(parts, statistics)
     (low, high), captions = (min(means, key=means.__getitem__), max(means, key=means.__getitem__)), [one.caption for one in figure.maps]
     assert captions[0].startswith(f"L{low[0]}H{low[1]}, lowest mean")
     assert captions[1].startswith(f"L{high[0]}H{high[1]}, highest mean")
-    assert any(caption.startswith("L2H3") and "the paper's example" in caption for caption in captions)
-    site = list(statistics.sites.values())[low[0] - 1]
-    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colors(site.entropy[0, low[1] - 1].astype(np.float64), figure.scale))
+    assert any(caption.startswith("L1H2") and "the paper's L2H3" in caption for caption in captions)
+    site = list(statistics.sites.values())[low[0]]
+    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colors(site.entropy[0, low[1]].astype(np.float64), figure.scale))
 
 
 def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics: Statistics) -> None:
@@ -80,13 +78,13 @@ def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics:
     name, quantized = parts.quantized
     assert name == "w4a4-seed0"
     figure = divergence_maps(parts, statistics, name, quantized)
-    assert [one.caption.partition(":")[0] for one in figure.chosen] == ["L1H1", "L2H3"]
+    assert [one.caption.partition(":")[0] for one in figure.chosen] == ["L0H0", "L1H2"]
     for one, layer, head in ((figure.chosen[0], 0, 0), (figure.chosen[1], 1, 2)):
         site = list(statistics.sites.values())[layer]
         divergence = kl_maps(site, quantized.sites[site.name])[0, head, 0]
         np.testing.assert_array_equal(drawn(one.uri), colors(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
         points = dict(figure.chart.series)["mean"]
-        assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in [title for _, _, title in points]
+        assert f"layer {layer}, head {head}: mean {divergence.mean(dtype=np.float64):.4g} bits" in [title for _, _, title in points]
 
 
 def test_without_class_token_the_queries_are_averaged() -> None:

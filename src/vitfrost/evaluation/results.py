@@ -91,7 +91,18 @@ def load_results(path: str | Path) -> Results:
 
     Raises VitfrostError when the file is missing, damaged, of another kind, or from a newer vitfrost.
     """
+    return _results(read_json(path), path)
+
+
+def load_row(path: str | Path) -> Results:
+    """Read what `vitfrost evaluate --json` wrote, one row, or a results file. Raises VitfrostError as `load_results` does."""
     data = read_json(path)
+    if isinstance(data, dict) and "state_hash" in data:
+        data = {"kind": "vitfrost results", "version": 1, "rows": [data]}
+    return _results(data, path)
+
+
+def _results(data: Any, path: str | Path) -> Results:
     if not isinstance(data, dict) or data.get("kind") != "vitfrost results":
         raise VitfrostError(f"{path} is not a vitfrost results file; give the results.json of a run")
     if data.get("version") != 1:

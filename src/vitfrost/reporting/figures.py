@@ -137,7 +137,7 @@ def by_head(series: dict[str, list[list[float]]], log: bool = True) -> LineChart
     """Lay out `series[name][layer][head]`; on a log axis values below the lowest decade are drawn at its lower end."""
     width, height, left, top, bottom = 960, 306, 58, 12, 262
     first = next(iter(series.values()))
-    labels = [(layer + 1, head + 1) for layer, heads in enumerate(first) for head in range(len(heads))]
+    labels = [(layer, head) for layer, heads in enumerate(first) for head in range(len(heads))]
     step = (width - left - 8) / len(labels)
     positive = [value for layers in series.values() for heads in layers for value in heads if value > 0] or [1.0]
     marks = _decades(positive) if log else [(value, f"{value:g}") for value in nice_ticks(0.0, max(positive) * 1.1)]
@@ -149,7 +149,7 @@ def by_head(series: dict[str, list[list[float]]], log: bool = True) -> LineChart
     ends = np.cumsum([0, *map(len, first)])
     bands = [
         (round(left + step * int(start), 2), round(left + step * int(end), 2), str(number))
-        for number, (start, end) in enumerate(pairwise(ends), 1)
+        for number, (start, end) in enumerate(pairwise(ends))
     ]
     points = {
         name: [

@@ -55,16 +55,15 @@ class MatrixChart:
 
 
 def name_heads(heads_per_layer: Sequence[int]) -> list[str]:
-    """ "L1H1", "L1H2", ... for all heads of a model."""
-    return [f"L{layer}H{head}" for layer, heads in enumerate(heads_per_layer, 1) for head in range(1, heads + 1)]
+    """ "L0H0", "L0H1", ... for all heads of a model."""
+    return [f"L{layer}H{head}" for layer, heads in enumerate(heads_per_layer) for head in range(heads)]
 
 
 def _spaced(middles: Sequence[float], gap: float) -> list[tuple[float, str]]:
-    """Numbers of layers at their middles; 1, 3, 5, ... or 1, 5, 10, ... or 1, 10, 20, ... where they would stand closer than `gap`."""
+    """Numbers of layers at their middles; 0, 2, 4, ... or 0, 5, 10, ... or 0, 10, 20, ... where they would stand closer than `gap`."""
     closest = min((after - before for before, after in pairwise(middles)), default=gap)
     step = next((step for step in (1, 2, 5) if step * closest >= gap), 10)
-    shown = {1, *range(1 if step < 5 else step, len(middles) + 1, step)}
-    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles, 1) if number in shown]
+    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles) if number % step == 0]
 
 
 def matrix_chart(

@@ -25,8 +25,8 @@ from .picture import MappedPicture
 
 FIRST_HEADS = 6
 FULL_MAP_PIXELS = 256
-PAPER_HEAD = (2, 3)
-"""Layer 2, head 3, whose map the paper shows; beside layer 1, head 1 for the divergence."""
+PAPER_HEAD = (1, 2)
+"""The head whose map the paper shows, which counts from 1 (layer 2, head 3); beside layer 0, head 0 for the divergence."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def attention_on_picture(found: MappedPicture) -> AttentionOnPicture:
     scale = Scale.covering("attention weight", [heads], "magma")
     what = "what the class token attends to" if header.class_token else "mean attention to each patch"
     return AttentionOnPicture(
-        header.file, header.layer, header.class_token,
+        header.file, header.layer - 1, header.class_token,
         Picture("Input", "The picture as the model sees it", _photograph(found.pixels)),
         [
-            Picture(f"Head {number}", f"{_number(header.layer, number)}: {what}, highest weight {grid.max():.3f}", picture(grid, scale))
-            for number, grid in enumerate(heads, 1)
+            Picture(f"Head {number}", f"{_number(header.layer - 1, number)}: {what}, highest weight {grid.max():.3f}", picture(grid, scale))
+            for number, grid in enumerate(heads)
         ],
         scale,
     )  # fmt: skip
@@ -137,9 +137,9 @@ def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[l
                 f"{what}, layer {layer}, head {head}: mean {np.nanmean(grid):.3g}, highest {np.nanmax(grid):.3g} bits",
                 picture(grid, scale),
             )
-            for head, grid in enumerate(heads, 1)
+            for head, grid in enumerate(heads)
         ]
-        for layer, heads in enumerate(rows, 1)
+        for layer, heads in enumerate(rows)
     ]  # fmt: skip
 
 
@@ -163,17 +163,17 @@ def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
-    """Figure 3: the heads of lowest and of highest mean entropy, and L2H3 where there is one."""
+    """Figure 3: the heads of lowest and of highest mean entropy, and the paper's example where there is one."""
     sites = parts.anatomy.sites.attention
     maps = _maps(statistics, sites)
-    means = {(layer, head): float(np.nanmean(one)) for layer, heads in enumerate(maps, 1) for head, one in enumerate(heads, 1)}
+    means = {(layer, head): float(np.nanmean(one)) for layer, heads in enumerate(maps) for head, one in enumerate(heads)}
     chosen = {min(means, key=lambda key: means[key]): "lowest mean", max(means, key=lambda key: means[key]): "highest mean"}
     if PAPER_HEAD in means:
-        chosen[PAPER_HEAD] = ", ".join(filter(None, (chosen.get(PAPER_HEAD), "the paper's example")))
-    scale = Scale.covering("entropy, bits", [maps[layer - 1][head - 1] for layer, head in chosen], "viridis")
+        chosen[PAPER_HEAD] = ", ".join(filter(None, (chosen.get(PAPER_HEAD), "the paper's L2H3")))
+    scale = Scale.covering("entropy, bits", [maps[layer][head] for layer, head in chosen], "viridis")
     shown = []
     for (layer, head), why in chosen.items():
-        values = shrink(maps[layer - 1][head - 1], sites[layer - 1].prefix_tokens, FULL_MAP_PIXELS)
+        values = shrink(maps[layer][head], sites[layer].prefix_tokens, FULL_MAP_PIXELS)
         caption = f"{_number(layer, head)}, {why}: {means[layer, head]:.2f} bits"
         shown.append(Picture(caption, f"Entropy map of layer {layer}, head {head}, {why}", picture(values, scale)))
     return WholeMaps(shown, scale)
@@ -190,7 +190,5 @@ def divergence_maps(parts: GridParts, statistics: Statistics, name: str, quantiz
     read = [one[:, 0] for one in maps] if class_token else maps
     scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
     layers = _row_pictures(rows, "Divergence of the CLS row" if class_token else "Mean divergence over the queries", scale)
-    chosen = [
-        layers[layer - 1][head - 1] for layer, head in ((1, 1), PAPER_HEAD) if layer <= len(layers) and head <= len(layers[layer - 1])
-    ]
+    chosen = [layers[layer][head] for layer, head in ((0, 0), PAPER_HEAD) if layer < len(layers) and head < len(layers[layer])]
     return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, log=True), chosen, layers, scale)
