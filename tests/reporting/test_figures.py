@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from vitfrost.reporting.figures import FROST, LEVELS, Scale, by_head, decade, heat_map, picture, short
+from vitfrost.reporting.figures import FROST, LEVELS, Scale, decade, heat_map, picture, short
 from vitfrost.reporting.heads import over_windows, shrink
 
 VALUES = arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 10, width=32))
@@ -85,30 +85,6 @@ def test_short_numbers(value: float, text: str) -> None:
 
 def test_decades() -> None:
     assert [decade(power) for power in (-6, -3, 0, 2, 5)] == ["10⁻⁶", "0.001", "1", "100", "10⁵"]
-
-
-@given(layers=st.lists(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=5), min_size=1, max_size=5))
-def test_points_of_a_chart_lie_in_the_band_of_their_layer_and_in_order_of_value(layers: list[list[float]]) -> None:
-    chart = by_head({"mean": layers})
-    (name, points), *others = chart.series
-    assert (name, others) == ("mean", [])
-    bands = [band for band, heads in zip(chart.bands, layers, strict=True) for _ in heads]
-    flat = [value for heads in layers for value in heads]
-    for (x, y, _), (start, end, _) in zip(points, bands, strict=True):
-        assert start < x < end <= chart.width
-        assert chart.top <= y <= chart.bottom
-    assert [chart.ticks[0][0], chart.ticks[-1][0]] == [chart.bottom, chart.top]
-    heights = [y for _, y, _ in points]
-    assert np.all(np.diff(np.array(heights)[np.argsort(flat, kind="stable")]) <= 0)
-
-
-def test_a_linear_chart_starts_at_zero() -> None:
-    chart = by_head({"mean": [[0.0, 1.0], [2.0, 0.5]]}, log=False)
-    heights = [y for _, y, _ in chart.series[0][1]]
-    assert heights[0] == chart.bottom == chart.ticks[0][0]
-    assert chart.ticks[0][1] == "0"
-    assert heights[1] == pytest.approx((chart.bottom + heights[2]) / 2, abs=0.02)
-    assert chart.top <= heights[2] < heights[1] < heights[3] < chart.bottom
 
 
 @given(

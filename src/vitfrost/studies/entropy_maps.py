@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..reporting.figures import LineChart, Scale, by_head, picture
+from ..reporting.curves import Chart, by_head
+from ..reporting.figures import Scale, picture
 from ..reporting.heads import Picture, over_windows, shrink
 from ..statistics.record import Statistics, kl_maps
 from ..vit.sites import AttentionSite
@@ -51,7 +52,7 @@ class EntropyRows:
     first: list[Picture]
     layers: list[list[Picture]]
     scale: Scale
-    chart: LineChart
+    chart: Chart
     means: list[list[float]]
 
 
@@ -70,7 +71,7 @@ class DivergenceMaps:
     model: str
     images: int
     class_token: bool
-    chart: LineChart
+    chart: Chart
     chosen: list[Picture]
     layers: list[list[Picture]]
     scale: Scale
@@ -143,11 +144,10 @@ def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[l
     ]  # fmt: skip
 
 
-def _by_head(rows: Sequence[np.ndarray], log: bool) -> LineChart:
+def _by_head(rows: Sequence[np.ndarray], unit: str, log: bool) -> Chart:
     flat = [row.reshape(row.shape[0], -1) for row in rows]
-    return by_head(
-        {"mean": [np.nanmean(row, axis=1).tolist() for row in flat], "highest": [np.nanmax(row, axis=1).tolist() for row in flat]}, log
-    )
+    means, highest = ([function(row, axis=1).tolist() for row in flat] for function in (np.nanmean, np.nanmax))
+    return by_head({"mean": means, "highest": highest}, unit, log)
 
 
 def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
@@ -159,7 +159,7 @@ def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
     layers = _row_pictures(rows, "Entropy of the CLS row" if class_token else "Mean entropy over the queries", scale)
     first = [picture for heads in layers for picture in heads][:FIRST_HEADS]
     means = [np.nanmean(one, axis=(1, 2)).tolist() for one in maps]
-    return EntropyRows(statistics.header.images, class_token, first, layers, scale, _by_head(rows, log=False), means)
+    return EntropyRows(statistics.header.images, class_token, first, layers, scale, _by_head(rows, "entropy, bits", log=False), means)
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
@@ -193,4 +193,4 @@ def divergence_maps(parts: GridParts, statistics: Statistics, name: str, quantiz
     chosen = [
         layers[layer - 1][head - 1] for layer, head in ((1, 1), PAPER_HEAD) if layer <= len(layers) and head <= len(layers[layer - 1])
     ]
-    return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, log=True), chosen, layers, scale)
+    return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, "KL, bits", log=True), chosen, layers, scale)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..evaluation.intervals import Estimate
-from ..reporting.curves import Chart, Curve, Level, Reading, line_chart
+from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
 from ..reporting.summary import signed
 from ..reporting.tables import EMPTY, Cell, Table
 from .estimates import accuracy, estimate_title, gain, missing_seeds, percent
@@ -17,6 +17,7 @@ from .summary import Point, between
 
 TABLE_SHARES = (0.1, 0.2)
 SPARSITY = "frozen attention weights, %"
+TOP1 = Axis("top-1, %")
 GAP = "entropy less random"
 DIFFERENCE = "difference to unfrozen, points"
 PAPER_NAMES = {("quantized", 4): "EAM 4bits", ("fp32", 32): "EAM FP32"}
@@ -127,9 +128,9 @@ def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
     return found
 
 
-def share_limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """From 0 to the largest share that is asked for."""
-    return (0.0, 100 * max((share for line in lines for share in line.expected), default=1.0))
+def share_axis(lines: Sequence[Line]) -> Axis:
+    """Shares in percent, from 0 to the largest of the lines."""
+    return Axis(SPARSITY, (0.0, 100 * max((share for line in lines for share in line.expected), default=1.0)))
 
 
 def _unfrozen_level(parts: GridParts) -> list[Level]:
@@ -163,7 +164,7 @@ def chart_five(parts: GridParts) -> Chart | None:
     if not lines:
         return None
     curves = [_cell_curve(line, label, number) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
-    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(lines))
+    return line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=_unfrozen_level(parts))
 
 
 def figure_five(parts: GridParts) -> PaperFigure | None:
@@ -208,8 +209,8 @@ def _close_up(lines: Sequence[Line], labels: Sequence[str], published: Published
     ends = [end for r in shown for end in (r.interval or (r.y, r.y))]
     low, high = min([*ends, -0.5]), max([*ends, 0.5])
     return line_chart(
-        "Paired differences, enlarged", curves, SPARSITY, DIFFERENCE,
-        levels=[Level("unfrozen", 0.0, None)], x_limits=(0.0, last), y_limits=(low - 0.1, high + 0.1),
+        "Paired differences, enlarged", curves, Axis(SPARSITY, (0.0, last)), Axis(DIFFERENCE, (low - 0.1, high + 0.1)),
+        levels=[Level("unfrozen", 0.0, None)],
     )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def chart_six(parts: GridParts) -> Chart | None:
     if pair is None:
         return None
     curves = [Curve(line.by, readings(line, line.by), number) for number, line in enumerate(pair, 1)]
-    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(pair))
+    return line_chart("Accuracy", curves, share_axis(pair), TOP1, levels=_unfrozen_level(parts))
 
 
 def figure_six(parts: GridParts) -> PaperFigure | None:
@@ -236,14 +237,13 @@ def figure_six(parts: GridParts) -> PaperFigure | None:
     gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
     told = {share: estimate_title(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
     curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
-    level, limits = Level("no gap", 0.0, None), share_limits(pair)
     table = share_table("Values of figure 6", pair, ["entropy", "random"])
     shares = sorted({*entropy.expected, *random.expected})
     rows = [
         (name, [*cells, gain(gaps[share]) if share in gaps else EMPTY]) for share, (name, cells) in zip(shares, table.rows, strict=True)
     ]
     return PaperFigure(
-        [chart, line_chart("Gap", [curve], SPARSITY, f"{GAP}, points", levels=[level], x_limits=limits)],
+        [chart, line_chart("Gap", [curve], share_axis(pair), Axis(f"{GAP}, points"), levels=[Level("no gap", 0.0, None)])],
         Table(table.title, table.corner, [*table.columns, GAP], rows),
     )
 
@@ -257,5 +257,5 @@ def freezing_alone(parts: GridParts) -> PaperFigure | None:
     curves = [Curve(label, readings(line, label), number) for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)]
     row = parts.original.row if parts.original else None
     level = [] if row is None or row.top1 is None else [Level("original", row.top1, row.interval)]
-    chart = line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=level, x_limits=share_limits(lines))
+    chart = line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=level)
     return PaperFigure([chart], share_table("Values of freezing alone", lines, labels))
