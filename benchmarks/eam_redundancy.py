@@ -2,8 +2,8 @@
 
     python benchmarks/eam_redundancy.py --run runs/eam/criteria --weights FILE --calibration DIR --images DIR --out FILE.json
 
-About 15 minutes on 2 cores. `--run` is the folder of `vitfrost run recipes/eam/criteria.yaml`, whose statistics and quantized models
-are used. Three parts, each kept in the file as soon as it is there:
+About 15 minutes on 2 cores. `--run` is the folder of `python -m vitfrost.studies run recipes/eam/criteria.yaml`, whose statistics and
+quantized models are used. Three parts, each kept in the file as soon as it is there:
 - `correlations`: Spearman's rank correlation between criteria, per head (mean over heads) and over all entries of the model;
 - `constant`: of the entries that a criterion freezes, how many the 4-bit map quantizer puts on one level (and on zero) in more than
   99 % of the images anyway, beside their share among all entries; and the attention mass that is frozen;

@@ -41,3 +41,8 @@ def _with_lines(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
             last = now
             left = (now - start) / done * max(total - done, 0)
             print(f"{text}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -40,9 +40,9 @@ def test_points_average_seeds_and_pair_them_with_their_own_baseline() -> None:
     by_share = {point.freeze: point for point in points(outcomes)}
     half = by_share[0.5]
     assert half.seeds == (0, 1)
-    assert half.top1_by_seed == (80.0, 75.0)
+    assert half.correct.mean(axis=1).tolist() == [0.8, 0.75]
     assert half.top1.value == pytest.approx(77.5)
-    assert half.difference_by_seed == pytest.approx((-10.0, -5.0))
+    assert half.baseline.mean(axis=1).tolist() == [0.9, 0.8]
     assert half.difference.value == pytest.approx(-7.5)
     assert half.difference.interval is not None
     assert half.difference.interval[0] < -7.5 < half.difference.interval[1]

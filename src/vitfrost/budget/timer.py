@@ -18,8 +18,7 @@ import torch
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import scratch_folder
-from ..progress import track
-from ..runs.stages import say
+from ..progress import say, track
 from ..timing.eager import TorchSession
 from ..timing.load import OtherLoad
 from ..timing.rounds import Slot, slot_for, timed_rounds

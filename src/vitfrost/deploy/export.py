@@ -20,7 +20,7 @@ from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
 from ..models import open_model
 from ..plans.choose import summary
-from ..runs.stages import say
+from ..progress import say
 from ..runtime.engines import import_runtime
 from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
 from ..runtime.session import Session, open_export

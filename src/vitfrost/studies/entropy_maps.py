@@ -10,7 +10,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -43,17 +43,14 @@ class AttentionOnPicture:
 
 
 @dataclass(frozen=True)
-class EntropyRows:
-    """Figure 2: the row of every head (the first few are shown at once), its mean and highest entropy by head, and the mean
-    entropy of every head's whole map."""
+class HeadRows:
+    """Figures 2 and 4: the row of every head over the patch grid, some of them shown at once, and its mean and highest value by head."""
 
-    images: int
     class_token: bool
-    first: list[Picture]
+    chart: Chart
+    shown: list[Picture]
     layers: list[list[Picture]]
     scale: Scale
-    chart: Chart
-    means: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -61,19 +58,6 @@ class WholeMaps:
     """Figure 3: some heads' entropy maps."""
 
     maps: list[Picture]
-    scale: Scale
-
-
-@dataclass(frozen=True)
-class DivergenceMaps:
-    """Figure 4: (a) mean and highest divergence by head, (b, c) two heads' rows over the patch grid; then those of all heads."""
-
-    model: str
-    images: int
-    class_token: bool
-    chart: Chart
-    chosen: list[Picture]
-    layers: list[list[Picture]]
     scale: Scale
 
 
@@ -130,8 +114,10 @@ def _maps(statistics: Statistics, sites: Sequence[AttentionSite]) -> list[np.nda
     return [over_windows(statistics.sites[site.name].entropy, statistics.sites[site.name].allowed) for site in sites]
 
 
-def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[list[Picture]]:
-    return [
+def _head_rows(rows: Sequence[np.ndarray], read: Sequence[np.ndarray], class_token: bool, what: str, unit: str, scale: Scale) -> HeadRows:
+    """`rows[layer]` are drawn, [H, rows, columns]; mean and highest are of `read[layer]`, [H, ...]."""
+    what += " of the CLS row" if class_token else " over the queries"
+    layers = [
         [
             Picture(
                 f"{_number(layer, head)}: {np.nanmean(grid):.2g} bits",
@@ -142,24 +128,23 @@ def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[l
         ]
         for layer, heads in enumerate(rows, 1)
     ]  # fmt: skip
+    flat = [one.reshape(len(one), -1) for one in read]
+    means, highest = ([function(one, axis=1).tolist() for one in flat] for function in (np.nanmean, np.nanmax))
+    chart = by_head({"mean": means, "highest": highest}, unit, scale.log)
+    return HeadRows(class_token, chart, [one for heads in layers for one in heads][:FIRST_HEADS], layers, scale)
 
 
-def _by_head(rows: Sequence[np.ndarray], unit: str, log: bool) -> Chart:
-    flat = [row.reshape(row.shape[0], -1) for row in rows]
-    means, highest = ([function(row, axis=1).tolist() for row in flat] for function in (np.nanmean, np.nanmax))
-    return by_head({"mean": means, "highest": highest}, unit, log)
+def mean_entropy(parts: GridParts, statistics: Statistics) -> list[list[float]]:
+    """Mean entropy in bits of every head's whole map, by layer."""
+    return [np.nanmean(one, axis=(1, 2)).tolist() for one in _maps(statistics, parts.anatomy.sites.attention)]
 
 
-def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
-    """Figure 2."""
+def entropy_rows(parts: GridParts, statistics: Statistics) -> HeadRows:
+    """Figure 2; shown are the first heads."""
     sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
-    maps = _maps(statistics, sites)
-    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
+    rows = [token_row(one, site, class_token) for one, site in zip(_maps(statistics, sites), sites, strict=True)]
     scale = Scale.covering("entropy, bits", rows, "viridis")
-    layers = _row_pictures(rows, "Entropy of the CLS row" if class_token else "Mean entropy over the queries", scale)
-    first = [picture for heads in layers for picture in heads][:FIRST_HEADS]
-    means = [np.nanmean(one, axis=(1, 2)).tolist() for one in maps]
-    return EntropyRows(statistics.header.images, class_token, first, layers, scale, _by_head(rows, "entropy, bits", log=False), means)
+    return _head_rows(rows, rows, class_token, "Entropy" if class_token else "Mean entropy", "entropy, bits", scale)
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
@@ -179,18 +164,16 @@ def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
     return WholeMaps(shown, scale)
 
 
-def divergence_maps(parts: GridParts, statistics: Statistics, name: str, quantized: Statistics) -> DivergenceMaps:
-    """Figure 4, equation 14."""
+def divergence_rows(parts: GridParts, statistics: Statistics, quantized: Statistics) -> HeadRows:
+    """Figure 4, equation 14; shown are the heads of the paper."""
     sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
     maps = []
     for site in sites:
         ours, theirs = statistics.sites[site.name], quantized.sites[site.name]
         maps.append(over_windows(kl_maps(ours, theirs), ours.allowed))
     rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
-    read = [one[:, 0] for one in maps] if class_token else maps
     scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
-    layers = _row_pictures(rows, "Divergence of the CLS row" if class_token else "Mean divergence over the queries", scale)
-    chosen = [
-        layers[layer - 1][head - 1] for layer, head in ((1, 1), PAPER_HEAD) if layer <= len(layers) and head <= len(layers[layer - 1])
-    ]
-    return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, "KL, bits", log=True), chosen, layers, scale)
+    read = [one[:, 0] for one in maps] if class_token else maps
+    found = _head_rows(rows, read, class_token, "Divergence" if class_token else "Mean divergence", "KL, bits", scale)
+    chosen = [(heads, head) for layer, head in ((1, 1), PAPER_HEAD) for heads in found.layers[layer - 1 : layer]]
+    return replace(found, shown=[heads[head - 1] for heads, head in chosen if head <= len(heads)])

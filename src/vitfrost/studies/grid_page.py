@@ -95,7 +95,7 @@ def render_grid(parts: GridParts) -> str:
     statistics, quantized = parts.statistics, parts.quantized
     shown = statistics or (quantized[1] if quantized else None)
     rows = entropy_maps.entropy_rows(parts, shown) if shown else None
-    divergence = entropy_maps.divergence_maps(parts, statistics, *quantized) if statistics and quantized else None
+    divergence = entropy_maps.divergence_rows(parts, statistics, quantized[1]) if statistics and quantized else None
     return fill(
         TEMPLATE,
         __package__,
@@ -113,10 +113,11 @@ def render_grid(parts: GridParts) -> str:
         over_images=criteria.over_images(parts),
         attention=entropy_maps.attention_on_picture(parts.picture) if parts.picture else None,
         rows=rows,
-        precision=shown.header.precision if shown else None,
-        entropy=heat_map("mean entropy, bits", rows.means, "viridis", ".2f") if rows else None,
+        shown=shown.header if shown else None,
+        entropy=heat_map("mean entropy, bits", entropy_maps.mean_entropy(parts, shown), "viridis", ".2f") if shown else None,
         maps=entropy_maps.whole_maps(parts, shown) if shown else None,
         divergence=divergence,
+        quantized=quantized,
         complexity=complexity(parts.anatomy),
         savings=savings(parts),
         recipe=summary.recipe_text(parts.recipe),

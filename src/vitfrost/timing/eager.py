@@ -10,7 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..deploy.graph import inference_form
-from ..runs.stages import say
+from ..progress import say
 from ..vit.load import LoadedModel, find_device
 from .constant_forms import choose_forms, constant_forms
 
