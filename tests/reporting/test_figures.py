@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from vitfrost.reporting.figures import FROST, LEVELS, Scale, decade, heat_map, picture, short
-from vitfrost.reporting.heads import over_windows, shrink
+from vitfrost.reporting.heads import shrink
 
 VALUES = arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 10, width=32))
 SCALES = [Scale("", 0.0, 4.0, "viridis"), Scale("", 0.001, 1.0, "magma", log=True), Scale("", 0.0, 1.0, "frost")]
@@ -104,10 +104,3 @@ def test_shrink_keeps_prefix_tokens_and_means_of_blocks(side: int, prefix: int, 
 def test_shrink_leaves_missing_values_out() -> None:
     values = np.array([[1.0, np.nan, np.nan, np.nan], [np.nan, 3.0, np.nan, np.nan], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
     np.testing.assert_array_equal(shrink(values, 0, limit=2), [[2.0, np.nan], [0.0, 4.0]])
-
-
-def test_windows_are_averaged_where_a_pair_is_allowed() -> None:
-    maps = np.array([[[[1.0, 5.0]]], [[[3.0, 7.0]]]], dtype=np.float32)
-    np.testing.assert_array_equal(over_windows(maps, None), [[[2.0, 6.0]]])
-    allowed = np.array([[[True, False]], [[False, False]]])
-    np.testing.assert_array_equal(over_windows(maps, allowed), [[[1.0, np.nan]]])

@@ -106,6 +106,15 @@ def decade(power: int) -> str:
     return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A caption, a sentence for those who cannot see it, and the data URI."""
+
+    caption: str
+    alt: str
+    uri: str
+
+
 def picture(values: Float[np.ndarray, "rows columns"], scale: Scale) -> str:
     """A palette PNG, one pixel per value, as a data URI; NaN is transparent."""
     codes = scale.codes(values)

@@ -1,4 +1,4 @@
-"""Figures 1 to 4 of EAM: attention on a picture, entropy of the class token's row, whole entropy maps, divergence by quantization.
+"""Figures 1 to 3 of EAM: attention on a picture, entropy of the class token's row, whole entropy maps; and which heads figure 4 shows.
 
 Models without a class token (windowed attention) are shown by the mean over the queries and windows in the place of its row.
 Shapes: W windows, H heads, Q queries, K keys.
@@ -10,16 +10,16 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..reporting.curves import Chart, by_head
-from ..reporting.figures import Scale, picture
-from ..reporting.heads import Picture, over_windows, shrink
-from ..statistics.record import Statistics, kl_maps
+from ..reporting.figures import Picture, Scale, picture
+from ..reporting.head_rows import HeadRows, draw_rows, over_windows, token_row
+from ..reporting.heads import shrink
+from ..statistics.record import Statistics
 from ..vit.sites import AttentionSite
 from .grid_parts import GridParts
 from .picture import MappedPicture
@@ -43,17 +43,6 @@ class AttentionOnPicture:
 
 
 @dataclass(frozen=True)
-class HeadRows:
-    """Figures 2 and 4: the row of every head over the patch grid, some of them shown at once, and its mean and highest value by head."""
-
-    class_token: bool
-    chart: Chart
-    shown: list[Picture]
-    layers: list[list[Picture]]
-    scale: Scale
-
-
-@dataclass(frozen=True)
 class WholeMaps:
     """Figure 3: some heads' entropy maps."""
 
@@ -63,14 +52,6 @@ class WholeMaps:
 
 def _number(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
-
-
-def token_row(
-    maps: Float[np.ndarray, "heads queries keys"], site: AttentionSite, class_token: bool
-) -> Float[np.ndarray, "heads rows columns"]:
-    """The class token's row over the patch grid, prefix tokens' keys left out; without class token the mean over the queries."""
-    row = maps[:, 0] if class_token else np.nanmean(maps, axis=1)
-    return row[:, site.prefix_tokens :].reshape(-1, *site.grid)
 
 
 def tiled(
@@ -114,37 +95,28 @@ def _maps(statistics: Statistics, sites: Sequence[AttentionSite]) -> list[np.nda
     return [over_windows(statistics.sites[site.name].entropy, statistics.sites[site.name].allowed) for site in sites]
 
 
-def _head_rows(rows: Sequence[np.ndarray], read: Sequence[np.ndarray], class_token: bool, what: str, unit: str, scale: Scale) -> HeadRows:
-    """`rows[layer]` are drawn, [H, rows, columns]; mean and highest are of `read[layer]`, [H, ...]."""
-    what += " of the CLS row" if class_token else " over the queries"
-    layers = [
-        [
-            Picture(
-                f"{_number(layer, head)}: {np.nanmean(grid):.2g} bits",
-                f"{what}, layer {layer}, head {head}: mean {np.nanmean(grid):.3g}, highest {np.nanmax(grid):.3g} bits",
-                picture(grid, scale),
-            )
-            for head, grid in enumerate(heads, 1)
-        ]
-        for layer, heads in enumerate(rows, 1)
-    ]  # fmt: skip
-    flat = [one.reshape(len(one), -1) for one in read]
-    means, highest = ([function(one, axis=1).tolist() for one in flat] for function in (np.nanmean, np.nanmax))
-    chart = by_head({"mean": means, "highest": highest}, unit, scale.log)
-    return HeadRows(class_token, chart, [one for heads in layers for one in heads][:FIRST_HEADS], layers, scale)
-
-
 def mean_entropy(parts: GridParts, statistics: Statistics) -> list[list[float]]:
     """Mean entropy in bits of every head's whole map, by layer."""
     return [np.nanmean(one, axis=(1, 2)).tolist() for one in _maps(statistics, parts.anatomy.sites.attention)]
 
 
 def entropy_rows(parts: GridParts, statistics: Statistics) -> HeadRows:
-    """Figure 2; shown are the first heads."""
+    """Figure 2."""
     sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
     rows = [token_row(one, site, class_token) for one, site in zip(_maps(statistics, sites), sites, strict=True)]
     scale = Scale.covering("entropy, bits", rows, "viridis")
-    return _head_rows(rows, rows, class_token, "Entropy" if class_token else "Mean entropy", "entropy, bits", scale)
+    return draw_rows(rows, rows, class_token, "Entropy", "entropy, bits", scale)
+
+
+def first_heads(rows: HeadRows) -> list[Picture]:
+    """Those that figure 2 shows at once."""
+    return [picture for heads in rows.pictures for picture in heads][:FIRST_HEADS]
+
+
+def heads_of_the_paper(rows: HeadRows) -> list[Picture]:
+    """Those of figure 4 (b) and (c), as far as the model has them."""
+    chosen = [(heads, head) for layer, head in ((1, 1), PAPER_HEAD) for heads in rows.pictures[layer - 1 : layer]]
+    return [heads[head - 1] for heads, head in chosen if head <= len(heads)]
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
@@ -162,18 +134,3 @@ def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
         caption = f"{_number(layer, head)}, {why}: {means[layer, head]:.2f} bits"
         shown.append(Picture(caption, f"Entropy map of layer {layer}, head {head}, {why}", picture(values, scale)))
     return WholeMaps(shown, scale)
-
-
-def divergence_rows(parts: GridParts, statistics: Statistics, quantized: Statistics) -> HeadRows:
-    """Figure 4, equation 14; shown are the heads of the paper."""
-    sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
-    maps = []
-    for site in sites:
-        ours, theirs = statistics.sites[site.name], quantized.sites[site.name]
-        maps.append(over_windows(kl_maps(ours, theirs), ours.allowed))
-    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
-    scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
-    read = [one[:, 0] for one in maps] if class_token else maps
-    found = _head_rows(rows, read, class_token, "Divergence" if class_token else "Mean divergence", "KL, bits", scale)
-    chosen = [(heads, head) for layer, head in ((1, 1), PAPER_HEAD) for heads in found.layers[layer - 1 : layer]]
-    return replace(found, shown=[heads[head - 1] for heads, head in chosen if head <= len(heads)])
