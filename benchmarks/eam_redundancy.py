@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
+from numpy import ndarray
 from scipy.stats import spearmanr
 
 from vitfrost.artifact import load_artifact
@@ -41,7 +43,6 @@ from vitfrost.methods.quantize.quantizers import log_codes, zero_code
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.statistics.record import Statistics
-from vitfrost.studies.redundancy import constant_entries, count_levels, zero_entries
 from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
@@ -50,6 +51,22 @@ COMPARED = ("entropy", "mean", "variance", "output-error", "output-error-joint",
 FROZEN = (("entropy", "head"), ("random", "head"), ("variance", "head"), ("fisher", "head"), ("fisher", "model"))
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 LEVEL_IMAGES = 300
+
+
+def count_levels(counts: Int[ndarray, "levels entries"], codes: Int[ndarray, "images entries"]) -> None:
+    """Add to `counts`, in place, how many images put each entry on each level."""
+    for level in range(len(counts)):
+        counts[level] += (codes == level).sum(axis=0, dtype=counts.dtype)
+
+
+def constant_entries(counts: Int[ndarray, "levels entries"], share: float = 0.99) -> Bool[ndarray, " entries"]:
+    """Entries that stand on one level in more than `share` of the images."""
+    return np.asarray(counts.max(axis=0) > share * counts.sum(axis=0))
+
+
+def zero_entries(counts: Int[ndarray, "levels entries"], zero: int, share: float = 0.99) -> Bool[ndarray, " entries"]:
+    """Entries that stand on the level `zero` in more than `share` of the images."""
+    return np.asarray(counts[zero] > share * counts.sum(axis=0))
 
 
 def correlations(statistics: Statistics) -> dict[str, Any]:

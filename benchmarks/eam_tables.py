@@ -20,8 +20,7 @@ from vitfrost.files import write_json, write_text
 from vitfrost.studies.outcome_files import grid_outcomes
 from vitfrost.studies.recipe import load_study
 from vitfrost.studies.summary import Point, points
-from vitfrost.studies.table import other_options
-from vitfrost.studies.variants import UNFROZEN
+from vitfrost.studies.variants import UNFROZEN, changed_options
 
 
 def shown(estimate: Estimate, sign: str = "") -> str:
@@ -43,7 +42,7 @@ def line(point: Point) -> str:
         cells = ["unfrozen", "", "", "", "", f"{len(point.seeds)}", shown(point.top1), "", ""]
     else:
         differences = ", ".join(f"{value:+.2f}" for value in by_seed(point.correct, point.baseline))
-        options = other_options(point)
+        options = ", ".join(changed_options(point.options))
         cells = [
             f"{100 * point.share:.1f} %",
             point.options["by"],

@@ -10,7 +10,7 @@ from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, Reading, line_
 from ..reporting.tables import EMPTY, Cell, Table
 from .estimates import estimate_title, gain, missing_seeds, percent
 from .grid_parts import GridParts
-from .paper import DIFFERENCE, SPARSITY, readings
+from .paper import DIFFERENCE, SPARSITY, numbered_curves
 from .roles import Line, Panel, Ranking, bits_word, names, told, word
 from .summary import Point, between
 
@@ -36,10 +36,7 @@ def _comparison(panel: Panel) -> Comparison | None:
     if not any(line.points for line in panel.lines[panel.front :]):
         return None
     labels = names(lines)
-    curves = [
-        Curve(label, readings(line, label, difference=True), number)
-        for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)
-    ]
+    curves = numbered_curves(lines, labels, difference=True)
     columns = [percent(share) for share in panel.shares]
     x = Axis(SPARSITY, (0.0, 100 * panel.shares[-1]))
     chart = line_chart(panel.title, curves, x, Axis(DIFFERENCE), levels=[UNFROZEN_LEVEL])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..evaluation.intervals import Estimate
 from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
@@ -153,31 +153,34 @@ def _share_cell(line: Line, share: float) -> Cell:
     return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *missing_seeds(point, line.expected[share])))
 
 
-def _paper_lines(parts: GridParts) -> tuple[list[Line], list[str]]:
-    lines = [line for line in parts.roles.paper if line.points]
-    return lines, [cell_name(line) for line in lines]
+def accuracy_chart(lines: Sequence[Line], curves: Sequence[Curve], levels: Sequence[Level]) -> Chart:
+    """Accuracy over the share of frozen weights."""
+    return line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=levels)
 
 
-def chart_five(parts: GridParts) -> Chart | None:
-    """Accuracy over the share of frozen weights; None where nothing is measured."""
-    lines, labels = _paper_lines(parts)
-    if not lines:
-        return None
-    curves = [_cell_curve(line, label, number) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
-    return line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=_unfrozen_level(parts))
+def numbered_curves(lines: Sequence[Line], labels: Sequence[str], difference: bool = False) -> list[Curve]:
+    """The lines in the colors from 1 on."""
+    numbered = enumerate(zip(lines, labels, strict=True), 1)
+    return [Curve(label, readings(line, label, difference), number) for number, (line, label) in numbered]
 
 
 def figure_five(parts: GridParts) -> PaperFigure | None:
     """Accuracy over the share of frozen weights, and paired differences at small losses; None where nothing is measured."""
-    chart, (lines, labels) = chart_five(parts), _paper_lines(parts)
-    if chart is None:
+    lines = [line for line in parts.roles.paper if line.points]
+    if not lines:
         return None
+    labels = [cell_name(line) for line in lines]
+    chart = accuracy_chart(lines, _cell_curves(lines, labels), _unfrozen_level(parts))
     close = _close_up(lines, labels, parts.recipe.published)
     return PaperFigure([chart, *([close] if close else [])], share_table("Values of figure 5", lines, labels))
 
 
-def _cell_curve(line: Line, label: str, number: int, difference: bool = False) -> Curve:
-    return Curve(label, readings(line, label, difference), CELL_COLORS.get(line.cell, 6 + number % 2), light=line.cell not in PAPER_NAMES)
+def _cell_curves(lines: Sequence[Line], labels: Sequence[str], difference: bool = False) -> list[Curve]:
+    """The paper's two cells stand out; the others are light."""
+    return [
+        replace(curve, color=CELL_COLORS.get(line.cell, 6 + number % 2), light=line.cell not in PAPER_NAMES)
+        for number, (line, curve) in enumerate(zip(lines, numbered_curves(lines, labels, difference), strict=True))
+    ]
 
 
 def published_points(published: PublishedPart | None) -> list[Reading]:
@@ -202,7 +205,7 @@ def _close_up(lines: Sequence[Line], labels: Sequence[str], published: Published
     if not near and not marks:
         return None
     last = max([100 * share for share in near] + [reading.x for reading in marks])
-    curves = [_cell_curve(line, label, number, difference=True) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
+    curves = _cell_curves(lines, labels, difference=True)
     if marks:
         curves.append(Curve(PUBLISHED, marks, 8, dashed=True, joined=len(marks) > 1))
     shown = [r for curve in curves for r in curve.readings if r.x <= last and r.y > -SMALL_LOSS]
@@ -214,26 +217,13 @@ def _close_up(lines: Sequence[Line], labels: Sequence[str], published: Published
     )  # fmt: skip
 
 
-def _control(parts: GridParts) -> tuple[Line, Line] | None:
-    found = parts.roles.control
-    return found if found is not None and all(line.points for line in found) else None
-
-
-def chart_six(parts: GridParts) -> Chart | None:
-    """Accuracy of entropy and of random choice; None where one of them is not measured."""
-    pair = _control(parts)
-    if pair is None:
-        return None
-    curves = [Curve(line.by, readings(line, line.by), number) for number, line in enumerate(pair, 1)]
-    return line_chart("Accuracy", curves, share_axis(pair), TOP1, levels=_unfrozen_level(parts))
-
-
 def figure_six(parts: GridParts) -> PaperFigure | None:
     """Entropy against random, and the gap between them; None where one of them is not measured."""
-    pair, chart = _control(parts), chart_six(parts)
-    if pair is None or chart is None:
+    pair = parts.roles.control
+    if pair is None or not all(line.points for line in pair):
         return None
     entropy, random = pair
+    chart = accuracy_chart(pair, numbered_curves(pair, ["entropy", "random"]), _unfrozen_level(parts))
     gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
     told = {share: estimate_title(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
     curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
@@ -253,9 +243,7 @@ def freezing_alone(parts: GridParts) -> PaperFigure | None:
     lines = [line for line in parts.roles.alone if line.points]
     if not lines:
         return None
-    labels = names(lines)
-    curves = [Curve(label, readings(line, label), number) for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)]
-    row = parts.original.row if parts.original else None
+    labels, row = names(lines), parts.original.row if parts.original else None
     level = [] if row is None or row.top1 is None else [Level("original", row.top1, row.interval)]
-    chart = line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=level)
+    chart = accuracy_chart(lines, numbered_curves(lines, labels), level)
     return PaperFigure([chart], share_table("Values of freezing alone", lines, labels))
