@@ -19,7 +19,8 @@ from ..plans.schema import Plan, QuantizePlan
 from .recipe import Recipe, RecipeList, load_recipe, load_recipe_list, save_recipe
 from ..reporting.build import report
 from ..studies.several import report_several
-from .stages import Stage, run_stages, say
+from .stages import Stage, run_stages
+from ..progress import say
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, find_device, find_weights, load_model

@@ -21,8 +21,9 @@ from ..passes.compress import compress
 from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
 from ..plans.schema import QuantizePlan
+from ..progress import say
 from ..runs.recipe import Recipe
-from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
+from ..runs.stages import Stage, TimeLeft, file_key, hash_of
 from ..statistics.calibrate import calibrate
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
