@@ -61,6 +61,7 @@ class Int8(NamedTuple):
     lean: bool
 
 
+@torch.random.fork_rng(devices=[])
 def export(
     model: str | Path | LoadedModel,
     *,
