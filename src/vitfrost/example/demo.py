@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +57,7 @@ def demo(out: str | Path | None = None) -> Path:
     write_text(recipe, RECIPE + (WITHOUT_EXPORT if missing else FAST))
     write_digit_images(folder / "data")
     made = run(recipe, out=folder / "run", resume=True)
-    Console().print(_table(made))
+    Console(width=None if sys.stdout.isatty() else 80).print(_table(made))
     if missing:
         print(f"{', '.join(missing)} not installed, so nothing was exported and timed: pip install 'vitfrost[export]'")
     print(f"report: {made / 'report.html'}")
@@ -88,8 +89,8 @@ def _table(run: Path) -> Table:
     final = next(row for row in timed if not row.unmodified)
     value, low, high = paired_ratio(final.round_ms, began.round_ms, seed=0)
     shares = [("original", began, original, "1"), ("frozen, repaired", final, ended, f"{value:.2f}\n[{low:.2f}, {high:.2f}]")]
-    for name, row, accuracy, time in shares:
-        table.add_row(name, f"{row.precision}\n{row.kind}", _accuracy(accuracy), f"{row.file_bytes / 1e6:.2f}", time)
+    for name, made, accuracy, time in shares:
+        table.add_row(name, f"{made.precision}\n{made.kind}", _accuracy(accuracy), f"{made.file_bytes / 1e6:.2f}", time)
     table.caption, table.caption_justify = f"time: of the original's on ONNX Runtime, 1 thread, {final.p50_ms:.2f} ms in the end", "left"
     return table
 

@@ -68,11 +68,11 @@ class SharedModel:
         if self._pixels is None or self._pixels.shape != pixels.shape or not torch.equal(self._pixels, pixels):
             self._kept, self._pixels = {}, pixels
         self.become(variant)
-        depth = max((depth for depth in range(len(self._ends)) if variant.prefix[:depth] in self._kept), default=None)
-        first, stream = (0, self._stream.enter(pixels)) if depth is None else (self._ends[depth], self._kept[variant.prefix[:depth]])
+        known = max((depth for depth in range(len(self._ends)) if variant.prefix[:depth] in self._kept), default=None)
+        first, stream = (0, self._stream.enter(pixels)) if known is None else (self._ends[known], self._kept[variant.prefix[:known]])
         self.reused += first
         self.computed += len(self._stream.blocks) - first
-        for depth in range(0 if depth is None else depth, len(self._ends)):
+        for depth in range(known or 0, len(self._ends)):
             stream, first = self._stream.run(stream, first, self._ends[depth]), self._ends[depth]
             if self._is_shared(variant.prefix[:depth], variant.prefix[: depth + 1]):
                 self._kept[variant.prefix[:depth]] = stream
