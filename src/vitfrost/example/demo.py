@@ -29,7 +29,7 @@ search: {target_latency: 0.85, runtime: onnxruntime-int8, over: [layers], images
 repair: {images: 200}
 export: {format: onnx, precision: int8, calibration_images: 200}
 evaluation: {images: data/test}
-bench: {runtime: [onnxruntime], precision: [fp32, int8], rounds: 15, memory: false}
+bench: {runtime: [onnxruntime], precision: [fp32], rounds: 15, memory: false}
 """
 # Without the packages of vitfrost[export] there is no runtime to be fast on: a budget of multiply-accumulates, and no times.
 WITHOUT_EXPORT = """\
@@ -70,6 +70,7 @@ def _table(run: Path) -> Table:
     from rich.table import Table
 
     from ..evaluation.results import load_results
+    from ..plans.file import load_plan
     from ..timing.bench import RESULT_FILE
     from ..timing.benchmark import load_benchmark
     from ..timing.rounds import paired_ratio
@@ -91,7 +92,10 @@ def _table(run: Path) -> Table:
     shares = [("original", began, original, "1"), ("frozen, repaired", final, ended, f"{value:.2f}\n[{low:.2f}, {high:.2f}]")]
     for name, made, accuracy, time in shares:
         table.add_row(name, f"{made.precision}\n{made.kind}", _accuracy(accuracy), f"{made.file_bytes / 1e6:.2f}", time)
-    table.caption, table.caption_justify = f"time: of the original's on ONNX Runtime, 1 thread, {final.p50_ms:.2f} ms in the end", "left"
+    table.caption, table.caption_justify = f"time: of the original's, ONNX Runtime, 1 thread, {final.p50_ms:.2f} ms per image in the end", "left"
+    if (alike := load_plan(run / "plan.yaml").latency) is not None:
+        low, high = alike.interval
+        table.caption += f"\nbeside the original in int8: {alike.ratio:.2f} [{low:.2f}, {high:.2f}], as the search measured it"
     return table
 
 
