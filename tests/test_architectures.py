@@ -178,7 +178,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.model)
     for module in install_map_attention(explicit).values():
-        module.observer = lambda maps, values: None
+        module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     del explicit, module  # models are given up as soon as they are done with: the process stays at about 3 GB
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
@@ -293,7 +293,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.model)
     for module in install_map_attention(explicit).values():
-        module.observer = lambda maps, values: None
+        module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")

@@ -70,7 +70,7 @@ def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Mod
     """Freeze the entries that the plan names, in place."""
     attention = install_map_attention(model)
     for site, frozen in frozen_modules(model, plan, statistics).items():
-        attention[site].frozen = frozen
+        attention[site].freeze_entries(frozen)
     return model
 
 

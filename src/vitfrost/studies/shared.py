@@ -49,7 +49,7 @@ class SharedModel:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for name, module in self._attention.items():
-            module.frozen = self._before[name]
+            module.freeze_entries(self._before[name])
         self._kept, self._pixels = {}, None
 
     def add(self, frozen: Mapping[str, FrozenMaps]) -> VariantModel:
@@ -61,7 +61,7 @@ class SharedModel:
     def become(self, variant: VariantModel) -> None:
         """Put the variant's frozen maps in place."""
         for site, frozen in variant.frozen_by_site.items():
-            self._attention[site].frozen = frozen
+            self._attention[site].freeze_entries(frozen)
 
     def run(self, variant: VariantModel, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
         """The variant's logits."""

@@ -12,10 +12,11 @@ from ..errors import UnsupportedModel
 from . import nextvit, plain, pvt_sites, swin
 from .attention import MapAttention
 from .forward import ForwardPass
+from .names import SUPPORTED
 from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
-_SUPPORTED = "supported are vit_*, deit_*, swin_*, vitfrost_pvt_*, pvt_v2_* and nextvit_*"
+_SUPPORTED = f"supported are {SUPPORTED}"
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
@@ -60,6 +61,11 @@ def forward_pass(model: nn.Module) -> ForwardPass:
     return described
 
 
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the first of the tokens before the patches is a class token."""
+    return getattr(model, "cls_token", None) is not None
+
+
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
     """The pairs of a site that may attend to each other; None where all may (everything but shifted windows)."""
     block = model.get_submodule(site_name.rpartition(".")[0])
@@ -76,9 +82,6 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
         return {name: module for name, module in model.named_modules() if isinstance(module, MapAttention)}
     family, sites = family_of(model), find_sites(model)
     for site in sites.attention:
-        parent_name, _, attribute = site.name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        module = family.map_attention(getattr(parent, attribute), site)
-        setattr(parent, attribute, module)
-        modules[site.name] = module
+        modules[site.name] = family.map_attention(model.get_submodule(site.name), site)
+        model.set_submodule(site.name, modules[site.name])
     return modules

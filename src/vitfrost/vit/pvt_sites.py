@@ -13,7 +13,8 @@ from .attention import MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
-from .plain import check_feed_forward, has_affine_norm
+from .norms import has_affine_norm
+from .plain import check_feed_forward
 from .reduced_attention import PyramidAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 

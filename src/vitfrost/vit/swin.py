@@ -12,7 +12,8 @@ from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
-from .plain import check_feed_forward, has_affine_norm
+from .norms import has_affine_norm
+from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()

@@ -123,9 +123,7 @@ def test_streams_run_block_by_block_as_the_model_runs(kind: str) -> None:
     loaded = MODELS[kind]()
     stream, pixels = ResidualStream(loaded.model), batches(loaded)[0]
     seen: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in stream.blocks
-    ]
+    handles = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in stream.blocks]
     with torch.no_grad():
         outputs = loaded.model(pixels)
     for handle in handles:
