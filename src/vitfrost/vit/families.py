@@ -1,5 +1,8 @@
-"""Which family a model belongs to, and why a model is refused. A new family is one module with
-`matches`, `find_sites` and `map_attention`."""
+"""Which family a model belongs to, and why a model is refused.
+
+A new family is one module, named in `_FAMILIES`, with `NAMES`, `matches`, `find_sites`, `map_attention`, `forward_pass`, and
+`allowed_pairs` where masks hide pairs.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from ..errors import UnsupportedModel
 from . import nextvit, plain, pvt_sites, swin
 from .attention import MapAttention
 from .forward import ForwardPass
-from .names import SUPPORTED
 from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
-_SUPPORTED = f"supported are {SUPPORTED}"
+_NAMES = [name for family in _FAMILIES for name in family.NAMES]
+_SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
@@ -32,7 +35,7 @@ _REFUSALS = {
 
 
 def family_of(model: nn.Module) -> Any:
-    """The module of `model`'s family, with `matches`, `find_sites` and `map_attention`.
+    """The module of `model`'s family.
 
     Raises UnsupportedModel in one line that names what is unsupported.
     """
@@ -67,9 +70,12 @@ def has_class_token(model: nn.Module) -> bool:
 
 
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
-    """The pairs of a site that may attend to each other; None where all may (everything but shifted windows)."""
-    block = model.get_submodule(site_name.rpartition(".")[0])
-    return swin.allowed_pairs(block) if swin.matches(model) else None
+    """The pairs of a site that may attend to each other; None where all may (everything but shifted windows).
+
+    Raises UnsupportedModel.
+    """
+    find_pairs = getattr(family_of(model), "allowed_pairs", None)
+    return None if find_pairs is None else find_pairs(model.get_submodule(site_name.rpartition(".")[0]))
 
 
 def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-SUPPORTED = "vit_*, deit_*, swin_*, vitfrost_pvt_*, pvt_v2_* and nextvit_*"
-
 
 def has_relative_bias(model_name: str) -> bool:
     """Whether every head adds a learned bias of its own to the logits of a window (Swin), also where a site has a single window."""

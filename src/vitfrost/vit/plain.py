@@ -18,6 +18,8 @@ from timm.layers import Attention, Mlp  # noqa: E402  (timm must be imported thr
 from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+NAMES = ("vit_*", "deit_*")
+
 
 def matches(model: nn.Module) -> bool:
     """True for timm's VisionTransformer and its distilled form (not for their other subclasses)."""

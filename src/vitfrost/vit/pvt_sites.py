@@ -21,6 +21,8 @@ from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 import_timm()
 from timm.models import pvt_v2  # noqa: E402  (timm must be imported through the guard)
 
+NAMES = ("vitfrost_pvt_*", "pvt_v2_*")
+
 
 def matches(model: nn.Module) -> bool:
     """True for PVT version 1 and timm's version 2, "linear" attention included."""

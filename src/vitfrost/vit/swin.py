@@ -24,6 +24,8 @@ from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported
     WindowAttention,
 )
 
+NAMES = ("swin_*",)
+
 
 def matches(model: nn.Module) -> bool:
     """True for timm's SwinTransformer (version 1), not for its subclasses."""
