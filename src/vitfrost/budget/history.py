@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ..errors import VitfrostError
-from ..files import read_json, write_text
+from ..files import write_text
 from ..plans.schema import ModelIdentity
-from ..plans.strict import Count, Positive, Strict, describe
+from ..records import Format
+from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
-KIND, VERSION = "vitfrost search", 1
+FORMAT = Format("a search of vitfrost", "vitfrost search")
 SUFFIX = ".search.json"
 
 
@@ -126,16 +125,7 @@ def save_search(record: SearchRecord, path: str | Path) -> None:
 
 def load_search(path: str | Path) -> SearchRecord:
     """Read a search. Raises VitfrostError, one line, for a file that is missing, damaged, of another kind or a newer version."""
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise VitfrostError(f"{path} is no search of vitfrost; name another file, or leave it out")
-    version = data.get("version")
-    if type(version) is int and version > VERSION:
-        raise VitfrostError(f"{path} has search version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
-    try:
-        return SearchRecord.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise VitfrostError(f"{path}: {describe(error)}") from error
+    return FORMAT.load(SearchRecord, path)
 
 
 class SearchLog:

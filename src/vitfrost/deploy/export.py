@@ -22,7 +22,7 @@ from ..models import open_model
 from ..plans.choose import summary
 from ..runs.stages import say
 from ..runtime.engines import import_runtime
-from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.folder import EXPORT_FILE, FORMAT, MODEL_FILES, PRECISIONS
 from ..runtime.session import Session, open_export
 from ..vit.load import LoadedModel
 from .fuse import fuse
@@ -120,8 +120,8 @@ def export(
         int8 = Int8(kept, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "format": format,
             "precision": precision,
             "model": loaded.identity(),

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ..strict import Count, Positive, Strict
 from .criteria import CRITERIA
 from .heads import HeadPlan, LayerPlan
-from .strict import Count, Positive, Strict
 from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan, is_swin
 
 KIND, VERSION = "vitfrost plan", 1

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.schema import Bits
-from ..plans.strict import describe
 from ..plans.structure import CompactPlan, HallucinatePlan
-from ..plans.text import from_yaml, overlaid
+from ..plans.text import overlaid
+from ..records import Format
+from ..strict import Strict, describe
 
-KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
+FORMAT = Format("a recipe", "vitfrost recipe", language="YAML")
+LIST_FORMAT = Format("a list of recipes", "vitfrost recipes", language="YAML")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Part(Strict):
+    model_config = ConfigDict(frozen=False)  # defaults that depend on each other, and paths, are filled in
 
 
 class ModelPart(_Part):
@@ -267,20 +269,13 @@ def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
     Raises VitfrostError naming the key that is wrong and why.
     """
     path = Path(path)
-    data = _read(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise VitfrostError(f"{path} is no recipe: its first line should be 'kind: {KIND}'")
-    if isinstance(data.get("version"), int) and data["version"] > VERSION:
-        raise VitfrostError(f"{path} has recipe version {data['version']}, this vitfrost reads up to {VERSION}; update vitfrost")
+    data = FORMAT.read(path)
     shorter = data.pop("quick", None)
     if quick:
         if not isinstance(shorter, dict):
             raise VitfrostError(f"{path} has no quick variant; run it without --quick")
         data = overlaid(data, shorter)
-    try:
-        return Recipe.model_validate(data).resolved(path.parent)
-    except ValidationError as error:
-        raise VitfrostError(f"{path}: {describe(error)}") from error
+    return FORMAT.record(Recipe, data, path).resolved(path.parent)
 
 
 @dataclass(frozen=True)
@@ -290,35 +285,29 @@ class RecipeList:
     paths: tuple[Path, ...]
 
 
+class _Names(Strict):
+    kind: str
+    version: Literal[1]
+    recipes: list[str] = Field(min_length=1)
+
+
 def load_recipe_list(path: str | Path) -> RecipeList | None:
     """Read a list of recipes (`kind: vitfrost recipes`, `recipes:` names files beside it); None for a file of another kind.
 
     Every recipe is read, so that a mistake in the last one is found before the first one runs. Raises VitfrostError as `load_recipe`.
     """
     path = Path(path)
-    data = _read(path)
-    if not isinstance(data, dict) or data.get("kind") != LIST_KIND:
+    data = FORMAT.plain(path)
+    if not isinstance(data, dict) or data.get("kind") != LIST_FORMAT.kind:
         return None
-    names = data.get("recipes")
-    unknown = set(data) - {"kind", "version", "recipes"}
-    if unknown or data.get("version") != VERSION or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise VitfrostError(f"{path}: a list of recipes has kind, version: {VERSION}, and recipes, the names of files")
-    paths = tuple((path.parent / name).resolve() for name in names)
+    named = LIST_FORMAT.record(_Names, LIST_FORMAT.check(data, path), path)
+    paths = tuple((path.parent / name).resolve() for name in named.recipes)
     stems = [one.stem for one in paths]
     if len(stems) != len(set(stems)):
         raise VitfrostError(f"{path}: recipes has a name twice; every recipe runs in a folder of its name")
     for one in paths:
         load_recipe(one)
     return RecipeList(paths)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return from_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

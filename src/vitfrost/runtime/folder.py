@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VitfrostError
-from ..files import read_json, sha256_of_file
+from ..files import sha256_of_file
 from ..images.geometry import Geometry
+from ..records import Format
 
-KIND, VERSION = "vitfrost export", 1
+FORMAT = Format("an exported model", "vitfrost export", mend="export again")
 EXPORT_FILE = "export.json"
 MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -30,12 +31,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise VitfrostError(f"no folder {path}; name one made by vitfrost export")
     if not is_export(path):
         raise VitfrostError(f"{path} is no exported model: it has no {EXPORT_FILE}; make one with vitfrost export")
-    about = read_json(path / EXPORT_FILE)
-    if not isinstance(about, dict) or about.get("kind") != KIND:
-        raise VitfrostError(f"{path / EXPORT_FILE} is not of an exported model")
-    version = about.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise VitfrostError(f"{path} is an export of format version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
+    about = FORMAT.read(path / EXPORT_FILE)
     _check_fields(path, about)
     for name in MODEL_FILES[about["format"]]:
         if not (path / name).is_file():
@@ -60,9 +56,9 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
             and isinstance(about["plan_hash"], str | None)
         )
     except (KeyError, TypeError, ValueError, VitfrostError) as error:
-        raise VitfrostError(f"{path / EXPORT_FILE} is damaged: {type(error).__name__} {error}; export again") from error
+        raise FORMAT.damaged(path / EXPORT_FILE, f"{type(error).__name__} {error}") from error
     if not sound:
-        raise VitfrostError(f"{path / EXPORT_FILE} is damaged: a field has a value without a meaning; export again")
+        raise FORMAT.damaged(path / EXPORT_FILE, "a field has a value without a meaning")
 
 
 def model_bytes(path: str | Path, about: dict[str, Any]) -> int:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import VitfrostError
-from ..plans.strict import describe
 from ..runs.recipe import BlockPart, PlanPart, Recipe
+from ..strict import describe
 
 FULL = 32
 UNFROZEN = "unfrozen"

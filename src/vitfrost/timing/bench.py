@@ -13,7 +13,7 @@ from ..evaluation.results import device_environment, environment, processor_name
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
 from ..runs.stages import TimeLeft, hash_of, say
 from ..vit.load import find_device
-from .benchmark import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
+from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
 from .cells import EAGER, Cell, plan_cells
 from .chart import draw_chart
 from .compare import compared
@@ -118,7 +118,7 @@ class _Run:
             path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
             if path.is_file():
                 say(f"{text}: already there")
-                found.append(checked(MeasuredGroup, read_json(path), path))
+                found.append(FORMAT.record(MeasuredGroup, read_json(path), path))
                 clock.skipped(_work(size, batch))
                 continue
             say(f"{text}: {len(here)} rows{clock.text()}")

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64, UInt8
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ..errors import VitfrostError
+from ..strict import Strict
 from ..vit.compat import import_timm
 from .order import uniforms
 
@@ -46,7 +47,7 @@ _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class AugmentSettings(BaseModel):
+class AugmentSettings(Strict):
     """What is done to training images; by default nothing.
 
     `crop_scale` (shares of the area) and `crop_ratio` (width to height): torchvision's random resized crop, without rounding to
@@ -57,8 +58,6 @@ class AugmentSettings(BaseModel):
     `erase`: probability of timm's random erasing after normalization, of one box with 2 % to a third of the area, by normal noise
     ("pixel") or by the mean ("const").
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     crop_scale: Annotated[_Range, AfterValidator(_within_the_image)] | None = None
     crop_ratio: _Range = (3 / 4, 4 / 3)
