@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
 from ..passes.structure import merge_structure
-from ..runtime.engines import INPUT, OUTPUT, import_runtime
+from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
 from ..vit.load import LoadedModel
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..runtime.engines import INPUT, import_runtime
+from ..runtime.runtimes import INPUT, import_runtime
 from .graph import quiet
 
 WeightRange = Literal["auto", "full", "reduced"]

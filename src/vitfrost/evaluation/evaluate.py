@@ -15,7 +15,7 @@ from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..models import open_model, open_reference
 from ..vit.load import LoadedModel
-from .description import describe, runtime_of, threads_of
+from .description import describe
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
 from .results import Interval, Row, environment
@@ -143,8 +143,8 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
     return Row(
         name=name,
         kind=about.kind,
-        runtime=runtime_of(loaded.model),
-        threads=threads_of(loaded.model),
+        runtime=about.runtime,
+        threads=about.threads,
         precision=about.precision,
         images=images,
         images_hash=measured.images_hash,

@@ -9,11 +9,10 @@ from ..errors import VitfrostError
 from ..files import sha256_of_file
 from ..images.geometry import Geometry
 from ..records import Format
+from .runtimes import FORMATS, PRECISIONS
 
 FORMAT = Format("an exported model", "vitfrost export", mend="export again")
 EXPORT_FILE = "export.json"
-MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
-PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def is_export(path: str | Path) -> bool:
@@ -33,7 +32,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise VitfrostError(f"{path} is no exported model: it has no {EXPORT_FILE}; make one with vitfrost export")
     about = FORMAT.read(path / EXPORT_FILE)
     _check_fields(path, about)
-    for name in MODEL_FILES[about["format"]]:
+    for name in FORMATS[about["format"]].files:
         if not (path / name).is_file():
             raise VitfrostError(f"{path} has no {name}; export again")
         if sha256_of_file(path / name) != about["sha256"].get(name):
@@ -45,7 +44,7 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
     try:
         Geometry(about["preprocessing"])
         sound = (
-            about["format"] in MODEL_FILES
+            about["format"] in FORMATS
             and about["precision"] in PRECISIONS
             and isinstance(about["sha256"], dict)
             and isinstance(about["model"]["name"], str)
@@ -63,4 +62,4 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
 
 def model_bytes(path: str | Path, about: dict[str, Any]) -> int:
     """Bytes of the graph's files."""
-    return sum((Path(path) / name).stat().st_size for name in MODEL_FILES[about["format"]])
+    return sum((Path(path) / name).stat().st_size for name in FORMATS[about["format"]].files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,15 +11,17 @@ from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
 from ..runs.stages import TimeLeft, hash_of, say
+from ..runtime.runtimes import PRECISIONS, cores
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
-from .cells import EAGER, Cell, plan_cells
+from .cells import Cell, plan_cells
 from .chart import draw_chart
 from .compare import compared
 from .exports import identity_of, with_exports
-from .group import WARM_UP, measure_group
+from .group import measure_group
 from .memory import peak_memory
-from .sessions import PRECISIONS, find_runtimes, runtime_version
+from .rounds import WARM_UP
+from .sessions import EAGER, find_runtimes, runtime_version
 from .subjects import open_subjects
 
 RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
@@ -181,9 +182,8 @@ def _check(precisions: Sequence[str], threads: Sequence[int], rounds: int, seed:
             raise VitfrostError(f"there is no precision '{precision}'; give some of {', '.join(PRECISIONS)}")
     if not precisions:
         raise VitfrostError(f"no precision is given; give some of {', '.join(PRECISIONS)}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if max(threads) > cores:
-        raise VitfrostError(f"{max(threads)} threads are more than the {cores} cores of this machine")
+    if max(threads) > cores():
+        raise VitfrostError(f"{max(threads)} threads are more than the {cores()} cores of this machine")
     if rounds < 1:
         raise VitfrostError(f"the number of rounds {rounds} is out of range; give 1 or more; intervals want 10")
     if seed < 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float32
@@ -11,24 +12,38 @@ from torch import Tensor
 
 from ..deploy.graph import inference_form
 from ..runs.stages import say
+from ..runtime import Runtime
 from ..vit.load import LoadedModel, find_device
 from .constant_forms import choose_forms, constant_forms
 
 
-class TorchSession:
+@contextlib.contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Let PyTorch, of which a process has one, use so many threads until the block ends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Torch(Runtime):
     """A model that PyTorch runs (merged, and with fused attention where it has that). bf16 turns weights and activations into bfloat16.
 
     On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
     """
 
+    name = package = "torch"
+
     def __init__(self, loaded: LoadedModel, threads: int, precision: str, compiled: bool, device: str):
-        self.precision = precision
+        self.precision, self.threads = precision, threads
+        self.label = f"torch {torch.__version__.partition('+')[0]} {torch.device(device).type}"
         self._device = find_device(device)
         self._kind = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = inference_form(loaded).to(self._device, self._kind)
         self._compiled = compiled
         self._run: Callable[[Tensor], Tensor] | None = None
-        torch.set_num_threads(threads)  # of the process; all sessions of a group have the same
 
     @property
     def constant_forms(self) -> str | None:
