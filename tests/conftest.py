@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from .pages import Browser, Page  # noqa: E402
 from .processes import Started  # noqa: E402
 
 if TYPE_CHECKING:
@@ -90,10 +92,10 @@ class Called:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
-    """Run a command line in this process: call("plan", "--statistics", path, ...)."""
-    from vitfrost.cli import main
+    """Run a command line in this process: call("plan", "--statistics", path, ...); `main` of another program than `vitfrost`."""
+    from vitfrost import cli
 
-    def called(*words: object) -> Called:
+    def called(*words: object, main: Callable[[list[str]], None] = cli.main) -> Called:
         capsys.readouterr()
         status = 0
         try:
@@ -175,3 +177,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported")
     forms = ("onnx", "openvino")
     return {form: vitfrost.export("vitfrost_digits", format=form, precision="fp32", out=folder / form) for form in forms}
+
+
+@pytest.fixture(scope="session")
+def parse_page() -> Callable[[str], Page]:
+    """Read a page's text."""
+    return Page
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    """Chromium; skips where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    return Browser(program, tmp_path)

@@ -20,12 +20,13 @@ from vitfrost.evaluation.results import load_results
 from vitfrost.files import read_json
 from vitfrost.plans.file import load_plan
 from vitfrost.records import DEEPEST, LARGEST_NUMBER, Format, parse
-from vitfrost.runs.recipe import load_recipe, load_recipe_list
+from vitfrost.runs.recipe import load_recipe
 from vitfrost.runs.stages import run_stages
 from vitfrost.runtime.folder import read_export
 from vitfrost.statistics.record import FORMAT as STATISTICS
 from vitfrost.statistics.record import Statistics
 from vitfrost.studies.outcome_files import load_outcome
+from vitfrost.studies.recipe import load_study, load_study_list
 from vitfrost.timing.benchmark import load_benchmark
 from vitfrost.training.recipe import load_training_recipe
 
@@ -46,7 +47,8 @@ FIELDS = st.sampled_from(
 READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vitfrost plan": (load_plan, "plan.yaml"),
     "vitfrost recipe": (load_recipe, "recipe.yaml"),
-    "vitfrost recipes": (load_recipe_list, "recipes.yaml"),
+    "vitfrost recipes": (load_study_list, "recipes.yaml"),
+    "study": (load_study, "study.yaml"),
     "vitfrost training": (load_training_recipe, "training.yaml"),
     "vitfrost results": (load_results, "results.json"),
     "vitfrost bench": (load_benchmark, "bench.json"),
@@ -79,7 +81,7 @@ def test_any_value_gives_a_record_or_one_line(tmp_path: Path, kind: str, fields:
     read, name = READERS[kind]
     path = tmp_path / name
     (tmp_path / "model.safetensors").touch()
-    data = {"kind": kind, "version": version} | fields
+    data = {"kind": "vitfrost recipe" if kind == "study" else kind, "version": version} | fields
     path.write_text(json.dumps(data), encoding="utf-8")
     outcome(read, path)
     if path.suffix == ".yaml":

@@ -123,7 +123,7 @@ def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(verb.Bench, "measure", never)
+    monkeypatch.setattr(verb.EffectMeter, "measure", never)
     options = {"search": out.with_suffix(".search.json"), "search_over": ("heads",), "max_drop": 90.0, "resume": True}
     assert search(models, pictures, again, 0.9, **options) == plan
     assert again.read_bytes() == out.read_bytes()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..errors import VitfrostError
 from ..reporting.curves import COLORS, Chart, Curve, Level, Reading, line_chart
-from ..reporting.tables import EMPTY, Cell, Table, gain, of_seeds, percent, said
+from ..reporting.tables import EMPTY, Cell, Table
+from .estimates import estimate_title, gain, missing_seeds, percent
 from .grid_parts import GridParts
 from .paper import DIFFERENCE, SPARSITY, readings
 from .roles import Line, Panel, Ranking, bits_word, names, told, word
@@ -113,7 +114,7 @@ def _difference_cell(line: Line, share: float) -> Cell:
     if point is None:
         return EMPTY
     cell = gain(point.difference)
-    return Cell(cell.value, (*cell.notes, *of_seeds(point, line.expected[share])))
+    return Cell(cell.value, (*cell.notes, *missing_seeds(point, line.expected[share])))
 
 
 def _against(one: Point | None, other: Point | None) -> Cell:
@@ -148,7 +149,7 @@ def _images_comparison(family: Sequence[Line], shares: Sequence[float], label: s
         seen = []
         for line in family:
             if (point := line.points.get(share)) is not None:
-                title = said(
+                title = estimate_title(
                     f"{word('statistics_images', point.statistics_images)}, {percent(share)} frozen", point.difference, "points", True
                 )
                 seen.append(Reading(float(point.statistics_images), point.difference.value, point.difference.interval, title))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..files import write_text
 from ..reporting import summary
+from ..reporting.build import REPORT
 from ..reporting.commands import run_command
 from ..reporting.figures import heat_map
 from ..reporting.summary import Figure, KeyNumber, signed
 from ..reporting.templates import fill
 from . import criteria, entropy_maps, paper
 from .complexity import complexity, savings
-from .grid_parts import GridParts
+from .grid_parts import GridParts, read_grid
 from .roles import WORDS, bits_word
 
-TEMPLATE, PAGE = "grid.html.j2", "report.html"
+TEMPLATE, PROGRAM = "grid.html.j2", "python -m vitfrost.studies"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,17 @@ def facts(parts: GridParts) -> list[tuple[str, str, str]]:
     return found
 
 
+def report_study(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a study's folder (default: `report.html` in it) and return its path. Equal folders give equal bytes.
+
+    Parts that are not measured are left out, and the page says so. Raises VitfrostError for the folder of another run or of none, for a
+    part that is damaged or of another model, and when the page cannot be written.
+    """
+    target = Path(run) / REPORT if out is None else Path(out)
+    write_text(target, render_grid(read_grid(Path(run))))
+    return target
+
+
 def render_grid(parts: GridParts) -> str:
     """The page as text."""
     statistics, quantized = parts.statistics, parts.quantized
@@ -84,6 +98,7 @@ def render_grid(parts: GridParts) -> str:
     divergence = entropy_maps.divergence_maps(parts, statistics, *quantized) if statistics and quantized else None
     return fill(
         TEMPLATE,
+        __package__,
         name=parts.recipe.model.name,
         progress=progress(parts),
         published=parts.recipe.published,
@@ -105,6 +120,6 @@ def render_grid(parts: GridParts) -> str:
         complexity=complexity(parts.anatomy),
         savings=savings(parts),
         recipe=summary.recipe_text(parts.recipe),
-        commands=[run_command(parts.recipe), "vitfrost report NEW_RUN"],
+        commands=[run_command(parts.recipe, PROGRAM), f"{PROGRAM} report NEW_RUN"],
         versions=list(parts.some_row.environment.items()) if parts.some_row else [],
     )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ..evaluation.intervals import Estimate
 from ..reporting.curves import Chart, Curve, Level, Reading, line_chart
 from ..reporting.summary import signed
-from ..reporting.tables import EMPTY, Cell, Table, accuracy, gain, of_seeds, percent, said
-from ..runs.recipe import PublishedPart
+from ..reporting.tables import EMPTY, Cell, Table
+from .estimates import accuracy, estimate_title, gain, missing_seeds, percent
 from .grid_parts import GridParts
+from .recipe import PublishedPart
 from .roles import Line, bits_word, names
 from .summary import Point, between
 
@@ -75,7 +76,7 @@ def paper_rows(parts: GridParts) -> list[PaperRow]:
     rows.append(PaperRow("RepQ-ViT", precision, reference, accuracy(unfrozen.top1) if unfrozen else None, None, None))
     for share in table_shares(parts):
         point, value = main.points.get(share), published.frozen.get(share) if published else None
-        notes = of_seeds(point, main.expected[share]) if point else ()
+        notes = missing_seeds(point, main.expected[share]) if point else ()
         rows.append(
             PaperRow(
                 f"{PAPER_NAMES.get(main.cell, 'EAM')}, τ = {percent(share)}", precision, value,
@@ -121,7 +122,7 @@ def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
     found = []
     for share, point in line.points.items():
         estimate = point.difference if difference else point.top1
-        title = said(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
+        title = estimate_title(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
         found.append(Reading(100 * share, estimate.value, estimate.interval, title))
     return found
 
@@ -148,7 +149,7 @@ def _share_cell(line: Line, share: float) -> Cell:
         return EMPTY
     top1, difference = accuracy(point.top1), gain(point.difference)
     against = f"{difference.value} ({difference.notes[0]})" if difference.notes else difference.value
-    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *of_seeds(point, line.expected[share])))
+    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *missing_seeds(point, line.expected[share])))
 
 
 def _paper_lines(parts: GridParts) -> tuple[list[Line], list[str]]:
@@ -233,7 +234,7 @@ def figure_six(parts: GridParts) -> PaperFigure | None:
         return None
     entropy, random = pair
     gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
-    told = {share: said(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
+    told = {share: estimate_title(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
     curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
     level, limits = Level("no gap", 0.0, None), share_limits(pair)
     table = share_table("Values of figure 6", pair, ["entropy", "random"])

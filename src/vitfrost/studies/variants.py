@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import VitfrostError
-from ..runs.recipe import BlockPart, PlanPart, Recipe
+from ..runs.recipe import PlanPart
 from ..strict import describe
+from .recipe import BlockPart, StudyRecipe
 
 FULL = 32
 UNFROZEN = "unfrozen"
@@ -139,14 +140,13 @@ def variant_from(data: dict[str, Any]) -> Variant:
         raise VitfrostError(f"a variant is damaged: {text}; measure again") from error
 
 
-def expand(recipe: Recipe) -> list[Variant]:
+def expand(recipe: StudyRecipe) -> list[Variant]:
     """All variants of a recipe's grid without repetition, each quantized model's unfrozen baseline first.
 
     Order: by source, so that variants of the same model and statistics stand together, then as written. Where the result
     does not depend on the seed (nothing is quantized and the criterion is not random) only seed 0 is kept.
     Raises VitfrostError for combinations that no plan can have.
     """
-    assert recipe.grid is not None
     found: dict[str, Variant] = {}
     for block in recipe.grid.blocks:
         for variant in _expand_block(recipe, block, block.seeds or recipe.grid.seeds):
@@ -158,7 +158,7 @@ def expand(recipe: Recipe) -> list[Variant]:
     return sorted(found.values(), key=lambda variant: (variant.seed, variant.source.model, variant.block != UNFROZEN))
 
 
-def _expand_block(recipe: Recipe, block: BlockPart, seeds: list[int]) -> Iterator[Variant]:
+def _expand_block(recipe: StudyRecipe, block: BlockPart, seeds: list[int]) -> Iterator[Variant]:
     names = list(block.choices)
     for values in product(*(block.choices[name] for name in names)):
         chosen = dict(zip(names, values, strict=True))
