@@ -16,9 +16,9 @@ from typing import Any
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import scratch_folder
-from ..runs.stages import say
+from ..progress import say
 from ..runtime.runtimes import RUNTIMES
-from ..timing.eager import thread_count
+from ..threads import torch_threads
 from ..timing.rounds import interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
 from ..vit.load import LoadedModel
@@ -75,14 +75,15 @@ class RuntimeTimer:
     def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
         """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
         made: dict[str, Callable[[], LoadedModel]] = {ORIGINAL: lambda: self.original, **models}
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder, thread_count(self.target.threads):
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = {}
             try:
                 for number, (name, make) in enumerate(made.items()):
                     if self.progress:
                         say(f"{text}: [{number + 1}/{len(made)}] {name}")
                     sessions[name] = self._open(name, make(), Path(folder) / str(number))
-                return self._timed(sessions, text, seconds)
+                with torch_threads(self.target.threads):
+                    return self._timed(sessions, text, seconds)
             finally:
                 sessions.clear()
                 gc.collect()

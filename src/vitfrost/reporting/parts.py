@@ -70,6 +70,10 @@ class StructureRecord(BaseModel):
     heads: dict[str, list[HallucinatedHead]] = {}
 
 
+class _Structure(BaseModel):
+    structure: StructureRecord
+
+
 @dataclass(frozen=True)
 class RunParts:
     """What was found in the folder of a run; parts that are not there are None.
@@ -246,4 +250,4 @@ def _read_search(folder: Path) -> SearchRecord | None:
 def _read_record(config: dict[str, Any], path: Path) -> StructureRecord | None:
     if config.get("structure") is None:
         return None
-    return FORMAT.record(StructureRecord, config["structure"], f"the structure in {path}")
+    return FORMAT.record(_Structure, {"structure": config["structure"]}, path).structure

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..errors import VitfrostError
 from ..files import refuse_existing
+from ..progress import say
 from ..reporting.build import REPORT
 from ..runs.run import with_paths
-from ..runs.stages import say
 from ..vit.load import find_device
 from .recipe import load_study, load_study_list
 from .several import report_several

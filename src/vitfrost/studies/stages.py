@@ -17,8 +17,9 @@ from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..models import open_model
 from ..plans.criteria import NEED_SENSITIVITY
+from ..progress import say
 from ..runs.run import RecipeRun
-from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
+from ..runs.stages import Stage, TimeLeft, file_key, hash_of
 from ..statistics.record import Statistics
 from ..vit.load import LoadedModel
 from .grid_page import report_study

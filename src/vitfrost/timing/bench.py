@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
-from ..runs.stages import TimeLeft, hash_of, say
+from ..progress import say
+from ..runs.stages import TimeLeft, hash_of
 from ..runtime.runtimes import PRECISIONS, cores
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark

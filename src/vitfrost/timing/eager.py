@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float32
@@ -11,26 +11,18 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..deploy.graph import inference_form
-from ..runs.stages import say
 from ..runtime import Runtime
+from ..threads import torch_threads
 from ..vit.load import LoadedModel, find_device
 from .constant_forms import choose_forms, constant_forms
 
-
-@contextlib.contextmanager
-def thread_count(threads: int) -> Iterator[None]:
-    """Let PyTorch, of which a process has one, use so many threads until the block ends."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+_LOG = logging.getLogger(__name__)
 
 
 class Torch(Runtime):
     """A model that PyTorch runs (merged, and with fused attention where it has that). bf16 turns weights and activations into bfloat16.
 
+    A run uses `threads` threads; whoever times runs has them set beforehand, so that a run need not.
     On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
     """
 
@@ -54,7 +46,7 @@ class Torch(Runtime):
         """The logits, float32 [batch, classes]."""
         if self._run is None:
             self._run = self._prepared(len(pixels))
-        with torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             logits = self._run(torch.from_numpy(pixels).to(self._device, self._kind))
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -65,5 +57,5 @@ class Torch(Runtime):
         if self._device.type == "cuda":
             for name, choice in choose_forms(self._model, images, self._compiled).items():
                 for form, why in choice.failed.items():
-                    say(f"{name}: constant heads cannot be applied as {form}: {why}")
+                    _LOG.warning(f"{name}: constant heads cannot be applied as {form}: {why}")
         return torch.compile(self._model, dynamic=False) if self._compiled else self._model

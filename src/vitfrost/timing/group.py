@@ -15,9 +15,9 @@ from ..evaluation.results import processor_name
 from ..progress import track
 from ..runtime.folder import model_bytes, read_export
 from ..runtime.runtimes import PRECISIONS
+from ..threads import torch_threads
 from .benchmark import BenchRow, LeftOut, MeasuredGroup, Rate
 from .cells import Cell
-from .eager import thread_count
 from .roofline import chain_macs, open_products
 from .rounds import Slot, interleaved, percentile, tried_slot
 from .sessions import EAGER, Opened, runtime_version
@@ -31,7 +31,7 @@ def measure_group(
     `WARM_UP` rounds are not kept, `rounds` are. Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16),
     and cells that cannot be opened or run, are left out. Ratios are not filled in.
     """
-    with thread_count(threads):
+    with torch_threads(threads):
         sessions, left_out = _open(cells, threads, device, progress, text)
         slots: dict[str, Slot] = {}
         for cell, session in list(sessions.items()):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .sessions import EAGER, Opening
+from .sessions import Opening
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SECONDS = 900
@@ -40,10 +40,6 @@ def _bytes_of(field: str) -> int:
 
 def _growth(opening: Opening, batch: int) -> int:
     opening.import_runtime()
-    if opening.runtime in EAGER:
-        import torch
-
-        torch.set_num_threads(opening.threads)  # of this process, which ends with this measurement
     _RESET.write_text("5", encoding="ascii")  # the peak starts again from what is held now (proc(5))
     before = _bytes_of("VmRSS")
     session = opening.open()
