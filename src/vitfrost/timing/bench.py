@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
-from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
-from ..progress import say
-from ..runs.stages import TimeLeft, hash_of
+from ..files import refuse_existing_run, refuse_unwritable, write_json
+from ..keyed import found_or_made, hash_of
+from ..progress import TimeLeft, say, track
 from ..runtime.runtimes import PRECISIONS, cores
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
@@ -118,31 +120,27 @@ class _Run:
             text = f"[{number}/{len(todo)}] {size[0]} px, batch {batch}, threads {count}"
             key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory)
             path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
-            if path.is_file():
-                say(f"{text}: already there")
-                found.append(FORMAT.record(MeasuredGroup, read_json(path), path))
-                clock.skipped(_work(size, batch))
-                continue
-            say(f"{text}: {len(here)} rows{clock.text()}")
-            group = measure_group(here, batch, count, self.rounds, self.seed, self.device, text, self.progress)
-            if self.memory and self.device == "cpu":
-                group = group.model_copy(update={"rows": self._with_memory(group.rows, here, batch, min(threads), text)})
-            found.append(group)
-            write_json(path, group.model_dump(mode="json"))
-            clock.done(_work(size, batch))
+            there = path.is_file()
+            say(f"{text}: already there" if there else f"{text}: {len(here)} rows{clock.text()}")
+            measure = partial(self._measured, here, batch, count, min(threads), text)
+            found.append(FORMAT.record(MeasuredGroup, found_or_made(path, measure), path))
+            (clock.skipped if there else clock.done)(_work(size, batch))
         return found
+
+    def _measured(self, cells: Sequence[Cell], batch: int, threads: int, fewest_threads: int, text: str) -> dict[str, Any]:
+        group = measure_group(cells, batch, threads, self.rounds, self.seed, self.device, text, self.progress)
+        if self.memory and self.device == "cpu":
+            group = group.model_copy(update={"rows": self._with_memory(group.rows, cells, batch, fewest_threads, text)})
+        return group.model_dump(mode="json")
 
     def _with_memory(self, rows: list[BenchRow], cells: Sequence[Cell], batch: int, threads: int, text: str) -> list[BenchRow]:
         """The rows with their peak memory, which is measured once for all numbers of threads, with the smallest."""
-        from ..progress import track
-
         by_name = {cell.name: cell for cell in cells}
         made = []
         for row in track(rows, len(rows), f"{text}: memory", self.progress):
             path = self.folder / "memory" / f"{self._key([by_name[row.name]], batch, threads)}.json"
-            if not path.is_file():
-                write_json(path, peak_memory(by_name[row.name].opening(threads, self.device), batch))
-            made.append(row.model_copy(update={"peak_memory_bytes": read_json(path)}))
+            opening = by_name[row.name].opening(threads, self.device)
+            made.append(row.model_copy(update={"peak_memory_bytes": found_or_made(path, partial(peak_memory, opening, batch))}))
         return made
 
     def _key(self, cells: Sequence[Cell], *settings: int) -> str:

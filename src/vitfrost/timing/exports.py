@@ -12,8 +12,8 @@ from PIL import Image
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file
+from ..keyed import file_key, hash_of
 from ..progress import say
-from ..runs.stages import file_key, hash_of
 from ..runtime.folder import EXPORT_FILE, read_export
 from ..runtime.runtimes import RUNTIMES
 from .benchmark import LeftOut

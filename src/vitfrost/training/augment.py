@@ -136,26 +136,6 @@ class Augment(_Normalize):
         return warped if samples == 1 else F.avg_pool2d(warped, samples)
 
 
-class EvaluationTransform(_Normalize):
-    """Resize (bicubic, antialiased) so that `crop_pct` of the side is `output_size`, cut the center out, normalize."""
-
-    def __init__(self, output_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0):
-        super().__init__(output_size, mean, std)
-        if not 0 < crop_pct <= 1:
-            raise VitfrostError(f"crop_pct {crop_pct} is out of range; give a number above 0 and at most 1")
-        self._resized = int(output_size / crop_pct)
-
-    def __call__(self, pixels: UInt8[Tensor, "batch 3 side side"]) -> Float32[Tensor, "batch 3 out out"]:
-        """Images on any device."""
-        images = pixels.to(torch.float32) / 255
-        if images.shape[-1] != self._resized:
-            size = (self._resized, self._resized)
-            images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        begin = round((self._resized - self.output_size) / 2)
-        end = begin + self.output_size
-        return self._normalized(images[:, :, begin:end, begin:end])
-
-
 def sampling_maps(settings: AugmentSettings, item_seeds: Int64[Tensor, " batch"]) -> Tensor:
     """Maps [batch, 2, 3] (float64) from output to source coordinates, both -1 to 1 over the image: crop, mirror, inverse affine."""
     draws = uniforms(item_seeds, 5, _AFFINE).to(torch.float64)
