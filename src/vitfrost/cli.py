@@ -26,6 +26,7 @@ from .commands.resize import resize
 from .commands.run import run
 from .commands.train import train
 from .errors import VitfrostError
+from .progress import messages_on_stderr
 from .spelling import american_words
 
 
@@ -83,7 +84,8 @@ def main(
     # OpenMP threads that spin while they wait take the cores that decode images, and slow a busy machine several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        _parse(arguments, verbs, program, description)()
+        with messages_on_stderr():
+            _parse(arguments, verbs, program, description)()
         sys.stdout.flush()
     except VitfrostError as error:
         sys.exit(_fail(str(error)))

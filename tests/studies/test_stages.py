@@ -119,11 +119,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(started: C
 
 
 def test_what_is_measured_stays_and_only_a_change_is_measured_again(
-    recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, whole: Path, tmp_path: Path, messages: Callable[[], str]
 ) -> None:
     times = {path.name: path.stat().st_mtime_ns for path in (whole / OUTCOMES).iterdir()}
     run_study(recipe, whole, resume=True, progress=False)
-    said = capsys.readouterr().err
+    said = messages()
     assert said.count("already there") == said.count("[")
     changed = yaml.safe_load(recipe.read_text())
     changed["grid"]["blocks"][0]["freeze"] = [0.2, 0.4]

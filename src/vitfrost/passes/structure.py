@@ -238,6 +238,7 @@ def compact_projection(
     return made, factors.relative_error
 
 
+@torch.random.fork_rng(devices=[])
 def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -> ModelSites:
     """Give a model, as timm builds it, the plan's layers, in place, untrained: to load a state, to count, or to train from scratch.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from ..errors import VitfrostError
@@ -65,11 +66,16 @@ class Pass(Protocol):
 
 
 def apply_passes(passes: Sequence[Pass], work: Work) -> Work:
-    """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied."""
+    """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied.
+
+    What a pass draws from torch's generator starts from the seed of `work.draws`; afterwards the generator is where it was.
+    """
     for one in passes:
         one.check(work)
-    for one in passes:
-        record = one.apply(work)
-        if record is not None:
-            work.records[one.name] = record
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(work.draws.seed)
+        for one in passes:
+            record = one.apply(work)
+            if record is not None:
+                work.records[one.name] = record
     return work
