@@ -20,7 +20,7 @@ runs.recipe, runs.stages
 artifact, configs, deploy, evaluation, models, passes, plans, statistics
 methods
 images, runtime, vit
-distributed, errors, files, progress, spelling
+distributed, errors, files, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 
