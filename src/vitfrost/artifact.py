@@ -40,13 +40,17 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 @dataclass
 class Artifact(LoadedModel):
-    """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model."""
+    """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model.
+
+    `quantization`, `structure` and `repair` are the records of these passes, `passes` those of any others by their names.
+    """
 
     plan: Plan = None  # type: ignore[assignment]
     quantization: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
     repair: dict[str, Any] | None = None
+    passes: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     seeds: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
@@ -174,6 +178,7 @@ def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False)
             "statistics": artifact.statistics,
             "structure": artifact.structure,
             **({} if artifact.repair is None else {"repair": artifact.repair}),
+            **({"passes": artifact.passes} if artifact.passes else {}),
             "training": artifact.training,
             "seeds": artifact.seeds,
             "recipe": artifact.recipe,
@@ -223,7 +228,8 @@ def load_artifact(path: str | Path) -> Artifact:
         artifact = Artifact(
             model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
             plan=plan, quantization=config["quantization"], statistics=config["statistics"], structure=config.get("structure"),
-            repair=config.get("repair"), training=config.get("training"), seeds=config["seeds"], recipe=config["recipe"],
+            repair=config.get("repair"), passes=config.get("passes", {}), training=config.get("training"), seeds=config["seeds"],
+            recipe=config["recipe"],
             size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)

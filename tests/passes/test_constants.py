@@ -12,7 +12,7 @@ import torch
 import vitfrost
 from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
-from vitfrost.passes.compress import fitted_constants
+from vitfrost.passes.give_structure import fitted_constants
 from vitfrost.plans.choose import plan as make_plan
 from vitfrost.plans.file import load_plan, save_plan
 from vitfrost.plans.freeze_heads import shape_of, whole_map

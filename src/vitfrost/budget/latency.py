@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from ..runs.stages import say
+from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.load import LoadedModel
 from ..vit.sites import AttentionSite

@@ -29,7 +29,7 @@ from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
 from ..plans.schema import ModelIdentity, Plan, QuantizePlan
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
-from ..runs.stages import say
+from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
