@@ -20,9 +20,10 @@ from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.training.checkpoint import load_checkpoint
-from vitfrost.training.metrics import read_metrics
 from vitfrost.training.train import train
 from vitfrost.vit.load import load_model
+
+from .lines import read_metrics
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 

@@ -21,8 +21,8 @@ from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
 from ..models import open_model
 from ..plans.choose import summary
-from ..runtime.engines import import_runtime
-from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.folder import EXPORT_FILE, FORMAT
+from ..runtime.runtimes import FORMATS, PRECISIONS, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from ..vit.load import LoadedModel
@@ -49,7 +49,6 @@ Precision = Literal["fp32", "bf16", "int8"]
 Graph = Literal["lean", "plain"]
 CALIBRATION_IMAGES = 300
 INT8_CHECKS = 36
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
 class Int8(NamedTuple):
@@ -101,7 +100,7 @@ def export(
     out = Path(out)
     _check_options(format, precision, images, calibration_images, attention, graph, ranges)
     refuse_existing(out, overwrite)
-    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+    for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
     loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     _check_model(loaded)
@@ -116,8 +115,8 @@ def export(
         int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "format": format,
             "precision": precision,
             "model": loaded.identity(),
@@ -131,7 +130,7 @@ def export(
             **made,
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -145,8 +144,8 @@ def export(
 
 
 def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str, ranges: str) -> None:
-    if form not in MODEL_FILES:
-        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
+    if form not in FORMATS:
+        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
     if (form, precision) == ("onnx", "bf16"):
@@ -234,8 +233,7 @@ def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:
-    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
-    return {name: version(name) for name in used}
+    return {name: version(name) for name in ("vitfrost", "torch", "timm", *FORMATS[form].needs(precision))}
 
 
 def _write_json(folder: Path, fields: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ..strict import Count, Positive, Strict
 from ..vit.names import has_relative_bias
 from .criteria import CRITERIA
 from .heads import HeadPlan, LayerPlan
-from .strict import Count, Positive, Strict
 from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
 
 KIND, VERSION = "vitfrost plan", 1

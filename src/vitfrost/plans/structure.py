@@ -12,7 +12,7 @@ from ..methods.constant_heads.constants import Kind
 from ..methods.hallucination.options import HallucinationOptions, InterMap, IntraMap, Space
 from ..methods.low_rank.cost import largest_useful_rank
 from ..methods.low_rank.options import CompactionOptions, Norm
-from .strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict
 
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
 
