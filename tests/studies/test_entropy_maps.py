@@ -71,9 +71,7 @@ def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistic
 
 
 def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistics) -> None:
-    means = {
-        (layer, head): site.entropy[0, head].mean() for layer, site in enumerate(statistics.sites.values()) for head in range(4)
-    }
+    means = {(layer, head): site.entropy[0, head].mean() for layer, site in enumerate(statistics.sites.values()) for head in range(4)}
     figure = whole_maps(parts, statistics)
     (low, high), captions = (min(means, key=means.__getitem__), max(means, key=means.__getitem__)), [one.caption for one in figure.maps]
     assert captions[0].startswith(f"L{low[0]}H{low[1]}, lowest mean")

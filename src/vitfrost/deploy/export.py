@@ -21,12 +21,13 @@ from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
 from ..models import open_model
 from ..plans.choose import summary
-from ..runtime.engines import import_runtime
-from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.folder import EXPORT_FILE, FORMAT
+from ..runtime.runtimes import FORMATS, PRECISIONS, import_runtime
 from ..runtime.session import Session, open_export
+from ..vit.lean import is_lean, make_lean
 from ..vit.load import LoadedModel
 from .fuse import fuse
-from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
     PRODUCTS,
     Attention,
@@ -39,7 +40,6 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
@@ -49,7 +49,6 @@ Precision = Literal["fp32", "bf16", "int8"]
 Graph = Literal["lean", "plain"]
 CALIBRATION_IMAGES = 300
 INT8_CHECKS = 36
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
 class Int8(NamedTuple):
@@ -88,7 +87,7 @@ def export(
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
     `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
     `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
-    `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
+    `graph`: "lean" computes the same with less work (see `vit.lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
     "plain" is the model as PyTorch has it, quantized as the runtime's own tool does by default. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
     `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
@@ -101,7 +100,7 @@ def export(
     out = Path(out)
     _check_options(format, precision, images, calibration_images, attention, graph, ranges)
     refuse_existing(out, overwrite)
-    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+    for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
     loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
     _check_model(loaded)
@@ -110,14 +109,14 @@ def export(
     static = precision == "int8" and ranges == "static"
     calibration, compared, record = _drawn(loaded, images, calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
         int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "format": format,
             "precision": precision,
             "model": loaded.identity(),
@@ -131,7 +130,7 @@ def export(
             **made,
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -145,8 +144,8 @@ def export(
 
 
 def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str, ranges: str) -> None:
-    if form not in MODEL_FILES:
-        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
+    if form not in FORMATS:
+        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
     if (form, precision) == ("onnx", "bf16"):
@@ -234,8 +233,7 @@ def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:
-    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
-    return {name: version(name) for name in used}
+    return {name: version(name) for name in ("vitfrost", "torch", "timm", *FORMATS[form].needs(precision))}
 
 
 def _write_json(folder: Path, fields: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
 from ..methods.repair.options import RepairOptions
+from ..progress import TimeLeft
 from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
 from ..runtime.engines import import_runtime
@@ -29,7 +30,7 @@ from ..timing.bench import RESULT_FILE, bench
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, find_device, find_weights, load_model
 from .recipe import Recipe, load_recipe, save_recipe
-from .stages import Stage, TimeLeft, run_stages
+from .stages import Stage, run_stages
 
 RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.yaml"
 R = TypeVar("R", bound=Recipe)
