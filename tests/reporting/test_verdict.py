@@ -18,9 +18,9 @@ from vitfrost.timing.benchmark import Benchmark, BenchRow, Ratio, save_benchmark
 
 def _row(name: str, unmodified: bool, ratio: float) -> BenchRow:
     return BenchRow(
-        name=name, subject=name, original="vitfrost_digits", unmodified=unmodified, kind="executed", runtime="onnxruntime",
-        runtime_version="onnxruntime 1", precision="int8", effective_precision="int8", device="cpu", batch=1, threads=1, image_size=(32, 32),
-        weights="digits", random_weights=False, state_hash="0", macs=1, file_bytes=1, p50_ms=2 * ratio, p90_ms=2 * ratio,
+        name=name, subject=name, original="vitfrost_digits", unmodified=unmodified, kind="executed", runtime="onnxruntime", runtime_version="onnxruntime 1", precision="int8", effective_precision="int8", device="cpu", batch=1, threads=1, image_size=(32, 32),
+        weights="digits",
+        random_weights=False, state_hash="0", macs=1, file_bytes=1, p50_ms=2 * ratio, p90_ms=2 * ratio,
         images_per_second=1.0, round_ms=[2 * ratio], repetitions=1, to_peer=Ratio(to="the peer", value=ratio, interval=(ratio, ratio)),
         cpu="a processor",
     )  # fmt: skip

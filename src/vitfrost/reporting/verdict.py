@@ -129,7 +129,8 @@ def _next(parts: RunParts) -> list[tuple[str, str | None]]:
 
 
 def _give_back(parts: RunParts) -> list[tuple[str, str | None]]:
-    plan, found = parts.plan, []
+    plan = parts.plan
+    found: list[tuple[str, str | None]] = []
     if plan is not None and plan.quantize.activation_bits < 8:
         bits = plan.quantize.activation_bits
         found.append(
@@ -137,12 +138,11 @@ def _give_back(parts: RunParts) -> list[tuple[str, str | None]]:
         )
     taken = _costliest(parts)
     if taken is not None:
-        share = taken.macs_share if taken.latency_share is None else taken.latency_share
+        left = taken.macs_share if taken.latency_share is None else taken.latency_share
         what = "multiply-accumulates" if taken.latency_share is None else "time"
-        found.append((
-            f"Give back first what changed the outputs most for what it saves: {taken.move} (KL {taken.increase:+.3g} nats; the search was then at "
-            f"{share:.2f} of the {what}). Set it to 'computed' in plan.yaml, or search with a looser budget.", None,
-        ))  # fmt: skip
+        cost = f"KL {taken.increase:+.3g} nats; the search was then at {left:.2f} of the {what}"
+        text = f"Give back first what changed the outputs most for what it saves: {taken.move} ({cost})."
+        found.append((f"{text} Set it to 'computed' in plan.yaml, or search with a looser budget.", None))
     elif (head := _most_sensitive(parts)) is not None:
         found.append((f"Give back first the frozen head that the outputs depend on most: {head}. Set it to 'computed' in plan.yaml.", None))
     return found
@@ -166,7 +166,8 @@ def _most_sensitive(parts: RunParts) -> str | None:
     for layer in parts.plan.layers:
         sensitivity = statistics.sites[layer.site].sensitivity
         for number in layer.constant if sensitivity is not None else ():
-            value = float(sensitivity[:, number].sum())
+            assert sensitivity is not None
+            value = float(sensitivity.gradient_second[:, number].sum())
             if best is None or value > best[0]:
                 best = (value, f"head {number} of {layer.site}")
     return None if best is None else best[1]

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ..budget.history import SUFFIX, OtherSearch
 from ..budget.under_budget import plan_under_budget
-from ..deploy.export import NEEDS, export
+from ..deploy.export import export
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
@@ -23,7 +23,7 @@ from ..methods.repair.options import RepairOptions
 from ..progress import TimeLeft
 from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
-from ..runtime.engines import import_runtime
+from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.folder import EXPORT_FILE
 from ..statistics.calibrate import calibrate
 from ..timing.bench import RESULT_FILE, bench
@@ -118,7 +118,7 @@ class SingleRun(RecipeRun[Recipe]):
     def check_images(self) -> None:
         """Also find out whether the packages of an export are there."""
         if self.recipe.export is not None:
-            for package in NEEDS[self.recipe.export.format]:
+            for package in FORMATS[self.recipe.export.format].needs(self.recipe.export.precision):
                 import_runtime(package, "export")
         super().check_images()
 
