@@ -18,11 +18,11 @@ from vitfrost.timing.benchmark import Benchmark, BenchRow, Ratio, save_benchmark
 
 def _row(name: str, unmodified: bool, ratio: float) -> BenchRow:
     return BenchRow(
-        name=name, subject=name, original="vitfrost_digits", unmodified=unmodified, kind="executed", runtime="onnxruntime", runtime_version="onnxruntime 1", precision="int8", effective_precision="int8", device="cpu", batch=1, threads=1, image_size=(32, 32),
-        weights="digits",
-        random_weights=False, state_hash="0", macs=1, file_bytes=1, p50_ms=2 * ratio, p90_ms=2 * ratio,
-        images_per_second=1.0, round_ms=[2 * ratio], repetitions=1, to_peer=Ratio(to="the peer", value=ratio, interval=(ratio, ratio)),
-        cpu="a processor",
+        name=name, subject=name, original="vitfrost_digits", unmodified=unmodified, kind="executed", runtime="onnxruntime",
+        runtime_version="onnxruntime 1", precision="int8", effective_precision="int8", device="cpu", batch=1, threads=1,
+        image_size=(32, 32), weights="digits", random_weights=False, state_hash="0", macs=1, file_bytes=1, p50_ms=2 * ratio,
+        p90_ms=2 * ratio, images_per_second=1.0, round_ms=[2 * ratio], repetitions=1, cpu="a processor",
+        to_peer=Ratio(to="the peer", value=ratio, interval=(ratio, ratio)),
     )  # fmt: skip
 
 
@@ -45,8 +45,10 @@ def _searched(parts: RunParts) -> RunParts:
     """With a search of two steps, of which the second costs more for what it saves."""
 
     def step(site: str, increase: float, left: float) -> Taken:
-        return Taken(move=f"{site} all heads", kind="layer", site=site, state=site, increase=increase, kl=increase, agreement=99.0, top1=None,
-                     macs=1, macs_share=left, latency_share=left)  # fmt: skip
+        return Taken(
+            move=f"{site} all heads", kind="layer", site=site, state=site, increase=increase, kl=increase, agreement=99.0, top1=None, macs=1,
+            macs_share=left, latency_share=left,
+        )  # fmt: skip
 
     assert parts.identity is not None
     images = SearchImages(images=2, images_hash="0", seed=0, skipped=0, labeled=False)
