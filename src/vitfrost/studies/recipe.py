@@ -109,7 +109,7 @@ def load_study(path: str | Path, *, quick: bool = False) -> StudyRecipe:
     """Read a recipe with a grid. Raises VitfrostError as `load_recipe` does, and for a recipe without a grid."""
     data = read_recipe(path)
     if isinstance(data, dict) and not is_study(data):
-        raise VitfrostError(f"{path} is no study: it has no grid; run it with vitfrost run")
+        raise VitfrostError(f"{path} is no study, it has no grid; use vitfrost run or vitfrost report")
     return parse_recipe(StudyRecipe, data, Path(path), quick=quick)
 
 
