@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _restore_frozen(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]
             codes[~zeros] = unpack(tensors.pop(f"{key}.codes"), frozen.bits, int((~zeros).sum()))
             frozen.codes, frozen.step = torch.from_numpy(codes), torch.from_numpy(tensors.pop(f"{key}.step"))
         frozen.restore_constants()
-        module.frozen = frozen
+        module.freeze_entries(frozen)
 
 
 def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.ndarray]) -> None:
@@ -160,11 +161,9 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
 
 
 def _versions() -> dict[str, str]:
-    import timm
-
     from . import __version__
 
-    return {"vitfrost": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {"vitfrost": __version__, "torch": torch.__version__, "timm": version("timm")}
 
 
 def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False) -> Path:

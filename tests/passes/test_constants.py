@@ -61,7 +61,7 @@ def explicit(model: LoadedModel, plan: Plan, statistics: Statistics, pixels: tor
             return maps
 
         module.logits_to_maps = replaced  # type: ignore[method-assign]
-        module.logit_observer = lambda logits: None  # explicit maps
+        module.observe(logits=lambda logits: None)  # explicit maps
     with torch.no_grad():
         return model.model(pixels)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact import Artifact
-from ..deploy.lean import block_cut_short
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
@@ -33,6 +32,7 @@ from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
+from ..vit.lean import block_cut_short
 from ..vit.load import LoadedModel, device_of
 from .asked import Asked, asked, how_near, refuse_below, said
 from .effects import Effect, EffectMeter

@@ -24,9 +24,10 @@ from ..plans.choose import summary
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, PRECISIONS, import_runtime
 from ..runtime.session import Session, open_export
+from ..vit.lean import is_lean, make_lean
 from ..vit.load import LoadedModel
 from .fuse import fuse
-from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
     PRODUCTS,
     Attention,
@@ -39,7 +40,6 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
@@ -87,7 +87,7 @@ def export(
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
     `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
     `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
-    `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
+    `graph`: "lean" computes the same with less work (see `vit.lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
     "plain" is the model as PyTorch has it, quantized as the runtime's own tool does by default. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
     `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
@@ -109,7 +109,7 @@ def export(
     static = precision == "int8" and ranges == "static"
     calibration, compared, record = _drawn(loaded, images, calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
         int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
+from ..methods.quantize.modules import QuantizedLayer
 from ..passes.structure import merge_structure
 from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
 from ..vit.load import LoadedModel
@@ -27,6 +28,14 @@ def inference_form(loaded: LoadedModel) -> nn.Module:
     for module in model.modules():
         if isinstance(module, ConstantHeads):
             module.folded()
+    return model
+
+
+def with_float_weights(model: nn.Module) -> nn.Module:
+    """The model with ordinary layers, in place, where only weights were quantized: the values are the same."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantizedLayer) and layer.input_quantizer is None:
+            model.set_submodule(name, layer.float_layer())
     return model
 
 

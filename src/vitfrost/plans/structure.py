@@ -26,11 +26,6 @@ def _odd(value: int) -> int:
 Window = Annotated[Positive, AfterValidator(_odd)]
 
 
-def is_swin(model_name: str) -> bool:
-    """Whether a timm model of this name has Swin's windowed attention; with small images a site may have a single window."""
-    return model_name.startswith("swin")
-
-
 class HallucinatePlan(Strict):
     """How heads were chosen and how their maps are made of the others' (arXiv 2306.10875; its open points are options).
 

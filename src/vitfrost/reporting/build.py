@@ -7,7 +7,7 @@ from pathlib import Path
 from ..files import write_text
 from . import summary
 from .commands import commands
-from .figures import HeatMap, by_head, heat_map
+from .figures import HeatMap, heat_map
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
 from .search import build_search
@@ -58,7 +58,6 @@ def render(parts: RunParts) -> str:
         untrained=summary.untrained(parts),
         freezes=parts.savings is not None and parts.savings.frozen_entries > 0,
         divergence=divergence,
-        divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
         divergence_means=_thousandths(divergence.mean) if divergence else None,
         recipe=summary.recipe_text(parts.recipe),
         settings=summary.settings(parts),

@@ -21,7 +21,7 @@ from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..runs.recipe import Recipe, is_study, load_recipe, read_recipe
 from ..statistics.record import Statistics
-from ..vit.families import find_sites
+from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
 from ..vit.sites import ModelSites
 
@@ -123,7 +123,7 @@ class RunParts:
                 statistics.check_fits(self.identity, sites.signature())
         if self.plan is not None:
             check_fits(self.plan, self.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
-        class_token = getattr(model, "cls_token", None) is not None
+        class_token = has_class_token(model)
         macs, parameters, planned = macs_by_part(model, sites), parameters_by_part(model, sites), None
         if self.plan is not None and has_structure(self.plan):
             changed = install_structure(model, self.plan)

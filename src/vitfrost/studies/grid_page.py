@@ -11,6 +11,7 @@ from ..reporting import summary
 from ..reporting.build import REPORT
 from ..reporting.commands import run_command
 from ..reporting.figures import heat_map
+from ..reporting.head_rows import divergence_rows
 from ..reporting.summary import Figure, KeyNumber, signed
 from ..reporting.templates import fill
 from . import criteria, entropy_maps, paper
@@ -95,7 +96,8 @@ def render_grid(parts: GridParts) -> str:
     statistics, quantized = parts.statistics, parts.quantized
     shown = statistics or (quantized[1] if quantized else None)
     rows = entropy_maps.entropy_rows(parts, shown) if shown else None
-    divergence = entropy_maps.divergence_maps(parts, statistics, *quantized) if statistics and quantized else None
+    sites = parts.anatomy.sites.attention
+    divergence = divergence_rows(sites, parts.anatomy.class_token, statistics, quantized[1]) if statistics and quantized else None
     return fill(
         TEMPLATE,
         __package__,
@@ -113,10 +115,13 @@ def render_grid(parts: GridParts) -> str:
         over_images=criteria.over_images(parts),
         attention=entropy_maps.attention_on_picture(parts.picture) if parts.picture else None,
         rows=rows,
-        precision=shown.header.precision if shown else None,
-        entropy=heat_map("mean entropy, bits", rows.means, "viridis", ".2f") if rows else None,
+        first=entropy_maps.first_heads(rows) if rows else [],
+        shown=shown.header if shown else None,
+        entropy=heat_map("mean entropy, bits", entropy_maps.mean_entropy(parts, shown), "viridis", ".2f") if shown else None,
         maps=entropy_maps.whole_maps(parts, shown) if shown else None,
         divergence=divergence,
+        chosen=entropy_maps.heads_of_the_paper(divergence) if divergence else [],
+        quantized=quantized,
         complexity=complexity(parts.anatomy),
         savings=savings(parts),
         recipe=summary.recipe_text(parts.recipe),

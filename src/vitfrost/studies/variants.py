@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -94,20 +94,8 @@ class Variant:
         """What a person calls it: model, share, criterion, statistics, and the options that are not the defaults."""
         if self.block == UNFROZEN:
             return f"{self.source.model} unfrozen"
-        own = PlanPart()
-        shown = [
-            f"{key.replace('_', ' ')} {' '.join(value) if isinstance(value, tuple) else value}"
-            for key, value in self.options
-            if key not in ("freeze", "by", "seed", "weight_bits", "activation_bits", "levels", "frozen_bits") and value != getattr(own, key)
-            and not (key == "protect" and not value)
-        ]  # fmt: skip
-        told = [
-            f"{self.plan['by']} {100 * self.freeze:g} %",
-            f"{self.plan['frozen_bits']} bit",
-            f"statistics {self.source.observed}",
-            *shown,
-        ]
-        return f"{self.source.model} {', '.join(told)}"
+        own = [f"{self.plan['by']} {100 * self.freeze:g} %", f"{self.plan['frozen_bits']} bit", f"statistics {self.source.observed}"]
+        return f"{self.source.model} {', '.join([*own, *changed_options(self.plan, beside=('levels',))])}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for files."""
@@ -125,6 +113,18 @@ class Variant:
         """A short hash of everything but the block's name."""
         data = {name: value for name, value in self.as_dict().items() if name != "block"}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_options(plan: dict[str, Any], beside: Collection[str] = ()) -> list[str]:
+    """The options in words that are not a plan's defaults, less those that everything says of a variant, and those named."""
+    own = PlanPart()
+    known = {"freeze", "by", "seed", "frozen_bits", "weight_bits", "activation_bits", *beside}
+    lists = {key: (_as_list(value), _as_list(getattr(own, key))) for key, value in plan.items() if key not in known}
+    return [f"{key.replace('_', ' ')} {' '.join(map(str, value))}" for key, (value, default) in lists.items() if value != default]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def variant_from(data: dict[str, Any]) -> Variant:

@@ -18,6 +18,8 @@ import_timm()
 from timm.layers import ConvMlp  # noqa: E402  (timm must be imported through the guard)
 from timm.models.nextvit import EfficientAttention, NextConvBlock, NextTransformerBlock, NextViT  # noqa: E402
 
+NAMES = ("nextvit_*",)
+
 
 def matches(model: nn.Module) -> bool:
     """True for timm's NextViT, also with its normalizations merged into the layers after them."""

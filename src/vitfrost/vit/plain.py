@@ -10,6 +10,7 @@ from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
+from .norms import has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -17,15 +18,12 @@ from timm.layers import Attention, Mlp  # noqa: E402  (timm must be imported thr
 from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+NAMES = ("vit_*", "deit_*")
+
 
 def matches(model: nn.Module) -> bool:
     """True for timm's VisionTransformer and its distilled form (not for their other subclasses)."""
     return type(model) in (VisionTransformer, VisionTransformerDistilled)
-
-
-def has_affine_norm(norm: nn.Module) -> bool:
-    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterize."""
-    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
 def check_feed_forward(mlp: Any, name: str) -> None:

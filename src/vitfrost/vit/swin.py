@@ -12,7 +12,8 @@ from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
-from .plain import check_feed_forward, has_affine_norm
+from .norms import has_affine_norm
+from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -22,6 +23,8 @@ from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported
     SwinTransformerBlock,
     WindowAttention,
 )
+
+NAMES = ("swin_*",)
 
 
 def matches(model: nn.Module) -> bool:
