@@ -16,11 +16,11 @@ example, runs
 reporting, training
 budget
 timing
-runs.recipe, runs.stages
+keyed, runs.recipe, runs.stages
 artifact, configs, deploy, evaluation, models, passes, plans, statistics
 methods
 images, runtime, vit
-distributed, errors, files, progress, spelling
+distributed, errors, files, progress, records, spelling, strict, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,8 +74,6 @@ class Format:
         """Plain data as a pydantic model or a dataclass. Raises VitfrostError that names `where` and the first field that is wrong."""
         from pydantic import ValidationError
 
-        from .strict import describe
-
         try:
             found: T = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
         except ValidationError as error:
@@ -106,6 +105,21 @@ def shown(value: Any) -> str:
 def field_path(location: tuple[Any, ...]) -> str:
     """ "layers[0].heads[2].source"."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def describe(error: Any, names: Mapping[str, str] | None = None) -> str:
+    """The first problem of a pydantic.ValidationError in one line: field path, value, what is allowed. `names` renames fields to a caller's options."""
+    first = error.errors(include_url=False)[0]
+    path = field_path(first["loc"])
+    path = (names or {}).get(path, path)
+    if first["type"] == "value_error":
+        text = f"{path}.{first['ctx']['error']}" if path else str(first["ctx"]["error"])
+    elif first["type"] == "missing":
+        text = f"{path} is missing"
+    else:
+        text = f"{path or 'it'} is {shown(first['input'])}; {first['msg'].replace('Input', 'it')}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more {'problems' if more > 1 else 'problem'})" if more else "")
 
 
 def read_plain(path: str | Path, language: Language) -> Any:

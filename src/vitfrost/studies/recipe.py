@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
+from ..records import describe
 from ..runs.recipe import LIST_FORMAT, EvaluationPart, Part, PlanPart, Recipe, is_study, parse_recipe, read_recipe
-from ..strict import Strict, describe
+from ..strict import Strict
 
 STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
     "statistics": lambda value: value in ("fp32", "quantized"),
