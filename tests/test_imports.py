@@ -16,11 +16,12 @@ example, runs
 reporting, training
 budget
 timing
-keyed, runs.recipe, runs.stages
-artifact, configs, deploy, evaluation, models, passes, plans, statistics
+runs.recipe, runs.stages
+artifact, configs, keyed, deploy, evaluation, models, passes, plans, statistics
 methods
 images, runtime, vit
-distributed, errors, files, progress, records, spelling, strict, threads
+files, records, strict
+distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+_SHOWN = 60
+
 
 class VitfrostError(Exception):
     """Bad input or an accident outside the program. The command line prints it as one line and exits with 2."""
@@ -14,3 +18,14 @@ class VitfrostError(Exception):
 
 class UnsupportedModel(VitfrostError):
     """A model with something in its attention that vitfrost does not know how to see."""
+
+
+def shown(value: Any) -> str:
+    """A value in few characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def field_path(location: tuple[Any, ...]) -> str:
+    """ "layers[0].heads[2].source"."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import VitfrostError
+from .errors import VitfrostError, field_path, shown
 from .spelling import american
 
 T = TypeVar("T")
@@ -23,7 +22,6 @@ MOST_BYTES: dict[Language, int] = {"JSON": 64 << 20, "YAML": 8 << 20}
 MOST_VALUES: dict[Language, int] = {"JSON": 5_000_000, "YAML": 200_000}
 DEEPEST = 64
 SMALLEST_NUMBER, LARGEST_NUMBER = -(2**63), 2**64 - 1
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,8 @@ class Format:
         """Plain data as a pydantic model or a dataclass. Raises VitfrostError that names `where` and the first field that is wrong."""
         from pydantic import ValidationError
 
+        from .strict import describe
+
         try:
             found: T = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
         except ValidationError as error:
@@ -94,32 +94,6 @@ def _adapter(kind: type[T]) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
-
-
-def shown(value: Any) -> str:
-    """A value in few characters."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def field_path(location: tuple[Any, ...]) -> str:
-    """ "layers[0].heads[2].source"."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-
-
-def describe(error: Any, names: Mapping[str, str] | None = None) -> str:
-    """The first problem of a pydantic.ValidationError in one line: field path, value, what is allowed. `names` renames fields to a caller's options."""
-    first = error.errors(include_url=False)[0]
-    path = field_path(first["loc"])
-    path = (names or {}).get(path, path)
-    if first["type"] == "value_error":
-        text = f"{path}.{first['ctx']['error']}" if path else str(first["ctx"]["error"])
-    elif first["type"] == "missing":
-        text = f"{path} is missing"
-    else:
-        text = f"{path or 'it'} is {shown(first['input'])}; {first['msg'].replace('Input', 'it')}"
-    more = error.error_count() - 1
-    return text + (f" (and {more} more {'problems' if more > 1 else 'problem'})" if more else "")
 
 
 def read_plain(path: str | Path, language: Language) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import field_path, shown
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -23,3 +26,18 @@ class Strict(BaseModel):
                 if key not in cls.model_fields:
                     raise ValueError(f"{str(key)[:60]} is not known here; the fields are {', '.join(cls.model_fields)}")
         return data
+
+
+def describe(error: ValidationError, names: Mapping[str, str] | None = None) -> str:
+    """The first problem in one line: field path, value, what is allowed. `names` renames fields to a caller's options."""
+    first = error.errors(include_url=False)[0]
+    path = field_path(first["loc"])
+    path = (names or {}).get(path, path)
+    if first["type"] == "value_error":
+        text = f"{path}.{first['ctx']['error']}" if path else str(first["ctx"]["error"])
+    elif first["type"] == "missing":
+        text = f"{path} is missing"
+    else:
+        text = f"{path or 'it'} is {shown(first['input'])}; {first['msg'].replace('Input', 'it')}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more {'problems' if more > 1 else 'problem'})" if more else "")

@@ -278,6 +278,18 @@ def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_teacher_is_built_with_its_own_options(written: Callable[..., Path], tmp_path: Path) -> None:
+    """The teacher has the weights that the student starts from, so there is nothing to imitate yet."""
+    narrow = {**SMALL, "embed_dim": 16}
+    save_file(load_model("vitfrost_digits", "random", seed=3, **narrow).model.state_dict(), tmp_path / "t.safetensors")
+    teacher = {"name": "vitfrost_digits", "weights": str(tmp_path / "t.safetensors"), "options": narrow, "weight": 1.0}
+    model = {"weights": str(tmp_path / "t.safetensors"), "options": narrow}
+    run = trained(written(model=model, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
+    assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5
+    with pytest.raises(VitfrostError, match=r"t\.safetensors"):
+        trained(written("plain.yaml", model=model, teacher={**teacher, "options": {}}), tmp_path / "plain")
+
+
 def test_the_original_as_teacher_starts_without_a_difference(written: Callable[..., Path], tmp_path: Path) -> None:
     save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "kind": "soft"}

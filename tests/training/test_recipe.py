@@ -40,6 +40,7 @@ def written(folder: Path, changes: dict[str, Any] | None = None, name: str = "re
         ({"schedule": {"follow": "time"}}, "there is no time_limit"),
         ({"teacher": {"original": True}}, "the model is untrained"),
         ({"teacher": {"kind": "soft"}}, "original is to be true, or name"),
+        ({"teacher": {"original": True, "options": {"depth": 2}}, "model": {"weights": "w.pt"}}, "options belong to a teacher with a name"),
         ({"teacher": {"name": "a", "temperature": 0}}, "teacher.temperature is 0"),
         ({"data": {"train": []}}, "data.train is []"),
         ({"data": {"train": [{"source": "a", "split": "half"}]}}, "data.train[0].split is 'half'"),

@@ -1,6 +1,5 @@
 """The strict base, under the name that it had here."""
 
-from ..records import describe
-from ..strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict, describe
 
 __all__ = ["Count", "Positive", "Strict", "describe"]

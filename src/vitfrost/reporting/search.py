@@ -116,8 +116,8 @@ def _left(taken: Taken) -> float:
 def _title(number: int, taken: Taken) -> str:
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
     latency = "" if taken.latency_share is None else f", latency {100 * taken.latency_share:.1f} %"
-    said = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
-    return f"{said}, MACs {100 * taken.macs_share:.1f} %{latency}"
+    title = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
+    return f"{title}, MACs {100 * taken.macs_share:.1f} %{latency}"
 
 
 def _steps(record: SearchRecord) -> Table:

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
-from ..records import describe
 from ..runs.recipe import LIST_FORMAT, EvaluationPart, Part, PlanPart, Recipe, is_study, parse_recipe, read_recipe
-from ..strict import Strict
+from ..strict import Strict, describe
 
 STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
     "statistics": lambda value: value in ("fp32", "quantized"),
@@ -110,7 +109,7 @@ def load_study(path: str | Path, *, quick: bool = False) -> StudyRecipe:
     """Read a recipe with a grid. Raises VitfrostError as `load_recipe` does, and for a recipe without a grid."""
     data = read_recipe(path)
     if isinstance(data, dict) and not is_study(data):
-        raise VitfrostError(f"{path} is no study: it has no grid; run it with vitfrost run")
+        raise VitfrostError(f"{path} is no study, it has no grid; use vitfrost run or vitfrost report")
     return parse_recipe(StudyRecipe, data, Path(path), quick=quick)
 
 

@@ -59,12 +59,14 @@ class TeacherPart(Strict):
 
     `weight` is the share of the distillation in the loss; the labels have the rest. `tokens` is what the mean squared difference
     of the last tokens (before pooling and classifier) counts beside it, for a teacher whose tokens are as many and as wide.
+    `options` are further arguments of timm's create_model, for a teacher that is no model of timm's as it stands.
     """
 
     original: bool = False
     name: str | None = None
     weights: str | None = None
     image_size: int | tuple[int, int] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
     kind: Literal["soft", "hard"] = "soft"
     temperature: float = Field(1.0, gt=0)
     weight: float = Field(0.5, gt=0, le=1)
@@ -74,6 +76,8 @@ class TeacherPart(Strict):
     def _names_one_model(self) -> TeacherPart:
         if self.original == (self.name is not None):
             raise ValueError("original is to be true, or name and weights given; a teacher is one model")
+        if self.original and self.options:
+            raise ValueError("options belong to a teacher with a name; the original is as model says")
         return self
 
 
@@ -175,7 +179,8 @@ class TrainingRecipe(Strict):
     """One training run. `batch_size` is that of all processes together; `time_limit` is in minutes.
 
     `drop_until`: after this share of the training nothing is dropped any more (dropout, stochastic depth, patches).
-    `evaluate_every` is in epochs; without it only the result is evaluated.
+    `evaluate_every` is in epochs; without it only the result is evaluated. `products`: what computes linear layers and depthwise
+    convolutions of fp32 steps on a CPU, torch's own choice or oneDNN (`products.fast_products`: the same to rounding, and faster).
     """
 
     kind: Literal["vitfrost training"] = "vitfrost training"
@@ -193,6 +198,7 @@ class TrainingRecipe(Strict):
     drop_until: float = Field(1.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    products: Literal["torch", "onednn"] = "torch"
     compile: bool = False
     seed: int = Field(0, ge=0)
     evaluate_every: int | None = Field(None, ge=1)
@@ -208,6 +214,8 @@ class TrainingRecipe(Strict):
             raise ValueError("schedule.follow is 'time', but there is no time_limit; give one in minutes")
         if self.teacher is not None and self.teacher.original and self.model.weights is None:
             raise ValueError("teacher.original is true, but the model is untrained; give model.weights, or name another teacher")
+        if self.products == "onednn" and self.precision != "fp32":
+            raise ValueError("products onednn computes in fp32; set precision to fp32, or leave products out")
         if self.start.artifact is not None and self.plan is not None:
             raise ValueError("start.artifact brings its own plan; leave out plan, or the artifact")
         if self.teacher is None and all(source.labels == "none" for source in self.data.train):
