@@ -28,25 +28,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from vitfrost.plans.scratch import plan_from_model
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.evaluation.results import environment
 from vitfrost.files import atomic_file, write_json
 from vitfrost.passes.structure import install_structure
-from vitfrost.plans.scratch import plan_from_model
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 
 RUNTIMES = ("eager", "compiled", "onnxruntime", "openvino")
 TOLERANCE = 1e-3  # of the outputs' size, between a runtime and PyTorch
-HALF = HallucinatePlan(share=0.5, by="first")
+HALF = Hallucinate(share=0.5, by="first")
 VARIANTS: dict[str, dict[str, Any]] = {
     "hMHSA": {"hallucinate": HALF},
-    "head copies": {"hallucinate": HallucinatePlan(share=0.5, by="first", inter_map="copy", intra_map="none")},
-    "cFFN": {"compact": CompactPlan(ratio=0.5)},
-    "hMHSA + cFFN": {"hallucinate": HALF, "compact": CompactPlan(ratio=0.5)},
+    "head copies": {"hallucinate": Hallucinate(share=0.5, by="first", inter_map="copy", intra_map="none")},
+    "cFFN": {"compact": Compact(ratio=0.5)},
+    "hMHSA + cFFN": {"hallucinate": HALF, "compact": Compact(ratio=0.5)},
 }
 
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import vitfrost
 from vitfrost.artifact import is_artifact
+from vitfrost.configs import Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.intervals import bootstrap_mean
 from vitfrost.evaluation.results import Row
 from vitfrost.files import read_json, write_json, write_text
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import LoadedModel, load_model
 
@@ -70,7 +70,7 @@ class Study:
         """The quantized model without freezing."""
         out = self.work / f"w{bits}a{bits}-{seed}"
         if not is_artifact(out):
-            quantize = QuantizePlan(weight_bits=bits, activation_bits=bits)
+            quantize = Quantize(weight_bits=bits, activation_bits=bits)
             plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
             vitfrost.compress(self.original, plan, images=self.options.calibration, seed=seed, out=out)
         return out

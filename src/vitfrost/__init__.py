@@ -14,7 +14,7 @@ _VERBS = {
     "inspect": "vitfrost.evaluation.inspect",
     "calibrate": "vitfrost.statistics.calibrate",
     "plan": "vitfrost.plans.choose",
-    "plan_under_budget": "vitfrost.budget.under_budget",
+    "search": "vitfrost.budget.search",
     "compress": "vitfrost.passes.compress",
     "resize": "vitfrost.passes.resize",
     "evaluate": "vitfrost.evaluation.evaluate",

@@ -12,12 +12,13 @@ from vitfrost.budget.effects import Effect
 from vitfrost.budget.greedy import Goal, Search
 from vitfrost.budget.macs import MacsOfStates
 from vitfrost.budget.moves import Move, Moves, State
+from vitfrost.configs import Compact, FreezeHeads, Quantize
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
 from vitfrost.plans.freeze_heads import choose_kind, shape_of
-from vitfrost.plans.schema import ModelIdentity, Plan, QuantizePlan
-from vitfrost.plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
+from vitfrost.plans.schema import ModelIdentity, Plan
+from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import AttentionSite, FeedForwardSite
@@ -49,7 +50,7 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     loaded, statistics = models[which].model, models[which].statistics
     if which == "pvt" and constants == "local":
         pytest.skip("its maps have no patch grid")
-    settings = ConstantsPlan(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
+    settings = FreezeHeads(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
     sites = find_sites(loaded.model)
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in statistics.header.sites]
     size = statistics.header.model["image_size"]
@@ -61,8 +62,8 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     frozen = [{0}, set(range(sites.attention[1].heads)), *({1} if site.heads > 1 else set() for site in sites.attention[2:])]
     state = State(tuple(map(frozenset, frozen)), tuple(site.width // 2 for site in sites.feed_forward))
     plan = Plan(
-        model=ModelIdentity.model_validate(loaded.identity()), constants=settings, compact=CompactPlan(ratio=None),
-        quantize=QuantizePlan(weight_bits=32, activation_bits=32),
+        model=ModelIdentity.model_validate(loaded.identity()), constants=settings, compact=Compact(ratio=None),
+        quantize=Quantize(weight_bits=32, activation_bits=32),
         layers=tuple(
             layer.model_copy(update={"heads": tuple(own[n] if n in chosen else head for n, head in enumerate(layer.heads))})
             for layer, own, chosen in zip(layers, heads, frozen, strict=True)

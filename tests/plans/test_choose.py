@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitfrost
+from vitfrost.configs import Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import frozen_maps, plan, summary, unfrozen_plan
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.heads import HeadPlan
-from vitfrost.plans.schema import Plan, QuantizePlan
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.select import share
 
 SHAPES = [(1, 3, 9, 9), (1, 3, 9, 9)]
@@ -202,7 +203,7 @@ def test_statistics_of_another_shape_are_refused(draw_record):
 
 def test_no_freezing_needs_no_statistics_and_ratio_zero_leaves_every_head_computed(draw_record, identity):
     record = draw_record(SHAPES)
-    quantize = QuantizePlan(weight_bits=8, activation_bits=32)
+    quantize = Quantize(weight_bits=8, activation_bits=32)
     unfrozen = unfrozen_plan(identity, record.header.sites, quantize)
     assert unfrozen.statistics is None
     for made in (unfrozen, plan(record, freeze=None), plan(record, freeze=0.0)):

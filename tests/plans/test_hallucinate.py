@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.hallucination.fit import choose_heads, correlations
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.heads import sources
 from vitfrost.plans.select import share
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 
 SHAPES = [(1, 6, 5, 5), (1, 1, 5, 5), (1, 5, 4, 4)]
 COPIES = {"mix": "copy"}
@@ -29,7 +29,7 @@ def test_the_share_of_every_layer_is_hallucinated_and_the_rest_computed(draw_rec
     record = draw_record([(1, count, 3, 3) for count in heads])
     asked = {"share": ratio, "by": by, "seed": seed}
     made = plan(record, hallucinate=asked, freeze=None)
-    assert made == plan(record, hallucinate=HallucinatePlan(**asked), freeze=None)
+    assert made == plan(record, hallucinate=Hallucinate(**asked), freeze=None)
     for layer, count in zip(made.layers, heads, strict=True):
         assert len(layer.hallucinated) == share(ratio, count)
         assert {layer.heads[head].source for head in layer.logit_heads} == {"computed"}
@@ -40,7 +40,7 @@ def test_the_share_of_every_layer_is_hallucinated_and_the_rest_computed(draw_rec
 def test_half_of_the_heads_rounded_down_and_a_head_alone_stays(draw_record):
     made = plan(draw_record(SHAPES), hallucinate=0.5, freeze=None)
     assert [len(layer.logit_heads) for layer in made.layers] == [3, 1, 3]
-    assert made.hallucinate == HallucinatePlan(share=0.5)
+    assert made.hallucinate == Hallucinate(share=0.5)
     assert made.freeze is None
 
 
@@ -129,7 +129,7 @@ def test_every_block_or_those_after_attention_are_compacted(draw_record):
     assert [(block.site, block.width, block.hidden, block.rank) for block in made.feed_forward] == [
         (f"blocks.{number}.mlp", 24, 96, 12) for number in range(3)
     ]
-    assert made.compact == CompactPlan(ratio=0.5)
+    assert made.compact == Compact(ratio=0.5)
     made = plan(record, compact={"ratio": 0.3, "blocks": "transformer"}, freeze=None)
     assert [block.rank for block in made.feed_forward] == [None, 7, 7]
     assert plan(record, freeze=None).feed_forward == ()

@@ -7,11 +7,12 @@ import re
 import pytest
 import yaml
 
+from vitfrost.configs import Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
-from vitfrost.plans.schema import Plan, QuantizePlan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
 
@@ -84,9 +85,7 @@ def test_the_hash_ignores_comments_layout_and_key_order_but_no_value(made, writt
 def test_the_hash_is_the_same_in_every_version(identity):
     """Artifacts and results hold it, so a change needs a new plan version."""
     signature = [{"name": "blocks.0.attn", "heads": 2, "maps": [1, 2, 5, 5], "prefix_tokens": 1}]
-    assert (
-        plan_hash(unfrozen_plan(identity, signature, QuantizePlan())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
-    )
+    assert plan_hash(unfrozen_plan(identity, signature, Quantize())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def digits():
 
 def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
     identity, signature = digits
-    made = unfrozen_plan(identity, signature, QuantizePlan())
+    made = unfrozen_plan(identity, signature, Quantize())
     check_fits(made, identity, signature)
     check_fits(made, identity | {"weight_tag": "file:elsewhere.safetensors"}, signature)
 
@@ -182,12 +181,12 @@ def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
 def test_another_model_is_told_apart(digits, changes, message):
     identity, signature = digits
     with pytest.raises(VitfrostError, match=message):
-        check_fits(unfrozen_plan(identity, signature, QuantizePlan()), identity | changes, signature)
+        check_fits(unfrozen_plan(identity, signature, Quantize()), identity | changes, signature)
 
 
 def test_other_sites_are_told_apart(digits):
     identity, signature = digits
-    made = unfrozen_plan(identity, signature, QuantizePlan())
+    made = unfrozen_plan(identity, signature, Quantize())
     with pytest.raises(VitfrostError, match="6 layers, but vitfrost_digits has 5 attention sites"):
         check_fits(made, identity, signature[:-1])
     wider = signature[0] | {"maps": [1, 4, 66, 66]}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from vitfrost.plans.scratch import plan_from_model
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import sources
-from vitfrost.plans.scratch import plan_from_model
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import load_model
@@ -23,7 +23,7 @@ HALLUCINATED = {
     "share": 0.4, "mix": "copy", "ridge": 0.5, "space": "post-softmax", "inter_map": "copy", "intra_map": "5x5", "prefix": "include",
     "bias": False, "seed": 4,
 }  # fmt: skip
-COMPACTED = CompactPlan(
+COMPACTED = Compact(
     ratio=0.25, init="weights", blocks="transformer", branches=3, norm="batch", expand=True, identity=True, noise=0.5
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_a_model_alone_gives_a_plan_that_fits_it():
     loaded = load_model("vitfrost_digits", "random")
     sites = find_sites(loaded.model)
     check_fits(made, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
-    assert made == plan_from_model(loaded, hallucinate=HallucinatePlan(share=0.5, by="first"), compact=CompactPlan())
+    assert made == plan_from_model(loaded, hallucinate=Hallucinate(share=0.5, by="first"), compact=Compact())
     assert (made.statistics, made.freeze) == (None, None)
     assert (made.quantize.weight_bits, made.quantize.activation_bits) == (32, 32)
     for layer, site in zip(made.layers, sites.attention, strict=True):
@@ -73,7 +73,7 @@ def test_the_command_reaches_every_option(call, statistics, tmp_path):
     called = call("plan", "--statistics", statistics / "with.safetensors", *ALL, "--hallucinate-by", "random", "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
     made = load_plan(tmp_path / "p.yaml")
-    assert made.hallucinate == HallucinatePlan(**HALLUCINATED, by="random")
+    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="random")
     assert made.compact == COMPACTED
     assert (made.freeze, made.quantize.weight_bits) == (None, 4)
     heads, blocks = sum(len(layer.hallucinated) for layer in made.layers), len(made.feed_forward)
@@ -86,7 +86,7 @@ def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
     called = call(*arguments, "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
     made = load_plan(tmp_path / "p.yaml")
-    assert made.hallucinate == HallucinatePlan(**HALLUCINATED, by="first")
+    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="first")
     assert made.compact == COMPACTED
     assert (made.statistics, made.freeze, made.quantize.weight_bits, made.quantize.levels) == (None, None, 32, "strict")
     assert made.model.state_hash == load_model("vitfrost_digits", "random").state_hash

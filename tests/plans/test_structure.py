@@ -10,15 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.hallucination.options import HallucinationOptions
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import HeadPlan, LayerPlan, sources
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 
 SHAPES = [(1, 4, 5, 5), (1, 3, 5, 5)]
 OLD = {
@@ -111,12 +109,12 @@ def test_order_and_sources_of_any_layer(kinds, random):
 
 
 def test_the_parts_are_the_options_of_the_layers():
-    assert HallucinatePlan(share=0.5).options() == HallucinationOptions()
+    assert Hallucinate(share=0.5).options() == Hallucinate()
     asked = {"space": "post-softmax", "inter_map": "copy", "intra_map": "5x5", "prefix": "include", "bias": False}
-    assert HallucinatePlan(share=0.5, **asked).options() == HallucinationOptions(None, **asked)
-    assert CompactPlan().options() == CompactionOptions()
+    assert Hallucinate(share=0.5, **asked).options() == Hallucinate(None, **asked)
+    assert Compact().options() == Compact()
     asked = {"ratio": 0.25, "branches": 3, "norm": "batch", "expand": True, "identity": True, "noise": 0.5}
-    assert CompactPlan(**asked).options() == CompactionOptions(**asked)
+    assert Compact(**asked).options() == Compact(**asked)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +230,4 @@ def test_a_plan_fits_a_model_with_its_feed_forward_blocks_only(made, draw_record
 
 def test_an_old_plan_still_loads_after_every_part_was_added():
     assert isinstance(parse_plan(OLD, "old"), Plan)
-    assert parse_plan(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == HallucinatePlan(share=0.0)
+    assert parse_plan(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == Hallucinate(share=0.0)

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from vitfrost.artifact import load_artifact
+from vitfrost.configs import Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import Results, save_results
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan, unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.reporting.build import report
 from vitfrost.runs.recipe import Recipe, load_recipe, save_recipe
 from vitfrost.statistics.calibrate import calibrate
@@ -159,7 +159,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
     calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
     loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize(weight_bits=4, activation_bits=4))
     compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantized")
     calibrate(folder / "quantized", pictures, limit=12, out=quantized, progress=False)
     plan(quantized, freeze=0.2, scope="model", out=folder / "plan.yaml")
@@ -255,7 +255,7 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
     loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize(weight_bits=4, activation_bits=4))
     calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"

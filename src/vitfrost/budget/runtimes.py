@@ -6,13 +6,15 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import get_args
 
+from ..configs.verbs import SearchRuntime
 from ..errors import VitfrostError
 from ..evaluation.results import processor_name
 from ..timing.sessions import runtime_version
 from .latency_record import LatencySetup
 
-NAMES = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32")
+NAMES = get_args(SearchRuntime)
 _PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 

@@ -8,14 +8,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..deploy.export import export
+from ..configs import Export
+from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import scratch_folder
 from ..progress import track
@@ -100,12 +100,12 @@ class RuntimeTimer:
             return TorchSession(loaded, runtime.threads, runtime.precision, False, "cpu")
         path = self._kept if name == ORIGINAL else None
         if path is None:
-            int8: dict[str, Any] = {"images": self.images, "calibration_images": CALIBRATION_IMAGES} if runtime.precision == "int8" else {}
+            config = Export(FORMATS[runtime.runtime], runtime.precision, seed=self.seed)  # type: ignore[arg-type]
+            images = None
+            if runtime.precision == "int8":
+                config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
             place = self._folder / ORIGINAL if name == ORIGINAL else folder
-            path = export(
-                loaded, format=FORMATS[runtime.runtime], precision=runtime.precision, out=place, seed=self.seed, time_only=True,  # type: ignore[arg-type]
-                **int8,
-            )  # fmt: skip
+            path = export_graph(loaded, config, place, images, time_only=True)
             self._kept = path if name == ORIGINAL else self._kept
         hint = "bf16" if runtime.precision == "bf16" else None
         session = Opening(runtime.runtime, loaded.image_size, runtime.threads, export=str(path), hint=hint).open()

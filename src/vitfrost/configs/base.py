@@ -30,13 +30,14 @@ class Flag:
 
     name: of the flag, if not the field's. metavar: what stands for the value in the help. choices: allowed words that a registry knows.
     form: "value"; "words" (several, with spaces); "commas" (several, with commas); "yes-no"; "off" (a switch that turns a field off);
-    "none" (not on the command line).
+    "none" (not on the command line). default: what the help says of it, where it depends on other options.
     """
 
     name: str | None = None
     metavar: str | None = None
     choices: Callable[[], Sequence[str]] | None = None
     form: str = "value"
+    default: str | None = None
 
 
 PYTHON_ONLY = Flag(form="none")
@@ -52,6 +53,12 @@ class Option:
     default: Any
     help: str
     flag: Flag
+    checks: tuple[Any, ...] = ()
+
+    @property
+    def checked_type(self) -> Any:
+        """The type with its checks, for a field of another class."""
+        return Annotated[(self.type, *self.checks)] if self.checks else self.type
 
     @property
     def name(self) -> str:
@@ -73,8 +80,7 @@ def _literals(kind: Any) -> tuple[Any, ...] | None:
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, UnionType, tuple):
-        found = [_literals(part) for part in get_args(kind)]
-        return next((choices for choices in found if choices), None)
+        return tuple(choice for part in get_args(kind) for choice in _literals(part) or ()) or None
     return None
 
 
@@ -128,7 +134,8 @@ def options_of(cls: type) -> list[Option]:
     made = []
     for name, info in cls.__pydantic_fields__.items():  # type: ignore[attr-defined]
         flag = next((each for each in info.metadata if isinstance(each, Flag)), Flag())
-        made.append(Option(cls, name, info.annotation, info.default, " ".join((info.description or "").split()), flag))
+        text = " ".join((info.description or "").split())
+        made.append(Option(cls, name, info.annotation, info.default, text, flag, tuple(info.metadata)))
     return made
 
 

@@ -18,7 +18,7 @@ IntraMap = Literal["none", "3x3", "5x5", "key-grid"]
 Norm = Literal["batch", "none"]
 ProtectedPart = Literal["cls-rows", "cls-columns"]
 KERNEL_SIZES: dict[IntraMap, int] = {"none": 0, "3x3": 3, "5x5": 5, "key-grid": 3}
-FULL_PRECISION = 32
+FULL_PRECISION: Literal[32] = 32
 
 
 def _known(name: str) -> str:
@@ -86,7 +86,7 @@ class FreezeEntries:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data = handler(self)
-        return {"unit": "entry", "by": data["by"]} | data
+        return {"unit": "entry", "by": data["by"]} | data if "by" in data else data
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
@@ -120,7 +120,7 @@ class FreezeHeads:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data = handler(self)
-        return {"unit": data["unit"], "by": data["by"]} | data
+        return {key: data[key] for key in ("unit", "by") if key in data} | data
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
@@ -137,8 +137,9 @@ class Hallucinate:
 
     share: Annotated[float, Field(strict=True, ge=0, lt=1), Flag("hallucinate", "SHARE")]
     """Share of every layer's heads, rounded down, that lose their queries and keys; their maps are made of the other heads'."""
-    by: Annotated[Literal["medoids", "explained", "first", "random"], Flag("hallucinate-by")] = "medoids"
-    """Which heads are computed: medoids of the heads' similarity, those that explain the others' logits best, the first ones, or a draw."""
+    by: Annotated[Literal["medoids", "explained", "first", "random"] | None, Flag("hallucinate-by")] = None
+    """Which heads are computed: medoids of the heads' similarity, those that explain the others' logits best, the first ones, or a draw. If
+    not given: medoids; without statistics the first ones."""
     mix: Literal["ridge", "copy"] = "ridge"
     """How the mix across heads starts where trained weights are there: ridge regression of logits, or a copy of one head."""
     ridge: Nonnegative = 1e-3
@@ -171,7 +172,7 @@ class Hallucinate:
     @property
     def compares_heads(self) -> bool:
         """Whether heads are chosen by second moments of their logits."""
-        return self.by in ("medoids", "explained")
+        return self.by in (None, "medoids", "explained")
 
     @property
     def fits_mix(self) -> bool:
@@ -240,13 +241,13 @@ class Quantize:
     weights: Annotated[
         Bits,
         Field(validation_alias=AliasChoices("weights", "weight_bits"), serialization_alias="weight_bits"),
-        Flag("weight-bits"),
+        Flag("weight-bits", default="4 where single weights are frozen, else 32"),
     ] = 4
     """Bits of the weights; 32 leaves them in floating point."""
     activations: Annotated[
         Bits,
         Field(validation_alias=AliasChoices("activations", "activation_bits"), serialization_alias="activation_bits"),
-        Flag("activation-bits"),
+        Flag("activation-bits", default="4 where single weights are frozen, else 32"),
     ] = 4
     """Bits of the activations; 32 leaves them in floating point."""
     levels: Literal["published", "strict"] = "published"

@@ -150,7 +150,8 @@ class Export:
         """Fields without effect."""
         if self.precision != "int8":
             return dict.fromkeys(("calibration_images", "weight_range", "attention"), "precision")
-        return {"calibration_images": "ranges"} if self.ranges == "dynamic" else {}
+        found = {"attention": "format"} if self.format == "onnx" else {}
+        return found | ({"calibration_images": "ranges"} if self.ranges == "dynamic" else {})
 
 
 @config

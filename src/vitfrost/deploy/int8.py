@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from numpy import ndarray
 
+from ..configs.verbs import AttentionProducts, WeightRange
 from ..runtime.engines import INPUT, import_runtime
 from .graph import quiet
 
-WeightRange = Literal["auto", "full", "reduced"]
-Ranges = Literal["static", "dynamic"]
-Attention = Literal["auto", "int8", "float"]
 BATCH_SIZE = 8
 # ONNX operators with weights; outputs of products can stay in floating point at no cost.
 PRODUCTS = ("MatMul", "Gemm")
@@ -34,7 +32,7 @@ def reduces_range(asked: WeightRange) -> bool:
     return not multiplies_bytes() if asked == "auto" else asked == "reduced"
 
 
-def keeps_attention_float(asked: Attention) -> bool:
+def keeps_attention_float(asked: AttentionProducts) -> bool:
     """Whether NNCF is to leave the products of attention in floating point; "auto": where it was measured to be faster, without VNNI."""
     return not multiplies_bytes() if asked == "auto" else asked == "float"
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..artifact import Artifact, build_frozen, save_artifact, settings_of
+from ..configs import Compress, Repair, refuse_idle
+from ..configs.base import plain
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.batches import BatchLoader, images_hash, take_usable
@@ -17,12 +19,11 @@ from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..methods.frozen_entries import FrozenMaps, frozen_step
 from ..methods.quantize.repq import QuantizationSettings, map_quantizers, quantize_model
-from ..methods.repair.options import RepairOptions, repair_options
-from ..methods.repair.refit import Repair
+from ..methods.repair.refit import Refit
 from ..models import open_model
-from ..plans.choose import frozen_maps
 from ..plans.file import load_plan
 from ..plans.fits import check_fits
+from ..plans.freeze_entries import frozen_maps
 from ..plans.freeze_heads import Constant, constants_of
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
@@ -33,10 +34,8 @@ from ..vit.sites import ModelSites
 from .quality import hallucinated_heads
 from .structure import changed_sites, has_structure, start_from
 
-CALIBRATION_IMAGES = 32
-COMPACT_IMAGES = 256
+DEFAULTS = Compress()
 DISTANCE_IMAGES = 32
-REPAIR_IMAGES = 300
 REPAIR_BATCH = 25
 
 
@@ -87,21 +86,20 @@ def _repair(
     changed: nn.Module,
     loaded: LoadedModel,
     sites: ModelSites,
-    options: RepairOptions,
+    options: Repair,
     images: str | Path,
-    count: int,
     seed: int,
     progress: bool,
 ) -> dict[str, Any]:
     """Repair in place. Returns the record: how, on what, and what was left of the stream at every layer."""
     image_set = open_images(images)
-    drawn = image_set.subset(min(count, len(image_set)), seed)
+    drawn = image_set.subset(min(options.images, len(image_set)), seed)
     loader = BatchLoader(drawn, Preprocess(loaded.preprocessing), REPAIR_BATCH)
     original = copy.deepcopy(loaded.model).cpu()  # where the changed model is repaired, and without what a caller has hooked to it
-    repair = Repair(changed, original, sites, options)
-    layers = repair.run((batch.pixels for batch in loader), -(-len(drawn) // REPAIR_BATCH), progress)
-    return options.plain() | {
-        "skip_last": repair.skipped,
+    refit = Refit(changed, original, sites, options)
+    layers = refit.run((batch.pixels for batch in loader), -(-len(drawn) // REPAIR_BATCH), progress)
+    return plain(options) | {
+        "skip_last": refit.skipped,
         "images": len(loader.digests),
         "images_hash": images_hash(drawn, loader.digests),
         "seed": seed,
@@ -180,12 +178,8 @@ def compress(
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
-    seed: int = 0,
-    calibration_images: int = CALIBRATION_IMAGES,
-    compact_images: int = COMPACT_IMAGES,
-    repair: str | RepairOptions | None = None,
-    repair_images: int = REPAIR_IMAGES,
-    repair_penalty: float | None = None,
+    repair: Repair | None = None,
+    config: Compress = DEFAULTS,
     progress: bool = False,
     recipe: dict[str, Any] | None = None,
     out: str | Path | None = None,
@@ -193,22 +187,22 @@ def compress(
 ) -> Artifact:
     """Apply a plan to a model: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save the artifact to `out`.
 
-    `images` is the folder from which, with `seed`, `calibration_images` images are drawn where activations are quantized and
-    `compact_images` where compact blocks fit activations; `statistics` the ones the plan was made from (needed where it freezes
-    or hallucinates). `repair` ("ridge" or "bias") re-fits output projections and second feed-forward projections on `repair_images`
-    images (see repair.refit), to the structure alone where activations are quantized, else to frozen maps too; `repair_penalty` (None:
-    the default of RepairOptions) holds the weights to what they were. The model itself is not changed. It may be an artifact (or its
-    folder), such as a trained one, that is neither quantized nor frozen: its structure stays, the plan has to be made from statistics
-    of it, and a repair aims at it.
+    Args:
+        statistics: those that the plan was made from; needed where it freezes or hallucinates.
+        images: folder that images are drawn from where activations are quantized, compact blocks fitted, or the model repaired.
+        repair: re-fit output projections and second feed-forward projections (see methods.repair.refit): to the structure alone where
+            activations are quantized, else to frozen maps too.
+        config: how many images are drawn, and by which seed.
+
+    The model itself is not changed. It may be an artifact (or its folder), such as a trained one, that is neither quantized nor frozen:
+    its structure stays, the plan has to be made from statistics of it, and a repair aims at it.
     Raises VitfrostError when plan, statistics and model do not belong together.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
-    for what, number in (("calibration images", calibration_images), ("compact images", compact_images), ("repair images", repair_images)):
-        if number < 1:
-            raise VitfrostError(f"{what} must be at least 1, got {number}")
-    repairs = repair_options(repair, repair_penalty)
-    if repairs is not None and images is None:
+    if repair is not None:
+        refuse_idle(repair)
+    if repair is not None and images is None:
         raise VitfrostError("a repair is fitted to images, which need no labels; give --images DIR")
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
@@ -226,9 +220,9 @@ def compress(
     if settings.activations:
         if images is None:
             raise VitfrostError("quantizing activations needs calibration images; give --images DIR or set the activation bits to 32")
-        pixels, drawn = draw_calibration(loaded, images, calibration_images, seed)
+        pixels, drawn = draw_calibration(loaded, images, config.calibration_images, config.seed)
         quantization = _settings_record(settings) | drawn
-        seeds["calibration"] = seed
+        seeds["calibration"] = config.seed
     elif settings.any:
         quantization = _settings_record(settings)
     compressed = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
@@ -236,16 +230,16 @@ def compress(
     if has_structure(plan):
         sites = changed_sites(sites, plan)
     if has_structure(plan) and given is None:
-        structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, compact_images, seed)
+        structure, drawn_seed = _give_structure(compressed, loaded, plan, statistics, images, config.compact_images, config.seed)
         seeds |= drawn_seed
     repaired = None
     freezes_first = not settings.activations  # constants lie on the grid of the map quantizers, where there are any
     if freezes_first and statistics is not None:
         freeze_model(compressed, plan, statistics)
-    if repairs is not None:
+    if repair is not None:
         assert images is not None
-        repaired = _repair(compressed, loaded, sites, repairs, images, repair_images, seed, progress)
-        seeds["repair"] = seed
+        repaired = _repair(compressed, loaded, sites, repair, images, config.seed, progress)
+        seeds["repair"] = config.seed
     quantize_model(compressed, sites, settings, pixels)
     source = None
     if statistics is not None:

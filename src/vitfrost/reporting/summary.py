@@ -111,7 +111,7 @@ def what_was_done(plan: Plan) -> str:
             f"{CRITERIA.get(plan.freeze.by, plan.freeze.by)}, {SCOPES[plan.freeze.scope]}, stored {kept}."
         )
     sentences += _structure_sentences(plan, counted)
-    weight, activation = plan.quantize.weight_bits, plan.quantize.activation_bits
+    weight, activation = plan.quantize.weights, plan.quantize.activations
     if weight == activation == FULL_PRECISION:
         sentences.append("Nothing is quantized." if sentences else "The plan leaves the model as it is.")
     else:
@@ -273,7 +273,9 @@ def settings(parts: RunParts) -> str:
     if parts.plan is None:
         return ""
     return _yaml(
-        parts.plan.model_dump(mode="json", include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True)
+        parts.plan.model_dump(
+            mode="json", by_alias=True, include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from ..configs import Quantize
 from ..passes.compress import compress
 from ..errors import VitfrostError
 from ..files import refuse_existing, refuse_existing_run
@@ -15,7 +16,7 @@ from ..evaluation.results import Results, save_results
 from ..models import open_model
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
-from ..plans.schema import Plan, QuantizePlan
+from ..plans.schema import Plan
 from .recipe import Recipe, RecipeList, load_recipe, load_recipe_list, save_recipe
 from ..reporting.build import report
 from ..studies.several import report_several
@@ -78,15 +79,13 @@ class SingleRun:
         part = self.recipe.compress
         compress(
             self.original, chosen, statistics=None if statistics is None else self.folder / statistics,
-            images=part.images or self.recipe.calibration.images, seed=part.seed, calibration_images=part.calibration_images,
-            compact_images=part.compact_images, repair=part.repair if repairs else None, repair_images=part.repair_images,
-            repair_penalty=part.repair_penalty if repairs else None, progress=self.progress, recipe=self.recipe.without_paths(),
-            out=out, overwrite=True,
+            images=part.images or self.recipe.calibration.images, repair=part.repair_config() if repairs else None, config=part.config(),
+            progress=self.progress, recipe=self.recipe.without_paths(), out=out, overwrite=True,
         )  # fmt: skip
 
     def _compress_unfrozen(self, out: Path) -> None:
         part = self.recipe.plan
-        quantize = QuantizePlan(weight_bits=part.weight_bits, activation_bits=part.activation_bits, levels=part.levels)  # type: ignore[arg-type]
+        quantize = Quantize(part.weight_bits, part.activation_bits, part.levels)
         signature = find_sites(self.original.model).signature()
         self._compress(unfrozen_plan(self.original.identity(), signature, quantize), None, out, repairs=False)
 
@@ -124,7 +123,7 @@ class SingleRun:
         stages += [
             Stage(
                 "plan", "plan.yaml", (source,), recipe.plan.options(),
-                lambda out: plan(folder / source, **recipe.plan.options(), out=out),
+                lambda out: plan(folder / source, *recipe.plan.methods(), out=out),
             ),
             Stage(
                 "compress", "artifact", (source, "plan.yaml"), [model, drawn, taken["images"]],

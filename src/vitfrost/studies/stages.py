@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ..configs import Compress, Quantize
+from ..configs.base import parsed
 from ..errors import VitfrostError
 from ..evaluation.evaluate import BATCH_SIZE, find_images
 from ..evaluation.results import Results, save_results
@@ -20,7 +22,6 @@ from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
-from ..plans.schema import QuantizePlan
 from ..runs.recipe import Recipe
 from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
 from ..statistics.calibrate import calibrate
@@ -99,12 +100,10 @@ class GridRun:
         images = part.images or self.recipe.calibration.images
 
         def make(out: Path) -> None:
-            quantize = QuantizePlan.model_validate(
-                {"weight_bits": source.weight_bits, "activation_bits": source.activation_bits, "levels": source.levels}
-            )
+            quantize = parsed(Quantize, {"weights": source.weight_bits, "activations": source.activation_bits, "levels": source.levels})
             plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
             compress(
-                self.original, plan, images=images, seed=source.seed, calibration_images=part.calibration_images,
+                self.original, plan, images=images, config=Compress(source.seed, part.calibration_images),
                 recipe=self.recipe.without_paths(), out=out, overwrite=True,
             )  # fmt: skip
 

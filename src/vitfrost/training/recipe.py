@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..configs import Compact, FreezeHeads, Hallucinate
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.strict import describe
-from ..plans.structure import CompactPlan, ConstantsPlan, HallucinatePlan
 from ..plans.text import from_yaml, overlaid
 from .augment import AugmentSettings
 
@@ -169,9 +169,9 @@ class EveryPart(_Part):
 class InlinePlan(_Part):
     """A plan's structural parts, with the keys that they have in a plan. It is made from the start's statistics, or the model alone."""
 
-    constants: ConstantsPlan | None = None
-    hallucinate: HallucinatePlan | None = None
-    compact: CompactPlan | None = None
+    constants: FreezeHeads | None = None
+    hallucinate: Hallucinate | None = None
+    compact: Compact | None = None
 
 
 class TrainingRecipe(_Part):

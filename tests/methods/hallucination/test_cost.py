@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitfrost.configs import Hallucinate
 from vitfrost.methods.hallucination.cost import attention_macs, attention_parameters, generation_macs
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.vit.attention import MapAttention
 
 HEADS, DIM, WIDTH = 5, 3, 15
@@ -28,7 +28,7 @@ def test_multiply_accumulates_are_those_of_a_run(
 ) -> None:
     if (kind, intra) == ("means", "key-grid"):
         intra = "none"
-    options = HallucinationOptions(None, space, inter, intra, prefix)
+    options = Hallucinate(None, space, inter, intra, prefix)
     with torch.device("meta"):
         module = attention(kind, options)
     site = module.site
@@ -48,7 +48,7 @@ def test_savings_are_the_derived_ones(heads: int, computed: int, kernel: tuple[s
     """2 d q D (+ 2 q D) parameters less, g q + q + q k^2 more; 2 N d q D + N^2 q D products less, N^2 (g q + q k^2) more."""
     dim, tokens, q = 64, 197, heads - computed
     d, k = heads * dim, kernel[1]
-    before, after = HallucinationOptions(heads), HallucinationOptions(computed, intra_map=kernel[0], prefix="include")
+    before, after = Hallucinate(heads), Hallucinate(computed, intra_map=kernel[0], prefix="include")
     saved = attention_parameters(d, heads, dim, before) - attention_parameters(d, heads, dim, after)
     assert saved == 2 * d * q * dim + 2 * q * dim - (computed * q + q + q * k**2)
     assert attention_parameters(d, heads, dim, before) == 4 * d * d + 4 * d

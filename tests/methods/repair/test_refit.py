@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from vitfrost.plans.scratch import plan_from_model
 
+from vitfrost.configs import Repair
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.low_rank.projection import CompactProjection
-from vitfrost.methods.repair.options import RepairOptions
 from vitfrost.methods.repair.refit import Repair
 from vitfrost.passes.structure import changed_sites, start_from
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import LoadedModel, load_model
 from vitfrost.vit.stream import ResidualStream, block_names
@@ -73,7 +73,7 @@ def distance(model: nn.Module, loaded: LoadedModel, pictures: list[Tensor]) -> f
 
 
 def repaired(model: nn.Module, loaded: LoadedModel, pictures: list[Tensor], sites: Any = None, **options: Any) -> dict[str, Any]:
-    made = Repair(model, loaded.model, sites or find_sites(loaded.model), RepairOptions(**options))
+    made = Repair(model, loaded.model, sites or find_sites(loaded.model), Repair(**options))
     return made.run(pictures, len(pictures))
 
 
