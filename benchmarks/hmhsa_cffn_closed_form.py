@@ -20,6 +20,7 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import load_artifact
+from vitfrost.configs import Compress
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
@@ -61,7 +62,9 @@ def main() -> None:
     models: dict[str, LoadedModel | Any] = {"original": original}
     for title, settings in VARIANTS.items():
         chosen = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32, **settings)
-        models[title] = vitfrost.compress(original, chosen, statistics=statistics, images=options.calibration, seed=options.seed)
+        models[title] = vitfrost.compress(
+            original, chosen, statistics=statistics, images=options.calibration, config=Compress(seed=options.seed)
+        )
     models |= {path.parent.name if path.name == "artifact" else path.name: load_artifact(path) for path in options.also}
     rows = evaluate_many(models, options.images, reference="original")
     for row in rows:

@@ -19,7 +19,7 @@ from typing import Any
 
 import vitfrost
 from vitfrost.artifact import is_artifact
-from vitfrost.configs import Quantize
+from vitfrost.configs import Compress, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.intervals import bootstrap_mean
 from vitfrost.evaluation.results import Row
@@ -72,7 +72,7 @@ class Study:
         if not is_artifact(out):
             quantize = Quantize(weight_bits=bits, activation_bits=bits)
             plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
-            vitfrost.compress(self.original, plan, images=self.options.calibration, seed=seed, out=out)
+            vitfrost.compress(self.original, plan, images=self.options.calibration, out=out, config=Compress(seed=seed))
         return out
 
     def statistics(self, model: LoadedModel | Path, name: str) -> Path:
@@ -85,7 +85,7 @@ class Study:
     def frozen(self, name: str, statistics: Path, seed: int, options: dict[str, Any]) -> LoadedModel:
         """A compressed model with frozen entries."""
         plan = vitfrost.plan(statistics, out=self.work / f"{name}.yaml", **options)
-        return vitfrost.compress(self.original, plan, statistics=statistics, images=self.options.calibration, seed=seed)
+        return vitfrost.compress(self.original, plan, statistics=statistics, images=self.options.calibration, config=Compress(seed=seed))
 
     def measure(self, key: str, models: dict[str, LoadedModel], reference: str | None) -> list[Row]:
         """Result rows, measured once and kept."""

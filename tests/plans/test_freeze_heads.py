@@ -132,7 +132,7 @@ def test_plans_say_why() -> None:
         ({"source": "frozen", "constant": "dense", "entries": 5}, "leave one of them out"),
         ({"source": "frozen", "constant": "local"}, "window is missing"),
         ({"source": "frozen", "constant": "toeplitz", "window": 3}, "only local ones"),
-        ({"source": "frozen", "constant": "local", "window": 4}, "odd side"),
+        ({"source": "frozen", "constant": "local", "window": 4}, "it should be odd"),
         ({"source": "frozen"}, "entries is 0"),
     ],
 )

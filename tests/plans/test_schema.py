@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from vitfrost.configs import Quantize
+from vitfrost.configs import FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
@@ -21,7 +21,7 @@ SHAPES = [(1, 2, 5, 5), (1, 2, 5, 5)]
 
 @pytest.fixture(scope="module")
 def made(draw_record):
-    return plan(draw_record(SHAPES), freeze=0.2, protect=["cls-columns", "cls-rows"])
+    return plan(draw_record(SHAPES), FreezeEntries(0.2, protect=["cls-columns", "cls-rows"]))
 
 
 @pytest.fixture
@@ -40,12 +40,18 @@ def refusal(path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"freeze": None}, {"freeze": 0.0}, {"ties": "strict", "scope": "model", "freeze": 1 / 3}, {"weight_bits": 32, "frozen_bits": 32}],
+    "methods",
+    [
+        [],
+        [Quantize()],
+        [FreezeEntries(0.0)],
+        [FreezeEntries(1 / 3, ties="strict", scope="model")],
+        [FreezeEntries(bits=32), Quantize(32, 4)],
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_plan_survives_its_file_with_the_same_bytes_and_hash(draw_record, tmp_path, options, masked):
-    made = plan(draw_record(SHAPES, masked=masked), **options)
+def test_a_plan_survives_its_file_with_the_same_bytes_and_hash(draw_record, tmp_path, methods, masked):
+    made = plan(draw_record(SHAPES, masked=masked), *methods)
     save_plan(made, tmp_path / "one.yaml")
     loaded = load_plan(tmp_path / "one.yaml")
     assert loaded == made

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.configs import Compact, Hallucinate
+from vitfrost.configs import Compact, FreezeEntries, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
@@ -35,7 +35,7 @@ OLD = {
 
 @pytest.fixture(scope="module")
 def made(draw_record):
-    return plan(draw_record(SHAPES), hallucinate={"share": 0.5, "by": "first"}, compact=0.5, freeze=0.2)
+    return plan(draw_record(SHAPES), FreezeEntries(0.2), Hallucinate(0.5, by="first"), Compact(0.5))
 
 
 @pytest.fixture
@@ -106,15 +106,6 @@ def test_order_and_sources_of_any_layer(kinds, random):
     for head, source in zip(layer.hallucinated, sources(layer), strict=True):
         below = [other for other in with_logits if other < head]
         assert source == (likes[head] if likes[head] is not None else below[-1] if below else with_logits[0])
-
-
-def test_the_parts_are_the_options_of_the_layers():
-    assert Hallucinate(share=0.5).options() == Hallucinate()
-    asked = {"space": "post-softmax", "inter_map": "copy", "intra_map": "5x5", "prefix": "include", "bias": False}
-    assert Hallucinate(share=0.5, **asked).options() == Hallucinate(None, **asked)
-    assert Compact().options() == Compact()
-    asked = {"ratio": 0.25, "branches": 3, "norm": "batch", "expand": True, "identity": True, "noise": 0.5}
-    assert Compact(**asked).options() == Compact(**asked)
 
 
 @pytest.mark.parametrize(

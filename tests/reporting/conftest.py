@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vitfrost.artifact import load_artifact
-from vitfrost.configs import Quantize
+from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import Results, save_results
 from vitfrost.passes.compress import compress
@@ -159,12 +159,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
     calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
     loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize(weight_bits=4, activation_bits=4))
-    compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantized")
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
+    compress(loaded, unfrozen, images=pictures, out=folder / "quantized", config=Compress(calibration_images=4))
     calibrate(folder / "quantized", pictures, limit=12, out=quantized, progress=False)
-    plan(quantized, freeze=0.2, scope="model", out=folder / "plan.yaml")
-    compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, calibration_images=4,
-             out=folder / "artifact")  # fmt: skip
+    plan(quantized, FreezeEntries(0.2, scope="model"), out=folder / "plan.yaml")
+    drawn = Compress(calibration_images=4)
+    compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, out=folder / "artifact", config=drawn)
     models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
     save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
     return folder
@@ -190,8 +190,10 @@ def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
     loaded, statistics = load_model(MODEL, "random"), folder / "statistics.safetensors"
     calibrate(loaded, pictures, limit=12, similarity=True, out=statistics, progress=False)
-    plan(statistics, freeze=None, out=folder / "plan.yaml", **options)
-    compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artifact")
+    plan(statistics, Hallucinate(0.5), Compact(0.5), out=folder / "plan.yaml")
+    compress(
+        loaded, folder / "plan.yaml", statistics=statistics, images=pictures, out=folder / "artifact", config=Compress(compact_images=4)
+    )
     models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
     save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
     return folder
@@ -255,11 +257,11 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
     loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize(weight_bits=4, activation_bits=4))
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
     calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
-        compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantized" / name)
+        compress(loaded, unfrozen, images=pictures, out=folder / "quantized" / name, config=Compress(seed=seed, calibration_images=4))
         calibrate(folder / "quantized" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
     take_picture(loaded, pictures, folder / "picture.safetensors")
     save_outcomes(folder, pictures)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfrost.configs import Quantize
+from vitfrost.configs import Compress, Quantize
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites
@@ -19,5 +19,5 @@ def quantized(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     loaded = load_model("vitfrost_digits")
     unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
     out = tmp_path_factory.mktemp("quantized") / "artifact"
-    compress(loaded, unfrozen, images=pictures, calibration_images=8, out=out)
+    compress(loaded, unfrozen, images=pictures, out=out, config=Compress(calibration_images=8))
     return out

@@ -110,7 +110,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def with_copies(ours: MapAttention, order: list[int], computed: int, seed: int) -> dict[int, int]:
     """Hallucinate the heads behind the first `computed` of `order` as copies; says whose copy each head is."""
     sources = [(seed + j) % computed for j in range(HEADS - computed)]
-    options = Hallucinate(computed, intra_map="none", inter_map=("linear", "copy", "pair")[seed % 3])
+    options = Hallucinate(0.5, intra_map="none", inter_map=("linear", "copy", "pair")[seed % 3])
     ours.hallucination = HeadHallucination(computed, sources, options).double()
     ours.keep_logits(order, computed)
     return {order[computed + j]: order[source] for j, source in enumerate(sources)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_origin
@@ -149,7 +150,12 @@ def parsed(cls: type[C], data: Any, names: Mapping[str, str] | None = None) -> C
     try:
         return TypeAdapter(cls).validate_python(data)
     except ValidationError as error:
-        raise VitfrostError(describe(error, names) if names else _named(cls, describe(error))) from error
+        if names is None:
+            raise VitfrostError(_named(cls, describe(error))) from error
+        text = describe(error, names)
+        if not error.errors(include_url=False)[0]["loc"]:  # of several fields, which the text names
+            text = re.sub(rf"\b({'|'.join(names)})\b", lambda field: names[field[0]], text)
+        raise VitfrostError(text) from error
 
 
 def idle_fields(config: Any) -> dict[str, str]:

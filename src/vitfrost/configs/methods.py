@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, AliasChoices, Field, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..plans.criteria import CRITERIA
 from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
@@ -33,7 +34,7 @@ def _criteria() -> Sequence[str]:
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
-        raise ValueError(f"the window is {value}; a kernel around a patch has an odd side")
+        raise PydanticCustomError("odd", "it should be odd, as a kernel around a patch is")
     return value
 
 
@@ -75,7 +76,9 @@ class FreezeEntries:
     def of_file(data: dict[str, Any]) -> dict[str, Any]:
         """The fields out of the part of a plan file, which also names the unit."""
         if data.get("unit", "entry") != "entry":
-            raise ValueError(f"unit is '{data['unit']}'; it should be entry (whole heads stand in constants)")
+            raise ValueError(f"unit is '{data['unit']}'; it should be 'entry' (whole heads stand in constants)")
+        if "ratio" not in data:
+            raise ValueError("ratio is missing")
         return {key: value for key, value in data.items() if key != "unit"}
 
     @model_validator(mode="after")
@@ -191,7 +194,7 @@ class Hallucinate:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {"mix": "inter_map"} if self.inter_map == "copy" else {}
+        found = {"mix": "inter_map"} if self.inter_map == "copy" and self.mix == "ridge" else {}
         if not self.fits_mix and self.by != "explained":
             found["ridge"] = "inter_map" if self.inter_map == "copy" else "mix"
         if self.intra_map == "none":

@@ -104,7 +104,7 @@ class Search:
         if self.target_latency is not None and self.target_macs is not None:
             raise ValueError("target_macs and target_latency are two searches; give one of them, and max_drop beside it if you like")
         if self.target_latency is not None and self.runtime is None:
-            raise ValueError("target_latency is that of a runtime; give runtime as well, such as openvino-int8")
+            raise ValueError("target_latency needs a runtime; give one, such as openvino-int8")
         for field in ("runtime", "threads"):
             if self.target_latency is None and getattr(self, field) is not None:
                 raise ValueError(f"{field} goes with target_latency; give that too, or leave {field} out")

@@ -23,10 +23,10 @@ from ...shapes import shapes_only
 
 def hallucinate_half(model: nn.Module) -> None:
     """Leave queries and keys to the first half of every layer's heads (rounded up)."""
-    options = Hallucinate()
+    options = Hallucinate(0.5)
     for module in install_map_attention(model).values():
         site = module.site
-        computed = options.computed_heads(site.heads)
+        computed = -(-site.heads // 2)
         if computed < site.heads:
             sources = range(site.heads - computed)
             module.hallucination = HeadHallucination(
