@@ -47,7 +47,7 @@ class Calibrate:
 class Evaluate:
     """On which images a model is measured."""
 
-    TITLE: ClassVar[str] = "images"
+    TITLE: ClassVar[str] = "drawn images"
 
     limit: Annotated[Images | None, Flag(metavar="COUNT")] = None
     """How many images, a seeded draw; all if not given."""
@@ -61,7 +61,7 @@ class Evaluate:
 class Compress:
     """Which images a plan is applied with."""
 
-    TITLE: ClassVar[str] = "images"
+    TITLE: ClassVar[str] = "drawn images"
 
     seed: Seed = 0
     """Seed of the draws of images."""
