@@ -5,10 +5,12 @@ The verbs, in the order in which data passes them. They are loaded when first us
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the caller, or the command line, listens
 
 _VERBS = {
     "inspect": "vitfrost.evaluation.inspect",

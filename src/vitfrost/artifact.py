@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,17 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 @dataclass
 class Artifact(LoadedModel):
-    """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model."""
+    """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model.
+
+    `quantization`, `structure` and `repair` are the records of these passes, `passes` those of any others by their names.
+    """
 
     plan: Plan = None  # type: ignore[assignment]
     quantization: dict[str, Any] | None = None
     statistics: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
     repair: dict[str, Any] | None = None
+    passes: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     seeds: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
@@ -120,7 +125,7 @@ def _restore_frozen(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]
             codes[~zeros] = unpack(tensors.pop(f"{key}.codes"), frozen.bits, int((~zeros).sum()))
             frozen.codes, frozen.step = torch.from_numpy(codes), torch.from_numpy(tensors.pop(f"{key}.step"))
         frozen.restore_constants()
-        module.frozen = frozen
+        module.freeze_entries(frozen)
 
 
 def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.ndarray]) -> None:
@@ -155,11 +160,9 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
 
 
 def _versions() -> dict[str, str]:
-    import timm
-
     from . import __version__
 
-    return {"vitfrost": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {"vitfrost": __version__, "torch": torch.__version__, "timm": version("timm")}
 
 
 def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False) -> Path:
@@ -175,6 +178,7 @@ def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False)
             "statistics": artifact.statistics,
             "structure": artifact.structure,
             **({} if artifact.repair is None else {"repair": artifact.repair}),
+            **({"passes": artifact.passes} if artifact.passes else {}),
             "training": artifact.training,
             "seeds": artifact.seeds,
             "recipe": artifact.recipe,
@@ -224,7 +228,8 @@ def load_artifact(path: str | Path) -> Artifact:
         artifact = Artifact(
             model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
             plan=plan, quantization=config["quantization"], statistics=config["statistics"], structure=config.get("structure"),
-            repair=config.get("repair"), training=config.get("training"), seeds=config["seeds"], recipe=config["recipe"],
+            repair=config.get("repair"), passes=config.get("passes", {}), training=config.get("training"), seeds=config["seeds"],
+            recipe=config["recipe"],
             size_bytes=sum(file.stat().st_size for file in path.iterdir()),
         )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)

@@ -9,10 +9,8 @@ from .artifact import load_artifact
 from .deploy.exported import load_exported
 from .errors import VitfrostError
 from .runtime.folder import EXPORT_FILE, is_export
-from .vit.compat import import_timm
+from .vit.compat import is_timm_model
 from .vit.load import LoadedModel, find_device, load_model, set_crop
-
-timm = import_timm()
 
 
 def open_model(
@@ -61,7 +59,7 @@ def names_artifact(model: str | Path) -> bool:
     """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json or export.json."""
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return True
-    return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
+    return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not is_timm_model(model)
 
 
 def open_reference(

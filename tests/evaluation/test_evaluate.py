@@ -138,9 +138,9 @@ def test_models_with_different_preprocessing_see_the_same_files(digits: LoadedMo
 def test_thin_picture_unusable_for_one_model_is_dropped_for_both(digits: LoadedModel, pictures: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "images"))
     Image.new("RGB", (1, 60_000)).save(folder / "0000.png")
-    centerd = copy.copy(digits)
-    centerd.preprocessing = {**digits.preprocessing, "crop_pct": 0.3, "crop_mode": "center"}
-    row = evaluate(digits, folder, reference=centerd, batch_size=1, progress=False)
+    centered = copy.copy(digits)
+    centered.preprocessing = {**digits.preprocessing, "crop_pct": 0.3, "crop_mode": "center"}
+    row = evaluate(digits, folder, reference=centered, batch_size=1, progress=False)
     assert (row.images, row.skipped) == (39, 1)
 
 
@@ -209,7 +209,7 @@ def frozen_artifact(original: LoadedModel, heads: int, weight_bits: int) -> Arti
     mask[:, heads, : site.queries // 2] = True
     frozen = FrozenMaps(mask, None, 32, "published")
     frozen.set_values(torch.full(site.maps_shape, 1 / site.keys), None)
-    install_map_attention(model)[site.name].frozen = frozen
+    install_map_attention(model)[site.name].freeze_entries(frozen)
     entries = mask.sum(dim=(0, 2, 3)).tolist()
     layers = [
         {

@@ -13,7 +13,7 @@ import vitfrost
 from vitfrost.artifact import load_artifact
 from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
-from vitfrost.passes.compress import fitted_constants
+from vitfrost.passes.give_structure import fitted_constants
 from vitfrost.plans.choose import plan as make_plan
 from vitfrost.plans.file import load_plan, save_plan
 from vitfrost.plans.freeze_heads import shape_of, whole_map
@@ -61,7 +61,7 @@ def explicit(model: LoadedModel, plan: Plan, statistics: Statistics, pixels: tor
             return maps
 
         module.logits_to_maps = replaced  # type: ignore[method-assign]
-        module.logit_observer = lambda logits: None  # explicit maps
+        module.observe(logits=lambda logits: None)  # explicit maps
     with torch.no_grad():
         return model.model(pixels)
 

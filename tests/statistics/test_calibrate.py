@@ -19,6 +19,7 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
+from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
 from vitfrost.vit.load import load_model
 
@@ -138,7 +139,7 @@ def test_broken_weights_are_named(pictures):
         loaded.model.blocks[2].attn.qkv.weight[0, 0] = float("nan")
     with pytest.raises(VitfrostError, match=r"site blocks\.2\.attn has"):
         calibrate(loaded, pictures, limit=4, progress=False)
-    assert all(module.observer is None for module in loaded.model.modules() if hasattr(module, "observer"))
+    assert not any(module.observers.any for module in loaded.model.modules() if isinstance(module, MapAttention))
 
 
 def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits, tmp_path):

@@ -54,7 +54,7 @@ def test_variants_equal_separate_models_to_the_bit(name: str, size: int | tuple[
     for variant in variants:
         alone = copy.deepcopy(model)
         for site, module in install_map_attention(alone).items():
-            module.frozen = variant.get(site)
+            module.freeze_entries(variant.get(site))
         expected.append([alone(batch) for batch in batches])
     before = model(batches[0])
     with SharedModel(model) as shared:
@@ -82,10 +82,10 @@ def test_layers_before_the_first_difference_run_once(name: str, size: int | tupl
     last = list(attention)[-1]
     assert blocks[-1].rpartition(".")[0] == last.rpartition(".")[0]
     calls = dict.fromkeys([*attention, *blocks], 0)
-    for watched in calls:
-        module = loaded.model.get_submodule(watched)
-        module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
     with SharedModel(loaded.model) as shared:
+        for watched in calls:
+            module = loaded.model.get_submodule(watched)
+            module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
         members = [shared.add({last: _frozen(loaded.model, last, attention[last].site.maps_shape, 0.5, seed)}) for seed in range(4)]
         for member in members:
             member(torch.zeros(2, 3, *loaded.image_size))

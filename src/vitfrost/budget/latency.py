@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..configs.verbs import Unit
-from ..runs.stages import say
+from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.load import LoadedModel
 from ..vit.sites import AttentionSite

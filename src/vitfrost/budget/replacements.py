@@ -59,19 +59,25 @@ class Replacements:
             )
         self.state = State((frozenset(),) * len(self._attention), (None,) * len(self._blocks))
 
+    @property
+    def attention_sites(self) -> list[str]:
+        """Names of the attention layers, in the order of a state's heads."""
+        return [layer.site for layer in self.layers]
+
+    @property
+    def feed_forward_sites(self) -> list[str]:
+        """Names of the feed-forward blocks, in the order of a state's ranks."""
+        return [block.site for block in self._blocks]
+
     def install(self, state: State) -> None:
         """Bring the model into a state."""
         for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):
             if old != heads:
-                self._put(self.layers[place].site, self._attention_with(place, heads))
+                self.model.set_submodule(self.layers[place].site, self._attention_with(place, heads))
         for place, (old_rank, rank) in enumerate(zip(self.state.ranks, state.ranks, strict=True)):
             if old_rank != rank:
-                self._put(f"{self._blocks[place].site}.fc2", self._projection_with(place, rank))
+                self.model.set_submodule(f"{self._blocks[place].site}.fc2", self._projection_with(place, rank))
         self.state = state
-
-    def _put(self, name: str, module: nn.Module) -> None:
-        parent, _, last = name.rpartition(".")
-        setattr(self.model.get_submodule(parent), last, module)
 
     def _attention_with(self, place: int, frozen: frozenset[int]) -> nn.Module:
         original = self._attention[place]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..artifact import Artifact
 from ..configs import Compact, FreezeHeads, Quantize, Search, refuse_idle
-from ..deploy.lean import block_cut_short
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
@@ -30,11 +29,12 @@ from ..plans.choose import UNQUANTIZED, computed_layer
 from ..plans.file import save_plan
 from ..plans.schema import ModelIdentity, Plan
 from ..plans.structure import FeedForwardPlan
-from ..runs.stages import say
+from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
+from ..vit.lean import block_cut_short
 from ..vit.load import LoadedModel, device_of
-from .effects import Bench, Effect
+from .effects import Effect, EffectMeter
 from .greedy import Goal, GreedySearch, Step, drop_of
 from .history import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
@@ -133,7 +133,7 @@ def search(
             apart = None if runtime.runtime == "torch" else block_cut_short(loaded.model)
             latency = Latency(timer, model_of, moves, log, runtime.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
-        done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
+        done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
         raise VitfrostError(found.said)
@@ -157,17 +157,17 @@ class _Ended:
 class _Searching:
     """One search with its measurements and its log; what it saves is time where there is a `latency`, else multiply-accumulates."""
 
-    def __init__(self, bench: Bench, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
-        self.bench, self.moves, self.macs, self.latency, self.log = bench, moves, macs, latency, log
+    def __init__(self, meter: EffectMeter, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
+        self.meter, self.moves, self.macs, self.latency, self.log = meter, moves, macs, latency, log
         self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
         if log.known("") is None:
-            log.add(self._measured(bench.original, moves.start, None, 0))
+            log.add(self._measured(meter.original, moves.start, None, 0))
 
     def run(self, budget: Search) -> _Ended:
         """Search, and write down how it ended."""
         cost: Callable[[State], float] = self.macs.total if self.latency is None else self.latency.share
         goal = Goal(target_of(budget), budget.max_drop)
-        search = GreedySearch(self.moves, self.measure, cost, self.bench.original, goal, budget.rescore)
+        search = GreedySearch(self.moves, self.measure, cost, self.meter.original, goal, budget.rescore)
 
         def took(step: Step) -> None:
             self._took(search, step)
@@ -177,7 +177,7 @@ class _Searching:
         if self.latency is not None and (target := target_of(budget)) is not None:
             met = self.latency.settle(search, target, took)
             latency, corrections = self.latency.outcome(search.state), self.latency.corrections
-        share, labeled = self.macs.total(search.state) / self.macs.original, self.bench.labels is not None
+        share, labeled = self.macs.total(search.state) / self.macs.original, self.meter.labels is not None
         ended = said(search, labeled, share, latency)
         drop = drop_of(search.effect, search.original)
         self.log.change(outcome=Outcome(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
@@ -186,7 +186,7 @@ class _Searching:
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
         """From the log where it is known, else from the model."""
         earlier = self.log.known(state.key)
-        found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
+        found = earlier or self._measured(self.meter.measure(state, near), state, move, step)
         if earlier is None:
             self.log.add(found)
         elif (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):

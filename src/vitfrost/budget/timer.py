@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..configs import Export
 from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import scratch_folder
-from ..progress import track
-from ..runs.stages import say
+from ..progress import say, track
+from ..threads import torch_threads
 from ..timing.eager import TorchSession
 from ..timing.load import OtherLoad
 from ..timing.rounds import Slot, slot_for, timed_rounds
@@ -79,7 +77,6 @@ class RuntimeTimer:
 
     def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
         """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
-        before = torch.get_num_threads()
         made: dict[str, Callable[[], LoadedModel]] = {ORIGINAL: lambda: self.original, **models}
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = {}
@@ -88,11 +85,11 @@ class RuntimeTimer:
                     if self.progress:
                         say(f"{text}: [{number + 1}/{len(made)}] {name}")
                     sessions[name] = self._open(name, make(), Path(folder) / str(number))
-                return self._timed(sessions, text, seconds)
+                with torch_threads(self.runtime.threads):
+                    return self._timed(sessions, text, seconds)
             finally:
                 sessions.clear()
                 gc.collect()
-                torch.set_num_threads(before)
 
     def _open(self, name: str, loaded: LoadedModel, folder: Path) -> Session:
         runtime = self.runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +23,13 @@ from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
 from ..models import open_model
 from ..plans.choose import summary
-from ..runs.stages import say
 from ..runtime.engines import import_runtime
 from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, VERSION
 from ..runtime.session import Session, open_export
+from ..vit.lean import is_lean, make_lean
 from ..vit.load import LoadedModel
 from .fuse import fuse
-from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
     PRODUCTS,
     attention_products,
@@ -38,10 +39,10 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
+_LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -56,6 +57,7 @@ class Int8(NamedTuple):
     lean: bool
 
 
+@torch.random.fork_rng(devices=[])
 def export(
     model: str | Path | LoadedModel,
     config: Export = DEFAULTS,
@@ -109,19 +111,13 @@ def export_graph(
     _check_model(loaded)
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
-    if images is None:
-        calibration, compared, record = None, random_pixels(loaded, checks, seed), None
-    else:
-        wanted = config.calibration_images if precision == "int8" and ranges == "static" else 0
-        calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-        if record is not None and record["images"] < config.calibration_images:
-            say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    static = precision == "int8" and ranges == "static"
+    calibration, compared, record = _drawn(loaded, images, config.calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(copy.deepcopy(ready)) if config.graph == "lean" else ready
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(config.weight_range)
     with atomic_folder(out, overwrite) as folder:
-        kept = calibration if ranges == "static" else None
-        int8 = Int8(kept, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
+        int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": KIND,
@@ -160,7 +156,19 @@ def _check_model(loaded: LoadedModel) -> None:
             "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.model.modules()):
-        say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+        _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+
+
+def _drawn(
+    loaded: LoadedModel, images: str | Path | None, wanted: int, checks: int, seed: int
+) -> tuple[ndarray | None, ndarray, dict[str, Any] | None]:
+    """Pixels to calibrate with, pixels to compare with, and the record of the former; see `pictures.draw`."""
+    if images is None:
+        return None, random_pixels(loaded, checks, seed), None
+    calibration, compared, record = draw(loaded, images, wanted, checks, seed)
+    if record is not None and record["images"] < wanted:
+        _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    return calibration, compared, record
 
 
 def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:

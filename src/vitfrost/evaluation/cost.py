@@ -13,6 +13,8 @@ from math import prod
 from torch import nn
 
 from ..errors import VitfrostError
+from ..vit.attention import MapAttention
+from ..vit.norms import is_norm
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
 MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",
@@ -35,6 +37,7 @@ _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
     "reduction": ("patch_merging",),
     "head": ("head",),
 }
+_PART_OF_SOURCE = {"hallucination": "hallucination", "constants": "constant_maps"}
 
 
 def attention_complexity(tokens: int, width: int) -> int:
@@ -96,16 +99,17 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
     linears = {linear.name: linear for linear in sites.linears}
+    in_maps: dict[nn.Module, str] = {}
+    for attention in model.modules():
+        if isinstance(attention, MapAttention):
+            for source, part in attention.map_sources().items():
+                in_maps |= dict.fromkeys(part.modules(), _PART_OF_SOURCE[source])
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if path in linears:
             _share(counts, linears[path], own)
-        elif ".hallucination." in path:
-            counts["hallucination"] += own
-        elif ".constants." in path:
-            counts["constant_maps"] += own
         else:
-            counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
+            counts[in_maps.get(module, "norms" if is_norm(module) else "embeddings")] += own
     return counts
 
 

@@ -71,7 +71,7 @@ def _structured(folder: Path) -> list[Row]:
     from ..artifact import load_artifact
     from ..evaluation.evaluate import evaluate_many
     from ..passes.compress import compress
-    from ..runs.stages import say
+    from ..progress import say
     from ..training.train import train
     from ..vit.load import load_model
 

@@ -113,13 +113,13 @@ def freeze_heads(
     made.to(module.proj.weight).train(module.training)
     if not layer.hallucinated:
         module.keep_logits(layer.order, len(layer.logit_heads))
-    module.constants = made
+    module.freeze_heads(made)
 
 
 def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
     """Leave queries and keys to the plan's other heads, in place, and make the hallucinated maps of theirs.
 
-    `similarity`: second moments of the heads' row-centerd logits by site (`hallucination.fit.head_moments`); with them the mix
+    `similarity`: second moments of the heads' row-centered logits by site (`hallucination.fit.head_moments`); with them the mix
     starts in closed form where the plan says so, without them as copies.
     Raises VitfrostError for a layer that cannot be hallucinated.
     """
@@ -128,14 +128,14 @@ def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str,
         if not layer.hallucinated:
             continue
         module = modules[layer.site]
-        if module.site.windows > 1 or getattr(module, "relative_position_bias_table", None) is not None:
+        if module.site.windows > 1 or module.has_relative_bias:
             raise VitfrostError(
                 f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; "
                 "leave its heads computed"
             )
         assert plan.hallucinate is not None
         moments = similarity[layer.site] if similarity is not None and plan.hallucinate.fits_mix else None
-        module.hallucination = _hallucination(module, layer, plan.hallucinate, moments)
+        module.hallucinate(_hallucination(module, layer, plan.hallucinate, moments))
         module.keep_logits(layer.order, len(layer.logit_heads))
 
 
@@ -238,6 +238,7 @@ def compact_projection(
     return made, factors.relative_error
 
 
+@torch.random.fork_rng(devices=[])
 def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -> ModelSites:
     """Give a model, as timm builds it, the plan's layers, in place, untrained: to load a state, to count, or to train from scratch.
 

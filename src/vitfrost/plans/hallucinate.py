@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from ..configs import Hallucinate
 from ..errors import VitfrostError
+from ..vit.names import has_relative_bias
 from .heads import COMPUTED, HeadPlan, LayerPlan
 from .select import share
-from .structure import NO_SWIN, is_swin
+from .structure import NO_SWIN
 
 
 def hallucinated_layers(
@@ -22,7 +23,7 @@ def hallucinated_layers(
 ) -> list[LayerPlan]:
     """The layers with floor(share h) of their h heads hallucinated; a layer with too few heads stays as it is.
 
-    `moments_of` gives a site's second moments of row-centerd logits (needed to choose medoids, or by what is explained).
+    `moments_of` gives a site's second moments of row-centered logits (needed to choose medoids, or by what is explained).
     Raises VitfrostError where they are needed and not given, and for Swin.
     """
     if settings.compares_heads and moments_of is None:
@@ -33,7 +34,7 @@ def hallucinated_layers(
     for index, layer in enumerate(layers):
         heads = layer.maps[1]
         count = share(settings.share, heads)
-        if count and (layer.maps[0] > 1 or is_swin(model_name)):
+        if count and (layer.maps[0] > 1 or has_relative_bias(model_name)):
             raise VitfrostError(f"{NO_SWIN} ({layer.site} of {model_name}); plan without --hallucinate")
         if count == 0:
             made.append(layer)

@@ -10,11 +10,6 @@ from .strict import Positive, Strict
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
 
 
-def is_swin(model_name: str) -> bool:
-    """Whether a timm model of this name has Swin's windowed attention; with small images a site may have a single window."""
-    return model_name.startswith("swin")
-
-
 class FeedForwardPlan(Strict):
     """One feed-forward block: the rank of its second projection, None where it stays as it is; `why`: what was measured then."""
 

@@ -21,9 +21,9 @@ from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..plans.strict import describe
-from ..runs.recipe import Recipe, load_recipe
+from ..runs.recipe import Recipe, is_study, load_recipe, read_recipe
 from ..statistics.record import Statistics
-from ..vit.families import find_sites
+from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
 from ..vit.sites import ModelSites
 
@@ -121,7 +121,7 @@ class RunParts:
                 statistics.check_fits(self.identity, sites.signature())
         if self.plan is not None:
             check_fits(self.plan, self.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
-        class_token = getattr(model, "cls_token", None) is not None
+        class_token = has_class_token(model)
         macs, parameters, planned = macs_by_part(model, sites), parameters_by_part(model, sites), None
         if self.plan is not None and has_structure(self.plan):
             changed = install_structure(model, self.plan)
@@ -201,6 +201,8 @@ def read_parts(folder: Path) -> RunParts:
     """
     if not folder.is_dir():
         raise VitfrostError(f"no run folder {folder}; vitfrost run makes one")
+    if (folder / RECIPE).is_file() and is_study(read_recipe(folder / RECIPE)):
+        raise VitfrostError(f"{folder} is the folder of a study; make its page with python -m vitfrost.studies report {folder}")
 
     def place(name: str) -> Path:
         older = folder / OLDER.get(name, name)

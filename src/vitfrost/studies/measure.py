@@ -13,7 +13,7 @@ from ..evaluation.outcomes import Measured, Outcomes, measure_outcomes
 from ..images.decode import Decoded
 from ..images.source import ImageSet
 from ..methods.frozen_entries import FrozenMaps
-from ..passes.compress import frozen_modules
+from ..passes.freeze_entries import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
 from ..runs.recipe import PlanPart

@@ -17,7 +17,7 @@ from ..files import atomic_file
 from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
-from ..vit.families import install_map_attention
+from ..vit.families import has_class_token, install_map_attention
 from ..vit.load import LoadedModel
 
 _METADATA_KEY = "vitfrost.picture"
@@ -62,12 +62,11 @@ def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int =
     model = copy.deepcopy(loaded.model).eval().cpu()
     site, attention = list(install_map_attention(model).items())[-1]
     seen: list[Tensor] = []
-    attention.observer = lambda maps, values: seen.append(maps)
-    attention.observe_quantized = False
+    attention.observe(lambda maps, values: seen.append(maps))
     with torch.inference_mode():
         model(batch.pixels)
     header = PictureHeader(
-        file, site, attention.site.index + 1, getattr(model, "cls_token", None) is not None, attention.site.prefix_tokens,
+        file, site, attention.site.index + 1, has_class_token(model), attention.site.prefix_tokens,
         attention.site.grid, attention.site.shift, loaded.state_hash,
     )  # fmt: skip
     tensors = {

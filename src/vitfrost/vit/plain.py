@@ -9,6 +9,8 @@ from torch import nn
 from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
+from .forward import BlockCall, ForwardPass
+from .norms import has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -16,15 +18,12 @@ from timm.layers import Attention, Mlp  # noqa: E402  (timm must be imported thr
 from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+NAMES = ("vit_*", "deit_*")
+
 
 def matches(model: nn.Module) -> bool:
     """True for timm's VisionTransformer and its distilled form (not for their other subclasses)."""
     return type(model) in (VisionTransformer, VisionTransformerDistilled)
-
-
-def has_affine_norm(norm: nn.Module) -> bool:
-    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterize."""
-    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
 def check_feed_forward(mlp: Any, name: str) -> None:
@@ -62,6 +61,16 @@ def attention_with_heads_of(width: object) -> type[Attention]:
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     """The run-time attention that takes over an attention layer of this family."""
     return FusedAttention(original, site, scale_queries_first=False)
+
+
+def forward_pass(model: Any) -> ForwardPass:
+    """How a plain ViT runs block by block."""
+    return ForwardPass(
+        image_size=tuple(model.patch_embed.img_size),
+        stem=lambda pixels: model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels)))),
+        blocks=tuple(BlockCall(f"blocks.{index}") for index in range(len(model.blocks))),
+        head=lambda stream: model.forward_head(model.norm(stream)),
+    )
 
 
 def find_sites(model: Any) -> ModelSites:

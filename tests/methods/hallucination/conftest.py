@@ -42,7 +42,7 @@ def hallucinated(kind: str, options: Hallucinate, sources: list[int] | None = No
     if computed == HEADS:
         return module
     sources = [j % computed for j in range(HEADS - computed)] if sources is None else sources
-    module.hallucination = HeadHallucination(computed, sources, options, prefix_tokens=prefix, key_grid=site.grid_of_keys)
+    module.hallucinate(HeadHallucination(computed, sources, options, prefix_tokens=prefix, key_grid=site.grid_of_keys))
     module.keep_logits(range(HEADS), computed)
     return module
 

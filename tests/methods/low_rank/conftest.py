@@ -29,9 +29,7 @@ def hallucinate_half(model: nn.Module) -> None:
         computed = -(-site.heads // 2)
         if computed < site.heads:
             sources = range(site.heads - computed)
-            module.hallucination = HeadHallucination(
-                computed, sources, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys
-            )
+            module.hallucinate(HeadHallucination(computed, sources, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys))
             module.keep_logits(range(site.heads), computed)
 
 
