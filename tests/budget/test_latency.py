@@ -197,7 +197,7 @@ def test_a_search_that_goes_on_removes_what_a_killed_one_left(
     scratch = tmp_path / ".plan.search.json.scratch"
     models["digits"].statistics.save(statistics)
     words = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "10", "--out", out)
-    process = started("plan", *words, "--target-latency", "0.9", "--runtime", "torch-fp32", "--search-over", "layers")
+    process = started("search", *words, "--target-latency", "0.9", "--runtime", "torch-fp32", "--search-over", "layers")
     while process.poll() is None and not (scratch.is_dir() and any(scratch.iterdir())):
         time.sleep(0.01)
     process.kill()
@@ -308,12 +308,15 @@ def test_a_real_clock_times_every_model_in_every_round(models: Any, pictures: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--target-latency", "0.9"), "--target-latency is of a runtime; give --runtime, one of onnxruntime-fp32"),
-        (("--target-latency", "1.2", "--runtime", "torch-fp32"), "target_latency is 1.2; give a share"),
-        (("--target-latency", "0.9", "--runtime", "tflite-int8"), "there is no runtime 'tflite-int8' to search for; give one of"),
-        (("--runtime", "torch-fp32"), "--runtime goes with --target-latency SHARE"),
-        (("--max-drop", "1", "--threads", "2"), "--threads goes with --target-latency SHARE"),
-        (("--target-latency", "0.9", "--runtime", "torch-fp32", "--threads", "0"), "threads is 0; give 1 to"),
+        (("--target-latency", "0.9"), "--target-latency needs a --runtime; give one, such as openvino-int8"),
+        (("--target-latency", "1.2", "--runtime", "torch-fp32"), "--target-latency is 1.2; it should be less than 1"),
+        (("--target-latency", "0.9", "--runtime", "tflite-int8"), "--runtime: 'tflite-int8' is none of onnxruntime-fp32"),
+        (("--runtime", "torch-fp32"), "--runtime goes with --target-latency; give that too"),
+        (("--max-drop", "1", "--threads", "2"), "--threads goes with --target-latency; give that too"),
+        (
+            ("--target-latency", "0.9", "--runtime", "torch-fp32", "--threads", "0"),
+            "--threads is 0; it should be greater than or equal to 1",
+        ),
         (("--target-latency", "0.9", "--runtime", "torch-fp32", "--target-macs", "0.9"), "are two searches; give one of them"),
     ],
 )
@@ -323,7 +326,7 @@ def test_refusals_are_one_line(
     statistics = tmp_path / "statistics.safetensors"
     models["digits"].statistics.save(statistics)
     given = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--out", tmp_path / "plan.yaml")
-    ended = call("plan", *given, *words)
+    ended = call("search", *given, *words)
     assert ended.status == 2
     assert said in ended.err
     assert len(ended.err.strip().splitlines()) == 1
