@@ -27,8 +27,8 @@ FLAGS = {
     ],
     "search": [
         "--statistics", "--model", "--max-drop", "--target-macs", "--target-latency", "--runtime", "--threads", "--images", "--labels",
-        "--search-over", "--search-images", "--rescore", "--seed", "--constants", "--window", "--tolerance", "--compact-init", "--weight-bits",
-        "--record", "--resume", "--out",
+        "--search-over", "--search-images", "--rescore", "--seed", "--constants", "--window", "--tolerance", "--compact-init",
+        "--weight-bits", "--record", "--resume", "--out",
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],

@@ -17,8 +17,9 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, configs, deploy, evaluation, models, passes, plans, statistics
+artifact, deploy, evaluation, models, passes, plans, statistics
 methods
+configs, plans.criteria, plans.strict
 images, runtime, vit
 distributed, errors, files, progress, spelling
 """  # docs/architecture.md has the same lines; names of one line may import each other

@@ -94,7 +94,7 @@ def test_evaluate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: st
     [
         (
             [],
-            "Expected one of {demo, inspect, calibrate, plan, search, compress, resize, evaluate, export, predict, bench, report, run, train}",
+            "Expected one of {demo, inspect, calibrate, plan, search, compress, resize, evaluate, export, predict, bench, report, run",
         ),
         (["calibrat"], "Unrecognized options: calibrat; Available subcommands: demo, inspect, calibrate"),
         (["calibrate", "--model", "vitfrost_digits"], "Missing from vitfrost calibrate: --images PATH"),

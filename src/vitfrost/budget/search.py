@@ -108,16 +108,11 @@ def search(
     macs = MacsOfStates(loaded.model, sites, kinds)
     if runtime is None:
         refuse_below(budget, macs.floor(over))
-    subject = SearchSubject(
-        model=ModelIdentity.model_validate(loaded.identity()),
-        statistics=known.content_hash,
-        images=SearchImages(
-            images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=budget.seed, skipped=len(batch.skipped),
-            labeled=batch.labels is not None,
-        ),
-        constants={name: getattr(whole, name) for name in ("kind", "window", "tolerance")},
-        compact={"init": blocks.init},
+    drawn = SearchImages(
+        images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=budget.seed, skipped=len(batch.skipped),
+        labeled=batch.labels is not None,
     )  # fmt: skip
+    subject = _subject(loaded, known, drawn, whole, blocks)
     log = open_log(place, subject, recorded(budget), macs.original, torch.get_num_threads(), resume)
     moves = Moves(sites.attention, sites.feed_forward, over)
 
@@ -217,6 +212,13 @@ class _Searching:
         )  # fmt: skip
         self.log.change(steps=(*self.log.record.steps, taken))
         self.progress.took(len(search.steps), taken)
+
+
+def _subject(loaded: LoadedModel, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
+    """What the measurements depend on."""
+    constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
+    model = ModelIdentity.model_validate(loaded.identity())
+    return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init})
 
 
 def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:

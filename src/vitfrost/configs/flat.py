@@ -24,8 +24,8 @@ UNIT = Option(
 )  # fmt: skip
 FREEZE = Option(
     FreezeEntries, "ratio", float | Literal["none"], FreezeEntries.ratio,
-    "Share of attention weights (tau of EAM equation 15), heads or layers to freeze, 0 to 1. Nothing is frozen where it is `none`, or "
-    "where heads are hallucinated or blocks compacted and it is not given.", Flag("freeze", "SHARE"),
+    "Share of attention weights (tau of EAM equation 15), heads or layers to freeze, 0 to 1, or none.",
+    Flag("freeze", "SHARE", default="0.2, or none where heads are hallucinated or blocks compacted"),
 )  # fmt: skip
 BY = replace(
     next(option for option in options_of(FreezeEntries) if option.field == "by"),

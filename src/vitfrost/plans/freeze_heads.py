@@ -24,8 +24,6 @@ Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
 
 WINDOWS = (3, 5, 7, 9, 11, 15)
 DEFAULT_WINDOW = 7
-# Criteria that are errors add up over a head's entries; the others are averaged.
-ADDITIVE = frozenset({"output-error", "output-error-joint", "fisher"})
 # Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
 HEAD_DIM = 64
 
@@ -113,7 +111,7 @@ def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.nd
         scores = scores * site.allowed[:, None]
         count = int(site.allowed.sum())
     total = scores.sum(axis=(0, 2, 3))
-    return total if by in ADDITIVE else total / max(count, 1)
+    return total if CRITERIA[by].additive else total / max(count, 1)
 
 
 def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[LayerPlan], settings: FreezeHeads) -> list[set[int]]:

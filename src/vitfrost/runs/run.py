@@ -17,7 +17,7 @@ from ..images.source import open_images
 from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
-from ..plans.criteria import NEED_SENSITIVITY
+from ..plans.criteria import CRITERIA
 from ..reporting.build import REPORT, report
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
@@ -119,7 +119,7 @@ class SingleRun(RecipeRun[Recipe]):
     @property
     def sensitivity(self) -> bool:
         """Whether the statistics need gradients."""
-        return self.recipe.calibration.sensitivity or self.recipe.plan.by in NEED_SENSITIVITY
+        return self.recipe.calibration.sensitivity or CRITERIA[self.recipe.plan.by].needs_sensitivity
 
     @property
     def similarity(self) -> bool:
