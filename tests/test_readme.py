@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,7 @@ def _commands(text: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reader's folder: pictures to calibrate on, labeled pictures, one picture, a recipe."""
     monkeypatch.chdir(tmp_path)
     calibration, test = write_digit_images(tmp_path / "digits")
@@ -70,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("imagenet-val/labels.csv").write_text("\n".join(chosen) + "\n")
     Path("picture.jpg").write_bytes((tmp_path / "calibration" / "0000.png").read_bytes())
     Path("digits.yaml").write_text(DIGITS)
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -91,7 +91,9 @@ def test_every_block_runs_in_order_in_one_folder(folder: Path, call: Callable) -
             done = call(*words[1:])
             assert done.status == 0, f"{line}\n{done.err}"
     assert python == 1
-    assert {"statistics.safetensors", "fast.yaml", "fast", "fast-int8", "fast.json", "fast-bench", "w4a4", "small-int8"} <= set(os.listdir())
+    assert {"statistics.safetensors", "fast.yaml", "fast", "fast-int8", "fast.json", "fast-bench", "w4a4", "small-int8"} <= set(
+        os.listdir()
+    )
     assert (folder / "runs" / "fast" / "report.html").is_file()
 
 

@@ -36,8 +36,8 @@ def parts(run_folder: Path) -> RunParts:
 
 def _lost(parts: RunParts, points: float) -> RunParts:
     assert parts.results is not None
-    rows = [row.model_copy() for row in parts.results.rows]
-    rows[-1].top1_difference = Difference(value=-points, interval=(-points, -points))
+    rows = list(parts.results.rows)
+    rows[-1] = rows[-1].model_copy(update={"top1_difference": Difference(value=-points, interval=(-points, -points))})
     return replace(parts, results=parts.results.model_copy(update={"rows": rows}))
 
 
@@ -46,8 +46,8 @@ def _searched(parts: RunParts) -> RunParts:
 
     def step(site: str, increase: float, left: float) -> Taken:
         return Taken(
-            move=f"{site} all heads", kind="layer", site=site, state=site, increase=increase, kl=increase, agreement=99.0, top1=None, macs=1,
-            macs_share=left, latency_share=left,
+            move=f"{site} all heads", kind="layer", site=site, state=site, increase=increase, kl=increase, agreement=99.0, top1=None,
+            macs=1, macs_share=left, latency_share=left,
         )  # fmt: skip
 
     assert parts.identity is not None

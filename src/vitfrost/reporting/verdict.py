@@ -113,12 +113,7 @@ def _next(parts: RunParts) -> list[tuple[str, str | None]]:
             ("Freeze whole heads to save time: single frozen weights save none.",
              "vitfrost search ... --target-latency 0.9 --runtime onnxruntime-int8"),
         )  # fmt: skip
-    if (
-        parts.artifact is not None
-        and not parts.exported
-        and parts.plan is not None
-        and parts.plan.quantize.activation_bits == FULL_PRECISION
-    ):
+    if parts.artifact is not None and not parts.exported and parts.plan is not None and parts.plan.quantize.activations == FULL_PRECISION:
         found.append(
             ("Export it, to run without torch and in int8.",
              "vitfrost export RUN/artifact --format onnx --precision int8 --images CALIBRATION_IMAGES --out RUN/deploy"),
@@ -131,8 +126,8 @@ def _next(parts: RunParts) -> list[tuple[str, str | None]]:
 def _give_back(parts: RunParts) -> list[tuple[str, str | None]]:
     plan = parts.plan
     found: list[tuple[str, str | None]] = []
-    if plan is not None and plan.quantize.activation_bits < 8:
-        bits = plan.quantize.activation_bits
+    if plan is not None and plan.quantize.activations < 8:
+        bits = plan.quantize.activations
         found.append(
             (f"Give bits back first: activations have {bits}, and they usually cost the most.", "vitfrost plan ... --activation-bits 8")
         )

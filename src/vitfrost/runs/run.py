@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..budget.history import SUFFIX, OtherSearch
-from ..budget.under_budget import plan_under_budget
+from ..budget.search import search
+from ..configs import Bench, Compress, Export, Quantize, Search
+from ..configs.base import parsed, plain
 from ..deploy.export import export
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
@@ -18,13 +20,11 @@ from ..images.source import open_images
 from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
-from ..plans.criteria import NEED_SENSITIVITY
-from ..methods.repair.options import RepairOptions
+from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft
-from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
-from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.folder import EXPORT_FILE
+from ..runtime.runtimes import FORMATS, import_runtime
 from ..statistics.calibrate import calibrate
 from ..timing.bench import RESULT_FILE, bench
 from ..vit.families import find_sites
@@ -32,7 +32,7 @@ from ..vit.load import LoadedModel, find_device, find_weights, load_model
 from .recipe import Recipe, load_recipe, save_recipe
 from .stages import Stage, run_stages
 
-RECIPE_FILE, PLAN_FILE = "recipe.yaml", "plan.yaml"
+RECIPE_FILE, PLAN_FILE, DEPLOY = "recipe.yaml", "plan.yaml", "deploy"
 R = TypeVar("R", bound=Recipe)
 
 
@@ -98,18 +98,18 @@ class RecipeRun(ABC, Generic[R]):
         options = {"limit": part.limit, "seed": part.seed, "progress": self.progress} | options
         calibrate(open_model(model, device=self.device), part.images, out=out, maps=maps, **options)
 
-    def compress(self, out: Path, chosen: Any, **options: Any) -> None:
+    def compress(self, out: Path, chosen: Any, config: Compress, **options: Any) -> None:
         """The original compressed by a plan, with the recipe's images."""
-        part = self.recipe.compress
-        options = {"seed": part.seed, "calibration_images": part.calibration_images, "progress": self.progress} | options
         compress(
-            self.original, chosen, images=self.compression_images, recipe=self.recipe.without_paths(), out=out, overwrite=True, **options
-        )
+            self.original, chosen, images=self.compression_images, config=config, out=out, overwrite=True, progress=self.progress,
+            recipe=self.recipe.without_paths(), **options,
+        )  # fmt: skip
 
     def quantize(self, out: Path, seed: int, weight_bits: int, activation_bits: int, levels: str) -> None:
         """The original quantized by RepQ-ViT, with nothing frozen."""
-        settings = QuantizePlan.model_validate({"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-        self.compress(out, unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), settings), seed=seed)
+        settings = parsed(Quantize, {"weights": weight_bits, "activations": activation_bits, "levels": levels})
+        chosen = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), settings)
+        self.compress(out, chosen, Compress(seed, self.recipe.compress.calibration_images))
 
 
 class SingleRun(RecipeRun[Recipe]):
@@ -133,7 +133,7 @@ class SingleRun(RecipeRun[Recipe]):
     @property
     def sensitivity(self) -> bool:
         """Whether the statistics need gradients."""
-        return self.recipe.calibration.sensitivity or self.recipe.plan.by in NEED_SENSITIVITY
+        return self.recipe.calibration.sensitivity or CRITERIA[self.recipe.plan.by].needs_sensitivity
 
     @property
     def similarity(self) -> bool:
@@ -144,45 +144,29 @@ class SingleRun(RecipeRun[Recipe]):
         self.calibrate(model, out, maps, sensitivity=self.sensitivity, similarity=self.similarity)
 
     def _compress(self, source: str, out: Path) -> None:
-        part, repair = self.recipe.compress, self.recipe.repair
-        options: dict[str, Any] = {"repair": part.repair, "repair_images": part.repair_images, "repair_penalty": part.repair_penalty}
-        if repair is not None:
-            fields = asdict(repair)
-            options = {"repair_images": fields.pop("images"), "repair": RepairOptions(**fields)}
-        self.compress(
-            out, self.folder / PLAN_FILE, statistics=self.folder / source, compact_images=part.compact_images, **options
-        )
+        part = self.recipe.compress
+        repair = self.recipe.repair or part.repair_config()
+        self.compress(out, self.folder / PLAN_FILE, part.config(), statistics=self.folder / source, repair=repair)
 
-    def _search(self, source: str, out: Path) -> None:
-        """The plan under the recipe's budget; what an earlier search of the same model and images measured is not measured again."""
-        assert self.recipe.search is not None
-        fields = asdict(self.recipe.search)
+    def _search(self, budget: Search, source: str, out: Path) -> None:
+        """The plan under a budget; what an earlier search of the same model and images measured is not measured again."""
         record = out.with_suffix(SUFFIX)
-        options = {"search_over": fields.pop("over"), "search_images": fields.pop("images"), "search": record, "out": out}
-
-        def search(resume: bool) -> None:
-            plan_under_budget(
-                self.folder / source, self.original, self.compression_images, resume=resume, progress=self.progress, **fields, **options
-            )
-
+        options: dict[str, Any] = {"statistics": self.folder / source, "record": record, "out": out, "progress": self.progress}
         try:
-            search(resume=record.exists())
+            search(self.original, self.compression_images, budget, resume=record.exists(), **options)
         except OtherSearch:
             record.unlink()
-            search(resume=False)
+            search(self.original, self.compression_images, budget, **options)
 
-    def _export(self, out: Path) -> None:
-        part = self.recipe.export
-        export(self.folder / "artifact", images=self.compression_images, out=out.parent, overwrite=True, **asdict(part))  # type: ignore[call-overload]
+    def _export(self, config: Export, out: Path) -> None:
+        export(self.folder / "artifact", config, images=self.compression_images, out=out.parent, overwrite=True)
 
-    def _bench(self, out: Path) -> None:
+    def _bench(self, config: Bench, out: Path) -> None:
         """The exported folder, or the artifact, beside the unmodified model on the runtimes of this machine."""
-        fields = asdict(self.recipe.bench)  # type: ignore[call-overload]
-        model, made = self.recipe.model, self.folder / ("artifact" if self.recipe.export is None else "deploy")
-        fields |= {"image_size": [self.original.image_size[0]]}
+        model, made = self.recipe.model, self.folder / ("artifact" if self.recipe.export is None else DEPLOY)
         bench(
-            [f"timm:{model.name}", made], images=self.compression_images, weights=model.weights, out=out.parent,
-            resume=out.parent.exists(), progress=self.progress, **fields,
+            [f"timm:{model.name}", made], replace(config, image_size=(self.original.image_size[0],)), images=self.compression_images,
+            weights=model.weights, out=out.parent, resume=out.parent.exists(), progress=self.progress,
         )  # fmt: skip
 
     def _quantize(self, out: Path) -> None:
@@ -197,7 +181,7 @@ class SingleRun(RecipeRun[Recipe]):
             models["quantized"] = open_model(self.folder / "quantized", device=self.device)
         models["compressed"] = open_model(self.folder / "artifact", device=self.device)
         if self.recipe.export is not None:
-            models["exported"] = open_model(self.folder / "deploy", exports=True)
+            models["exported"] = open_model(self.folder / DEPLOY, exports=True)
         rows = evaluate_many(
             models, part.images, labels=part.labels, reference="original", limit=part.limit, seed=part.seed, progress=self.progress
         )
@@ -220,18 +204,19 @@ class SingleRun(RecipeRun[Recipe]):
                     lambda out: self._calibrate(folder / "quantized", out, recipe.calibration.observed),
                 ),
             ]  # fmt: skip
-        if recipe.search is None:
+        if (budget := recipe.search) is None:
             plan_made_by = Stage(
-                "plan", PLAN_FILE, (source,), recipe.plan.options(), lambda out: plan(folder / source, **recipe.plan.options(), out=out)
+                "plan", PLAN_FILE, (source,), recipe.plan.options(), lambda out: plan(folder / source, *recipe.plan.methods(), out=out)
             )
         else:
-            plan_made_by = Stage("search", PLAN_FILE, (source,), asdict(recipe.search), lambda out: self._search(source, out))
-        repair = None if recipe.repair is None else asdict(recipe.repair)
+            plan_made_by = Stage("search", PLAN_FILE, (source,), plain(budget), lambda out: self._search(budget, source, out))
+        repair = recipe.repair
         stages += [
             plan_made_by,
             Stage(
                 "compress" if repair is None else "compress and repair", "artifact", (source, PLAN_FILE),
-                [self.model, drawn, taken["images"], *([] if repair is None else [repair])], lambda out: self._compress(source, out),
+                [self.model, drawn, taken["images"], *([] if repair is None else [plain(repair)])],
+                lambda out: self._compress(source, out),
             ),
         ]  # fmt: skip
         return stages + self._stages_after("artifact")
@@ -239,14 +224,16 @@ class SingleRun(RecipeRun[Recipe]):
     def _stages_after(self, made: str) -> list[Stage]:
         """Export, evaluation and bench, those that the recipe asks for."""
         recipe, stages = self.recipe, []
-        if recipe.export is not None:
-            made = f"deploy/{EXPORT_FILE}"
-            stages.append(Stage("export", made, ("artifact",), [asdict(recipe.export), self.compression_images], self._export))
+        if (config := recipe.export) is not None:
+            made = f"{DEPLOY}/{EXPORT_FILE}"
+            settings = [plain(config), self.compression_images]
+            stages.append(Stage("export", made, ("artifact",), settings, lambda out: self._export(config, out)))
         if recipe.evaluation is not None:
             read = tuple(dict.fromkeys(("artifact", made)))
             stages.append(Stage("evaluate", "results.json", read, recipe.evaluation.model_dump(), self._evaluate))
-        if recipe.bench is not None:
-            stages.append(Stage("bench", f"bench/{RESULT_FILE}", (made,), [self.model, asdict(recipe.bench)], self._bench))
+        if (timing := recipe.bench) is not None:
+            settings = [self.model, plain(timing)]
+            stages.append(Stage("bench", f"bench/{RESULT_FILE}", (made,), settings, lambda out: self._bench(timing, out)))
         return stages
 
 
