@@ -175,3 +175,9 @@ def test_inspect_tells_and_writes_what_it_found(call: Callable, prepared, tmp_pa
     called = call("inspect", "--model", "resnet18")
     assert called.status == 2
     assert called.err.count("\n") == 1
+
+
+def test_the_version_is_told(call: Callable) -> None:
+    import vitfrost
+
+    assert call("--version").out == f"vitfrost {vitfrost.__version__}\n"

@@ -29,7 +29,7 @@ from ..plans.choose import UNQUANTIZED, computed_layer
 from ..plans.file import save_plan
 from ..plans.schema import ModelIdentity, Plan
 from ..plans.structure import FeedForwardPlan
-from ..progress import say
+from ..progress import doing, say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
@@ -97,12 +97,14 @@ def search(
     sites = find_sites(loaded.model)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
+    doing("search: read images")
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
     batches = [part.to(device_of(loaded.model)) for part in batch.pixels.split(budget.batch_size)]
     if not over & {"heads", "layers"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
     changed = copy.deepcopy(loaded.model).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
+    doing("search: fit the constants of all heads")
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.model, sites, kinds)

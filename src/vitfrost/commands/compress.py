@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Compress, Repair
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, opened
+from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, announce_simulation, opened
 from .flags import Given, Group, takes
 
 
@@ -51,3 +51,4 @@ def compress(
             f"missed at {name}: {left['before']:.4f} -> {left['after']:.4f}"
         )
     print(f"{out}: {made.size_bytes / 1e6:.3f} MB")
+    announce_simulation(made.plan)
