@@ -27,6 +27,7 @@ from torch import nn
 
 import vitfrost
 from vitfrost.artifact import load_artifact
+from vitfrost.configs import FreezeEntries
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
@@ -57,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         vitfrost.calibrate(MODEL, options.calibration, limit=64, weights=options.weights, out=work / "statistics.safetensors")
-        plan = vitfrost.plan(work / "statistics.safetensors", freeze=0.2)
+        plan = vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.2))
         seconds = []
         for number in range(3):
             start = time.perf_counter()
@@ -68,7 +69,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         frozen = load_artifact(work / "frozen0")
         unfrozen = vitfrost.compress(
-            MODEL, vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors",
+            MODEL, vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), statistics=work / "statistics.safetensors",
             images=options.calibration, weights=options.weights, out=work / "unfrozen",
         )  # fmt: skip
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}

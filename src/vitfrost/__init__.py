@@ -16,7 +16,7 @@ _VERBS = {
     "inspect": "vitfrost.evaluation.inspect",
     "calibrate": "vitfrost.statistics.calibrate",
     "plan": "vitfrost.plans.choose",
-    "plan_under_budget": "vitfrost.budget.under_budget",
+    "search": "vitfrost.budget.search",
     "compress": "vitfrost.passes.compress",
     "resize": "vitfrost.passes.resize",
     "evaluate": "vitfrost.evaluation.evaluate",
@@ -29,12 +29,18 @@ _VERBS = {
     "demo": "vitfrost.example.demo",
 }
 
-__all__ = ["__version__", *_VERBS]
+_CONFIGS = (
+    "Bench", "Calibrate", "Compact", "Compress", "Evaluate", "Export", "FreezeEntries", "FreezeHeads", "Hallucinate", "Quantize", "Repair",
+    "Search",
+)  # fmt: skip
+__all__ = ["__version__", *_VERBS, *_CONFIGS]
 
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return getattr(import_module(_VERBS[name]), name)
+    if name in _CONFIGS:
+        return getattr(import_module("vitfrost.configs"), name)
     raise AttributeError(f"module 'vitfrost' has no attribute '{name}'")
 
 

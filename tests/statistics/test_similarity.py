@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vitfrost import calibrate
+from vitfrost.configs import Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.hallucination.fit import head_moments
 from vitfrost.passes.structure import install_structure
-from vitfrost.plans.scratch import plan_from_model
+from vitfrost.plans.choose import plan
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY, MAX_IMAGES
 from vitfrost.statistics.record import Statistics
@@ -193,7 +194,7 @@ def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no
         {"name": site.name, "width": site.width, "hidden": site.hidden, "block": "transformer"}
         for site in find_sites(loaded.model).feed_forward
     ]
-    made = plan_from_model(loaded, hallucinate=0.5)
+    made = plan(loaded, Hallucinate(0.5))
     install_structure(loaded.model, made)
     with pytest.raises(VitfrostError, match=r"blocks\.0\.attn has hallucinated heads"):
         calibrate(loaded, pictures, limit=2, similarity=True, progress=False)

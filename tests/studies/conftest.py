@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitfrost.configs import Compress, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.runs.recipe import save_recipe
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.studies.grid_page import report_study
@@ -70,12 +70,8 @@ def save_outcomes(folder: Path, pictures: Path) -> None:
         share = 0.0 if variant is None else variant.freeze
         rng = np.random.default_rng(0 if variant is None else int(variant.key, 16))
         correct = rng.random(12) < 0.8 - 0.3 * share
-        own = row.model_copy(
-            update={
-                "top1": 100 * float(correct.mean()), "labeled": True, "macs": row.macs - (logits if share == 1 else 0),
-                "size_bytes": 1000 + int(100 * share),
-            }
-        )  # fmt: skip
+        saved, size = logits if share == 1 else 0, 1000 + int(100 * share)
+        own = row.model_copy(update={"top1": 100 * float(correct.mean()), "labeled": True, "macs": row.macs - saved, "size_bytes": size})
         return Outcome(variant, "context", own, correct, int(share * entries), entries)
 
     for variant in [None, *expand(load_study(folder / "recipe.yaml"))]:
@@ -88,11 +84,11 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
     loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
     calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
-        compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantized" / name)
+        compress(loaded, unfrozen, images=pictures, config=Compress(seed, 4), out=folder / "quantized" / name)
         calibrate(folder / "quantized" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
     take_picture(loaded, pictures, folder / "picture.safetensors")
     save_outcomes(folder, pictures)

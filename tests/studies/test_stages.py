@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import vitfrost
+from vitfrost.configs import Compress, FreezeEntries
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.studies.__main__ import main
@@ -61,9 +62,9 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _state(folder: Path) -> dict[str, bytes]:
-    """Bytes of everything whose bytes are promised: all but times in rows, and the report of them."""
+    """Bytes of everything whose bytes are promised: all but times in rows, the report of them, and what a killed process half wrote."""
     kept = {}
-    for path in sorted(folder.rglob("*")):
+    for path in (path for path in sorted(folder.rglob("*")) if ".part" not in str(path.relative_to(folder))):
         if path.is_file() and path.suffix in (".safetensors", ".yaml"):
             kept[str(path.relative_to(folder))] = path.read_bytes()
         elif path.parent.name == OUTCOMES:
@@ -78,8 +79,10 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     point = select(found, "EAM", freeze=0.6, statistics="quantized", frozen_bits=4)[0]
     assert point.seeds == (0, 1)
     statistics = vitfrost.calibrate(whole / "quantized" / "w4a4-seed1", pictures, limit=8, sensitivity=True, progress=False)
-    plan = vitfrost.plan(statistics, freeze=0.6, seed=1)
-    model = vitfrost.compress("vitfrost_digits", plan, statistics=statistics, images=pictures, seed=1, calibration_images=4)
+    plan = vitfrost.plan(statistics, FreezeEntries(0.6, seed=1))
+    model = vitfrost.compress(
+        "vitfrost_digits", plan, statistics=statistics, images=pictures, config=Compress(seed=1, calibration_images=4)
+    )
     row = vitfrost.evaluate(model, pictures, reference="vitfrost_digits", limit=20, progress=False)
     assert row is not None
     ours = point.outcomes[1].row

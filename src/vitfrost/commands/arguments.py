@@ -10,7 +10,6 @@ from tyro.conf import Positional, arg
 
 from ..errors import VitfrostError
 
-Criterion = Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"]
 Crop = Literal["center", "squash", "border"]
 ArtifactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTIFACT", help="an artifact folder (or give --model)")]
 Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
@@ -28,6 +27,20 @@ def one_of(artifact: Path | None, model: str | None) -> str | Path:
     if (artifact is None) == (model is None):
         raise VitfrostError("give either an ARTIFACT folder or --model NAME")
     return artifact if artifact is not None else str(model)
+
+
+def opened(
+    artifact: Path | None,
+    model: str | None,
+    weights: str | None,
+    image_size: int | None,
+    crop_pct: float | None,
+    crop_mode: Crop | None,
+) -> Any:
+    """The model that is named."""
+    from ..models import open_model
+
+    return open_model(one_of(artifact, model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
 
 
 def show(renderable: Any) -> None:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..configs import Evaluate
 from ..errors import VitfrostError
 from .arguments import ArtifactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of, show
+from .flags import Given, Group, takes
 
 
+@takes(Group.of(Evaluate))
 def evaluate(
     artifact: ArtifactOrNone = None,
     /,
     *,
+    given: Given,
     images: Path,
     model: Model = None,
     weights: Weights = None,
     labels: Path | None = None,
     reference: str | None = None,
     reference_weights: Weights = None,
-    limit: int | None = None,
-    seed: int = 0,
     image_size: Size = None,
     crop_pct: CropShare = None,
     crop_mode: CropMode = None,
-    batch_size: int = 16,
     device: Device = "cpu",
     json: Path | None = None,
 ) -> None:
@@ -34,11 +35,9 @@ def evaluate(
         labels: CSV with the columns file and label, if not labels.csv in the folder.
         reference: timm name or artifact folder to compare with on the same images.
         reference_weights: weights of the reference; for an artifact, --weights is taken as well.
-        limit: how many images, a seeded draw; all if not given.
-        seed: seed of the draw.
-        batch_size: images per forward pass.
         json: write the result row to this file.
     """
+    config = given.config(Evaluate)
     from .. import evaluate as verb
     from ..evaluation.results import format_rows
 
@@ -48,7 +47,7 @@ def evaluate(
         weights, reference_weights = None, reference_weights or weights
     row = verb(
         one_of(artifact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
-        limit=limit, seed=seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=batch_size,
+        limit=config.limit, seed=config.seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=config.batch_size,
         device=device, json=json,
     )  # fmt: skip
     if row is not None:

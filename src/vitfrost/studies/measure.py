@@ -16,6 +16,7 @@ from ..methods.frozen_entries import FrozenMaps
 from ..passes.freeze_entries import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
+from ..runs.recipe import PlanPart
 from ..statistics.record import Statistics
 from ..vit.load import LoadedModel
 from .outcome_files import Outcome
@@ -99,7 +100,7 @@ def _artifact(base: LoadedModel, shared: SharedModel, variant: Variant, statisti
         made = base.plan
     else:
         assert statistics is not None
-        made = plan(statistics, **variant.plan)
+        made = plan(statistics, *PlanPart.model_validate(variant.plan).methods())
         frozen = frozen_modules(base.model, made, statistics)
     size = base.size_bytes if isinstance(base, Artifact) else sum(p.numel() * p.element_size() for p in base.model.parameters())
     seeds = dict(base.seeds) if isinstance(base, Artifact) else {}
