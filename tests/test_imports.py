@@ -21,7 +21,7 @@ artifact, keyed, deploy, evaluation, models, passes, plans, statistics
 methods
 configs, plans.criteria
 images, runtime, vit
-files, records, strict
+files, records, strict, terminal
 distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 

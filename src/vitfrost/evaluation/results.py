@@ -110,7 +110,7 @@ def format_rows(rows: Sequence[Row]) -> Group:
         ("model", [row.name for row in rows]),
         ("precision", [f"{row.precision}\n{row.kind}" for row in rows]),
         ("top-1 %", [with_interval(row.top1, row.interval) for row in rows]),
-        ("difference", [with_interval(d.value, d.interval, "+") if (d := row.top1_difference) and row.name != row.reference else "" for row in rows]),
+        ("difference", [_difference(row) for row in rows]),
         ("MB", ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows]),
         ("GMACs", ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows]),
         ("images", [str(row.images) + (f"\n({row.skipped} skipped)" if row.skipped else "") for row in rows]),
@@ -119,6 +119,11 @@ def format_rows(rows: Sequence[Row]) -> Group:
         ("KL nats", ["" if row.kl is None else f"{row.kl:.4f}" for row in rows]),
         ("ms/image", ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows]),
     ], left=("precision",))  # fmt: skip
+
+
+def _difference(row: Row) -> str:
+    found = row.top1_difference
+    return "" if found is None or row.name == row.reference else with_interval(found.value, found.interval, "+")
 
 
 def with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
