@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import with_constants
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.schema import LatencyPlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
+from ..identity import Identity
+from ..plans.schema import LatencyPlan, Plan, QuantizePlan, StatisticsIdentity
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..vit.sites import ModelSites
 from .history import Measured, SearchRecord, Taken
@@ -68,7 +69,7 @@ def _plan(
 ) -> Plan:
     header, factorizes = statistics.header, any(rank is not None for rank in state.ranks)
     return Plan(
-        model=ModelIdentity.model_validate(dict(header.model)),
+        model=Identity.model_validate(dict(header.model)),
         statistics=StatisticsIdentity(
             hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
             observed=header.observed,

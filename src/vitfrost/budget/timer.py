@@ -24,7 +24,7 @@ from ..timing.eager import TorchSession
 from ..timing.load import OtherLoad
 from ..timing.rounds import Slot, slot_for, timed_rounds
 from ..timing.sessions import Opening, Session
-from ..vit.load import LoadedModel
+from ..model import Model
 from .runtimes import Runtime
 
 # int8 ranges for measurements of time come from so few of the search's images.
@@ -54,7 +54,7 @@ class RuntimeTimer:
 
     def __init__(
         self,
-        original: LoadedModel,
+        original: Model,
         runtime: Runtime,
         images: str | Path,
         seed: int,
@@ -77,10 +77,10 @@ class RuntimeTimer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
+    def time(self, models: Mapping[str, Callable[[], Model]], text: str, seconds: float) -> Timed:
         """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
         before = torch.get_num_threads()
-        made: dict[str, Callable[[], LoadedModel]] = {ORIGINAL: lambda: self.original, **models}
+        made: dict[str, Callable[[], Model]] = {ORIGINAL: lambda: self.original, **models}
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = {}
             try:
@@ -94,7 +94,7 @@ class RuntimeTimer:
                 gc.collect()
                 torch.set_num_threads(before)
 
-    def _open(self, name: str, loaded: LoadedModel, folder: Path) -> Session:
+    def _open(self, name: str, loaded: Model, folder: Path) -> Session:
         runtime = self.runtime
         if runtime.runtime == "torch":
             return TorchSession(loaded, runtime.threads, runtime.precision, False, "cpu")

@@ -22,18 +22,19 @@ from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet
 from ..methods.constant_heads.constants import Kind
 from ..methods.low_rank.moments import InputMoments
-from ..models import open_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import CONSTANTS_NAMES, computed_layer
 from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
-from ..plans.schema import ModelIdentity, Plan, QuantizePlan
+from ..identity import Identity
+from ..plans.schema import Plan, QuantizePlan
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..runs.stages import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, device_of
+from ..model import Model, ModelLike, as_model
+from ..vit.load import device_of
 from .asked import Asked, asked, how_near, refuse_below, said
 from .effects import Bench, Effect
 from .greedy import Goal, Rescore, Search, Step, drop_of
@@ -52,7 +53,7 @@ BATCH_SIZE = 20
 
 def plan_under_budget(
     statistics: Statistics | str | Path,
-    model: str | Path | LoadedModel,
+    model: str | Path | Model,
     images: str | Path,
     *,
     max_drop: float | None = None,
@@ -116,24 +117,24 @@ def plan_under_budget(
         raise VitfrostError("compact_init is 'random', but a search measures what factors do; give activations or weights")
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
     known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    loaded = open_model(model, weights, image_size, device=device)
+    loaded = as_model(model)
     _check_fits(known, loaded)
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), search_images, seed)
-    batches = [part.to(device_of(loaded.model)) for part in batch.pixels.split(batch_size)]
+    batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(batch_size)]
     if not over & {"heads", "layers"} and not sites.feed_forward:
         raise VitfrostError("search_over is ranks, but the model has no feed-forward blocks that can be factorized")
-    changed = copy.deepcopy(loaded.model).eval()
+    changed = copy.deepcopy(loaded.module).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
-    macs = MacsOfStates(loaded.model, sites, kinds)
+    macs = MacsOfStates(loaded.module, sites, kinds)
     if budget.runtime is None:
         refuse_below(budget, macs.floor(over))
     subject = SearchSubject(
-        model=ModelIdentity.model_validate(loaded.identity()),
+        model=loaded.identity,
         statistics=known.content_hash,
         images=SearchImages(
             images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=seed, skipped=len(batch.skipped),
@@ -155,7 +156,7 @@ def plan_under_budget(
         if budget.runtime is not None:
             scratch = None if place is None else scratch_of(place)
             timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress, scratch))
-            apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.model)
+            apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.module)
             latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
         done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
@@ -244,12 +245,12 @@ class _Searching:
         self.progress.took(len(search.steps), taken)
 
 
-def _check_fits(statistics: Statistics, loaded: LoadedModel) -> None:
+def _check_fits(statistics: Statistics, loaded: Model) -> None:
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
             "a search starts from a model as timm builds it, with statistics of it; give --model NAME and its own statistics"
         )
-    statistics.check_fits(loaded.identity(), find_sites(loaded.model).signature())
+    statistics.check_fits(loaded.identity, find_sites(loaded.module).signature())
     if loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
 

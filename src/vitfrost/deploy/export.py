@@ -18,13 +18,12 @@ from ..evaluation.description import FULL_PRECISION_BITS, describe
 from ..files import atomic_folder, refuse_existing, sha256_of_file
 from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
-from ..models import open_model
 from ..plans.choose import summary
 from ..runs.stages import say
 from ..runtime.engines import import_runtime
 from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
 from ..runtime.session import Session, open_export
-from ..vit.load import LoadedModel
+from ..model import Model, ModelLike, as_model
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
 from .int8 import (
@@ -61,7 +60,7 @@ class Int8(NamedTuple):
 
 
 def export(
-    model: str | Path | LoadedModel,
+    model: str | Path | Model,
     *,
     format: Format,
     precision: Precision,
@@ -80,7 +79,7 @@ def export(
     time_only: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model (a timm name, an artifact's folder, or a LoadedModel) as an ONNX or OpenVINO graph; returns the folder `out`.
+    """Write a model (a timm name, an artifact's folder, or a Model) as an ONNX or OpenVINO graph; returns the folder `out`.
 
     The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
@@ -101,7 +100,7 @@ def export(
     refuse_existing(out, overwrite)
     for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
         import_runtime(package, "export")
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = as_model(model)
     _check_model(loaded)
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
@@ -124,9 +123,9 @@ def export(
             "version": VERSION,
             "format": format,
             "precision": precision,
-            "model": loaded.identity(),
+            "model": loaded.identity.model_dump(mode="json"),
             "classes": loaded.classes,
-            "preprocessing": Preprocess(loaded.preprocessing).describe(),
+            "preprocessing": loaded.preprocessing.plain(),
             "plan_hash": about.plan_hash,
             "plan": _plan_of(loaded),
             "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
@@ -170,18 +169,18 @@ def _check_options(form: str, precision: str, images: str | Path | None, count: 
         raise VitfrostError(f"calibration images must be at least 1, got {count}")
 
 
-def _check_model(loaded: LoadedModel) -> None:
+def _check_model(loaded: Model) -> None:
     """Refuse simulated quantization; warn of frozen entries that save nothing."""
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activation_bits != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activation_bits} bits, which is simulated in floating point and "
             "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
         )
-    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.model.modules()):
+    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
 
 
-def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
     """Returns, for export.json, "graph" and "attention": what its products are computed in, "int8" or "float", if there are any in an int8
     graph for OpenVINO."""
     program = trace(written, loaded.image_size, loaded.name)
@@ -217,7 +216,7 @@ def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, wha
     return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
 
 
-def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
+def _plan_of(loaded: Model) -> dict[str, Any] | None:
     if not isinstance(loaded, Artifact):
         return None
     found = summary(loaded.plan)

@@ -1,4 +1,4 @@
-"""An exported model as a LoadedModel, so that it is measured like any other: on the same pixels, beside the same references."""
+"""An exported model as a Model, so that it is measured like any other: on the same pixels, beside the same references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import VitfrostError
 from ..images.preprocess import Preprocess
 from ..runtime.session import Session, open_export
-from ..vit.load import LoadedModel
+from ..model import Model
 
 
 class ExportedGraph(nn.Module):
@@ -29,7 +29,7 @@ class ExportedGraph(nn.Module):
 
 
 @dataclass
-class ExportedModel(LoadedModel):
+class ExportedModel(Model):
     """An export. `state_hash` and `weight_tag` are those of the original model; `about` is what its export.json says."""
 
     about: dict[str, Any] = None  # type: ignore[assignment]

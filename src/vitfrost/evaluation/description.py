@@ -13,7 +13,8 @@ from ..deploy.exported import ExportedGraph, ExportedModel
 from ..methods.frozen_entries import FrozenMaps
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, device_of
+from ..model import Model
+from ..vit.load import device_of
 from .cost import logit_macs, macs_by_part
 from .inspect import skeleton
 
@@ -32,7 +33,7 @@ class Description:
     macs: int
 
 
-def describe(loaded: LoadedModel) -> Description:
+def describe(loaded: Model) -> Description:
     """Kind, precision ("fp32", "W4/A4"), seeds, plan, size and multiply-accumulates of a loaded model or artifact.
 
     Size is that of an artifact's folder or of an export's graph, else of the parameters. Fake-quantized models are "simulated".
@@ -42,7 +43,7 @@ def describe(loaded: LoadedModel) -> Description:
         return Description("executed", session.precision, dict(about["seeds"]), about["plan_hash"], session.size_bytes, about["macs"])
     macs = executed_macs(loaded)
     if not isinstance(loaded, Artifact):
-        size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
         return Description("executed", "fp32", {}, None, size, macs)
     weight_bits, activation_bits = loaded.plan.quantize.weight_bits, loaded.plan.quantize.activation_bits
     full = weight_bits == activation_bits == FULL_PRECISION_BITS
@@ -56,12 +57,12 @@ def describe(loaded: LoadedModel) -> Description:
     )
 
 
-def executed_macs(loaded: LoadedModel) -> int:
+def executed_macs(loaded: Model) -> int:
     """Multiply-accumulates per image that are executed: those of its layers less Q K^T of wholly frozen heads.
 
     Where a layer hallucinates, all its other heads have their logits computed, whether their maps are frozen or not.
     """
-    model: nn.Module = loaded.model
+    model: nn.Module = loaded.module
     attention = [module for module in model.modules() if isinstance(module, MapAttention)]
     saved = 0
     for module in attention:

@@ -13,7 +13,7 @@ from ..files import refuse_unwritable, write_json
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..models import open_model, open_reference
-from ..vit.load import LoadedModel
+from ..model import Model
 from .description import describe, runtime_of, threads_of
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
@@ -23,7 +23,7 @@ BATCH_SIZE = 16
 
 
 def evaluate(
-    model: str | Path | LoadedModel,
+    model: str | Path | Model,
     images: str | Path | ImageSet,
     *,
     weights: str | Path | None = None,
@@ -31,7 +31,7 @@ def evaluate(
     image_size: int | tuple[int, int] | None = None,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
-    reference: str | Path | LoadedModel | None = None,
+    reference: str | Path | Model | None = None,
     reference_weights: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -43,10 +43,10 @@ def evaluate(
 ) -> Row | None:
     """Measure a model on images, against labels, a reference model, or both.
 
-    `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or the folder of an artifact or of an
+    `model` and `reference`: a timm name (with `weights`, `reference_weights`), a Model, or the folder of an artifact or of an
     export, which runs by its own runtime on the CPU.
     `limit`: a draw of so many images by `seed`. `crop_pct` and `crop_mode` replace the preprocessing of both models.
-    `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
+    `device`: "cpu" or "cuda" (None: the CPU, or where a Model is).
     `json`: where to write the row. The row's shares and intervals are in percent. Under torchrun every process takes its
     share of the images; process 0 writes and returns the row of the whole, the others return None.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
@@ -71,10 +71,10 @@ def evaluate(
 
 
 def evaluate_many(
-    models: Mapping[str, LoadedModel],
+    models: Mapping[str, Model],
     images: str | Path | ImageSet,
     *,
-    reference: str | LoadedModel | None = None,
+    reference: str | Model | None = None,
     labels: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -123,15 +123,15 @@ def find_images(folder: str | Path, labels: str | Path | None, classes: int, has
         return open_images(folder)
 
 
-def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
+def result_row(name: str, loaded: Model, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
     """The row of one measured model; `reference` is the name of the model that it was compared with."""
     about = describe(loaded)
     images = len(outcomes.positions)
     row = Row(
         name=name,
         kind=about.kind,
-        runtime=runtime_of(loaded.model),
-        threads=threads_of(loaded.model),
+        runtime=runtime_of(loaded.module),
+        threads=threads_of(loaded.module),
         precision=about.precision,
         images=images,
         images_hash=measured.images_hash,
@@ -144,7 +144,7 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
         size_bytes=about.size_bytes,
         macs=about.macs,
         seconds_per_image=float(np.median(outcomes.seconds)),
-        preprocessing=Preprocess(loaded.preprocessing).describe(),
+        preprocessing=loaded.preprocessing.plain(),
         environment=environment(),
     )
     if row.labeled:

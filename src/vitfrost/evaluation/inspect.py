@@ -14,23 +14,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..plans.schema import Plan
-    from ..vit.load import LoadedModel
     from ..vit.sites import ModelSites
 
 
-def skeleton(loaded: LoadedModel) -> tuple[nn.Module, ModelSites]:
+def skeleton(loaded: Model) -> tuple[nn.Module, ModelSites]:
     """The model as timm builds it, or with an artifact's structure, before anything was quantized, untrained; and its sites."""
     from ..artifact import Artifact
     from ..passes.structure import install_structure
     from ..vit.families import find_sites
-    from ..vit.load import create_model
 
-    model = create_model(loaded.name, loaded.image_size, **loaded.options)
+    model = loaded.blank()
     return model, install_structure(model, loaded.plan) if isinstance(loaded, Artifact) else find_sites(model)
 
 
 def inspect(
-    model: str | Path | LoadedModel | None = None,
+    model: str | Path | Model | None = None,
     *,
     weights: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -38,7 +36,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part; with a plan, also what it makes of them.
 
-    `model`: a timm name (nothing is downloaded), a LoadedModel, or an artifact's folder; the plan's own where it is not given.
+    `model`: a timm name (nothing is downloaded), a Model, or an artifact's folder; the plan's own where it is not given.
     `weights`: a file that is loaded to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention
     (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
     softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, and parameters

@@ -19,7 +19,7 @@ from ..images.decode import Decoded
 from ..images.preprocess import Preprocess
 from ..images.source import ImageSet
 from ..progress import track
-from ..vit.load import LoadedModel
+from ..model import Model
 from .description import device_of
 from .intervals import divergences
 
@@ -53,8 +53,8 @@ class Measured:
 
 @torch.inference_mode()
 def measure_outcomes(
-    models: list[LoadedModel],
-    reference: LoadedModel | None,
+    models: list[Model],
+    reference: Model | None,
     image_set: ImageSet,
     batch_size: int,
     progress: bool = True,
@@ -133,7 +133,7 @@ def _reduced(batch: Batch, positions: set[int]) -> Batch:
 
 
 def _outcomes_of_batch(
-    models: list[LoadedModel], reference: LoadedModel | None, batches: list[Batch], image_set: ImageSet
+    models: list[Model], reference: Model | None, batches: list[Batch], image_set: ImageSet
 ) -> list[Outcomes]:
     """Outcomes of every model on its form of the same images."""
     runs = [_timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
@@ -143,9 +143,9 @@ def _outcomes_of_batch(
     return [_outcomes(logits, teacher, batches[0], seconds) for logits, seconds in runs]
 
 
-def _timed(loaded: LoadedModel, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
+def _timed(loaded: Model, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
     """Logits on the CPU and the seconds of the forward pass alone."""
-    model: nn.Module = loaded.model
+    model: nn.Module = loaded.module
     device = device_of(model)
     pixels = pixels.to(device)
     _synchronize(device)
@@ -160,7 +160,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _check_finite(logits: Float[ndarray, "images classes"], loaded: LoadedModel, batch: Batch, image_set: ImageSet) -> None:
+def _check_finite(logits: Float[ndarray, "images classes"], loaded: Model, batch: Batch, image_set: ImageSet) -> None:
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad):
         file = image_set.files[batch.positions[int(bad[0])]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifact import Artifact, build_frozen, save_artifact, settings_of
+from ..artifact import Artifact, build_frozen, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.batches import BatchLoader, images_hash, take_usable
@@ -19,7 +19,6 @@ from ..methods.frozen_entries import FrozenMaps, frozen_step
 from ..methods.quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..methods.repair.options import RepairOptions, repair_options
 from ..methods.repair.refit import Repair
-from ..models import open_model
 from ..plans.choose import frozen_maps
 from ..plans.file import load_plan
 from ..plans.fits import check_fits
@@ -28,7 +27,8 @@ from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
-from ..vit.load import LoadedModel, create_model, device_of
+from ..model import Model, ModelLike, as_model
+from ..vit.load import device_of
 from ..vit.sites import ModelSites
 from .quality import hallucinated_heads
 from .structure import changed_sites, has_structure, start_from
@@ -74,7 +74,7 @@ def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Mod
     return model
 
 
-def draw_calibration(loaded: LoadedModel, images: str | Path, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def draw_calibration(loaded: Model, images: str | Path, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
     image_set = open_images(images)
     drawn = image_set.subset(len(image_set), seed)
@@ -85,7 +85,7 @@ def draw_calibration(loaded: LoadedModel, images: str | Path, count: int, seed: 
 
 def _repair(
     changed: nn.Module,
-    loaded: LoadedModel,
+    loaded: Model,
     sites: ModelSites,
     options: RepairOptions,
     images: str | Path,
@@ -97,7 +97,7 @@ def _repair(
     image_set = open_images(images)
     drawn = image_set.subset(min(count, len(image_set)), seed)
     loader = BatchLoader(drawn, Preprocess(loaded.preprocessing), REPAIR_BATCH)
-    original = copy.deepcopy(loaded.model).cpu()  # where the changed model is repaired, and without what a caller has hooked to it
+    original = copy.deepcopy(loaded.module).cpu()  # where the changed model is repaired, and without what a caller has hooked to it
     repair = Repair(changed, original, sites, options)
     layers = repair.run((batch.pixels for batch in loader), -(-len(drawn) // REPAIR_BATCH), progress)
     return options.plain() | {
@@ -133,7 +133,7 @@ def _check_statistics(plan: Plan, statistics: Statistics | None, made: bool) -> 
 
 
 def _give_structure(
-    model: nn.Module, loaded: LoadedModel, plan: Plan, statistics: Statistics | None, images: str | Path | None, count: int, seed: int
+    model: nn.Module, loaded: Model, plan: Plan, statistics: Statistics | None, images: str | Path | None, count: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Hallucinate and compact in place. Returns the record of what it was fitted to and how well it fits, and the seed of the draw."""
     pixels: torch.Tensor | None = None
@@ -142,7 +142,7 @@ def _give_structure(
         pixels, record = draw_calibration(loaded, images, count, seed)
     similarity = similarity_of(plan, statistics)
     errors = start_from(model, plan, pixels, similarity, constants=fitted_constants(plan, statistics), seed=seed)
-    heads = hallucinated_heads(plan, model, similarity, None if pixels is None else (loaded.model, pixels[:DISTANCE_IMAGES]))
+    heads = hallucinated_heads(plan, model, similarity, None if pixels is None else (loaded.module, pixels[:DISTANCE_IMAGES]))
     return record | {"relative_errors": errors, "heads": heads}, {"structure": seed} if record else {}
 
 
@@ -171,15 +171,11 @@ def similarity_of(plan: Plan, statistics: Statistics | None) -> dict[str, torch.
 
 
 def compress(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     plan: Plan | str | Path,
     *,
     statistics: Statistics | str | Path | None = None,
     images: str | Path | None = None,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
     seed: int = 0,
     calibration_images: int = CALIBRATION_IMAGES,
     compact_images: int = COMPACT_IMAGES,
@@ -213,11 +209,11 @@ def compress(
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = as_model(model)
     given = loaded if isinstance(loaded, Artifact) else None
     _check_statistics(plan, statistics, given is not None)
-    sites = find_sites(loaded.model if given is None else create_model(loaded.name, loaded.image_size, **loaded.options))
-    check_fits(plan, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    sites = find_sites(loaded.module if given is None else loaded.blank())
+    check_fits(plan, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     if given is not None:
         _check_structure(given.plan, plan)
     settings = settings_of(plan)
@@ -231,7 +227,7 @@ def compress(
         seeds["calibration"] = seed
     elif settings.any:
         quantization = _settings_record(settings)
-    compressed = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
+    compressed = copy.deepcopy(loaded.module).cpu()  # once, and in seconds: the same bits wherever the model runs
     structure = None if given is None else given.structure
     if has_structure(plan):
         sites = changed_sites(sites, plan)
@@ -263,12 +259,11 @@ def compress(
             seeds["statistics"] = header.seed
     if plan.freeze is not None:
         seeds["plan"] = plan.freeze.seed
-    artifact = Artifact(
-        compressed.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
-        loaded.options, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
+    artifact = Artifact.made_from(
+        loaded, compressed, plan=plan, quantization=quantization, statistics=source, structure=structure, seeds=seeds, recipe=recipe,
         training=None if given is None else given.training,
         repair=repaired or (None if given is None else given.repair),
     )  # fmt: skip
     if out is not None:
-        save_artifact(artifact, out, overwrite)
+        artifact.save(out, overwrite)
     return artifact

@@ -26,7 +26,8 @@ from .freeze_heads import frozen_by_criterion
 from .hallucinate import COMPUTED, hallucinated_layers
 from .heads import HeadPlan, LayerPlan
 from .options import checked, compact_part, hallucinate_part
-from .schema import FreezePlan, ModelIdentity, Plan, QuantizePlan, StatisticsIdentity
+from ..identity import Identity
+from .schema import FreezePlan, Plan, QuantizePlan, StatisticsIdentity
 from .select import lowest, share, up_to_threshold
 from .structure import CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
 
@@ -157,10 +158,10 @@ def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -
 def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
     """The plan that computes every head and only quantizes.
 
-    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature().
+    `identity` and `signature` are Model.identity and ModelSites.signature().
     """
     layers = tuple(computed_layer(site) for site in signature)
-    return Plan(model=ModelIdentity.model_validate(dict(identity)), quantize=quantize, layers=layers)
+    return Plan(model=Identity.model_validate(dict(identity)), quantize=quantize, layers=layers)
 
 
 def plan(
@@ -293,7 +294,7 @@ def _chosen_plan(
         precision=header.precision,
         observed=header.observed,
     )
-    model = ModelIdentity.model_validate(dict(header.model))
+    model = Identity.model_validate(dict(header.model))
     return Plan(
         model=model, statistics=source, freeze=freeze, constants=constants, hallucinate=hallucinate, compact=compact, quantize=quantize,
         layers=tuple(layers), feed_forward=feed_forward,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ..identity import Identity
 from .criteria import CRITERIA
 from .heads import HeadPlan, LayerPlan
 from .strict import Count, Positive, Strict
@@ -55,16 +56,6 @@ class QuantizePlan(Strict):
     levels: Literal["published", "strict"] = "published"
 
 
-class ModelIdentity(Strict):
-    """Which model a plan is for, as LoadedModel.identity() gives it."""
-
-    name: str
-    image_size: tuple[Positive, Positive]
-    weight_tag: str
-    state_hash: str
-    classes: Count
-
-
 class StatisticsIdentity(Strict):
     """Which statistics the entries were ranked by; the frozen values are their means."""
 
@@ -90,7 +81,7 @@ class Plan(Strict):
 
     kind: Literal["vitfrost plan"] = "vitfrost plan"
     version: Literal[1] = 1
-    model: ModelIdentity
+    model: Identity
     statistics: StatisticsIdentity | None = None
     freeze: FreezePlan | None = None
     constants: ConstantsPlan | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, load_model
+from ..model import ModelLike, as_model
 from .choose import unfrozen_plan
 from .compact import compact_blocks
 from .file import save_plan
@@ -21,7 +21,7 @@ from .structure import CompactPlan, ConstantsPlan, HallucinatePlan
 
 
 def plan_from_model(
-    model: str | LoadedModel,
+    model: ModelLike,
     *,
     hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
     compact: float | Mapping[str, Any] | CompactPlan | None = None,
@@ -29,15 +29,12 @@ def plan_from_model(
     weight_bits: int = 32,
     activation_bits: int = 32,
     levels: str = "published",
-    weights: str | Path | None = "random",
-    image_size: int | tuple[int, int] | None = None,
     out: str | Path | None = None,
-    **options: Any,
 ) -> Plan:
     """The plan that hallucinates and compacts a model as the settings say, and freezes whole heads to uniform maps where `constants`
     (the fields of ConstantsPlan) ask for it: the first heads of every layer, or the first layers.
 
-    `model`: a timm name (`options` are those of its creation, weights untrained unless given), or a LoadedModel. `hallucinate` and
+    `model`: its weights play no part (a plan for training from scratch takes those of `Model.open(name, weights="random")`). `hallucinate` and
     `compact` are as in `vitfrost.plan`, except that the first heads are computed unless the fields say how heads are chosen.
     Raises VitfrostError for heads chosen by medoids, which takes statistics, and for settings that do not fit the model.
     """
@@ -46,9 +43,9 @@ def plan_from_model(
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
     heads = None if hallucinate is None else hallucinate_part(hallucinate, by="first")
     blocks = None if compact is None else compact_part(compact)
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, weights, image_size, **options)
-    sites = find_sites(loaded.model)
-    made = unfrozen_plan(loaded.identity(), sites.signature(), quantize)
+    loaded = as_model(model)
+    sites = find_sites(loaded.blank())
+    made = unfrozen_plan(loaded.identity, sites.signature(), quantize)
     layers = made.layers if heads is None else hallucinated_layers(made.layers, heads, None, loaded.name)
     known = [site.signature() | {"block": site.block} for site in sites.feed_forward]
     whole = None

@@ -12,7 +12,6 @@ from ..studies.stages import GridRun
 from ..images.source import open_images
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
-from ..models import open_model
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
 from ..plans.schema import Plan, QuantizePlan
@@ -22,7 +21,8 @@ from ..studies.several import report_several
 from .stages import Stage, run_stages, say
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, find_device, find_weights, load_model
+from ..model import Model
+from ..vit.load import find_device, find_weights
 
 RECIPE_FILE, REPORT_FILE = "recipe.yaml", "report.html"
 
@@ -37,7 +37,7 @@ class SingleRun:
         self.device = device
 
     @cached_property
-    def original(self) -> LoadedModel:
+    def original(self) -> Model:
         """The model to compress, loaded once."""
         part = self.recipe.model
         loaded = load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
@@ -67,7 +67,7 @@ class SingleRun:
         """Whether the statistics need the heads' similarity."""
         return self.recipe.calibration.similarity or self.recipe.plan.similarity
 
-    def _calibrate(self, model: LoadedModel | Path, out: Path, maps: str) -> None:
+    def _calibrate(self, model: Model | Path, out: Path, maps: str) -> None:
         part = self.recipe.calibration
         calibrate(
             open_model(model, device=self.device), part.images, limit=part.limit, seed=part.seed, out=out, maps=maps,
@@ -87,13 +87,13 @@ class SingleRun:
     def _compress_unfrozen(self, out: Path) -> None:
         part = self.recipe.plan
         quantize = QuantizePlan(weight_bits=part.weight_bits, activation_bits=part.activation_bits, levels=part.levels)  # type: ignore[arg-type]
-        signature = find_sites(self.original.model).signature()
-        self._compress(unfrozen_plan(self.original.identity(), signature, quantize), None, out, repairs=False)
+        signature = find_sites(self.original.module).signature()
+        self._compress(unfrozen_plan(self.original.identity, signature, quantize), None, out, repairs=False)
 
     def _evaluate(self, out: Path) -> None:
         part = self.recipe.evaluation
         assert part is not None
-        models: dict[str, LoadedModel] = {"original": self.original}
+        models: dict[str, Model] = {"original": self.original}
         if self.quantized_statistics:
             models["quantized"] = open_model(self.folder / "quantized", device=self.device)
         models["compressed"] = open_model(self.folder / "artifact", device=self.device)
@@ -166,7 +166,7 @@ def run(
         return _run_several(several, folder, resume, quick, weights, calibration, images, device, progress)
     loaded = load_recipe(recipe, quick=quick)
     if weights is not None:
-        loaded.model.weights = str(weights) if str(weights) == "random" else find_weights(Path(weights), loaded.model.name)
+        loaded.module.weights = str(weights) if str(weights) == "random" else find_weights(Path(weights), loaded.module.name)
     if calibration is not None:
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:

@@ -21,7 +21,8 @@ from ..plans.schema import structure_of
 from ..progress import track
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites, install_map_attention
-from ..vit.load import LoadedModel, create_model
+from ..model import Model
+from ..vit.load import create_model
 from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
@@ -35,7 +36,7 @@ DEFAULT_MEMORY_LIMIT = 4e9
 
 
 def calibrate(
-    model: str | Path | LoadedModel,
+    model: str | Path | Model,
     images: str | Path,
     *,
     limit: int | None = 1000,
@@ -55,7 +56,7 @@ def calibrate(
 ) -> Statistics:
     """Collect the statistics of every attention weight over `limit` images of a folder, drawn by `seed`.
 
-    `model` is a timm name (with `weights` and `image_size` as in `load_model`), a LoadedModel, or an artifact folder.
+    `model` is a timm name (with `weights` and `image_size` as in `load_model`), a Model, or an artifact folder.
     `maps` chooses the side of the map quantizer: before (softmax output) or after it and the frozen entries.
     Memory does not grow with the number of images; where the counters of all sites exceed `memory_limit` bytes, the images
     pass several times, for some sites each. `out` is written whole or not at all. Under torchrun every process takes its
@@ -65,7 +66,7 @@ def calibrate(
     with those of another number of processes to rounding; the counters are the same bits with and without.
     `similarity` also compares the heads' logits within and across layers (see statistics.similarity), which a plan that hallucinates
     heads needs. The logits of one batch are kept meanwhile, which counts towards `memory_limit`.
-    `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
+    `device`: "cpu" or "cuda" (None: the CPU, or where a Model is).
 
     Raises VitfrostError for bad arguments, a model or folder that cannot be used, or when no image is usable.
     """
@@ -82,7 +83,7 @@ def calibrate(
     if sensitivity and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
     feed_forward = _feed_forward_sites(loaded)
-    watched = copy.deepcopy(loaded.model) if isinstance(model, LoadedModel) else loaded.model  # a caller's own stays as it is
+    watched = copy.deepcopy(loaded.module) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
     attention = install_map_attention(watched)
     sites = [module.site for module in attention.values()]
     if similarity and (blind := [name for name, module in attention.items() if module.logit_heads < module.site.heads]):
@@ -94,7 +95,7 @@ def calibrate(
         collected = _collect(watched, groups, loader, maps == "after", seed if sensitivity else None, compared, progress)
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
-        model=loaded.identity(),
+        model=loaded.identity,
         sites=[site.signature() for site in sites],
         precision="fp32" if quantization is None else "quantized",
         observed=maps,
@@ -117,10 +118,10 @@ def calibrate(
     return statistics
 
 
-def _feed_forward_sites(loaded: LoadedModel) -> list[dict[str, Any]]:
+def _feed_forward_sites(loaded: Model) -> list[dict[str, Any]]:
     """What a plan needs to know of the original's feed-forward sites."""
-    changed = any(isinstance(module, MapAttention) for module in loaded.model.modules())
-    model = create_model(loaded.name, loaded.image_size, **loaded.options) if changed else loaded.model
+    changed = any(isinstance(module, MapAttention) for module in loaded.module.modules())
+    model = create_model(loaded.name, loaded.image_size, **loaded.options) if changed else loaded.module
     return [site.signature() | {"block": site.block} for site in find_sites(model).feed_forward]
 
 

@@ -18,7 +18,7 @@ from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..vit.families import install_map_attention
-from ..vit.load import LoadedModel
+from ..model import Model
 
 _METADATA_KEY = "vitfrost.picture"
 
@@ -46,7 +46,7 @@ class MappedPicture:
     maps: Float32[np.ndarray, "windows heads queries keys"]
 
 
-def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int = 0) -> Path:
+def take_picture(loaded: Model, images: str | Path, out: Path, seed: int = 0) -> Path:
     """Draw one usable picture by `seed`, run the model on it, and write both as one safetensors file, whose path is returned.
 
     `pixels` uint8 [height, width, 3] is what is left of the picture after resizing and cropping; `maps` float32 [windows,
@@ -59,7 +59,7 @@ def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int =
     preprocess = Preprocess(loaded.preprocessing)
     batch = take_usable(image_set.subset(len(image_set), seed), preprocess, 1)
     file = image_set.subset(len(image_set), seed).files[batch.positions[0]]
-    model = copy.deepcopy(loaded.model).eval().cpu()
+    model = copy.deepcopy(loaded.module).eval().cpu()
     site, attention = list(install_map_attention(model).items())[-1]
     seen: list[Tensor] = []
     attention.observer = lambda maps, values: seen.append(maps)

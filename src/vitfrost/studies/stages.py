@@ -16,7 +16,6 @@ from ..errors import VitfrostError
 from ..evaluation.evaluate import BATCH_SIZE, find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
-from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
@@ -26,7 +25,7 @@ from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
 from ..statistics.calibrate import calibrate
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel
+from ..model import Model, ModelLike
 from .measure import Evaluation, measure_variants
 from .outcome_files import OUTCOMES, Outcome, load_outcome, load_outcomes, outcome_path
 from .picture import take_picture
@@ -41,7 +40,7 @@ SENSITIVITY_WORK, CALIBRATION_WORK = 3.0, 1.1
 class GridRun:
     """The folder of a grid, its variants, and the stages that they need."""
 
-    def __init__(self, recipe: Recipe, folder: Path, original: LoadedModel, progress: bool, device: str = "cpu"):
+    def __init__(self, recipe: Recipe, folder: Path, original: Model, progress: bool, device: str = "cpu"):
         self.recipe, self.folder, self.original, self.progress, self.device = recipe, folder, original, progress, device
         self.variants = expand(recipe)
         self.clock = TimeLeft()
@@ -102,7 +101,7 @@ class GridRun:
             quantize = QuantizePlan.model_validate(
                 {"weight_bits": source.weight_bits, "activation_bits": source.activation_bits, "levels": source.levels}
             )
-            plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
+            plan = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), quantize)
             compress(
                 self.original, plan, images=images, seed=source.seed, calibration_images=part.calibration_images,
                 recipe=self.recipe.without_paths(), out=out, overwrite=True,
@@ -116,7 +115,7 @@ class GridRun:
         quantized = source.statistics == "quantized"
         same = [variant for variant in self.variants if variant.source.observed == source.observed]
         sensitivity = part.sensitivity or any(variant.plan["by"] in NEED_SENSITIVITY for variant in same)
-        model: LoadedModel | Path = self.folder / "quantized" / source.model if quantized else self.original
+        model: Model | Path = self.folder / "quantized" / source.model if quantized else self.original
 
         def make(out: Path) -> None:
             calibrate(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..deploy.graph import inference_form
 from ..runs.stages import say
-from ..vit.load import LoadedModel, find_device
+from ..model import Model
+from ..vit.load import find_device
 from .constant_forms import choose_forms, constant_forms
 
 
@@ -21,7 +22,7 @@ class TorchSession:
     On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
     """
 
-    def __init__(self, loaded: LoadedModel, threads: int, precision: str, compiled: bool, device: str):
+    def __init__(self, loaded: Model, threads: int, precision: str, compiled: bool, device: str):
         self.precision = precision
         self._device = find_device(device)
         self._kind = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -46,14 +46,12 @@ class ModelSource:
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
-        """The LoadedModel. Raises VitfrostError as `load_artifact` and `load_model` do."""
+        """The Model. Raises VitfrostError as `Model.open` does."""
+        from ..model import Model
+
         if self.artifact:
-            from ..artifact import load_artifact
-
-            return load_artifact(self.model)
-        from ..vit.load import load_model
-
-        return load_model(self.model, self.weights, self.image_size, **self.options)
+            return Model.open(Path(self.model))
+        return Model.open(self.model, weights=self.weights, image_size=self.image_size, options=self.options)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Opening:
     def import_runtime(self) -> None:
         """Import what opening needs."""
         names = {"openvino": ["openvino", "vitfrost.runtime"], "onnxruntime": ["onnxruntime", "vitfrost.runtime"]}
-        for name in names.get(self.runtime, ["torch", "vitfrost.artifact", "vitfrost.vit.load"]):
+        for name in names.get(self.runtime, ["torch", "vitfrost.artifact", "vitfrost.model"]):
             import_module(name)
 
     def open(self, loaded: Any = None) -> Session:

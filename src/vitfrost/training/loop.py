@@ -21,7 +21,7 @@ from ..evaluation.intervals import share
 from ..evaluation.outcomes import Outcomes
 from ..progress import track
 from ..vit.compat import import_timm
-from ..vit.load import LoadedModel
+from ..model import Model
 from .augment import Augment, mix
 from .checkpoint import load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
@@ -53,14 +53,14 @@ class Trainer:
         recipe: TrainingRecipe,
         folder: Path,
         model: nn.Module,
-        loaded: LoadedModel,
+        loaded: Model,
         images: DecodedImages,
         device: torch.device,
         *,
         inputs: dict[str, str],
         notes: dict[str, Any],
         evaluation: EvaluationImages | None = None,
-        teacher: LoadedModel | None = None,
+        teacher: Model | None = None,
         progress: bool = True,
     ):
         self.recipe, self.folder, self.device, self.inputs, self.notes = recipe, folder, device, inputs, notes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifact import load_artifact
+from ..artifact import Artifact
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..passes.compress import draw_calibration, fitted_constants, similarity_of
@@ -22,7 +22,9 @@ from ..plans.schema import Plan, QuantizePlan
 from ..plans.scratch import plan_from_model
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, hash_state, load_model, load_state, read_weights
+from ..model import Model
+from ..vit.checkpoint import read_weights
+from ..vit.load import hash_state, load_state, own_seed
 from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
 from .recipe import SourcePart, TrainingRecipe
@@ -35,7 +37,7 @@ DECODING_THREADS = 2
 class Start:
     """What training starts from. `loaded` is the model before it was changed, `model` the one that is trained; None as `plan`: plain."""
 
-    loaded: LoadedModel
+    loaded: Model
     model: nn.Module
     plan: Plan
     seeds: dict[str, int]
@@ -51,11 +53,11 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
     if recipe.start.artifact is not None:
         return _of_artifact(recipe)
     loaded = _load_model(recipe)
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     chosen = _plan(recipe, loaded)
-    check_fits(chosen, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    check_fits(chosen, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     _refuse_untrainable(chosen)
-    start = Start(loaded, copy.deepcopy(loaded.model), chosen, {"training": recipe.seed})
+    start = Start(loaded, copy.deepcopy(loaded.module), chosen, {"training": recipe.seed})
     if has_structure(chosen):
         torch.manual_seed(recipe.seed)
         if recipe.model.weights is None or not fill:
@@ -67,13 +69,13 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
 
 def _of_artifact(recipe: TrainingRecipe) -> Start:
     """Go on from an artifact: merged layers stay merged."""
-    artifact = load_artifact(str(recipe.start.artifact))
+    artifact = Artifact.load(str(recipe.start.artifact))
     if artifact.name != recipe.model.name:
         raise VitfrostError(f"start.artifact is a {artifact.name}, but model.name is {recipe.model.name}; name the same model")
     _refuse_untrainable(artifact.plan)
-    for parameter in artifact.model.parameters():
+    for parameter in artifact.module.parameters():
         parameter.requires_grad_(True)
-    return Start(artifact, artifact.model, artifact.plan, {**artifact.seeds, "training": recipe.seed}, artifact.structure)
+    return Start(artifact, artifact.module, artifact.plan, {**artifact.seeds, "training": recipe.seed}, artifact.structure)
 
 
 def _refuse_untrainable(chosen: Plan) -> None:
@@ -84,22 +86,22 @@ def _refuse_untrainable(chosen: Plan) -> None:
         )
 
 
-def _load_model(recipe: TrainingRecipe) -> LoadedModel:
+def _load_model(recipe: TrainingRecipe) -> Model:
     part = recipe.model
     options = dict(part.options)
     if part.classes is not None:
         options["num_classes"] = part.classes
     crop: dict[str, Any] = {"crop_pct": part.crop_pct, "crop_mode": part.crop_mode, "seed": recipe.seed}
-    loaded = load_model(part.name, None if part.weights == "timm" else "random", part.image_size, **crop, **options)
+    loaded = Model.open(part.name, weights=None if part.weights == "timm" else "random", image_size=part.image_size, options=options, **crop)
     if part.weights not in (None, "timm"):
         loaded = _with_weights(loaded, str(part.weights))
     kept = {name: value for name, value in loaded.options.items() if not name.endswith("drop_rate") and name != "drop_path_rate"}
     return replace(loaded, options=kept)
 
 
-def _with_weights(loaded: LoadedModel, path: str) -> LoadedModel:
+def _with_weights(loaded: Model, path: str) -> Model:
     """Weights of a file, but for a classifier that has other classes: that stays untrained."""
-    model: Any = loaded.model
+    model: Any = loaded.module
     state, own = fit_state(model, read_weights(path)), model.state_dict()
     classifier = model.get_classifier()
     for name in [name for name, module in model.named_modules() if module is classifier]:
@@ -110,9 +112,9 @@ def _with_weights(loaded: LoadedModel, path: str) -> LoadedModel:
     return replace(loaded, weight_tag=f"file:{Path(path).name}", state_hash=hash_state(model))
 
 
-def _plan(recipe: TrainingRecipe, loaded: LoadedModel) -> Plan:
+def _plan(recipe: TrainingRecipe, loaded: Model) -> Plan:
     if recipe.plan is None:
-        return unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), FLOATING)
+        return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), FLOATING)
     if isinstance(recipe.plan, str):
         return load_plan(recipe.plan)
     if recipe.start.statistics is not None:
@@ -144,21 +146,21 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     start.structure = (start.structure or {}) | {"relative_errors": errors}
 
 
-def load_teacher(recipe: TrainingRecipe, start: Start) -> LoadedModel | None:
+def load_teacher(recipe: TrainingRecipe, start: Start) -> Model | None:
     """The teacher in evaluation mode, without gradients. Raises VitfrostError where its classes are not the model's."""
     part = recipe.teacher
     if part is None:
         return None
     if part.original:
-        teacher = replace(start.loaded, model=copy.deepcopy(start.loaded.model))
+        teacher = replace(start.loaded, module=copy.deepcopy(start.loaded.module))
     else:
         weights = None if part.weights == "timm" else part.weights
-        teacher = load_model(str(part.name), weights, part.image_size)
+        teacher = Model.open(str(part.name), weights=weights, image_size=part.image_size)
     if teacher.classes != start.loaded.classes:
         raise VitfrostError(
             f"the teacher {teacher.name} has {teacher.classes} classes, the model {start.loaded.classes}; give an equal one"
         )
-    teacher.model.eval().requires_grad_(False)
+    teacher.module.eval().requires_grad_(False)
     return teacher
 
 
@@ -187,7 +189,7 @@ def _open(part: SourcePart, size: int, cache: Path | None, threads: int, progres
 
 
 def input_hashes(
-    recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: LoadedModel | None
+    recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: Model | None
 ) -> dict[str, str]:
     """What a checkpoint belongs to, by name."""
     found = {"recipe": recipe.hash(), "plan": plan_hash(start.plan), "start": start.loaded.state_hash, "training data": images.digest}

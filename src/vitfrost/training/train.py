@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from ..artifact import Artifact, load_artifact, save_artifact
+from ..artifact import Artifact
 from ..distributed import barrier, rank, shared_errors
 from ..errors import VitfrostError
 from ..evaluation.evaluate import result_row
@@ -143,11 +143,11 @@ def _finish(trainer: Trainer, start: Start, evaluation: EvaluationImages | None)
             model, loaded.name, loaded.image_size, f"trained:{recipe.hash()[:12]}", hash_state(model), loaded.preprocessing, loaded.classes,
             loaded.options, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes,
         )  # fmt: skip
-        save_artifact(artifact, folder / ARTIFACT, overwrite=True)
+        artifact.save(folder / ARTIFACT, overwrite=True)
     barrier()
     if evaluation is None:
         return
-    saved = load_artifact(folder / ARTIFACT)
+    saved = Artifact.load(folder / ARTIFACT)
     saved.model.to(trainer.device)
     outcomes = outcomes_of(saved.model, evaluation)
     if rank() == 0:
