@@ -1,0 +1,10 @@
+"""Configuration classes: the one place of every option. Each is a Python argument, a part of plan or recipe file, and a group of flags."""
+
+from .base import config, idle_fields, refuse_idle
+from .methods import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
+from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Search
+
+__all__ = [
+    "Bench", "Calibrate", "Compact", "Compress", "Evaluate", "Export", "FreezeEntries", "FreezeHeads", "Hallucinate", "Quantize", "Repair",
+    "Search", "config", "idle_fields", "refuse_idle",
+]  # fmt: skip
