@@ -21,22 +21,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import nn
 
+from .class_names import names_from_plain, plain_names
 from .errors import VitfrostError
 from .files import atomic_folder, read_json, sha256_of_file
-from .class_names import names_from_plain, plain_names
-from .images.preprocessing import Preprocessing
 from .identity import Identity
+from .images.preprocessing import Preprocessing
 from .methods.frozen_entries import FrozenMaps
 from .methods.quantize.modules import QuantizedLayer
 from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
+from .model import Model
 from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
-from .model import Model
 from .vit.load import create_model
 from .vit.skeleton import Skeleton
 

@@ -92,7 +92,9 @@ class Model:
         reading = _preprocessing(own, size).changed(
             mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
         )
-        made = cls(own, known, size, MEMORY, hash_state(own), reading, classes, options or {}, skeleton=build, registered=options is not None)
+        made = cls(
+            own, known, size, MEMORY, hash_state(own), reading, classes, options or {}, skeleton=build, registered=options is not None
+        )
         made.class_names = _names(class_names, made)
         return made
 
@@ -123,7 +125,7 @@ class Model:
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:
-                    raise VitfrostError(f"the artifact {name} brings its own {what}; leave it out")
+                    raise VitfrostError(f"the artifact {name} brings its own {what}; leave out what you give for it")
             made = _open_folder(Path(name))
         else:
             made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
@@ -183,9 +185,15 @@ def as_model(model: ModelLike, *, exports: bool = False) -> Model:
         return Model.of(model)
     if not isinstance(model, str | Path):
         raise VitfrostError(f"a {type(model).__name__} is no model; give a vitfrost.Model, a torch.nn.Module, a timm name or a folder")
-    if not exports and names_folder(model) and is_export(model):
-        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artifact it was exported from")
+    if not exports:
+        refuse_export(model)
     return Model.open(model)
+
+
+def refuse_export(model: str | Path) -> None:
+    """Raise VitfrostError for the folder of an exported model."""
+    if names_folder(model) and is_export(model):
+        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artifact it was exported from")
 
 
 def names_folder(model: str | Path) -> bool:
@@ -205,9 +213,7 @@ def _open_folder(folder: Path) -> Model:
     return Artifact.load(folder)
 
 
-def _open_timm(
-    name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int
-) -> Model:
+def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
     if classes is not None:
         options["num_classes"] = classes
     random = str(weights) == RANDOM_WEIGHTS

@@ -11,7 +11,7 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(iterable: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
+def track(iterable: Iterable[T], total: int | None, text: str, enabled: bool = True) -> Iterator[T]:
     """Yield the items and show how far they are: a bar on a terminal, else a line with the time left every ten seconds."""
     if not enabled:
         yield from iterable
@@ -21,7 +21,7 @@ def track(iterable: Iterable[T], total: int, text: str, enabled: bool = True) ->
         yield from _with_lines(iterable, total, text)
 
 
-def _with_bar(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
+def _with_bar(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -32,12 +32,12 @@ def _with_bar(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
             progress.advance(task)
 
 
-def _with_lines(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
+def _with_lines(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T]:
     start = last = time.monotonic()
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            left = (now - start) / done * max(total - done, 0)
-            print(f"{text}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            rest = f"{done}" if total is None else f"{done} of {total}, {(now - start) / done * max(total - done, 0):.0f} s left"
+            print(f"{text}: {rest}", file=sys.stderr, flush=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from ..model import Model
 from ..runs.stages import say
 from ..timing.rounds import paired_ratio
-from ..model import Model
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
 from .greedy import Search, Step

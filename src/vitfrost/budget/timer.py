@@ -18,13 +18,14 @@ import torch
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import scratch_folder
+from ..images.given import ImagesLike
+from ..model import Model
 from ..progress import track
 from ..runs.stages import say
 from ..timing.eager import TorchSession
 from ..timing.load import OtherLoad
 from ..timing.rounds import Slot, slot_for, timed_rounds
 from ..timing.sessions import Opening, Session
-from ..model import Model
 from .runtimes import Runtime
 
 # int8 ranges for measurements of time come from so few of the search's images.
@@ -56,13 +57,13 @@ class RuntimeTimer:
         self,
         original: Model,
         runtime: Runtime,
-        images: str | Path,
+        images: ImagesLike,
         seed: int,
         progress: bool,
         scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.original, self.runtime, self.images, self.seed, self.progress = original, runtime, Path(images), seed, progress
+        self.original, self.runtime, self.images, self.seed, self.progress = original, runtime, images, seed, progress
         self.scratch, self.clock = scratch, clock
         self._stack = ExitStack()
         self._kept: Path | None = None

@@ -18,22 +18,22 @@ from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
 from ..images.batches import Batch, images_hash, take_usable
+from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet
 from ..methods.constant_heads.constants import Kind
 from ..methods.low_rank.moments import InputMoments
+from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import CONSTANTS_NAMES, computed_layer
 from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
-from ..identity import Identity
 from ..plans.schema import Plan, QuantizePlan
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..runs.stages import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
-from ..model import Model, ModelLike, as_model
 from ..vit.load import device_of
 from .asked import Asked, asked, how_near, refuse_below, said
 from .effects import Bench, Effect
@@ -53,8 +53,8 @@ BATCH_SIZE = 20
 
 def plan_under_budget(
     statistics: Statistics | str | Path,
-    model: str | Path | Model,
-    images: str | Path,
+    model: ModelLike,
+    images: ImagesLike,
     *,
     max_drop: float | None = None,
     target_macs: float | None = None,
@@ -62,8 +62,6 @@ def plan_under_budget(
     runtime: str | None = None,
     threads: int | None = None,
     search_over: Collection[str] = UNITS,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
     labels: str | Path | None = None,
     search_images: int = SEARCH_IMAGES,
     seed: int = 0,
@@ -118,6 +116,7 @@ def plan_under_budget(
     quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
     known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
     loaded = as_model(model)
+    images = images if isinstance(images, str | Path) else find_given(images, several=True)
     _check_fits(known, loaded)
     sites = find_sites(loaded.module)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
@@ -256,15 +255,18 @@ def _check_fits(statistics: Statistics, loaded: Model) -> None:
 
 
 def _draw(
-    folder: str | Path, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
-) -> tuple[ImageSet, Batch]:
+    images: ImagesLike, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
+) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
     if count < 2:
         raise VitfrostError(f"search images must be at least 2, got {count}")
-    found = find_images(folder, labels, classes, has_reference=True)
-    if found.labels is not None and labels is None and not (Path(folder) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
+    if not isinstance(images, str | Path):
+        drawn = find_given(images).shuffled(seed)
+        return drawn, take_usable(drawn, preprocess, count)
+    found = find_images(images, labels, classes, has_reference=True)
+    if found.labels is not None and labels is None and not (Path(images) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
         found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes
-    drawn = found.subset(len(found), seed)
+    drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
-from ..errors import VitfrostError
-from .arguments import ArtifactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 
 
 def calibrate(
@@ -16,19 +14,14 @@ def calibrate(
     *,
     images: Path,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     limit: int = 1000,
     seed: int = 0,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     batch_size: int = 16,
     maps: Literal["before", "after"] = "before",
     memory_limit: float = 4.0,
     sensitivity: bool = False,
     similarity: bool = False,
-    device: Device = "cpu",
 ) -> None:
     """Measure the attention maps of a model or an artifact on images: entropy, mean, variance of every weight.
 
@@ -44,15 +37,14 @@ def calibrate(
         similarity: also measure how alike the heads are, within layers and across them; a plan that hallucinates heads needs it.
     """
     from .. import calibrate as verb
+    from ..configs import Calibrate
     from ..distributed import rank
 
-    if not (math.isfinite(memory_limit) and memory_limit > 0):
-        raise VitfrostError(f"--memory-limit is {memory_limit}; give a number of GB above 0")
-    found = verb(
-        one_of(artifact, model), images, limit=limit, seed=seed, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
-        crop_mode=crop_mode, batch_size=batch_size, maps=maps, memory_limit=int(memory_limit * 1e9), sensitivity=sensitivity,
-        similarity=similarity, device=device,
+    config = Calibrate(
+        limit=limit, seed=seed, batch_size=batch_size, maps=maps, memory_limit=memory_limit, sensitivity=sensitivity,
+        similarity=similarity,
     )  # fmt: skip
+    found = verb(model.open(artifact), images, config, out=out)
     if rank() != 0:
         return
     header = found.header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 
 
 def compress(
@@ -14,8 +14,7 @@ def compress(
     *,
     plan: Path,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     statistics: Path | None = None,
     images: Path | None = None,
     seed: int = 0,
@@ -24,9 +23,6 @@ def compress(
     repair: Literal["ridge", "bias"] | None = None,
     repair_images: int = 300,
     repair_penalty: float | None = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
     """Apply a plan: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save an artifact (safetensors, JSON).
@@ -50,8 +46,8 @@ def compress(
     from .. import compress as verb
 
     made = verb(
-        one_of(artifact, model), plan, statistics=statistics, images=images, weights=weights, image_size=image_size,
-        crop_pct=crop_pct, crop_mode=crop_mode, seed=seed, calibration_images=calibration_images, compact_images=compact_images,
+        model.open(artifact), plan, statistics=statistics, images=images, seed=seed,
+        calibration_images=calibration_images, compact_images=compact_images,
         repair=repair, repair_images=repair_images, repair_penalty=repair_penalty, progress=True, out=out, overwrite=overwrite,
     )  # fmt: skip
     if made.repair is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 
 
 def export(
@@ -15,8 +15,7 @@ def export(
     format: Literal["onnx", "openvino"],
     precision: Literal["fp32", "bf16", "int8"],
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     images: Path | None = None,
     calibration_images: int = 300,
     weight_range: Literal["auto", "full", "reduced"] = "auto",
@@ -24,9 +23,6 @@ def export(
     graph: Literal["lean", "plain"] = "lean",
     ranges: Literal["static", "dynamic"] = "static",
     seed: int = 0,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model or an artifact as a graph that runs without torch, checked against the original.
@@ -49,8 +45,8 @@ def export(
     from ..runtime.folder import EXPORT_FILE, model_bytes
 
     folder = verb(
-        one_of(artifact, model), format=format, precision=precision, out=out, weights=weights, image_size=image_size, crop_pct=crop_pct,
-        crop_mode=crop_mode, images=images, calibration_images=calibration_images, weight_range=weight_range,
+        model.open(artifact), format=format, precision=precision, out=out, images=images,
+        calibration_images=calibration_images, weight_range=weight_range,
         attention=attention, graph=graph, ranges=ranges, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     about = read_json(folder / EXPORT_FILE)

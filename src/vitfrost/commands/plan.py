@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import VitfrostError
-from .arguments import Criterion, Device, Model, Size, Weights
+from .arguments import Criterion, Flags, ModelFlags
 
 
 def plan(
     *,
     out: Path,
     statistics: Path | None = None,
-    model: Model = None,
-    weights: Weights = None,
-    image_size: Size = None,
+    model: Flags = ModelFlags(),
     hallucinate: float | None = None,
     hallucinate_by: Literal["medoids", "explained", "first", "random"] | None = None,
     mix: Literal["ridge", "copy"] = "ridge",
@@ -61,7 +59,6 @@ def plan(
     rescore: Literal["lazy", "all"] = "lazy",
     search: Path | None = None,
     resume: bool = False,
-    device: Device = "cpu",
     seed: int = 0,
 ) -> None:
     """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
@@ -126,7 +123,7 @@ def plan(
     from ..plans.choose import summary
 
     if any(given is not None for given in (max_drop, target_macs, target_latency, runtime, threads)):
-        if statistics is None or model is None or images is None:
+        if statistics is None or model.model is None or images is None:
             raise VitfrostError("a search measures the model: give --statistics FILE, --model NAME and --images DIR")
         _refuse_with_search({
             "hallucinate": hallucinate is not None, "compact": compact is not None, "freeze": freeze is not None, "by": by is not None,
@@ -138,22 +135,22 @@ def plan(
 
         part = {"init": compact_init, "branches": branches, "norm": branch_norm, "expand": expand, "identity": identity, "noise": noise}
         made = plan_under_budget(
-            statistics, model, images, max_drop=max_drop, target_macs=target_macs, target_latency=target_latency, runtime=runtime,
-            threads=threads, search_over=search_over, weights=weights, image_size=image_size, labels=labels, search_images=search_images,
+            statistics, model.open(), images, max_drop=max_drop, target_macs=target_macs, target_latency=target_latency, runtime=runtime,
+            threads=threads, search_over=search_over, labels=labels, search_images=search_images,
             seed=seed, rescore=rescore, constants=constants, window=window, tolerance=tolerance, compact=part,
             weight_bits=32 if weight_bits is None else weight_bits, activation_bits=32 if activation_bits is None else activation_bits,
-            levels=levels, device=device, search=search, resume=resume, out=out,
+            levels=levels, search=search, resume=resume, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
     searched = {
         "images": images, "labels": labels, "search": search, "resume": resume, "search-over": len(search_over) < 3,
-        "search-images": search_images != 200, "rescore": rescore != "lazy", "device": device != "cpu",
+        "search-images": search_images != 200, "rescore": rescore != "lazy", "device": model.device != "cpu",
     }  # fmt: skip
     for option, given in searched.items():
         if given:
             raise VitfrostError(f"--{option} is of a search; give --max-drop POINTS, --target-macs or --target-latency SHARE as well")
-    if (statistics is None) == (model is None):
+    if (statistics is None) == (model.model is None):
         raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
     chosen_by = hallucinate_by or ("first" if statistics is None else "medoids")
     heads = None if hallucinate is None else {
@@ -175,14 +172,14 @@ def plan(
                 )
             whole = {"unit": unit, "ratio": freeze, "kind": constants, "window": window, "tolerance": tolerance}
         made = plan_from_model(
-            str(model), hallucinate=heads, compact=blocks, constants=whole,
+            model.open(untrained=True), hallucinate=heads, compact=blocks, constants=whole,
             weight_bits=32 if weight_bits is None else weight_bits, activation_bits=32 if activation_bits is None else activation_bits,
-            levels=levels, weights=weights, image_size=image_size, out=out,
+            levels=levels, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
-    if weights is not None or image_size is not None:
-        raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
+    if model != ModelFlags():
+        raise VitfrostError("--weights, --image-size and the like go with --model; statistics know their model")
     made = verb(
         statistics, hallucinate=heads, compact=blocks, freeze="auto" if freeze is None else freeze, by=by, scope=scope, unit=unit,
         constants=constants, window=window, tolerance=tolerance, ties=ties, protect=protect, renormalize=renormalize,

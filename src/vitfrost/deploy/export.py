@@ -16,14 +16,14 @@ from ..artifact import Artifact
 from ..errors import VitfrostError
 from ..evaluation.description import FULL_PRECISION_BITS, describe
 from ..files import atomic_folder, refuse_existing, sha256_of_file
-from ..images.preprocess import Preprocess
+from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
+from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..runs.stages import say
 from ..runtime.engines import import_runtime
 from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
 from ..runtime.session import Session, open_export
-from ..model import Model, ModelLike, as_model
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
 from .int8 import (
@@ -60,16 +60,12 @@ class Int8(NamedTuple):
 
 
 def export(
-    model: str | Path | Model,
+    model: ModelLike,
     *,
     format: Format,
     precision: Precision,
     out: str | Path,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
-    images: str | Path | None = None,
+    images: ImagesLike | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     weight_range: WeightRange = "auto",
     attention: Attention = "auto",
@@ -79,7 +75,7 @@ def export(
     time_only: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model (a timm name, an artifact's folder, or a Model) as an ONNX or OpenVINO graph; returns the folder `out`.
+    """Write a model as an ONNX or OpenVINO graph; returns the folder `out`.
 
     The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
@@ -147,7 +143,7 @@ def export(
     return out
 
 
-def _check_options(form: str, precision: str, images: str | Path | None, count: int, attention: str, graph: str, ranges: str) -> None:
+def _check_options(form: str, precision: str, images: ImagesLike | None, count: int, attention: str, graph: str, ranges: str) -> None:
     if form not in MODEL_FILES:
         raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
     if precision not in PRECISIONS:

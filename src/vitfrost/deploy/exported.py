@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..class_names import names_from_plain
 from ..errors import VitfrostError
-from ..images.preprocess import Preprocess
-from ..runtime.session import Session, open_export
+from ..images.preprocessing import Preprocessing
 from ..model import Model
+from ..runtime.session import Session, open_export
 
 
 class ExportedGraph(nn.Module):
@@ -28,7 +29,7 @@ class ExportedGraph(nn.Module):
         return torch.from_numpy(self.session.run(pixels.cpu().contiguous().numpy()))
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ExportedModel(Model):
     """An export. `state_hash` and `weight_tag` are those of the original model; `about` is what its export.json says."""
 
@@ -46,7 +47,8 @@ def load_exported(path: str | Path) -> ExportedModel:
     try:
         return ExportedModel(
             ExportedGraph(session).eval(), model["name"], tuple(model["image_size"]), model["weight_tag"], model["state_hash"],
-            Preprocess(about["preprocessing"]).describe(), about["classes"], about=about, session=session,
+            Preprocessing.from_plain(about["preprocessing"]), about["classes"],
+            class_names=names_from_plain(about.get("class_names"), about["classes"]), about=about, session=session,
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; export again") from error

@@ -18,9 +18,9 @@ from torch import nn
 
 from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
+from ..model import Model
 from ..passes.structure import merge_structure
 from ..runtime.engines import INPUT, OUTPUT, import_runtime
-from ..model import Model
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
 OPSET = 23

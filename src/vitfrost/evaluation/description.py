@@ -11,9 +11,9 @@ from torch import nn
 from ..artifact import Artifact
 from ..deploy.exported import ExportedGraph, ExportedModel
 from ..methods.frozen_entries import FrozenMaps
+from ..model import Model
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..model import Model
 from ..vit.load import device_of
 from .cost import logit_macs, macs_by_part
 from .inspect import skeleton

@@ -70,10 +70,10 @@ def _structured(folder: Path) -> list[Row]:
     """Hallucinated maps and compact blocks, as the closed form leaves them and after a short distillation."""
     from ..artifact import Artifact
     from ..evaluation.evaluate import evaluate_many
+    from ..model import Model
     from ..passes.compress import compress
     from ..runs.stages import say
     from ..training.train import train
-    from ..model import Model
 
     say(f"train -> {folder / 'trained'}")
     distilled = Artifact.load(train(folder / "training.yaml", folder / "trained", resume=True) / "artifact")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from .preprocessing import Preprocessing
 
+
 class Geometry:
     """From an RGB picture to what the model reads; equal to timm's `create_transform(..., is_training=False)`, but for `whole_squares`.
 

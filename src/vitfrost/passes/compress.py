@@ -13,12 +13,13 @@ from ..artifact import Artifact, build_frozen, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.batches import BatchLoader, images_hash, take_usable
+from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
-from ..images.source import open_images
 from ..methods.frozen_entries import FrozenMaps, frozen_step
 from ..methods.quantize.repq import QuantizationSettings, map_quantizers, quantize_model
 from ..methods.repair.options import RepairOptions, repair_options
 from ..methods.repair.refit import Repair
+from ..model import Model, ModelLike, as_model
 from ..plans.choose import frozen_maps
 from ..plans.file import load_plan
 from ..plans.fits import check_fits
@@ -27,7 +28,6 @@ from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
-from ..model import Model, ModelLike, as_model
 from ..vit.load import device_of
 from ..vit.sites import ModelSites
 from .quality import hallucinated_heads
@@ -74,10 +74,9 @@ def freeze_model(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Mod
     return model
 
 
-def draw_calibration(loaded: Model, images: str | Path, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def draw_calibration(loaded: Model, images: ImagesLike, count: int, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
-    image_set = open_images(images)
-    drawn = image_set.subset(len(image_set), seed)
+    drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
     record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
     return batch.pixels, record
@@ -88,18 +87,17 @@ def _repair(
     loaded: Model,
     sites: ModelSites,
     options: RepairOptions,
-    images: str | Path,
+    images: ImagesLike,
     count: int,
     seed: int,
     progress: bool,
 ) -> dict[str, Any]:
     """Repair in place. Returns the record: how, on what, and what was left of the stream at every layer."""
-    image_set = open_images(images)
-    drawn = image_set.subset(min(count, len(image_set)), seed)
+    drawn = find_given(images).subset(count, seed)
     loader = BatchLoader(drawn, Preprocess(loaded.preprocessing), REPAIR_BATCH)
     original = copy.deepcopy(loaded.module).cpu()  # where the changed model is repaired, and without what a caller has hooked to it
     repair = Repair(changed, original, sites, options)
-    layers = repair.run((batch.pixels for batch in loader), -(-len(drawn) // REPAIR_BATCH), progress)
+    layers = repair.run((batch.pixels for batch in loader), loader.expected, progress)
     return options.plain() | {
         "skip_last": repair.skipped,
         "images": len(loader.digests),
@@ -133,7 +131,7 @@ def _check_statistics(plan: Plan, statistics: Statistics | None, made: bool) -> 
 
 
 def _give_structure(
-    model: nn.Module, loaded: Model, plan: Plan, statistics: Statistics | None, images: str | Path | None, count: int, seed: int
+    model: nn.Module, loaded: Model, plan: Plan, statistics: Statistics | None, images: ImagesLike | None, count: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Hallucinate and compact in place. Returns the record of what it was fitted to and how well it fits, and the seed of the draw."""
     pixels: torch.Tensor | None = None
@@ -175,7 +173,7 @@ def compress(
     plan: Plan | str | Path,
     *,
     statistics: Statistics | str | Path | None = None,
-    images: str | Path | None = None,
+    images: ImagesLike | None = None,
     seed: int = 0,
     calibration_images: int = CALIBRATION_IMAGES,
     compact_images: int = COMPACT_IMAGES,
@@ -209,6 +207,7 @@ def compress(
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
+    images = None if images is None else find_given(images, several=True)
     loaded = as_model(model)
     given = loaded if isinstance(loaded, Artifact) else None
     _check_statistics(plan, statistics, given is not None)

@@ -11,17 +11,17 @@ import torch
 from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
+from ..identity import Identity
 from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
-from ..identity import Identity
 from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import create_model, hash_state, load_state
 from ..vit.resize import fit_state
-from ..vit.skeleton import Skeleton
 from ..vit.sites import AttentionSite
+from ..vit.skeleton import Skeleton
 from .structure import install_structure, shape_of
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
+from ..identity import Identity
 from .compact import compact_blocks
 from .criteria import CRITERIA, SiteArrays
 from .file import save_plan
@@ -26,7 +27,6 @@ from .freeze_heads import frozen_by_criterion
 from .hallucinate import COMPUTED, hallucinated_layers
 from .heads import HeadPlan, LayerPlan
 from .options import checked, compact_part, hallucinate_part
-from ..identity import Identity
 from .schema import FreezePlan, Plan, QuantizePlan, StatisticsIdentity
 from .select import lowest, share, up_to_threshold
 from .structure import CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
@@ -155,13 +155,13 @@ def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -
     )
 
 
-def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
+def unfrozen_plan(identity: Identity, signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
     """The plan that computes every head and only quantizes.
 
     `identity` and `signature` are Model.identity and ModelSites.signature().
     """
     layers = tuple(computed_layer(site) for site in signature)
-    return Plan(model=Identity.model_validate(dict(identity)), quantize=quantize, layers=layers)
+    return Plan(model=identity, quantize=quantize, layers=layers)
 
 
 def plan(
@@ -275,10 +275,10 @@ def _chosen_plan(
         constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
     else:
         if hallucinate is not None:
-            layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
+            layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model.name)
             _check_mix(layers, hallucinate, statistics)
         if constants is not None:
-            layers = frozen_by_criterion(layers, constants, statistics.sites, header.model["image_size"])
+            layers = frozen_by_criterion(layers, constants, statistics.sites, header.model.image_size)
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
     if freeze is not None:
@@ -294,7 +294,7 @@ def _chosen_plan(
         precision=header.precision,
         observed=header.observed,
     )
-    model = Identity.model_validate(dict(header.model))
+    model = header.model
     return Plan(
         model=model, statistics=source, freeze=freeze, constants=constants, hallucinate=hallucinate, compact=compact, quantize=quantize,
         layers=tuple(layers), feed_forward=feed_forward,

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
-from ..vit.families import find_sites
 from ..model import ModelLike, as_model
+from ..vit.families import find_sites
 from .choose import unfrozen_plan
 from .compact import compact_blocks
 from .file import save_plan
@@ -34,8 +34,8 @@ def plan_from_model(
     """The plan that hallucinates and compacts a model as the settings say, and freezes whole heads to uniform maps where `constants`
     (the fields of ConstantsPlan) ask for it: the first heads of every layer, or the first layers.
 
-    `model`: its weights play no part (a plan for training from scratch takes those of `Model.open(name, weights="random")`). `hallucinate` and
-    `compact` are as in `vitfrost.plan`, except that the first heads are computed unless the fields say how heads are chosen.
+    `model`: its weights play no part (for training from scratch, `Model.open(name, weights="random")`). `hallucinate` and `compact` are as
+    in `vitfrost.plan`, except that the first heads are computed unless the fields say how heads are chosen.
     Raises VitfrostError for heads chosen by medoids, which takes statistics, and for settings that do not fit the model.
     """
     if out is not None:
@@ -44,7 +44,7 @@ def plan_from_model(
     heads = None if hallucinate is None else hallucinate_part(hallucinate, by="first")
     blocks = None if compact is None else compact_part(compact)
     loaded = as_model(model)
-    sites = find_sites(loaded.blank())
+    sites = find_sites(loaded.module)
     made = unfrozen_plan(loaded.identity, sites.signature(), quantize)
     layers = made.layers if heads is None else hallucinated_layers(made.layers, heads, None, loaded.name)
     known = [site.signature() | {"block": site.block} for site in sites.feed_forward]

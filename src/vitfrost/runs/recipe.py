@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.schema import Bits
@@ -22,21 +23,6 @@ KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class ModelPart(_Part):
-    """Which model: a timm name, and a weights file unless timm's own pretrained weights are meant.
-
-    `whole_squares`: take square pictures that are smaller than what the crop is cut from whole (see docs/options.md), although a
-    crop is asked for; without a crop here the model does so anyway.
-    """
-
-    name: str
-    weights: str | None = None
-    image_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = Field(None, gt=0, le=1)
-    crop_mode: Literal["center", "squash", "border"] | None = None
-    whole_squares: bool = False
 
 
 class CalibrationPart(_Part):
@@ -237,9 +223,11 @@ class Recipe(_Part):
         def absolute(path: str | None) -> str | None:
             return None if path is None else str((folder / path).resolve())
 
+        def absolute_file(path: str | None) -> str | None:
+            return path if path == "random" else absolute(path)
+
         recipe = self.model_copy(deep=True)
-        if recipe.model.weights != "random":
-            recipe.model.weights = absolute(recipe.model.weights)
+        recipe.model = replace(recipe.model, weights=absolute_file(self.model.weights), class_names=absolute(self.model.class_names))
         recipe.calibration.images = str((folder / recipe.calibration.images).resolve())
         recipe.compress.images = absolute(recipe.compress.images)
         if recipe.evaluation is not None:
@@ -251,7 +239,7 @@ class Recipe(_Part):
         """What is recorded in an artifact: everything but where files lay (their hashes are recorded instead)."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for part, keys in (
-            ("model", ["weights"]),
+            ("model", ["weights", "class_names"]),
             ("calibration", ["images"]),
             ("compress", ["images"]),
             ("evaluation", ["images", "labels"]),

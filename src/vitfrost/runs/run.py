@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from ..passes.compress import compress
+from ..configs import Calibrate, Evaluate
 from ..errors import VitfrostError
 from ..files import refuse_existing, refuse_existing_run
 from ..studies.stages import GridRun
@@ -40,10 +43,7 @@ class SingleRun:
     def original(self) -> Model:
         """The model to compress, loaded once."""
         part = self.recipe.model
-        loaded = load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
-        if part.whole_squares:
-            loaded.preprocessing["whole_squares"] = True
-        return open_model(loaded, device=self.device)
+        return part.open(self.device)
 
     def check_images(self) -> None:
         """Find out before the work that every folder of images and every label is there. Raises VitfrostError as the stages do."""
@@ -67,11 +67,15 @@ class SingleRun:
         """Whether the statistics need the heads' similarity."""
         return self.recipe.calibration.similarity or self.recipe.plan.similarity
 
-    def _calibrate(self, model: Model | Path, out: Path, maps: str) -> None:
+    def _open(self, model: Model | Path) -> Model:
+        return (model if isinstance(model, Model) else Model.open(model)).to(self.device)
+
+    def _calibrate(self, model: Model | Path, out: Path, maps: Literal["before", "after"]) -> None:
         part = self.recipe.calibration
         calibrate(
-            open_model(model, device=self.device), part.images, limit=part.limit, seed=part.seed, out=out, maps=maps,
-            sensitivity=self.sensitivity, similarity=self.similarity, progress=self.progress,
+            self._open(model), part.images,
+            Calibrate(limit=part.limit, seed=part.seed, maps=maps, sensitivity=self.sensitivity, similarity=self.similarity),
+            out=out, progress=self.progress,
         )  # fmt: skip
 
     def _compress(self, chosen: Plan | Path, statistics: str | None, out: Path, repairs: bool = True) -> None:
@@ -95,17 +99,18 @@ class SingleRun:
         assert part is not None
         models: dict[str, Model] = {"original": self.original}
         if self.quantized_statistics:
-            models["quantized"] = open_model(self.folder / "quantized", device=self.device)
-        models["compressed"] = open_model(self.folder / "artifact", device=self.device)
+            models["quantized"] = self._open(self.folder / "quantized")
+        models["compressed"] = self._open(self.folder / "artifact")
         rows = evaluate_many(
-            models, part.images, labels=part.labels, reference="original", limit=part.limit, seed=part.seed, progress=self.progress
+            models, part.images, labels=part.labels, reference="original", config=Evaluate(limit=part.limit, seed=part.seed),
+            progress=self.progress,
         )
         save_results(Results(rows=rows), out)
 
     def stages(self) -> list[Stage]:
         """The stages in order, without the report."""
         recipe, folder = self.recipe, self.folder
-        model = {**recipe.model.model_dump(), "state": self.original.state_hash}
+        model = {**recipe.model.settings(), "state": self.original.state_hash}
         taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity, "similarity": self.similarity}
         drawn = {**recipe.compress.model_dump(), "bits": (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels)}
         stages = [
@@ -166,7 +171,8 @@ def run(
         return _run_several(several, folder, resume, quick, weights, calibration, images, device, progress)
     loaded = load_recipe(recipe, quick=quick)
     if weights is not None:
-        loaded.module.weights = str(weights) if str(weights) == "random" else find_weights(Path(weights), loaded.module.name)
+        found = str(weights) if str(weights) == "random" else find_weights(Path(weights), loaded.model.name)
+        loaded.model = replace(loaded.model, weights=found)
     if calibration is not None:
         loaded.calibration.images = str(Path(calibration).resolve())
     if images is not None and loaded.evaluation is not None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
+from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..files import atomic_file
+from ..identity import Identity
 from ..spelling import american, hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
@@ -108,7 +110,7 @@ class StatisticsHeader:
     `structure`: the hallucinated heads and compact blocks that the observed model had already, as in its plan (None: none).
     """
 
-    model: dict[str, Any]
+    model: Identity
     sites: list[dict[str, Any]]
     precision: str
     observed: str
@@ -230,19 +232,24 @@ class Statistics:
         similarity = None if self.similarity is None or other.similarity is None else added(self.similarity, other.similarity)
         return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()}, similarity)
 
-    def check_fits(self, identity: dict[str, Any], signature: list[dict[str, Any]]) -> None:
+    def check_fits(self, identity: Identity, signature: list[dict[str, Any]]) -> None:
         """Raise VitfrostError, saying what differs, unless the statistics belong to this model and these sites."""
         own = self.header.model
         for key, what in (("name", "model"), ("image_size", "resolution"), ("state_hash", "weights")):
-            if own.get(key) != identity.get(key):
+            if getattr(own, key) != getattr(identity, key):
                 shown = "weight_tag" if key == "state_hash" else key
                 raise VitfrostError(
-                    f"the statistics belong to another {what}: theirs {own.get(shown)} ({str(own.get(key))[:24]}), "
-                    f"here {identity.get(shown)} ({str(identity.get(key))[:24]}); calibrate this model"
+                    f"the statistics belong to another {what}: theirs {_shown(own, shown)} ({str(_shown(own, key))[:24]}), "
+                    f"here {_shown(identity, shown)} ({str(_shown(identity, key))[:24]}); calibrate this model"
                 )
         if self.header.sites != signature:
             differing = [site["name"] for site in signature if site not in self.header.sites] or ["their number"]
             raise VitfrostError(f"the statistics belong to other attention sites ({differing[0]} differs); calibrate this model")
+
+
+def _shown(identity: Identity, field: str) -> Any:
+    value = getattr(identity, field)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
@@ -256,7 +263,7 @@ def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
 
 
 def _header_values(header: StatisticsHeader) -> dict[str, Any]:
-    values = asdict(header)
+    values = asdict(header) | {"model": header.model.model_dump(mode="json")}
     # as it was written, so that plans made from the file still know it by its hash
     for name, version in _SINCE.items():
         if header.version < version:
@@ -279,7 +286,10 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
     kinds = {"sensitivity": bool, "similarity": bool, "feed_forward": list, "structure": dict | None}
     if not complete or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
         raise VitfrostError(f"{path} has an incomplete header; calibrate again")
-    return StatisticsHeader(**values)
+    try:
+        return StatisticsHeader(**values | {"model": Identity.model_validate(values["model"])})
+    except ValidationError as error:
+        raise VitfrostError(f"{path} has an incomplete header; calibrate again") from error
 
 
 def _read_similarity(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:

@@ -13,11 +13,11 @@ from ..evaluation.outcomes import Measured, Outcomes, measure_outcomes
 from ..images.decode import Decoded
 from ..images.source import ImageSet
 from ..methods.frozen_entries import FrozenMaps
+from ..model import Model
 from ..passes.compress import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
-from ..model import Model
 from .outcome_files import Outcome
 from .shared import Remembered, SharedModel, VariantModel
 from .variants import ORIGINAL, Variant
@@ -42,7 +42,7 @@ class Evaluation:
     reference: Model = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reference = replace(self.original, model=Remembered(self.original.module))
+        self.reference = replace(self.original, module=Remembered(self.original.module))
         height, width = self.original.image_size
         if self.kept is None and len(self.image_set) * 3 * height * width < KEPT_BYTES:
             self.kept = {}
@@ -107,8 +107,7 @@ def _artifact(base: Model, shared: SharedModel, variant: Variant, statistics: St
         seeds["statistics"] = statistics.header.seed
     if made.freeze is not None:
         seeds["plan"] = made.freeze.seed
-    return Artifact(
-        shared.add(frozen), base.name, base.image_size, base.weight_tag, base.state_hash, base.preprocessing, base.classes, base.options,
-        plan=made, seeds=seeds, size_bytes=size + sum(frozen_bytes(maps) for maps in frozen.values()),
+    return Artifact.made_from(
+        base, shared.add(frozen), plan=made, seeds=seeds, size_bytes=size + sum(frozen_bytes(maps) for maps in frozen.values()),
         quantization=base.quantization if isinstance(base, Artifact) else None,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from ..files import atomic_file
 from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
-from ..vit.families import install_map_attention
 from ..model import Model
+from ..vit.families import install_map_attention
 
 _METADATA_KEY = "vitfrost.picture"
 
@@ -81,8 +81,7 @@ def take_picture(loaded: Model, images: str | Path, out: Path, seed: int = 0) ->
 
 def _as_bytes(pixels: Tensor, preprocess: Preprocess) -> UInt8[np.ndarray, "3 height width"]:
     """The inverse of `Preprocess.normalize` for one image, exact."""
-    config = preprocess.describe()
-    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.config.mean, preprocess.config.std))
     return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

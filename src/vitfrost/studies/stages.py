@@ -12,10 +12,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ..configs import Calibrate, Evaluate
 from ..errors import VitfrostError
-from ..evaluation.evaluate import BATCH_SIZE, find_images
+from ..evaluation.evaluate import find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
+from ..model import Model
 from ..passes.compress import compress
 from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
@@ -25,7 +27,6 @@ from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
 from ..statistics.calibrate import calibrate
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
-from ..model import Model, ModelLike
 from .measure import Evaluation, measure_variants
 from .outcome_files import OUTCOMES, Outcome, load_outcome, load_outcomes, outcome_path
 from .picture import take_picture
@@ -58,7 +59,7 @@ class GridRun:
     @cached_property
     def evaluation(self) -> Evaluation:
         """What all variants are measured on."""
-        return Evaluation(self.original, self.image_set, BATCH_SIZE, self.folder / OUTCOMES, self.progress)
+        return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
         """The stages in order; each seed's model is measured as soon as it is there."""
@@ -80,7 +81,7 @@ class GridRun:
 
     @property
     def _model(self) -> Any:
-        return {**self.recipe.model.model_dump(), "state": self.original.state_hash}
+        return {**self.recipe.model.settings(), "state": self.original.state_hash}
 
     def _models(self) -> dict[str, list[Variant]]:
         """Variants by the model that they are made from; the original's come first."""
@@ -110,6 +111,9 @@ class GridRun:
         settings = [self._model, images, part.calibration_images, source.model]
         return Stage(f"quantize {source.model}", f"quantized/{source.model}", (), settings, make, 2.0 * part.calibration_images)
 
+    def _open(self, model: Model | Path) -> Model:
+        return (model if isinstance(model, Model) else Model.open(model)).to(self.device)
+
     def _calibrate(self, source: Source) -> Stage:
         part = self.recipe.calibration
         quantized = source.statistics == "quantized"
@@ -119,8 +123,9 @@ class GridRun:
 
         def make(out: Path) -> None:
             calibrate(
-                open_model(model, device=self.device), part.images, limit=source.images, seed=part.seed, out=out,
-                maps=part.observed if quantized else "before", sensitivity=sensitivity, progress=self.progress,
+                self._open(model), part.images,
+                Calibrate(limit=source.images, seed=part.seed, maps=part.observed if quantized else "before", sensitivity=sensitivity),
+                out=out, progress=self.progress,
             )  # fmt: skip
 
         inputs = (f"quantized/{source.model}",) if quantized else ()
@@ -147,7 +152,7 @@ class GridRun:
                 open_members.append(variant)
         quantizes = members[0].source.quantizes
         # the original stays as it is
-        base = open_model(self.folder / "quantized" / name, device=self.device) if quantizes else copy.deepcopy(self.original)
+        base = self._open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
         for start in range(0, len(open_members), VARIANTS_PER_PASS):

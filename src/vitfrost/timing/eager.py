@@ -10,8 +10,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..deploy.graph import inference_form
-from ..runs.stages import say
 from ..model import Model
+from ..runs.stages import say
 from ..vit.load import find_device
 from .constant_forms import choose_forms, constant_forms
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ..artifact import Artifact, is_artifact
 from ..errors import VitfrostError
 from ..evaluation.description import describe
-from ..runtime.folder import is_export, read_export
 from ..model import Model
+from ..runtime.folder import is_export, read_export
 from ..vit.load import RANDOM_WEIGHTS, find_weights
 from .sessions import ModelSource
 

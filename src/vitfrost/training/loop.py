@@ -19,9 +19,9 @@ from ..distributed import rank, world
 from ..errors import VitfrostError
 from ..evaluation.intervals import share
 from ..evaluation.outcomes import Outcomes
+from ..model import Model
 from ..progress import track
 from ..vit.compat import import_timm
-from ..model import Model
 from .augment import Augment, mix
 from .checkpoint import load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
@@ -87,7 +87,7 @@ class Trainer:
         height, width = loaded.image_size
         if height != width:
             raise VitfrostError(f"the model takes images of {height} x {width} pixels, training square ones only; choose a square size")
-        self.augment = Augment(recipe.augment, height, loaded.preprocessing["mean"], loaded.preprocessing["std"])
+        self.augment = Augment(recipe.augment, height, loaded.preprocessing.mean, loaded.preprocessing.std)
         self.step, self.elapsed, self.last_good = 0, 0.0, 0
         self._metrics_position = 0
         self._bad_step = torch.full((), -1, device=device)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..artifact import Artifact
 from ..distributed import rank
 from ..errors import VitfrostError
+from ..model import Model
 from ..passes.compress import draw_calibration, fitted_constants, similarity_of
 from ..passes.structure import has_structure, install_structure, start_from
 from ..plans.choose import plan, unfrozen_plan
@@ -21,9 +21,8 @@ from ..plans.fits import check_fits
 from ..plans.schema import Plan, QuantizePlan
 from ..plans.scratch import plan_from_model
 from ..statistics.record import Statistics
-from ..vit.families import find_sites
-from ..model import Model
 from ..vit.checkpoint import read_weights
+from ..vit.families import find_sites
 from ..vit.load import hash_state, load_state, own_seed
 from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
@@ -59,11 +58,11 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
     _refuse_untrainable(chosen)
     start = Start(loaded, copy.deepcopy(loaded.module), chosen, {"training": recipe.seed})
     if has_structure(chosen):
-        torch.manual_seed(recipe.seed)
-        if recipe.model.weights is None or not fill:
-            install_structure(start.model, chosen, training=True)
-        else:
-            _take_up(start, recipe)
+        with own_seed(recipe.seed):
+            if recipe.model.weights is None or not fill:
+                install_structure(start.model, chosen, training=True)
+            else:
+                _take_up(start, recipe)
     return start
 
 
@@ -88,11 +87,7 @@ def _refuse_untrainable(chosen: Plan) -> None:
 
 def _load_model(recipe: TrainingRecipe) -> Model:
     part = recipe.model
-    options = dict(part.options)
-    if part.classes is not None:
-        options["num_classes"] = part.classes
-    crop: dict[str, Any] = {"crop_pct": part.crop_pct, "crop_mode": part.crop_mode, "seed": recipe.seed}
-    loaded = Model.open(part.name, weights=None if part.weights == "timm" else "random", image_size=part.image_size, options=options, **crop)
+    loaded = replace(part, weights=None if part.weights == "timm" else "random").open(seed=recipe.seed)
     if part.weights not in (None, "timm"):
         loaded = _with_weights(loaded, str(part.weights))
     kept = {name: value for name, value in loaded.options.items() if not name.endswith("drop_rate") and name != "drop_path_rate"}
@@ -133,7 +128,7 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     """Fill the plan's structure from the trained weights, in closed form."""
     part = recipe.start
     statistics = None if part.statistics is None else Statistics.load(part.statistics)
-    if statistics is not None and statistics.header.model["state_hash"] != start.loaded.state_hash:
+    if statistics is not None and statistics.header.model.state_hash != start.loaded.state_hash:
         raise VitfrostError(f"the statistics {part.statistics} are of other weights; calibrate this model, or leave them out")
     pixels = None
     if part.images is not None:

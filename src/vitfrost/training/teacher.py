@@ -38,7 +38,7 @@ class Teacher:
         self.size = None if teacher.image_size == student.image_size else teacher.image_size
 
         def constant(loaded: Model, key: str) -> Tensor:
-            return torch.tensor(loaded.preprocessing[key], device=device).view(3, 1, 1)
+            return torch.tensor(getattr(loaded.preprocessing, key), device=device).view(3, 1, 1)
 
         own, given = ({key: constant(loaded, key) for key in ("mean", "std")} for loaded in (teacher, student))
         self.scale = given["std"] / own["std"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -139,17 +140,15 @@ def _finish(trainer: Trainer, start: Start, evaluation: EvaluationImages | None)
             "seconds": round(trainer.elapsed, 1),
             "start": {"weight_tag": loaded.weight_tag, "state_hash": loaded.state_hash},
         }
-        artifact = Artifact(
-            model, loaded.name, loaded.image_size, f"trained:{recipe.hash()[:12]}", hash_state(model), loaded.preprocessing, loaded.classes,
-            loaded.options, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes,
-        )  # fmt: skip
+        trained = replace(loaded, weight_tag=f"trained:{recipe.hash()[:12]}", state_hash=hash_state(model))
+        artifact = Artifact.made_from(trained, model, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes)
         artifact.save(folder / ARTIFACT, overwrite=True)
     barrier()
     if evaluation is None:
         return
     saved = Artifact.load(folder / ARTIFACT)
-    saved.model.to(trainer.device)
-    outcomes = outcomes_of(saved.model, evaluation)
+    saved.module.to(trainer.device)
+    outcomes = outcomes_of(saved.module, evaluation)
     if rank() == 0:
         trainer.note_result(outcomes)
         measured = Measured([outcomes], None, evaluation.digest, evaluation.skipped)

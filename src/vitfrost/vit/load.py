@@ -110,12 +110,15 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
     return {"pretrained_cfg_overlay": {"input_size": (config.input_size[0], height, width)}}
 
 
-def create_model(name: str, image_size: int | tuple[int, int] | None = None, *, pretrained: bool = False, seed: int = 0, **options: Any) -> Any:
+def create_model(
+    name: str, image_size: int | tuple[int, int] | None = None, *, pretrained: bool = False, seed: int = 0, **options: Any
+) -> Any:
     """Create a timm model; raise VitfrostError for an unknown name, and for options that are not on the list of options.py or that the
     model does not take.
 
-    Weights that no file brings are drawn from `seed`; torch's generator stays as it is. A model that takes images of any size is not built for `image_size`, which then stands in its configuration only. Beside timm's
-    own options plain ViTs take `attn_head_dim`, the width of a head where it is not the model's width over the number of heads.
+    Weights that no file brings are drawn from `seed`; torch's generator stays as it is. A model that takes images of any size is not
+    built for `image_size`, which then stands in its configuration only. Beside timm's own options plain ViTs take `attn_head_dim`, the
+    width of a head where it is not the model's width over the number of heads.
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of

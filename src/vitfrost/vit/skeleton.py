@@ -25,6 +25,7 @@ class Skeleton:
 def _with_parameters(module: nn.Module, device: str) -> nn.Module:
     """A copy whose parameters are zeros on `device`; what is shared stays shared."""
     replaced: dict[int, Any] = {
-        id(parameter): nn.Parameter(torch.zeros_like(parameter, device=device), parameter.requires_grad) for parameter in module.parameters()
+        id(parameter): nn.Parameter(torch.zeros_like(parameter, device=device), parameter.requires_grad)
+        for parameter in module.parameters()
     }
     return copy.deepcopy(module, replaced)
