@@ -26,11 +26,11 @@ import torch
 from torch import nn
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
+from vitfrost.model import Model
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
-from vitfrost.vit.load import load_model
 
 MODEL = "deit_tiny_patch16_224"
 
@@ -56,23 +56,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        vitfrost.calibrate(MODEL, options.calibration, limit=64, weights=options.weights, out=work / "statistics.safetensors")
+        vitfrost.calibrate(
+            vitfrost.Model.open(MODEL, weights=options.weights),
+            options.calibration,
+            vitfrost.Calibrate(limit=64),
+            out=work / "statistics.safetensors",
+        )
         plan = vitfrost.plan(work / "statistics.safetensors", freeze=0.2)
         seconds = []
         for number in range(3):
             start = time.perf_counter()
-            vitfrost.compress(
-                MODEL, plan, statistics=work / "statistics.safetensors", images=options.calibration, weights=options.weights,
-                out=work / f"frozen{number}",
-            )  # fmt: skip
+            vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), plan, statistics=work / "statistics.safetensors", images=options.calibration, out=work / f"frozen{number}")  # fmt: skip
             seconds.append(time.perf_counter() - start)
-        frozen = load_artifact(work / "frozen0")
-        unfrozen = vitfrost.compress(
-            MODEL, vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors",
-            images=options.calibration, weights=options.weights, out=work / "unfrozen",
-        )  # fmt: skip
+        frozen = Artifact.load(work / "frozen0")
+        unfrozen = vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors", images=options.calibration, out=work / "unfrozen")  # fmt: skip
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
-    models = {"original": load_model(MODEL, options.weights).model, "quantized": unfrozen.model, "frozen": frozen.model}
+    models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.model, "frozen": frozen.module}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)
     settings = {key: getattr(options, key) for key in ("threads", "batch_size", "rounds")}
     settings["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
-from vitfrost.vit.load import LoadedModel, load_model
+from vitfrost.model import Model
 
 HALF = {"share": 0.5}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -56,13 +56,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    original = load_model(options.model, options.weights)
-    statistics = vitfrost.calibrate(original, options.calibration, limit=options.limit, seed=options.seed, similarity=True)
-    models: dict[str, LoadedModel | Any] = {"original": original}
+    original = Model.open(options.model, weights=options.weights)
+    statistics = vitfrost.calibrate(
+        original, options.calibration, vitfrost.Calibrate(limit=options.limit, seed=options.seed, similarity=True)
+    )
+    models: dict[str, Model | Any] = {"original": original}
     for title, settings in VARIANTS.items():
         chosen = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32, **settings)
         models[title] = vitfrost.compress(original, chosen, statistics=statistics, images=options.calibration, seed=options.seed)
-    models |= {path.parent.name if path.name == "artifact" else path.name: load_artifact(path) for path in options.also}
+    models |= {path.parent.name if path.name == "artifact" else path.name: Artifact.load(path) for path in options.also}
     rows = evaluate_many(models, options.images, reference="original")
     for row in rows:
         difference = row.top1_difference

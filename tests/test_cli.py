@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.plans.file import load_plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.digits import WEIGHTS
@@ -115,7 +115,7 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     assert (made.quantize.weight_bits, made.quantize.activation_bits) == (6, 8)
     called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artifact)
     assert called.status == 0, called.err
-    assert load_artifact(artifact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}
+    assert Artifact.load(artifact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}
     called = call("evaluate", artifact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row)
     assert called.status == 0, called.err
     found = json.loads(row.read_text())
@@ -127,7 +127,7 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     difference = found["top1_difference"]
     assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
     assert found["precision"] == "W6/A8"
-    assert found["plan_hash"] == load_artifact(artifact).plan_hash
+    assert found["plan_hash"] == Artifact.load(artifact).plan_hash
 
 
 def test_an_artifact_against_other_weights_of_its_model(call: Callable, prepared, pictures: Path, tmp_path: Path) -> None:

@@ -116,9 +116,9 @@ def test_sites_of_equal_shape_are_a_group(models: Any, which: str) -> None:
 
 def test_a_block_that_a_lean_graph_cuts_short_is_a_group_of_its_own(models: Any) -> None:
     loaded = models["cls"].model
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     moves, last = Moves(sites.attention, sites.feed_forward, ("heads", "layers", "ranks")), len(sites.attention) - 1
-    apart = block_cut_short(loaded.model)
+    apart = block_cut_short(loaded.module)
     assert apart == f"blocks.{last}"
     places = [(group.kind, group.places) for group in groups_of(moves, apart)]
     assert places == [(kind, where) for kind in ("heads", "rank") for where in (tuple(range(last)), (last,))]

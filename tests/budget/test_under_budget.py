@@ -19,19 +19,19 @@ from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.intervals import divergences
 from vitfrost.images.preprocess import Preprocess
+from vitfrost.model import Model
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import Plan
-from vitfrost.vit.load import LoadedModel
 
 QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 4, "progress": False}
 
 
-def outputs(model: LoadedModel, pixels: torch.Tensor) -> np.ndarray:
+def outputs(model: Model, pixels: torch.Tensor) -> np.ndarray:
     with torch.no_grad():
-        return model.model(pixels).float().numpy()
+        return model.module(pixels).float().numpy()
 
 
-def drawn(model: LoadedModel, pictures: Path, count: int) -> torch.Tensor:
+def drawn(model: Model, pictures: Path, count: int) -> torch.Tensor:
     _, batch = verb._draw(pictures, None, model.classes, Preprocess(model.preprocessing), count, 0)
     return batch.pixels
 
@@ -275,9 +275,9 @@ def test_refusals_are_one_line(
 def test_other_models_and_statistics_are_refused(models: Any, pictures: Path, call: Callable[..., Any], tmp_path: Path) -> None:
     cls, digits = models["cls"], models["digits"]
     with pytest.raises(VitfrostError, match="statistics belong to another model"):
-        vitfrost.plan_under_budget(cls.statistics, digits.model, pictures, target_macs=0.9, **QUICK)
+        vitfrost.plan_under_budget(cls.statistics, digits.module, pictures, target_macs=0.9, **QUICK)
     statistics = copy.copy(digits.statistics)
-    artifact = vitfrost.compress(digits.model, vitfrost.plan(statistics, unit="head", freeze=0.2, weight_bits=32, activation_bits=32),
+    artifact = vitfrost.compress(digits.module, vitfrost.plan(statistics, unit="head", freeze=0.2, weight_bits=32, activation_bits=32),
                                  statistics=statistics)  # fmt: skip
     with pytest.raises(VitfrostError, match="a search starts from a model as timm builds it"):
         vitfrost.plan_under_budget(statistics, artifact, pictures, target_macs=0.9, **QUICK)

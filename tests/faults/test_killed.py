@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.statistics.record import Statistics
 
 from ..processes import Started
@@ -92,7 +92,7 @@ def test_compress_killed_in_the_middle(started, prepared, pictures: Path, many: 
     killed = _kill_when(process, lambda: any(name != ".artifact.killed.part" and name.endswith(".part") for name in os.listdir(tmp_path)))
     assert killed or out.exists()
     if out.exists():
-        assert load_artifact(out).plan_hash == load_artifact(prepared.artifact).plan_hash
+        assert Artifact.load(out).plan_hash == Artifact.load(prepared.artifact).plan_hash
 
 
 RECIPE = """\
@@ -169,4 +169,4 @@ def test_a_killed_run_is_finished_with_the_same_bits(started, call, pictures: Pa
     edited = call("run", recipe, "--out", killed, "--resume")
     assert edited.status == 0, edited.err
     assert _announced(edited.err) == {stage: stage in ("compress", "evaluate", "report") for stage in STAGES}
-    assert load_artifact(killed / "artifact").plan.layers[0].heads[0].entries == 100
+    assert Artifact.load(killed / "artifact").plan.layers[0].heads[0].entries == 100

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.schema import Plan, QuantizePlan
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 SHAPES = [(1, 2, 5, 5), (1, 2, 5, 5)]
 
@@ -159,8 +159,8 @@ def test_more_problems_are_counted(written):
 
 @pytest.fixture(scope="module")
 def digits():
-    loaded = load_model("vitfrost_digits", "random")
-    return loaded.identity(), find_sites(loaded.model).signature()
+    loaded = Model.open("vitfrost_digits", weights="random")
+    return loaded.identity, find_sites(loaded.module).signature()
 
 
 def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):

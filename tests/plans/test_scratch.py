@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vitfrost.configs import Calibrate
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import sources
@@ -12,7 +14,6 @@ from vitfrost.plans.scratch import plan_from_model
 from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 ALL = [
     "--hallucinate", 0.4, "--mix", "copy", "--ridge", 0.5, "--space", "post-softmax", "--inter-map", "copy", "--intra-map", "5x5",
@@ -33,15 +34,17 @@ def statistics(pictures, tmp_path_factory):
     """Statistics of the digits model, with and without similarity."""
     folder = tmp_path_factory.mktemp("statistics")
     for name, similarity in (("with", True), ("without", False)):
-        calibrate("vitfrost_digits", pictures, limit=8, similarity=similarity, out=folder / f"{name}.safetensors", progress=False)
+        calibrate(
+            "vitfrost_digits", pictures, Calibrate(limit=8, similarity=similarity), out=folder / f"{name}.safetensors", progress=False
+        )
     return folder
 
 
 def test_a_model_alone_gives_a_plan_that_fits_it():
     made = plan_from_model("vitfrost_digits", hallucinate=0.5, compact=0.5)
-    loaded = load_model("vitfrost_digits", "random")
-    sites = find_sites(loaded.model)
-    check_fits(made, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    loaded = Model.open("vitfrost_digits", weights="random")
+    sites = find_sites(loaded.module)
+    check_fits(made, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     assert made == plan_from_model(loaded, hallucinate=HallucinatePlan(share=0.5, by="first"), compact=CompactPlan())
     assert (made.statistics, made.freeze) == (None, None)
     assert (made.quantize.weight_bits, made.quantize.activation_bits) == (32, 32)
@@ -89,7 +92,7 @@ def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
     assert made.hallucinate == HallucinatePlan(**HALLUCINATED, by="first")
     assert made.compact == COMPACTED
     assert (made.statistics, made.freeze, made.quantize.weight_bits, made.quantize.levels) == (None, None, 32, "strict")
-    assert made.model.state_hash == load_model("vitfrost_digits", "random").state_hash
+    assert made.model.state_hash == Model.open("vitfrost_digits", weights="random").state_hash
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
+from vitfrost.configs import Calibrate, Evaluate
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import Results, save_results
+from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.schema import QuantizePlan
@@ -28,7 +30,6 @@ from vitfrost.studies.outcome_files import Outcome
 from vitfrost.studies.picture import take_picture
 from vitfrost.studies.variants import Variant, expand
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 MODEL = "vitfrost_digits"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -157,16 +158,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     }
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
     statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
-    calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
-    loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    calibrate(Model.open(MODEL, weights="random"), pictures, Calibrate(limit=12), out=statistics, progress=False)
+    loaded = Model.open(MODEL, weights="random")
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
     compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantized")
-    calibrate(folder / "quantized", pictures, limit=12, out=quantized, progress=False)
+    calibrate(folder / "quantized", pictures, Calibrate(limit=12), out=quantized, progress=False)
     plan(quantized, freeze=0.2, scope="model", out=folder / "plan.yaml")
     compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, calibration_images=4,
              out=folder / "artifact")  # fmt: skip
-    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
-    save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
+    models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
+    save_results(
+        Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),
+        folder / "results.json",
+    )
     return folder
 
 
@@ -188,12 +192,15 @@ def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
         "evaluation": {"images": str(pictures), "limit": 12},
     }
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
-    loaded, statistics = load_model(MODEL, "random"), folder / "statistics.safetensors"
-    calibrate(loaded, pictures, limit=12, similarity=True, out=statistics, progress=False)
+    loaded, statistics = Model.open(MODEL, weights="random"), folder / "statistics.safetensors"
+    calibrate(loaded, pictures, Calibrate(limit=12, similarity=True), out=statistics, progress=False)
     plan(statistics, freeze=None, out=folder / "plan.yaml", **options)
     compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artifact")
-    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
-    save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
+    models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
+    save_results(
+        Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),
+        folder / "results.json",
+    )
     return folder
 
 
@@ -230,9 +237,9 @@ def grid_recipe(pictures: Path) -> Recipe:
 
 def save_outcomes(folder: Path, pictures: Path) -> None:
     """Outcomes of all variants: the original's row as it was measured, and a draw of right and wrong answers for each variant."""
-    loaded = load_model(MODEL, "random")
-    row = evaluate_many({"original": loaded}, pictures, limit=12, progress=False)[0]
-    sites = find_sites(loaded.model).attention
+    loaded = Model.open(MODEL, weights="random")
+    row = evaluate_many({"original": loaded}, pictures, config=Evaluate(limit=12), progress=False)[0]
+    sites = find_sites(loaded.module).attention
     entries, logits = sum(site.entries for site in sites), sum(site.entries * site.head_dim for site in sites)
 
     def outcome(variant: Variant | None) -> Outcome:
@@ -254,13 +261,15 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     """The folder of a grid run: real statistics, artifacts and picture, drawn outcomes."""
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
-    loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
-    calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
+    loaded = Model.open(MODEL, weights="random")
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    calibrate(loaded, pictures, Calibrate(limit=12), out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
         compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantized" / name)
-        calibrate(folder / "quantized" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
+        calibrate(
+            folder / "quantized" / name, pictures, Calibrate(limit=12), out=folder / "statistics" / f"{name}-12.safetensors", progress=False
+        )
     take_picture(loaded, pictures, folder / "picture.safetensors")
     save_outcomes(folder, pictures)
     return folder

@@ -23,7 +23,7 @@ from vitfrost.statistics.record import Statistics
 def searched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with statistics, plan and search of the digits model."""
     folder = tmp_path_factory.mktemp("searched")
-    vitfrost.calibrate("vitfrost_digits", pictures, limit=6, progress=False, out=folder / "statistics.safetensors")
+    vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=6), progress=False, out=folder / "statistics.safetensors")
     vitfrost.plan_under_budget(
         Statistics.load(folder / "statistics.safetensors"), "vitfrost_digits", pictures, target_macs=0.93, search_images=8,
         out=folder / "plan.yaml", progress=False,
