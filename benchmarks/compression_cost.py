@@ -71,7 +71,7 @@ def main() -> None:
         frozen = Artifact.load(work / "frozen0")
         unfrozen = vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), vitfrost.plan(work / "statistics.safetensors", freeze=0.0), statistics=work / "statistics.safetensors", images=options.calibration, out=work / "unfrozen")  # fmt: skip
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
-    models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.model, "frozen": frozen.module}
+    models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.module, "frozen": frozen.module}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)
     settings = {key: getattr(options, key) for key in ("threads", "batch_size", "rounds")}
     settings["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]

@@ -71,7 +71,7 @@ class Study:
         out = self.work / f"w{bits}a{bits}-{seed}"
         if not is_artifact(out):
             quantize = QuantizePlan(weight_bits=bits, activation_bits=bits)
-            plan = unfrozen_plan(self.original.identity, find_sites(self.original.model).signature(), quantize)
+            plan = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), quantize)
             vitfrost.compress(self.original, plan, images=self.options.calibration, seed=seed, out=out)
         return out
 

@@ -23,6 +23,7 @@ from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import find_sites
 from .vit.load import RANDOM_WEIGHTS, create_model, device_of, find_device, hash_state, load_state
+from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -216,6 +217,7 @@ def _open_folder(folder: Path) -> Model:
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
     if classes is not None:
         options["num_classes"] = classes
+    check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)

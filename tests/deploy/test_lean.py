@@ -108,7 +108,7 @@ def test_other_families_stay_as_they_are() -> None:
 
 
 def test_only_convolutions_that_read_every_pixel_once_become_products() -> None:
-    embedding = small().model.patch_embed
+    embedding = small().module.patch_embed
     assert cuts_patches(embedding)
     for change in ({"stride": (8, 8)}, {"padding": (1, 1)}, {"dilation": (2, 2)}):
         changed = copy.deepcopy(embedding)

@@ -186,7 +186,7 @@ def test_refusals(digits: Model, pictures: Path, tmp_path: Path) -> None:
 def test_outputs_that_are_not_finite_are_named(digits: Model, pictures: Path) -> None:
     broken = copy.deepcopy(digits)
     with torch.no_grad():
-        broken.model.head.bias[0] = float("nan")
+        broken.module.head.bias[0] = float("nan")
     with pytest.raises(VitfrostError, match=r"not finite for 0000\.png"):
         evaluate(broken, pictures, progress=False)
 

@@ -33,8 +33,8 @@ def test_another_size_by_the_command(model: Model, pictures: Path, kind: str, tm
     assert {layer.maps for layer in large.plan.layers} == {(1, 3, 65, 65)}
     assert {head.window for layer in large.plan.layers for head in layer.heads} == ({None, 5} if kind == "local" else {None})
     with torch.no_grad():
-        assert large.model(torch.randn(2, 3, 128, 128)).isfinite().all()
-    for name, module in large.model.named_modules():
+        assert large.module(torch.randn(2, 3, 128, 128)).isfinite().all()
+    for name, module in large.module.named_modules():
         if name.endswith(".constants"):
             sums = module.maps().sum(-1)
             before = small.module.get_submodule(name).maps().sum(-1)
@@ -56,7 +56,7 @@ def test_the_same_size_is_the_same_model(model: Model, pictures: Path, kind: str
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(vitfrost.resize(artifact, 64).model(pixels), artifact.module(pixels), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vitfrost.resize(artifact, 64).module(pixels), artifact.module(pixels), atol=1e-5, rtol=1e-5)
 
 
 def test_what_belongs_to_its_size_is_refused(model: Model, pictures: Path) -> None:

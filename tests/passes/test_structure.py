@@ -170,7 +170,7 @@ def test_a_trained_structure_is_quantized_and_frozen_afterwards(pictures: Path, 
     pixels = pixels_of(loaded)
     assert torch.equal(Artifact.load(out).module(pixels), compressed.module(pixels))
     bits_only = vitfrost.plan(statistics, freeze=None, weight_bits=8, activation_bits=32)
-    quantized = vitfrost.compress(made, bits_only).model(pixels)
+    quantized = vitfrost.compress(made, bits_only).module(pixels)
     scale = float(made.module(pixels).abs().max())
     assert 0 < float((quantized - made.module(pixels)).abs().max()) < 0.1 * scale  # the trained weights, to 8 bits
     with pytest.raises(VitfrostError, match="already"):
@@ -196,9 +196,9 @@ def test_what_does_not_fit_is_refused(pictures: Path) -> None:
     with pytest.raises(VitfrostError, match="largest useful rank"):
         plan_from_model(nextvit, compact=0.75)  # its MLP ratios are 3 and 2
     chosen = plan_from_model(loaded, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
-    assert torch.isfinite(vitfrost.compress(loaded, chosen).model(pixels_of(loaded))).all()
+    assert torch.isfinite(vitfrost.compress(loaded, chosen).module(pixels_of(loaded))).all()
     pooled = plan_from_model(nextvit, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
-    first = next(site.name for site in find_sites(nextvit.model).attention if site.keys < site.queries)
+    first = next(site.name for site in find_sites(nextvit.module).attention if site.keys < site.queries)
     said = rf"^{re.escape(first)} has keys that lie on no patch grid .*; plan with --intra-map 3x3 or none"
     with pytest.raises(VitfrostError, match=said):  # means of consecutive tokens
         vitfrost.compress(nextvit, pooled)
@@ -216,7 +216,7 @@ def test_windows_of_a_picture_that_is_not_square_take_compact_blocks(tmp_path: P
     made = vitfrost.compress(swin, chosen, out=tmp_path / "artifact")
     assert [block.rank for block in chosen.feed_forward] == [12, 12, 24, 24]
     assert torch.equal(Artifact.load(tmp_path / "artifact").module(pixels_of(swin)), made.module(pixels_of(swin)))
-    trained = copy.deepcopy(swin.model)
+    trained = copy.deepcopy(swin.module)
     start_from(trained, chosen, None, None, training=True)
     trained.train()(pixels_of(swin))  # BatchNorm of the branches sees every window's tokens
     expected = trained.eval()(pixels_of(swin))

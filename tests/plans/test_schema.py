@@ -167,14 +167,14 @@ def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
     identity, signature = digits
     made = unfrozen_plan(identity, signature, QuantizePlan())
     check_fits(made, identity, signature)
-    check_fits(made, identity | {"weight_tag": "file:elsewhere.safetensors"}, signature)
+    check_fits(made, identity.model_copy(update={"weight_tag": "file:elsewhere.safetensors"}), signature)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "vit_tiny_patch16_224"}, "another model: vitfrost_digits in the plan, vit_tiny_patch16_224 given"),
-        ({"image_size": [64, 32]}, "another resolution: 32x32 in the plan, 64x32 given"),
+        ({"image_size": (64, 32)}, "another resolution: 32x32 in the plan, 64x32 given"),
         ({"classes": 7}, "another number of classes: 10 in the plan, 7 given"),
         ({"state_hash": "0" * 64}, r"other weights of vitfrost_digits: random:0 \(\w{12}\) in the plan, random:0 \(0{12}\) given"),
     ],
@@ -182,7 +182,7 @@ def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
 def test_another_model_is_told_apart(digits, changes, message):
     identity, signature = digits
     with pytest.raises(VitfrostError, match=message):
-        check_fits(unfrozen_plan(identity, signature, QuantizePlan()), identity | changes, signature)
+        check_fits(unfrozen_plan(identity, signature, QuantizePlan()), identity.model_copy(update=changes), signature)
 
 
 def test_other_sites_are_told_apart(digits):

@@ -15,6 +15,8 @@ from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 
+from ..models import random_model
+
 ALL = [
     "--hallucinate", 0.4, "--mix", "copy", "--ridge", 0.5, "--space", "post-softmax", "--inter-map", "copy", "--intra-map", "5x5",
     "--prefix", "include", "--map-bias", "no", "--compact", 0.25, "--compact-init", "weights", "--compact-blocks", "transformer",
@@ -42,7 +44,7 @@ def statistics(pictures, tmp_path_factory):
 
 def test_a_model_alone_gives_a_plan_that_fits_it():
     made = plan_from_model("vitfrost_digits", hallucinate=0.5, compact=0.5)
-    loaded = Model.open("vitfrost_digits", weights="random")
+    loaded = Model.open("vitfrost_digits")
     sites = find_sites(loaded.module)
     check_fits(made, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     assert made == plan_from_model(loaded, hallucinate=HallucinatePlan(share=0.5, by="first"), compact=CompactPlan())
@@ -56,7 +58,7 @@ def test_a_model_alone_gives_a_plan_that_fits_it():
 
 
 def test_pooled_blocks_and_convolution_blocks_are_told_apart():
-    made = plan_from_model("nextvit_small", compact={"ratio": 0.25, "blocks": "transformer"}, image_size=64)
+    made = plan_from_model(random_model("nextvit_small", 64), compact={"ratio": 0.25, "blocks": "transformer"})
     ranks = [block.rank for block in made.feed_forward]
     assert None in ranks
     assert sum(rank is not None for rank in ranks) == len(made.layers)
@@ -65,11 +67,11 @@ def test_pooled_blocks_and_convolution_blocks_are_told_apart():
 def test_what_takes_statistics_and_swin_are_refused(tmp_path):
     with pytest.raises(VitfrostError, match="choosing heads by medoids needs their similarity"):
         plan_from_model("vitfrost_digits", hallucinate={"share": 0.5, "by": "medoids"})
-    tiny = {"image_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+    swin = random_model("swin_tiny_patch4_window7_224", 64, window_size=2, depths=(1, 1), num_heads=(2, 4), embed_dim=16)
     with pytest.raises(VitfrostError, match="hallucination does not support Swin"):
-        plan_from_model("swin_tiny_patch4_window7_224", hallucinate=0.5, out=tmp_path / "plan.yaml", **tiny)
+        plan_from_model(swin, hallucinate=0.5, out=tmp_path / "plan.yaml")
     assert not (tmp_path / "plan.yaml").exists()
-    assert plan_from_model("swin_tiny_patch4_window7_224", compact=0.5, **tiny).feed_forward[0].rank == 8
+    assert plan_from_model(swin, compact=0.5).feed_forward[0].rank == 8
 
 
 def test_the_command_reaches_every_option(call, statistics, tmp_path):

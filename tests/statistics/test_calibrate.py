@@ -88,7 +88,7 @@ def test_the_collector_leaves_outputs_and_model_as_they_were(digits):
 def test_batch_size_and_passes_change_nothing_but_rounding(pictures, digits):
     whole = calibrate(digits, pictures, Calibrate(limit=20, batch_size=5), progress=False)
     per_site = BYTES_PER_ENTRY * next(iter(whole.sites.values())).mean.size
-    passes = calibrate(digits, pictures, Calibrate(limit=20, batch_size=5, memory_limit=2.5 * per_site), progress=False)
+    passes = calibrate(digits, pictures, Calibrate(limit=20, batch_size=5, memory_limit=2.5e-9 * per_site), progress=False)
     assert passes.content_hash == whole.content_hash
     other = calibrate(digits, pictures, Calibrate(limit=20, batch_size=20), progress=False)
     for name, site in whole.sites.items():
@@ -161,17 +161,20 @@ def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits,
     ("options", "what"),
     [
         ({"maps": "between"}, "before"),
-        ({"limit": 0}, "at least 1"),
+        ({"limit": 0}, "greater than or equal to 1"),
         ({"limit": 600_000}, "at most"),
-        ({"batch_size": 0}, "batch size"),
-        ({"image_size": 64}, "brings its own weights"),
-        ({"memory_limit": 1000}, "memory limit"),
-        ({"out": "."}, "is a folder"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"memory_limit": 1e-6}, "memory limit"),
     ],
 )
 def test_bad_arguments_are_refused(pictures, digits, options, what):
     with pytest.raises(VitfrostError, match=what):
-        calibrate(digits, pictures, progress=False, **options)
+        calibrate(digits, pictures, Calibrate(**options), progress=False)
+
+
+def test_a_folder_is_no_place_for_statistics(pictures, digits):
+    with pytest.raises(VitfrostError, match="is a folder"):
+        calibrate(digits, pictures, out=".", progress=False)
 
 
 def free_port() -> int:

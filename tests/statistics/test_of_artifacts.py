@@ -28,7 +28,7 @@ def test_the_header_says_what_was_measured(quantized: Path, pictures: Path) -> N
     original = calibrate("vitfrost_digits", pictures, Calibrate(limit=8), progress=False)
     statistics = calibrate(quantized, pictures, Calibrate(limit=8), progress=False)
     assert (original.header.precision, statistics.header.precision) == ("fp32", "quantized")
-    assert statistics.header.model["state_hash"] == original.header.model["state_hash"]
+    assert statistics.header.model.state_hash == original.header.model.state_hash
     assert statistics.header.images_hash == original.header.images_hash
     assert statistics.header.quantization is not None
     assert statistics.header.quantization["weight_bits"] == 4

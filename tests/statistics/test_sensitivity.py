@@ -119,15 +119,15 @@ def check(site: SiteStatistics, expected: dict[str, np.ndarray], rtol: float = 1
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-6 * wanted.max(), err_msg=f"{site.name} {name}")
 
 
-SWIN = {"image_size": 112, "depths": (2, 1), "num_heads": (3, 6), "embed_dim": 48}
+SWIN = {"depths": (2, 1), "num_heads": (3, 6), "embed_dim": 48}
 
 
 @pytest.mark.parametrize(("name", "weights", "options"), [("vitfrost_digits", None, {}), ("swin_tiny_patch4_window7_224", "random", SWIN)])
 def test_sums_equal_explicit_gradients_in_float64(pictures, name, weights, options):
-    loaded, reference = (Model.open(name, weights=weights, options=options) for _ in range(2))
+    loaded, reference = (Model.open(name, weights=weights, image_size=112 if options else None, options=options) for _ in range(2))
     image_set = open_images(pictures).subset(6, 3)
-    sites = find_sites(reference.model).attention
-    model = reference.model.double()
+    sites = find_sites(reference.module).attention
+    model = reference.module.double()
     allowed = {site.name: allowed_pairs(model, site.name) for site in sites}
     expected = summed_by_hand(model, sites, watch_timm(model, sites), image_set, loaded.preprocessing, 3, torch.float64)
     statistics = calibrate(loaded, pictures, Calibrate(limit=6, seed=3, batch_size=4, sensitivity=True), progress=False)
@@ -174,11 +174,12 @@ def same_counters(one: Statistics, other: Statistics) -> bool:
 @pytest.mark.parametrize("source", ["digits", "swin", "quantized", "frozen", "frozen, after"])
 def test_counters_are_the_same_bits_with_and_without(pictures, quantized, prepared, source):
     model = {
-        "digits": lambda: Model.open("vitfrost_digits"), "swin": lambda: Model.open("swin_tiny_patch4_window7_224", weights="random", options=SWIN),
+        "digits": lambda: Model.open("vitfrost_digits"),
+        "swin": lambda: Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112, options=SWIN),
         "quantized": lambda: quantized, "frozen": lambda: prepared.artifact, "frozen, after": lambda: prepared.artifact,
     }[source]()  # fmt: skip
-    options = {"limit": 9, "batch_size": 4, "maps": "after" if "after" in source else "before", "progress": False}
-    plain, sensitive = (calibrate(model, pictures, Calibrate(sensitivity=on), **options) for on in (False, True))
+    options = {"limit": 9, "batch_size": 4, "maps": "after" if "after" in source else "before"}
+    plain, sensitive = (calibrate(model, pictures, Calibrate(sensitivity=on, **options), progress=False) for on in (False, True))
     assert same_counters(plain, sensitive)
     assert replace(sensitive.header, sensitivity=False) == plain.header
     assert all(site.sensitivity is None for site in plain.sites.values())
@@ -216,15 +217,14 @@ def test_batch_size_and_passes_change_nothing_but_rounding(pictures, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     (folder / "0003.png").write_bytes(b"no picture")
-    options = {"limit": None, "sensitivity": True, "progress": False}
-    whole = calibrate("vitfrost_digits", folder, Calibrate(batch_size=8), **options)
+    options = {"limit": None, "sensitivity": True}
+    whole = calibrate("vitfrost_digits", folder, Calibrate(batch_size=8, **options), progress=False)
     entries = next(iter(whole.sites.values())).mean.size
-    passes = calibrate(
-        "vitfrost_digits", folder, Calibrate(batch_size=8, memory_limit=2.5 * entries * (BYTES_PER_ENTRY + SENSITIVITY_BYTES)), **options
-    )
+    limit = 2.5e-9 * entries * (BYTES_PER_ENTRY + SENSITIVITY_BYTES)
+    passes = calibrate("vitfrost_digits", folder, Calibrate(batch_size=8, memory_limit=limit, **options), progress=False)
     assert passes.content_hash == whole.content_hash
     for batch_size in (1, 13):
-        other = calibrate("vitfrost_digits", folder, Calibrate(batch_size=batch_size), **options)
+        other = calibrate("vitfrost_digits", folder, Calibrate(batch_size=batch_size, **options), progress=False)
         for name, site in whole.sites.items():
             check(other.sites[name], site.sensitivity.arrays(), rtol=1e-5)
 

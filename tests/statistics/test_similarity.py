@@ -185,12 +185,14 @@ def test_passes_and_gradients_change_nothing(pictures):
     whole = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True), progress=False)
     limit = kept_bytes(sites, 3) + 2.5 * BYTES_PER_ENTRY * sites[0].entries
     assert [len(group) for group in group_sites(sites, limit, kept=kept_bytes(sites, 3))] == [2, 2, 2]
-    passes = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=limit), progress=False)
+    passes = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=limit / 1e9), progress=False)
     assert passes.content_hash == whole.content_hash
     both = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, sensitivity=True), progress=False)
     np.testing.assert_allclose(both.moments, whole.moments, rtol=1e-6)
     with pytest.raises(VitfrostError, match="smaller batch size"):
-        calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=12 * entries - 1), progress=False)
+        calibrate(
+            loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=(12 * entries - 1) / 1e9), progress=False
+        )
 
 
 def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no_logits(pictures):
@@ -210,12 +212,12 @@ def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("swin_tiny_patch4_window7_224", {"image_size": 64, "window_size": 4, "depths": (2, 1), "num_heads": (2, 4), "embed_dim": 16}),
-        ("pvt_v2_b0", {"image_size": 64}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "depths": (2, 1), "num_heads": (2, 4), "embed_dim": 16}),
+        ("pvt_v2_b0", {}),
     ],
 )
 def test_other_families_are_compared_where_maps_have_one_shape(name, options):
-    loaded = Model.open(name, weights="random", options=options)
+    loaded = Model.open(name, weights="random", image_size=64, options=options)
     sites = list(find_sites(loaded.module).attention)
     sums = SimilaritySums(sites)
     generator = torch.Generator().manual_seed(0)

@@ -176,7 +176,7 @@ def test_a_plans_structure_is_trained_from_scratch_and_merged(written: Callable[
 
 def test_trained_weights_take_up_a_plans_structure_in_closed_form(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     source = Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL)
-    save_file(source.model.state_dict(), tmp_path / "w.safetensors")
+    save_file(source.module.state_dict(), tmp_path / "w.safetensors")
     hallucinate = {"share": 0.5, "by": "first", "mix": "copy"}
     changes = {
         "plan": {"hallucinate": hallucinate, "compact": {"ratio": 0.5, "noise": 0.0}},
@@ -189,7 +189,7 @@ def test_trained_weights_take_up_a_plans_structure_in_closed_form(written: Calla
     assert artifact.structure is not None
     assert artifact.structure["images"] == 20
     assert 0 < max(artifact.structure["relative_errors"].values()) < 1
-    qkv, original = artifact.module.state_dict()["blocks.0.attn.qkv.weight"], source.model.state_dict()["blocks.0.attn.qkv.weight"]
+    qkv, original = artifact.module.state_dict()["blocks.0.attn.qkv.weight"], source.module.state_dict()["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(qkv[:16], original[:16], atol=1e-6, rtol=0)
     going_on = written("on.yaml", model={"weights": None}, start={"artifact": str(run / "artifact")})
     again = Artifact.load(trained(going_on, tmp_path / "again") / "artifact")

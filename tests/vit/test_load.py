@@ -100,7 +100,7 @@ def test_a_width_of_heads_that_cannot_be_is_refused() -> None:
 def test_weights_are_carried_to_another_resolution(weights: Path) -> None:
     loaded = Model.open("test_vit", weights=weights, image_size=192)
     assert loaded.image_size == (192, 192)
-    assert loaded.preprocessing["input_size"] == (3, 192, 192)
+    assert loaded.preprocessing.input_size == (3, 192, 192)
     assert bool(torch.isfinite(loaded.module(torch.randn(1, 3, 192, 192))).all())
 
 

@@ -18,6 +18,7 @@ from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 
+from ..models import random_model
 from ..shapes import shapes_only
 
 SMALL: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
@@ -135,7 +136,7 @@ def reference_logits(model: Any, x: Tensor, position_size: int) -> Tensor:
 @pytest.mark.parametrize(("size", "tolerance"), [((64, 64), 1e-12), ((96, 64), 1e-6), ((75, 110), 1e-6)])  # timm interpolates in float32
 @torch.no_grad()
 def test_version_1_equals_a_reference(size: tuple[int, int], tolerance: float) -> None:
-    model = Model.open("vitfrost_pvt_tiny", weights="random", options=OUR_SMALL).module.double()
+    model = random_model("vitfrost_pvt_tiny", **OUR_SMALL).module.double()
     for parameter in model.parameters():  # timm's small weights would leave the maps even, zero biases untested
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     pixels = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -155,9 +156,9 @@ def test_images_of_another_size_need_no_other_weights(tmp_path: Path) -> None:
     save_file(Model.open("vitfrost_pvt_tiny", weights="random", seed=3, options=OUR_SMALL).module.state_dict(), tmp_path / "w.safetensors")
     loaded = Model.open("vitfrost_pvt_tiny", weights=tmp_path / "w.safetensors", image_size=(64, 96), options=OUR_SMALL)
     assert loaded.image_size == (64, 96)
-    assert loaded.preprocessing["input_size"] == (3, 64, 96)
-    assert loaded.preprocessing["mean"] == (0.485, 0.456, 0.406)
-    assert loaded.preprocessing["std"] == (0.229, 0.224, 0.225)
+    assert loaded.preprocessing.input_size == (3, 64, 96)
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert loaded.preprocessing.std == (0.229, 0.224, 0.225)
     assert loaded.state_hash == Model.open("vitfrost_pvt_tiny", weights="random", seed=3, options=OUR_SMALL).state_hash
     assert find_sites(loaded.module).image_size == (64, 96)
 

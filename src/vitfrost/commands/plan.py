@@ -172,14 +172,14 @@ def plan(
                 )
             whole = {"unit": unit, "ratio": freeze, "kind": constants, "window": window, "tolerance": tolerance}
         made = plan_from_model(
-            model.open(untrained=True), hallucinate=heads, compact=blocks, constants=whole,
+            model.open(), hallucinate=heads, compact=blocks, constants=whole,
             weight_bits=32 if weight_bits is None else weight_bits, activation_bits=32 if activation_bits is None else activation_bits,
             levels=levels, out=out,
         )  # fmt: skip
         _say_planned(out, summary(made))
         return
     if model != ModelFlags():
-        raise VitfrostError("--weights, --image-size and the like go with --model; statistics know their model")
+        raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
     made = verb(
         statistics, hallucinate=heads, compact=blocks, freeze="auto" if freeze is None else freeze, by=by, scope=scope, unit=unit,
         constants=constants, window=window, tolerance=tolerance, ties=ties, protect=protect, renormalize=renormalize,

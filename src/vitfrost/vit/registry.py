@@ -45,7 +45,8 @@ def classes_of(module: Any, state: Mapping[str, torch.Tensor] | None = None) -> 
     if head is None:
         return int(getattr(module, "num_classes", 0))
     weight = None if state is None else state.get(f"{head[0]}.weight")
-    return head[1].out_features if weight is None or weight.ndim != 2 else int(weight.shape[0])
+    fits = weight is not None and weight.ndim == 2 and weight.shape[1] == head[1].in_features
+    return int(weight.shape[0]) if weight is not None and fits else head[1].out_features
 
 
 def registry_options(module: Any, name: str, size: tuple[int, int], classes: int) -> dict[str, Any] | None:

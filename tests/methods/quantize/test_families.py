@@ -86,7 +86,7 @@ def test_every_layer_of_every_role_is_quantized(loaded: Model, four_bits: nn.Mod
 @torch.no_grad()
 def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: Model, four_bits: nn.Module) -> None:
     training = copy.deepcopy(loaded)
-    training.model.train()
+    training.module.train()
     one, other = four_bits, quantized(training, 4, 4)
     assert other.training
     assert not one.training

@@ -82,10 +82,10 @@ def test_swin_reduction_gets_the_bias_that_the_move_needs() -> None:
         "swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
     )
     model = quantized(swin, 8, 8)
-    assert swin.model.layers[1].downsample.reduction.bias is None
+    assert swin.module.layers[1].downsample.reduction.bias is None
     assert model.layers[1].downsample.reduction.bias is not None
     pixels = torch.randn(2, 3, 56, 56)
-    assert torch.allclose(model(pixels), swin.model(pixels), atol=0.1)
+    assert torch.allclose(model(pixels), swin.module(pixels), atol=0.1)
 
 
 @pytest.mark.parametrize("bits", [1, 9, 0, 16])

@@ -71,7 +71,7 @@ def test_frozen_layers_are_repaired_recorded_and_loaded_to_the_same_bits(
     assert made.seeds["repair"] == 0
     assert list(record["layers"])[:2] == ["blocks.1.attn.proj", "blocks.1.mlp.fc2"]
     assert all(layer["after"] < layer["before"] for layer in record["layers"].values())
-    own, other = made.module.blocks[0].state_dict(), measured[0].model.blocks[0].state_dict()
+    own, other = made.module.blocks[0].state_dict(), measured[0].module.blocks[0].state_dict()
     assert all(torch.equal(value, other[name]) for name, value in own.items())
     once_more = compressed(measured, plan, pictures, repair="ridge")
     assert torch.equal(logits(once_more), logits(made))
