@@ -138,9 +138,10 @@ def claims_of_redundancy(found: dict[str, Any]) -> None:
 
 HEAD = """# The claims of the EAM paper in numbers
 
-Written by `python benchmarks/eam_claims.py` from the outcomes of `vitfrost run recipes/eam/deit_tiny.yaml`, `vitfrost run
-recipes/eam/criteria.yaml` and `python benchmarks/eam_redundancy.py`. Points of top-1, means over calibration seeds (their number in
-brackets), paired image by image, with 95 % intervals over seeds and images. What they mean is in [eam.md](eam.md).
+Written by `python benchmarks/eam_claims.py` from the outcomes of `python -m vitfrost.studies run recipes/eam/deit_tiny.yaml`,
+`python -m vitfrost.studies run recipes/eam/criteria.yaml` and `python benchmarks/eam_redundancy.py`. Points of top-1, means over
+calibration seeds (their number in brackets), paired image by image, with 95 % intervals over seeds and images. What they mean is in
+[eam.md](eam.md).
 """
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/eam_redundancy.py --run runs/eam/criteria --weights FILE --calibration DIR --images DIR --out FILE.json
 
-About 15 minutes on 2 cores. `--run` is the folder of `vitfrost run recipes/eam/criteria.yaml`, whose statistics and quantized models
-are used. Three parts, each kept in the file as soon as it is there:
+About 15 minutes on 2 cores. `--run` is the folder of `python -m vitfrost.studies run recipes/eam/criteria.yaml`, whose statistics and
+quantized models are used. Three parts, each kept in the file as soon as it is there:
 - `correlations`: Spearman's rank correlation between criteria, per head (mean over heads) and over all entries of the model;
 - `constant`: of the entries that a criterion freezes, how many the 4-bit map quantizer puts on one level (and on zero) in more than
   99 % of the images anyway, beside their share among all entries; and the attention mass that is frozen;
@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
+from numpy import ndarray
 from scipy.stats import spearmanr
 
 from vitfrost.artifact import Artifact
@@ -42,7 +44,6 @@ from vitfrost.model import Model
 from vitfrost.plans.choose import frozen_maps, plan
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.statistics.record import Statistics
-from vitfrost.studies.redundancy import constant_entries, count_levels, zero_entries
 from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
 
@@ -50,6 +51,22 @@ COMPARED = ("entropy", "mean", "variance", "output-error", "output-error-joint",
 FROZEN = (("entropy", "head"), ("random", "head"), ("variance", "head"), ("fisher", "head"), ("fisher", "model"))
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 LEVEL_IMAGES = 300
+
+
+def count_levels(counts: Int[ndarray, "levels entries"], codes: Int[ndarray, "images entries"]) -> None:
+    """Add to `counts`, in place, how many images put each entry on each level."""
+    for level in range(len(counts)):
+        counts[level] += (codes == level).sum(axis=0, dtype=counts.dtype)
+
+
+def constant_entries(counts: Int[ndarray, "levels entries"], share: float = 0.99) -> Bool[ndarray, " entries"]:
+    """Entries that stand on one level in more than `share` of the images."""
+    return np.asarray(counts.max(axis=0) > share * counts.sum(axis=0))
+
+
+def zero_entries(counts: Int[ndarray, "levels entries"], zero: int, share: float = 0.99) -> Bool[ndarray, " entries"]:
+    """Entries that stand on the level `zero` in more than `share` of the images."""
+    return np.asarray(counts[zero] > share * counts.sum(axis=0))
 
 
 def correlations(statistics: Statistics) -> dict[str, Any]:

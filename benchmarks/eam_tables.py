@@ -13,13 +13,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vitfrost.evaluation.intervals import Estimate
 from vitfrost.files import write_json, write_text
-from vitfrost.runs.recipe import load_recipe
 from vitfrost.studies.outcome_files import grid_outcomes
+from vitfrost.studies.recipe import load_study
 from vitfrost.studies.summary import Point, points
-from vitfrost.studies.table import other_options
-from vitfrost.studies.variants import UNFROZEN
+from vitfrost.studies.variants import UNFROZEN, changed_options
 
 
 def shown(estimate: Estimate, sign: str = "") -> str:
@@ -29,13 +30,19 @@ def shown(estimate: Estimate, sign: str = "") -> str:
     return f"{estimate.value:{sign}.2f} [{estimate.interval[0]:{sign}.2f}, {estimate.interval[1]:{sign}.2f}]"
 
 
+def by_seed(correct: np.ndarray, baseline: np.ndarray | None = None) -> list[float]:
+    """Top-1 of every seed in percent, or its difference to that of the unfrozen model of the same seed."""
+    less = 0.0 if baseline is None else baseline.mean(axis=1)
+    return (100 * (correct.mean(axis=1) - less)).tolist()
+
+
 def line(point: Point) -> str:
     """One row of the table."""
     if point.block == UNFROZEN:
         cells = ["unfrozen", "", "", "", "", f"{len(point.seeds)}", shown(point.top1), "", ""]
     else:
-        by_seed = ", ".join(f"{value:+.2f}" for value in point.difference_by_seed)
-        options = other_options(point)
+        differences = ", ".join(f"{value:+.2f}" for value in by_seed(point.correct, point.baseline))
+        options = ", ".join(changed_options(point.options))
         cells = [
             f"{100 * point.share:.1f} %",
             point.options["by"],
@@ -45,7 +52,7 @@ def line(point: Point) -> str:
             f"{len(point.seeds)}",
             shown(point.top1),
             f"**{shown(point.difference, '+')}**",
-            by_seed,
+            differences,
         ]
     return "| " + " | ".join(cells) + " |"
 
@@ -56,7 +63,8 @@ def as_data(point: Point) -> dict[str, Any]:
         "block": point.block, "statistics": point.statistics, "statistics_images": point.statistics_images, "options": point.options,
         "share": point.share, "seeds": list(point.seeds), "top1": point.top1.value, "interval": point.top1.interval,
         "difference": point.difference.value, "difference_interval": point.difference.interval,
-        "top1_by_seed": point.top1_by_seed, "difference_by_seed": point.difference_by_seed, "kind": point.outcomes[0].row.kind,
+        "top1_by_seed": by_seed(point.correct), "difference_by_seed": by_seed(point.correct, point.baseline),
+        "kind": point.outcomes[0].row.kind,
         "plan_hashes": [outcome.row.plan_hash for outcome in point.outcomes],
     }  # fmt: skip
 
@@ -64,14 +72,14 @@ def as_data(point: Point) -> dict[str, Any]:
 def write(folder: Path, out: Path) -> None:
     """The two files of one grid."""
     outcomes = grid_outcomes(folder)
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load_study(folder / "recipe.yaml")
     found = points(outcomes)
     row = next(outcome.row for outcome in outcomes if outcome.variant is None)
     measured_with = f"{row.runtime}, {row.threads} threads, {row.environment['cpu']}"
     text = [
         f"# {recipe.model.name}: {folder.name}",
         "",
-        f"Made by `vitfrost run recipes/eam/{folder.name}.yaml` and `python benchmarks/eam_tables.py`.",
+        f"Made by `python -m vitfrost.studies run recipes/eam/{folder.name}.yaml` and `python benchmarks/eam_tables.py`.",
         f"{row.images} labeled images (`{row.images_hash[:12]}`), weights {row.weight_tag} (`{row.state_hash[:12]}`), {measured_with}.",
         f"Original: {row.top1:.2f} %. Quantized rows are `simulated` (fake quantization in fp32), the others `executed`.",
         "",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from .pages import Browser, Page  # noqa: E402
 from .processes import Started  # noqa: E402
 
 if TYPE_CHECKING:
@@ -39,12 +43,32 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(5000, 10, 10)
 
 
+@contextmanager
+def _unchecked_shapes() -> Iterator[None]:
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Annotations are not checked: for the whole path, whose parts are checked in tests of their own; checks take a quarter of its time."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with _unchecked_shapes():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unchecked_traces() -> Iterator[None]:
+    """Annotations are not meant for the symbols that stand for sizes in a trace."""
+    import torch
+
+    trace = torch.export.export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "export", _unchecked_shapes()(trace))
+        yield
 
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -90,10 +114,10 @@ class Called:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
-    """Run a command line in this process: call("plan", "--statistics", path, ...)."""
-    from vitfrost.cli import main
+    """Run a command line in this process: call("plan", "--statistics", path, ...); `main` of another program than `vitfrost`."""
+    from vitfrost import cli
 
-    def called(*words: object) -> Called:
+    def called(*words: object, main: Callable[[list[str]], None] = cli.main) -> Called:
         capsys.readouterr()
         status = 0
         try:
@@ -103,6 +127,19 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Called]:
         return Called(status, *capsys.readouterr())
 
     return called
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What vitfrost logged since the last call, progress and warnings, line by line."""
+    caplog.set_level(logging.INFO, "vitfrost")
+
+    def logged() -> str:
+        text = "\n".join(caplog.messages)
+        caplog.clear()
+        return text
+
+    return logged
 
 
 @pytest.fixture
@@ -174,3 +211,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exported")
     forms = ("onnx", "openvino")
     return {form: vitfrost.export("vitfrost_digits", format=form, precision="fp32", out=folder / form) for form in forms}
+
+
+@pytest.fixture(scope="session")
+def parse_page() -> Callable[[str], Page]:
+    """Read a page's text."""
+    return Page
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    """Chromium; skips where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    return Browser(program, tmp_path)

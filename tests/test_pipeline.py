@@ -44,11 +44,11 @@ def images(pictures: Path, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_path: Path, messages: Callable[[], str]) -> None:
     recipe, out = _write(tmp_path), tmp_path / "run"
     assert run(recipe, out, progress=False) == out
     stages = ["calibrate", "plan", "compress", "report"]
-    assert _announced(capsys.readouterr().err) == dict.fromkeys(stages, True)
+    assert _announced(messages()) == dict.fromkeys(stages, True)
     assert not (out / "results.json").exists()
     assert load_recipe(out / "recipe.yaml") == load_recipe(recipe)
     first = Statistics.load(out / "statistics.safetensors")
@@ -57,17 +57,17 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3})
     run(recipe, out, resume=True, progress=False)
-    assert _announced(capsys.readouterr().err) == {stage: stage != "calibrate" for stage in stages}
+    assert _announced(messages()) == {stage: stage != "calibrate" for stage in stages}
     assert Artifact.load(out / "artifact").plan.freeze.ratio == 0.3
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3}, calibration={"images": "images", "limit": 5})
     run(recipe, out, resume=True, progress=False)
-    assert all(_announced(capsys.readouterr().err).values())
+    assert all(_announced(messages()).values())
     assert Statistics.load(out / "statistics.safetensors").header.images == 5
 
     (out / "statistics.safetensors").unlink()
     run(recipe, out, resume=True, progress=False)
-    assert _announced(capsys.readouterr().err) == {stage: stage == "calibrate" for stage in stages}
+    assert _announced(messages()) == {stage: stage == "calibrate" for stage in stages}
 
     (out / "stages.json").write_text("[]")
     with pytest.raises(VitfrostError, match="is damaged; remove it"):

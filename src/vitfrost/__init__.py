@@ -6,6 +6,7 @@ block for type checkers names the same.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .training.train import train as train
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the caller, or the command line, listens
 
 _HOMES = {
     "configs": (

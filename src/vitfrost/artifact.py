@@ -49,7 +49,8 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 class Artifact(Model):
     """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model.
 
-    `size_bytes`: of its folder, 0 as long as it has none.
+    `quantization`, `structure` and `repair` are the records of these passes, `passes` those of any others by their names. `size_bytes`:
+    of its folder, 0 as long as it has none.
     """
 
     plan: Plan = None  # type: ignore[assignment]
@@ -57,6 +58,7 @@ class Artifact(Model):
     statistics: dict[str, Any] | None = None
     structure: dict[str, Any] | None = None
     repair: dict[str, Any] | None = None
+    passes: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     seeds: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
@@ -97,6 +99,7 @@ class Artifact(Model):
             "statistics": self.statistics,
             "structure": self.structure,
             **({} if self.repair is None else {"repair": self.repair}),
+            **({"passes": self.passes} if self.passes else {}),
             "training": self.training,
             "seeds": self.seeds,
             "recipe": self.recipe,
@@ -149,7 +152,7 @@ def _about_model(about: dict[str, Any], path: Path, build: Callable[[], nn.Modul
 
 def _history(config: dict[str, Any]) -> dict[str, Any]:
     required = {name: config[name] for name in ("quantization", "statistics", "seeds", "recipe")}
-    return required | {name: config.get(name) for name in ("structure", "repair", "training")}
+    return required | {name: config.get(name) for name in ("structure", "repair", "training")} | {"passes": config.get("passes", {})}
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -7,7 +7,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
@@ -26,6 +26,7 @@ from .commands.resize import resize
 from .commands.run import run
 from .commands.train import train
 from .errors import VitfrostError
+from .progress import messages_on_stderr
 from .spelling import american_words
 
 
@@ -40,23 +41,23 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 VERBS = (demo, inspect, calibrate, plan, compress, resize, evaluate, export, predict, bench, report, run, train)
-COMMANDS = {verb.__name__: _deferred(verb) for verb in VERBS}
+DESCRIPTION = "Make Vision Transformers smaller and faster by using what their attention maps repeat."
 
 
-def _parse(arguments: list[str] | None) -> Callable[[], None]:
+def _parse(arguments: list[str] | None, verbs: Sequence[Callable[..., None]], program: str, description: str) -> Callable[[], None]:
     """Turn the command line into something to do; a mistake in it ends in one line."""
     complaint = io.StringIO()
     words = american_words(sys.argv[1:] if arguments is None else arguments)
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="vitfrost", args=words, config=(tyro.conf.FlagCreatePairsOff,),
-                description="Make Vision Transformers smaller and faster by using what their attention maps repeat.",
+                {verb.__name__: _deferred(verb) for verb in verbs}, prog=program, args=words, config=(tyro.conf.FlagCreatePairsOff,),
+                description=description,
             )  # fmt: skip
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        raise VitfrostError(f"{_without_frame(complaint.getvalue())} (see vitfrost --help or vitfrost COMMAND --help)") from error
+        raise VitfrostError(f"{_without_frame(complaint.getvalue())} (see {program} --help or {program} COMMAND --help)") from error
 
 
 def _without_frame(complaint: str) -> str:
@@ -72,12 +73,19 @@ def _without_frame(complaint: str) -> str:
     return "; ".join(said) or "the command line is not understood"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(
+    arguments: list[str] | None = None,
+    *,
+    verbs: Sequence[Callable[..., None]] = VERBS,
+    program: str = "vitfrost",
+    description: str = DESCRIPTION,
+) -> None:
     """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
     # OpenMP threads that spin while they wait take the cores that decode images, and slow a busy machine several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        _parse(arguments)()
+        with messages_on_stderr():
+            _parse(arguments, verbs, program, description)()
         sys.stdout.flush()
     except VitfrostError as error:
         sys.exit(_fail(str(error)))

@@ -1,14 +1,47 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress: a bar on a terminal, elsewhere lines of the logger `vitfrost.progress` now and then. Where log messages are shown."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
+_LOG = logging.getLogger(__name__)
+
+
+def say(text: str) -> None:
+    """A line of progress, for whoever listens to the logger."""
+    _LOG.info(text)
+
+
+class _Line(logging.Formatter):
+    """Progress as it is, anything more urgent as a message of the program."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"vitfrost: {text}" if record.levelno >= logging.WARNING else text
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Show what vitfrost logs, progress and warnings, line by line on stderr until the block ends: what a program does, not a library."""
+    logger, handler = logging.getLogger("vitfrost"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def track(iterable: Iterable[T], total: int | None, text: str, enabled: bool = True) -> Iterator[T]:
@@ -40,4 +73,4 @@ def _with_lines(iterable: Iterable[T], total: int | None, text: str) -> Iterator
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
             rest = f"{done}" if total is None else f"{done} of {total}, {(now - start) / done * max(total - done, 0):.0f} s left"
-            print(f"{text}: {rest}", file=sys.stderr, flush=True)
+            say(f"{text}: {rest}")

@@ -99,7 +99,7 @@ def test_a_prediction_that_holds_ends_the_search(models: Any, pictures: Path, tm
 
 
 def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
-    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, messages: Any
 ) -> None:
     out, again = tmp_path / "plan.yaml", tmp_path / "again.yaml"
     made_up.mixed = 0.15
@@ -115,14 +115,14 @@ def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
     assert [model.ratio <= 0.9 for model in models_timed] == [False] * outcome.latency.corrections + [True]
     assert all(model.ratio == pytest.approx(model.predicted + 0.015) for model in models_timed)
     assert models_timed[-1].state == record.steps[-1].state
-    assert "the search goes on to" in capsys.readouterr().err
+    assert "the search goes on to" in messages()
     calls = made_up.calls
     assert calls == 1 + len(models_timed)
 
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(verb.Bench, "measure", never)
+    monkeypatch.setattr(verb.EffectMeter, "measure", never)
     options = {"search": out.with_suffix(".search.json"), "search_over": ("heads",), "max_drop": 90.0, "resume": True}
     assert search(models, pictures, again, 0.9, **options) == plan
     assert again.read_bytes() == out.read_bytes()
@@ -167,7 +167,7 @@ def test_what_all_changes_cannot_save_is_refused_before_the_search(
 
 
 def test_a_killed_table_goes_on_and_another_setup_is_timed_anew(
-    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, messages: Any
 ) -> None:
     out = tmp_path / "plan.yaml"
     options: dict[str, Any] = {"search_over": ("layers", "ranks")}
@@ -178,10 +178,10 @@ def test_a_killed_table_goes_on_and_another_setup_is_timed_anew(
     search(models, pictures, out, 0.9, resume=True, **options)
     assert made_up.calls == 4  # heads, ranks (killed), ranks, the plan's model
     record = load_search(out.with_suffix(".search.json"))
-    capsys.readouterr()
+    messages()
     monkeypatch.setattr(runtimes, "processor_name", lambda: "another processor")
     search(models, pictures, out, 0.9, resume=True, progress=True, **options)
-    assert "latency: what is known was timed on torch-fp32, 1 thread (torch" in capsys.readouterr().err
+    assert "latency: what is known was timed on torch-fp32, 1 thread (torch" in messages()
     after = load_search(out.with_suffix(".search.json"))
     assert made_up.calls == 7
     assert [known.setup.cpu for known in after.latencies] == [record.latencies[0].setup.cpu, "another processor"]

@@ -74,7 +74,7 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
     seen: list[Any] = []
     for memory in (MEMORY, 1):
 
-        class Watched(verb.Bench):
+        class Watched(verb.EffectMeter):
             def __init__(self, *given: Any, memory: int = memory):
                 super().__init__(*given, memory=memory)
 
@@ -84,11 +84,11 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
                 seen.append((found.kl, again.kl, found.agreement, again.agreement))
                 return found
 
-        original, verb.Bench = verb.Bench, Watched  # type: ignore[misc]
+        original, verb.EffectMeter = verb.EffectMeter, Watched  # type: ignore[misc]
         try:
             vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.96, search_over=("heads", "ranks"), **QUICK)
         finally:
-            verb.Bench = original  # type: ignore[misc]
+            verb.EffectMeter = original  # type: ignore[misc]
     assert len(seen) > 36
     for kl, again, agreement, also in seen:
         assert kl == pytest.approx(again, rel=1e-4, abs=1e-9)
@@ -135,7 +135,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(
     known, options = models["digits"], OF_HEADS
     cut = tmp_path / "cut.yaml"
     counted = [0]
-    measure = verb.Bench.measure
+    measure = verb.EffectMeter.measure
 
     def dies(self: Any, state: Any, near: Any) -> Any:
         counted[0] += 1
@@ -143,7 +143,7 @@ def test_a_killed_search_goes_on_to_the_same_plan(
             raise _Killed
         return measure(self, state, near)
 
-    monkeypatch.setattr(verb.Bench, "measure", dies)
+    monkeypatch.setattr(verb.EffectMeter, "measure", dies)
     with pytest.raises(_Killed):
         vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, **options)
     assert not cut.exists()

@@ -19,7 +19,7 @@ from vitfrost.artifact import Artifact
 from vitfrost.configs import Evaluate
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import executed_macs
-from vitfrost.evaluation.evaluate import evaluate, evaluate_many
+from vitfrost.evaluation.evaluate import evaluate, evaluate_many, open_reference
 from vitfrost.evaluation.inspect import inspect
 from vitfrost.evaluation.outcomes import Outcomes, _joined, aligned, in_top
 from vitfrost.images.batches import BatchLoader
@@ -139,9 +139,9 @@ def test_models_with_different_preprocessing_see_the_same_files(digits: Model, w
 def test_thin_picture_unusable_for_one_model_is_dropped_for_both(digits: Model, pictures: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "images"))
     Image.new("RGB", (1, 60_000)).save(folder / "0000.png")
-    centerd = copy.copy(digits)
-    centerd.preprocessing = {**digits.preprocessing, "crop_pct": 0.3, "crop_mode": "center"}
-    row = evaluate(digits, folder, config=Evaluate(batch_size=1), reference=centerd, progress=False)
+    centered = copy.copy(digits)
+    centered.preprocessing = {**digits.preprocessing, "crop_pct": 0.3, "crop_mode": "center"}
+    row = evaluate(digits, folder, config=Evaluate(batch_size=1), reference=centered, progress=False)
     assert (row.images, row.skipped) == (39, 1)
 
 
@@ -186,13 +186,15 @@ def test_refusals(digits: Model, pictures: Path, tmp_path: Path) -> None:
 def test_outputs_that_are_not_finite_are_named(digits: Model, pictures: Path) -> None:
     broken = copy.deepcopy(digits)
     with torch.no_grad():
-        broken.module.head.bias[0] = float("nan")
+        broken.model.head.bias[0] = float("nan")
     with pytest.raises(VitfrostError, match=r"not finite for 0000\.png"):
         evaluate(broken, pictures, progress=False)
 
 
 def test_a_name_as_reference_sees_the_models_pixels(pictures: Path) -> None:
-    row = evaluate(Model.open("vitfrost_digits", weights="random", image_size=48, crop_pct=0.5, crop_mode="center"), pictures, config=Evaluate(limit=4), reference=Model.open("vitfrost_digits", weights="random"), progress=False)  # fmt: skip
+    model = Model.open("vitfrost_digits", weights="random", image_size=48, crop_pct=0.5, crop_mode="center")
+    reference = open_reference("vitfrost_digits", model, weights="random")
+    row = evaluate(model, pictures, config=Evaluate(limit=4), reference=reference, progress=False)
     assert (row.agreement, row.kl) == (100, 0)
     assert row.preprocessing["input_size"] == [3, 48, 48]
 
@@ -278,7 +280,9 @@ def test_parts_of_processes_join_to_the_whole(images: int, world: int, batch_siz
 
 @pytest.mark.shared_data
 def test_real_deit_tiny(shared_data: Path) -> None:
-    row = evaluate(Model.open("deit_tiny_patch16_224", weights=shared_data / "deit_tiny_patch16_224" / "model.safetensors", crop_mode="squash", crop_pct=1.0), shared_data / "imagenet-val", config=Evaluate(limit=48), progress=False)  # fmt: skip
+    weights = shared_data / "deit_tiny_patch16_224" / "model.safetensors"
+    model = Model.open("deit_tiny_patch16_224", weights=weights, crop_mode="squash", crop_pct=1.0)
+    row = evaluate(model, shared_data / "imagenet-val", config=Evaluate(limit=48), progress=False)
     assert row.interval[0] < 79.54 < row.interval[1]
     assert row.top5 > row.top1 > 60
     assert row.macs == 1_253_683_200

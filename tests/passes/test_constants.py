@@ -13,7 +13,7 @@ import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
-from vitfrost.passes.compress import fitted_constants
+from vitfrost.passes.give_structure import fitted_constants
 from vitfrost.plans.choose import plan as make_plan
 from vitfrost.plans.file import load_plan, save_plan
 from vitfrost.plans.freeze_heads import shape_of, whole_map

@@ -46,8 +46,8 @@ class Record:
             for number in range(len(signature))
         ]
         self.header = SimpleNamespace(
-            model=IDENTITY.model_copy(update={"name": self.name}), sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32,
-            feed_forward=blocks, structure=None,
+            model=IDENTITY.model_copy(update={"name": self.name}), sites=signature, precision="fp32", observed="before",
+            images=64, images_hash="ef" * 32, feed_forward=blocks, structure=None,
         )  # fmt: skip
 
     def head_moments(self, site: str) -> np.ndarray:

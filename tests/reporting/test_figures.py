@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from vitfrost.reporting.figures import FROST, LEVELS, Scale, by_head, decade, heat_map, picture, short
-from vitfrost.reporting.heads import over_windows, shrink
+from vitfrost.reporting.figures import FROST, LEVELS, Scale, decade, heat_map, picture, short
+from vitfrost.reporting.heads import shrink
 
 VALUES = arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 10, width=32))
 SCALES = [Scale("", 0.0, 4.0, "viridis"), Scale("", 0.001, 1.0, "magma", log=True), Scale("", 0.0, 1.0, "frost")]
@@ -87,30 +87,6 @@ def test_decades() -> None:
     assert [decade(power) for power in (-6, -3, 0, 2, 5)] == ["10⁻⁶", "0.001", "1", "100", "10⁵"]
 
 
-@given(layers=st.lists(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=5), min_size=1, max_size=5))
-def test_points_of_a_chart_lie_in_the_band_of_their_layer_and_in_order_of_value(layers: list[list[float]]) -> None:
-    chart = by_head({"mean": layers})
-    (name, points), *others = chart.series
-    assert (name, others) == ("mean", [])
-    bands = [band for band, heads in zip(chart.bands, layers, strict=True) for _ in heads]
-    flat = [value for heads in layers for value in heads]
-    for (x, y, _), (start, end, _) in zip(points, bands, strict=True):
-        assert start < x < end <= chart.width
-        assert chart.top <= y <= chart.bottom
-    assert [chart.ticks[0][0], chart.ticks[-1][0]] == [chart.bottom, chart.top]
-    heights = [y for _, y, _ in points]
-    assert np.all(np.diff(np.array(heights)[np.argsort(flat, kind="stable")]) <= 0)
-
-
-def test_a_linear_chart_starts_at_zero() -> None:
-    chart = by_head({"mean": [[0.0, 1.0], [2.0, 0.5]]}, log=False)
-    heights = [y for _, y, _ in chart.series[0][1]]
-    assert heights[0] == chart.bottom == chart.ticks[0][0]
-    assert chart.ticks[0][1] == "0"
-    assert heights[1] == pytest.approx((chart.bottom + heights[2]) / 2, abs=0.02)
-    assert chart.top <= heights[2] < heights[1] < heights[3] < chart.bottom
-
-
 @given(
     side=st.integers(1, 60), prefix=st.integers(0, 2), limit=st.integers(4, 64),
 )  # fmt: skip
@@ -128,10 +104,3 @@ def test_shrink_keeps_prefix_tokens_and_means_of_blocks(side: int, prefix: int, 
 def test_shrink_leaves_missing_values_out() -> None:
     values = np.array([[1.0, np.nan, np.nan, np.nan], [np.nan, 3.0, np.nan, np.nan], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
     np.testing.assert_array_equal(shrink(values, 0, limit=2), [[2.0, np.nan], [0.0, 4.0]])
-
-
-def test_windows_are_averaged_where_a_pair_is_allowed() -> None:
-    maps = np.array([[[[1.0, 5.0]]], [[[3.0, 7.0]]]], dtype=np.float32)
-    np.testing.assert_array_equal(over_windows(maps, None), [[[2.0, 6.0]]])
-    allowed = np.array([[[True, False]], [[False, False]]])
-    np.testing.assert_array_equal(over_windows(maps, allowed), [[[1.0, np.nan]]])

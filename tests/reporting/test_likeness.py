@@ -105,7 +105,7 @@ def test_many_layers_are_numbered_sparsely() -> None:
 
 def test_bars_are_as_high_as_the_shares() -> None:
     chart = bar_chart([[0.5, 0.25], [None]], [{1: 0.125}, {}])
-    full = chart.bottom - chart.top
+    full = chart.frame.bottom - chart.frame.top
     assert [bar.height for bar in chart.bars] == pytest.approx([0.5 * full, 0.25 * full, 0], abs=0.01)
     assert [bar.reached for bar in chart.bars] == [None, pytest.approx(0.125 * full, abs=0.01), None]
     assert "25.0 % explained by all other heads of its layer; hallucinated, 12.5 % explained by its mix" in chart.bars[1].title

@@ -82,10 +82,10 @@ def test_layers_before_the_first_difference_run_once(name: str, size: int | tupl
     last = list(attention)[-1]
     assert blocks[-1].rpartition(".")[0] == last.rpartition(".")[0]
     calls = dict.fromkeys([*attention, *blocks], 0)
-    for watched in calls:
-        module = loaded.module.get_submodule(watched)
-        module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
     with SharedModel(loaded.module) as shared:
+        for watched in calls:
+            module = loaded.module.get_submodule(watched)
+            module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
         members = [shared.add({last: _frozen(loaded.module, last, attention[last].site.maps_shape, 0.5, seed)}) for seed in range(4)]
         for member in members:
             member(torch.zeros(2, 3, *loaded.image_size))

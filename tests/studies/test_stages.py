@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,9 @@ import yaml
 import vitfrost
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
-from vitfrost.runs.run import run
+from vitfrost.studies.__main__ import main
 from vitfrost.studies.outcome_files import OUTCOMES, grid_outcomes
+from vitfrost.studies.run import run_study
 from vitfrost.studies.summary import points, select
 from vitfrost.studies.variants import UNFROZEN
 
@@ -54,7 +57,7 @@ def recipe(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The grid's folder after an undisturbed run."""
-    return run(recipe, tmp_path_factory.mktemp("whole") / "run", progress=False)
+    return run_study(recipe, tmp_path_factory.mktemp("whole") / "run", progress=False)
 
 
 def _state(folder: Path) -> dict[str, bytes]:
@@ -96,7 +99,8 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(started: Callable, recipe: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, script = tmp_path / "run", tmp_path / "studies.py"
+    script.write_text("from vitfrost.studies.__main__ import main\nmain()\n")
     seen: set[int] = set()
     waits: list[Callable[[], bool]] = [
         lambda: (out / "quantized" / "w4a4-seed0").exists(),
@@ -104,7 +108,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(started: C
         lambda: (out / "statistics" / "w4a4-seed1-8.safetensors").exists(),
     ]
     for wait in waits:
-        process = started("run", recipe, "--out", out, *(["--resume"] if out.exists() else []))
+        process = started("run", recipe, "--out", out, *(["--resume"] if out.exists() else []), script=script)
         deadline = time.monotonic() + 60
         while not wait() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -112,22 +116,22 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(started: C
         process.communicate()
         seen.add(len(list((out / OUTCOMES).glob("*.json"))) if (out / OUTCOMES).exists() else 0)
     assert len(seen) > 1, "the run was never killed between outcomes"
-    run(recipe, out, resume=True, progress=False)
+    run_study(recipe, out, resume=True, progress=False)
     assert _state(out) == _state(whole)
 
 
 def test_what_is_measured_stays_and_only_a_change_is_measured_again(
-    recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, whole: Path, tmp_path: Path, messages: Callable[[], str]
 ) -> None:
     times = {path.name: path.stat().st_mtime_ns for path in (whole / OUTCOMES).iterdir()}
-    run(recipe, whole, resume=True, progress=False)
-    said = capsys.readouterr().err
+    run_study(recipe, whole, resume=True, progress=False)
+    said = messages()
     assert said.count("already there") == said.count("[")
     changed = yaml.safe_load(recipe.read_text())
     changed["grid"]["blocks"][0]["freeze"] = [0.2, 0.4]
     other = recipe.with_name("changed.yaml")
     other.write_text(yaml.safe_dump(changed))
-    run(other, whole, resume=True, progress=False)
+    run_study(other, whole, resume=True, progress=False)
     after = {path.name: path.stat().st_mtime_ns for path in (whole / OUTCOMES).iterdir()}
     assert all(after[name] == stamp for name, stamp in times.items())  # the old ones are kept, also those no longer asked for
     assert len(after) == len(times) + 2 * 2 * 2
@@ -135,12 +139,12 @@ def test_what_is_measured_stays_and_only_a_change_is_measured_again(
     damaged = whole / OUTCOMES / min(name for name in times if not name.startswith("original"))
     damaged.write_text("{")
     (whole / "stages.json").unlink()  # all stages are looked at again
-    run(recipe, whole, resume=True, progress=False)
+    run_study(recipe, whole, resume=True, progress=False)
     assert json.loads(damaged.read_text())["kind"] == "vitfrost outcome"
 
 
 def test_the_quick_variant_and_the_table_on_the_command_line(recipe: Path, tmp_path: Path, call: Any) -> None:
-    found = call("run", recipe, "--quick", "--out", tmp_path / "run")
+    found = call("run", recipe, "--quick", "--out", tmp_path / "run", main=main)
     assert found.status == 0
     assert "fisher" in found.out
     assert "unfrozen" in found.out
@@ -157,11 +161,38 @@ def test_a_list_runs_what_it_can_and_names_the_rest(recipe: Path, tmp_path: Path
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"kind": "vitfrost recipes", "version": 1, "recipes": ["bad.yaml", "good.yaml"]}))
     out = tmp_path / "runs"
     with pytest.raises(VitfrostError, match=r"1 of 2 recipes did not run \(bad\); the first, bad: Xcit uses .*; mend it and add --resume"):
-        run(tmp_path / "all.yaml", out, progress=False)
+        run_study(tmp_path / "all.yaml", out, progress=False)
     assert (out / "good" / "report.html").is_file()
     assert (out / "report.html").is_file()
 
 
 def test_weights_may_be_a_folder_of_models(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(VitfrostError, match=r"has no weights of vitfrost_digits; put them at .*vitfrost_digits.model.safetensors"):
-        run(recipe, tmp_path / "run", weights=tmp_path, progress=False)
+        run_study(recipe, tmp_path / "run", weights=tmp_path, progress=False)
+
+
+def test_the_main_command_points_to_this_one_and_back(recipe: Path, finished_grid: Path, call: Any, tmp_path: Path) -> None:
+    listed = tmp_path / "all.yaml"
+    listed.write_text("kind: vitfrost recipes\nversion: 1\nrecipes: [grid.yaml]\n")
+    for path in (recipe, listed):
+        refused = call("run", path, "--out", tmp_path / "run")
+        assert refused.status == 2
+        program = f"python -m vitfrost.studies run {path} --out DIR"
+        assert refused.err == f"vitfrost: {path} is a study, a grid of plans or a list of recipes; run {program}\n"
+    refused = call("report", finished_grid, "--out", tmp_path / "page.html")
+    assert refused.status == 2
+    program = f"python -m vitfrost.studies report {finished_grid}"
+    assert refused.err == f"vitfrost: {finished_grid} is the folder of a study; make its page with {program}\n"
+    made = call("report", finished_grid, "--out", tmp_path / "page.html", main=main)
+    assert made.out == f"{tmp_path / 'page.html'}\n"
+    single = tmp_path / "recipe.yaml"
+    single.write_text(yaml.safe_dump({key: value for key, value in RECIPE.items() if key != "grid"}))
+    assert "is no study: it has no grid; run it with vitfrost run" in call("run", single, "--out", tmp_path / "run", main=main).err
+    assert "(see python -m vitfrost.studies --help" in call("run", "--out", tmp_path / "run", main=main).err
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_a_program() -> None:
+    found = subprocess.run([sys.executable, "-m", "vitfrost.studies", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "usage: python -m vitfrost.studies" in found.stdout
+    assert "report" in found.stdout

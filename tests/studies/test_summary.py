@@ -16,8 +16,8 @@ from vitfrost.evaluation.results import Row
 from vitfrost.runs.recipe import PlanPart
 from vitfrost.studies.outcome_files import Outcome, load_outcome, load_outcomes, outcome_path
 from vitfrost.studies.summary import between, points, select
-from vitfrost.studies.table import format_points, other_options
-from vitfrost.studies.variants import UNFROZEN, Source, Variant
+from vitfrost.studies.table import format_points
+from vitfrost.studies.variants import UNFROZEN, Source, Variant, changed_options
 
 IMAGES = 60
 
@@ -40,9 +40,9 @@ def test_points_average_seeds_and_pair_them_with_their_own_baseline() -> None:
     by_share = {point.freeze: point for point in points(outcomes)}
     half = by_share[0.5]
     assert half.seeds == (0, 1)
-    assert half.top1_by_seed == (80.0, 75.0)
+    assert half.correct.mean(axis=1).tolist() == [0.8, 0.75]
     assert half.top1.value == pytest.approx(77.5)
-    assert half.difference_by_seed == pytest.approx((-10.0, -5.0))
+    assert half.baseline.mean(axis=1).tolist() == [0.9, 0.8]
     assert half.difference.value == pytest.approx(-7.5)
     assert half.difference.interval is not None
     assert half.difference.interval[0] < -7.5 < half.difference.interval[1]
@@ -50,9 +50,8 @@ def test_points_average_seeds_and_pair_them_with_their_own_baseline() -> None:
     assert by_share[0.1].seeds == (0,)
     assert [point.freeze for point in select(by_share.values(), "EAM", by="entropy", statistics="fp32")] == [0.1, 0.5]
     assert format_points(list(by_share.values())).row_count == 3
-    assert other_options(points([*outcomes, _outcome(0, 0.3, 1, renormalize="mass", protect=["cls-rows"])])[-1]) == (
-        "protect cls-rows, renormalize mass"
-    )
+    other = points([*outcomes, _outcome(0, 0.3, 1, renormalize="mass", protect=["cls-rows"])])[-1]
+    assert changed_options(other.options) == ["protect cls-rows", "renormalize mass"]
 
 
 def test_between_pairs_the_seeds_that_both_have() -> None:

@@ -42,10 +42,9 @@ def test_an_artifact_cannot_name_a_pickle(hostile: tuple[Path, Path], tmp_path: 
 
     pickle, mark = hostile
     images = write_pictures(tmp_path / "images", 4)
-    statistics = vitfrost.calibrate(
-        vitfrost.Model.open("vitfrost_digits", weights="random"), images, vitfrost.Calibrate(limit=4), progress=False
-    )
-    vitfrost.compress(vitfrost.Model.open("vitfrost_digits", weights="random"), vitfrost.plan(statistics), statistics=statistics, images=images, out=tmp_path / "artifact")  # fmt: skip
+    model = vitfrost.Model.open("vitfrost_digits", weights="random")
+    statistics = vitfrost.calibrate(model, images, vitfrost.Calibrate(limit=4), progress=False)
+    vitfrost.compress(model, vitfrost.plan(statistics), statistics=statistics, images=images, out=tmp_path / "artifact")
     file = tmp_path / "artifact" / "config.json"
     config = json.loads(file.read_text())
     config["model"]["options"] = {"checkpoint_path": str(pickle)}

@@ -1,7 +1,7 @@
 """What states of a model do to its outputs, on the same images: divergence from the original, agreement with it, and top-1.
 
-In plain ViTs, states share what comes before the first layer in which they differ: what every block reads is kept for the state that the
-search is at, so a change in layer l only runs layers l to L. Models of other families run whole.
+States share what comes before the first block in which they differ: what every block reads is kept for the state that the search is at,
+so a change in block l only runs blocks l to L.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import VitfrostError
 from ..evaluation.intervals import divergences
-from ..vit import plain
+from ..vit.stream import ResidualStream
 from .moves import State
 from .replacements import Replacements
 
@@ -37,7 +36,7 @@ class Effect:
     seconds: float = 0.0
 
 
-class Bench:
+class EffectMeter:
     """Measures states on images, in batches that never change.
 
     `labels`: one per image, or None. `memory`: bytes for what blocks read; where all of it does not fit, only every second block's
@@ -52,9 +51,11 @@ class Bench:
         memory: int = MEMORY,
     ):
         self.replacements, self.batches = replacements, list(batches)
-        self.model: Any = replacements.model
+        self.stream = ResidualStream(replacements.model)
         self.labels = None if labels is None else np.asarray(labels)
-        self.blocks: list[nn.Module] = list(self.model.get_submodule("blocks").children()) if plain.matches(self.model) else []
+        self._blocks = range(len(self.stream.blocks))
+        self._block_of_heads = [self.stream.block_of(site) for site in replacements.attention_sites]
+        self._block_of_rank = [self.stream.block_of(site) for site in replacements.feed_forward_sites]
         self.memory = memory
         self.kept: State | None = None
         self._inputs: list[dict[int, Tensor]] = [{} for _ in self.batches]
@@ -68,11 +69,8 @@ class Bench:
     def measure(self, state: State, near: State) -> Effect:
         """The effect of a state that differs little from the state `near`, which the search is at."""
         start = time.perf_counter()
-        if self.blocks:
-            self._keep(near)
-            logits = self._run(state, self._first_difference(state, near))
-        else:
-            logits = self._whole(state)
+        self._keep(near)
+        logits = self._run(state, self._first_difference(state, near))
         if not np.isfinite(logits).all():
             raise VitfrostError(f"the outputs are not finite with {state.key}; check the statistics, and calibrate again")
         return self._effect(logits, time.perf_counter() - start)
@@ -90,13 +88,15 @@ class Bench:
 
     def _first_difference(self, state: State, other: State) -> int:
         """The first block in which two states differ (the number of blocks where they are equal)."""
-        pairs = zip(state.heads, other.heads, state.ranks, other.ranks, strict=True)
-        return next((place for place, (a, b, c, d) in enumerate(pairs) if a != b or c != d), len(self.blocks))
+        heads = zip(self._block_of_heads, state.heads, other.heads, strict=True)
+        ranks = zip(self._block_of_rank, state.ranks, other.ranks, strict=True)
+        differing = [block for block, own, others in (*heads, *ranks) if own != others]
+        return min(differing, default=len(self._blocks))
 
     @torch.no_grad()
     def _whole(self, state: State) -> Float[np.ndarray, "images classes"]:
         self.replacements.install(state)
-        return np.concatenate([self.model(batch).float().cpu().numpy() for batch in self.batches])
+        return np.concatenate([self.replacements.model(batch).float().cpu().numpy() for batch in self.batches])
 
     @torch.no_grad()
     def _keep(self, state: State) -> None:
@@ -110,8 +110,8 @@ class Bench:
         for kept in self._inputs:
             start = first - first % self._every
             x = kept[start]
-            for number in range(start, len(self.blocks) - 1):
-                x = self.blocks[number](x)
+            for number in self._blocks[start:-1]:
+                x = self.stream.run(x, number, number + 1)
                 if (number + 1) % self._every == 0:
                     kept[number + 1] = x
         self.kept = state
@@ -119,27 +119,15 @@ class Bench:
     def _begin(self) -> None:
         """Keep what the first block reads, and find out how many others can be kept."""
         for batch, kept in zip(self.batches, self._inputs, strict=True):
-            read: list[Tensor] = []
-            hook = self.blocks[0].register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
-            try:
-                self.model(batch)
-            finally:
-                hook.remove()
-            kept[0] = read[0]
+            kept[0] = self.stream.enter(batch)
         one = sum(kept[0].numel() * kept[0].element_size() for kept in self._inputs)
         fit = max(self.memory // max(one, 1), 1)
-        self._every = -(-len(self.blocks) // fit)
+        self._every = -(-len(self._blocks) // fit)
 
-    @torch.no_grad()
     def _run(self, state: State, first: int) -> Float[np.ndarray, "images classes"]:
         """Outputs of a state that is the kept one up to block `first`."""
-        first = min(first, len(self.blocks) - 1)
+        first = min(first, len(self._blocks) - 1)
         start = first - first % self._every
         self.replacements.install(state)
-        outputs = []
-        for kept in self._inputs:
-            x = kept[start]
-            for block in self.blocks[start:]:
-                x = block(x)
-            outputs.append(self.model.forward_head(self.model.norm(x)).float().cpu().numpy())
-        return np.concatenate(outputs)
+        outputs = [self.stream.leave(self.stream.run(kept[start], start)) for kept in self._inputs]
+        return np.concatenate([logits.float().cpu().numpy() for logits in outputs])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..model import Model
-from ..runs.stages import say
+from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated

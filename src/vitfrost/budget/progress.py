@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from ..progress import SECONDS_BETWEEN_LINES
+from ..progress import SECONDS_BETWEEN_LINES, say
 from .history import Taken
 
 
@@ -28,9 +27,9 @@ class SearchProgress:
             self._last = now
             if step == 0:
                 left = (now - self._start) / max(self._count - self._known, 1) * max(self.moves - self._count, 0)
-                self._say(f"search: every change alone, {self._count} of {self.moves}, {left:.0f} s left")
+                say(f"search: every change alone, {self._count} of {self.moves}, {left:.0f} s left")
             else:
-                self._say(f"search: step {step + 1}, {self._count} changes measured again")
+                say(f"search: step {step + 1}, {self._count} changes measured again")
 
     def took(self, number: int, taken: Taken) -> None:
         """A move was taken."""
@@ -38,10 +37,7 @@ class SearchProgress:
         if self.enabled:
             top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
             latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f} predicted"
-            self._say(
+            say(
                 f"search: step {number}, {taken.move}: KL {taken.kl:.3g} nats, agreement {taken.agreement:.1f} %{top1}, "
                 f"MACs {taken.macs_share:.3f}{latency} ({self._last - self._start:.0f} s)"
             )
-
-    def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)

@@ -58,6 +58,16 @@ class Replacements:
             )
         self.state = State((frozenset(),) * len(self._attention), (None,) * len(self._blocks))
 
+    @property
+    def attention_sites(self) -> list[str]:
+        """Names of the attention layers, in the order of a state's heads."""
+        return [layer.site for layer in self.layers]
+
+    @property
+    def feed_forward_sites(self) -> list[str]:
+        """Names of the feed-forward blocks, in the order of a state's ranks."""
+        return [block.site for block in self._blocks]
+
     def install(self, state: State) -> None:
         """Bring the model into a state."""
         for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):

@@ -13,15 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import scratch_folder
 from ..images.given import ImagesLike
 from ..model import Model
-from ..progress import track
-from ..runs.stages import say
+from ..progress import say, track
+from ..threads import torch_threads
 from ..timing.eager import TorchSession
 from ..timing.load import OtherLoad
 from ..timing.rounds import Slot, slot_for, timed_rounds
@@ -80,7 +78,6 @@ class RuntimeTimer:
 
     def time(self, models: Mapping[str, Callable[[], Model]], text: str, seconds: float) -> Timed:
         """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
-        before = torch.get_num_threads()
         made: dict[str, Callable[[], Model]] = {ORIGINAL: lambda: self.original, **models}
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = {}
@@ -89,11 +86,11 @@ class RuntimeTimer:
                     if self.progress:
                         say(f"{text}: [{number + 1}/{len(made)}] {name}")
                     sessions[name] = self._open(name, make(), Path(folder) / str(number))
-                return self._timed(sessions, text, seconds)
+                with torch_threads(self.runtime.threads):
+                    return self._timed(sessions, text, seconds)
             finally:
                 sessions.clear()
                 gc.collect()
-                torch.set_num_threads(before)
 
     def _open(self, name: str, loaded: Model, folder: Path) -> Session:
         runtime = self.runtime

@@ -31,12 +31,12 @@ from ..plans.file import save_plan
 from ..plans.options import COMPACT_NAMES, checked
 from ..plans.schema import Plan, QuantizePlan
 from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
-from ..runs.stages import say
+from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.load import device_of
 from .asked import Asked, asked, how_near, refuse_below, said
-from .effects import Bench, Effect
+from .effects import Effect, EffectMeter
 from .greedy import Goal, Rescore, Search, Step, drop_of
 from .history import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
@@ -158,7 +158,7 @@ def plan_under_budget(
             apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.module)
             latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
-        done = _Searching(Bench(replacements, batches, batch.labels), moves, macs, latency, log, progress)
+        done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
         raise VitfrostError(found.said)
@@ -182,17 +182,17 @@ class _Ended:
 class _Searching:
     """One search with its measurements and its log; what it saves is time where there is a `latency`, else multiply-accumulates."""
 
-    def __init__(self, bench: Bench, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
-        self.bench, self.moves, self.macs, self.latency, self.log = bench, moves, macs, latency, log
+    def __init__(self, meter: EffectMeter, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
+        self.meter, self.moves, self.macs, self.latency, self.log = meter, moves, macs, latency, log
         self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
         if log.known("") is None:
-            log.add(self._measured(bench.original, moves.start, None, 0))
+            log.add(self._measured(meter.original, moves.start, None, 0))
 
     def run(self, budget: Asked) -> _Ended:
         """Search, and write down how it ended."""
         cost: Callable[[State], float] = self.macs.total if self.latency is None else self.latency.share
         goal = Goal(budget.target, budget.max_drop)
-        search = Search(self.moves, self.measure, cost, self.bench.original, goal, budget.rescore)
+        search = Search(self.moves, self.measure, cost, self.meter.original, goal, budget.rescore)
 
         def took(step: Step) -> None:
             self._took(search, step)
@@ -202,7 +202,7 @@ class _Searching:
         if self.latency is not None and budget.target is not None:
             met = self.latency.settle(search, budget.target, took)
             latency, corrections = self.latency.outcome(search.state), self.latency.corrections
-        share, labeled = self.macs.total(search.state) / self.macs.original, self.bench.labels is not None
+        share, labeled = self.macs.total(search.state) / self.macs.original, self.meter.labels is not None
         ended = said(search, labeled, share, latency)
         drop = drop_of(search.effect, search.original)
         self.log.change(outcome=Outcome(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
@@ -211,7 +211,7 @@ class _Searching:
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
         """From the log where it is known, else from the model."""
         earlier = self.log.known(state.key)
-        found = earlier or self._measured(self.bench.measure(state, near), state, move, step)
+        found = earlier or self._measured(self.meter.measure(state, near), state, move, step)
         if earlier is None:
             self.log.add(found)
         elif (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):

@@ -25,7 +25,7 @@ def run(
     """Run a recipe from statistics to report; every stage can be resumed.
 
     Args:
-        recipe: YAML file: one run, a grid of variants, or a list of recipes.
+        recipe: YAML file.
         out: folder for the run.
         resume: go on with a run that was stopped.
         quick: the recipe's quick variant.
@@ -36,12 +36,6 @@ def run(
     from ..evaluation.results import format_rows, load_results
 
     folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images, device=device)
-    if (folder / "outcomes").is_dir():
-        from ..studies.outcome_files import grid_outcomes
-        from ..studies.summary import points
-        from ..studies.table import format_points
-
-        show(format_points(points(grid_outcomes(folder))))
-    elif (folder / "results.json").is_file():
+    if (folder / "results.json").is_file():
         show(format_rows(load_results(folder / "results.json").rows))
     print(folder / "report.html")

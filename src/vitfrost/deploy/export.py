@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,6 @@ from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
 from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
-from ..runs.stages import say
 from ..runtime.engines import import_runtime
 from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
 from ..runtime.session import Session, open_export
@@ -42,6 +42,7 @@ from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
+_LOG = logging.getLogger(__name__)
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
 Graph = Literal["lean", "plain"]
@@ -59,6 +60,7 @@ class Int8(NamedTuple):
     lean: bool
 
 
+@torch.random.fork_rng(devices=[])
 def export(
     model: ModelLike,
     *,
@@ -100,19 +102,13 @@ def export(
     _check_model(loaded)
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
-    if images is None:
-        calibration, compared, record = None, random_pixels(loaded, checks, seed), None
-    else:
-        wanted = calibration_images if precision == "int8" and ranges == "static" else 0
-        calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-        if record is not None and record["images"] < calibration_images:
-            say(f"vitfrost: {images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    static = precision == "int8" and ranges == "static"
+    calibration, compared, record = _drawn(loaded, images, calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
     written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
-        kept = calibration if ranges == "static" else None
-        int8 = Int8(kept, reduced, attention, graph == "lean") if precision == "int8" else None
+        int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": KIND,
@@ -173,7 +169,19 @@ def _check_model(loaded: Model) -> None:
             "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
-        say("vitfrost: entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+        _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+
+
+def _drawn(
+    loaded: Model, images: ImagesLike | None, wanted: int, checks: int, seed: int
+) -> tuple[ndarray | None, ndarray, dict[str, Any] | None]:
+    """Pixels to calibrate with, pixels to compare with, and the record of the former; see `pictures.draw`."""
+    if images is None:
+        return None, random_pixels(loaded, checks, seed), None
+    calibration, compared, record = draw(loaded, images, wanted, checks, seed)
+    if record is not None and record["images"] < wanted:
+        _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
+    return calibration, compared, record
 
 
 def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:

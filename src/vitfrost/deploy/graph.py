@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import torch
 from torch import nn
 
@@ -21,6 +15,7 @@ from ..methods.constant_heads.module import ConstantHeads
 from ..model import Model
 from ..passes.structure import merge_structure
 from ..runtime.engines import INPUT, OUTPUT, import_runtime
+from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
 OPSET = 23
@@ -39,7 +34,7 @@ def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.exp
     """The model as a graph over pixels [batch, 3, height, width]. Raises VitfrostError where it cannot be traced for any batch."""
     pixels = torch.zeros(2, 3, *image_size)
     try:
-        with quiet(), torch.no_grad(), _unchecked_shapes():
+        with quiet_tools(), torch.no_grad():
             return torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the tracer raises many types; each means that this model has no such graph
         raise VitfrostError(f"{name} cannot be traced for batches of any size: {_first_line(error)}") from error
@@ -50,7 +45,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
     import_runtime("onnx", "export")
     import_runtime("onnxscript", "export")
     try:
-        with quiet():
+        with quiet_tools():
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
             assert made is not None
             made.save(str(path), external_data=False)
@@ -62,7 +57,7 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
     """An OpenVINO model with a free batch size. Raises VitfrostError for an operator that OpenVINO does not have."""
     ov = import_runtime("openvino", "export")
     try:
-        with quiet():
+        with quiet_tools():
             made = ov.convert_model(program)
             made.reshape([-1, 3, *image_size])
     except Exception as error:  # as above
@@ -75,30 +70,6 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
 def save_openvino(model: Any, folder: Path) -> None:
     """Write model.xml and model.bin, weights as they are."""
     import_runtime("openvino", "export").save_model(model, folder / "model.xml", compress_to_fp16=False)
-
-
-@contextlib.contextmanager
-def _unchecked_shapes() -> Iterator[None]:
-    """Where shape annotations are checked (in our tests), they are not meant for the symbols that stand for sizes in a trace."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the tools' notes, warnings and progress bars off the terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ the products of attention (queries with keys, maps with values).
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..runtime.engines import INPUT, import_runtime
-from .graph import quiet
+from .tools import quiet_tools
 
 WeightRange = Literal["auto", "full", "reduced"]
 Ranges = Literal["static", "dynamic"]
@@ -75,7 +77,7 @@ def quantize_openvino(
         options["ignored_scope"] = nncf.IgnoredScope(names=list(leave))
     fix = nncf.OverflowFix.ENABLE if reduced else nncf.OverflowFix.DISABLE
     advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, **options.pop("advanced", {}))
-    with quiet():
+    with quiet_tools(), contextlib.redirect_stdout(io.StringIO()):  # progress bars
         dataset = nncf.Dataset([pixels[index : index + 1] for index in range(len(pixels))])
         return nncf.quantize(
             model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(pixels), advanced_parameters=advanced,
@@ -100,7 +102,7 @@ def quantize_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 h
             batch = next(self._batches, None)
             return None if batch is None else {INPUT: batch}
 
-    with quiet():
+    with quiet_tools():
         tools.quantize_static(
             source, target, Pictures(), quant_format=tools.QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=layers, per_channel=True, reduce_range=reduced, activation_type=tools.QuantType.QUInt8,
@@ -113,7 +115,7 @@ def quantize_onnx_dynamic(source: Path, target: Path, reduced: bool) -> None:
     """ONNX Runtime's dynamic quantization of `source`'s products with weights into `target`: inputs get their ranges in every run, from the
     whole batch."""
     tools = import_runtime("onnxruntime.quantization", "export")
-    with quiet():
+    with quiet_tools():
         tools.quantize_dynamic(
             source, target, op_types_to_quantize=list(PRODUCTS), per_channel=True, reduce_range=reduced, weight_type=tools.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},

@@ -72,7 +72,7 @@ def _structured(folder: Path) -> list[Row]:
     from ..evaluation.evaluate import evaluate_many
     from ..model import Model
     from ..passes.compress import compress
-    from ..runs.stages import say
+    from ..progress import say
     from ..training.train import train
 
     say(f"train -> {folder / 'trained'}")

@@ -22,7 +22,7 @@ from .structure import mixed_moments
 
 
 def explained(moments: Float[Tensor, "heads heads"], choice: HeadChoice, mix: Float[Tensor, "hallucinated computed"]) -> list[float]:
-    """Share of each hallucinated head's row-centerd logit energy that `mix` of the computed heads explains (1: all; can be negative)."""
+    """Share of each hallucinated head's row-centered logit energy that `mix` of the computed heads explains (1: all; can be negative)."""
     return (1 - unexplained_shares(moments, choice.kept, mix)).tolist()
 
 

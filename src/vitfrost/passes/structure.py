@@ -118,7 +118,7 @@ def freeze_heads(
 def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
     """Leave queries and keys to the plan's other heads, in place, and make the hallucinated maps of theirs.
 
-    `similarity`: second moments of the heads' row-centerd logits by site (`hallucination.fit.head_moments`); with them the mix
+    `similarity`: second moments of the heads' row-centered logits by site (`hallucination.fit.head_moments`); with them the mix
     starts in closed form where the plan says so, without them as copies.
     Raises VitfrostError for a layer that cannot be hallucinated.
     """
@@ -238,6 +238,7 @@ def compact_projection(
     return made, factors.relative_error
 
 
+@torch.random.fork_rng(devices=[])
 def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -> ModelSites:
     """Give a model, as timm builds it, the plan's layers, in place, untrained: to load a state, to count, or to train from scratch.
 

@@ -23,7 +23,7 @@ def hallucinated_layers(
 ) -> list[LayerPlan]:
     """The layers with floor(share h) of their h heads hallucinated; a layer with too few heads stays as it is.
 
-    `moments_of` gives a site's second moments of row-centerd logits (needed to choose medoids, or by what is explained).
+    `moments_of` gives a site's second moments of row-centered logits (needed to choose medoids, or by what is explained).
     Raises VitfrostError where they are needed and not given, and for Swin.
     """
     if settings.compares_heads and moments_of is None:

@@ -5,33 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
-from ..studies.grid_page import PAGE, render_grid
-from ..studies.grid_parts import read_grid
 from . import summary
 from .commands import commands
-from .figures import HeatMap, by_head, heat_map
+from .figures import HeatMap, heat_map
 from .heads import build_gallery, frozen_shares
 from .parts import RunParts, read_parts
 from .search import build_search
 from .structure import build_likeness, build_structure
 from .templates import fill
 
-TEMPLATE = "page.html.j2"
+TEMPLATE, REPORT = "page.html.j2", "report.html"
 OPEN_LAYERS = 2
 
 
 def report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run's folder (default: `report.html` in it) and return its path. A run of a grid gets the grid's page.
+    """Write the page of a run's folder (default: `report.html` in it) and return its path.
 
     Parts that the folder does not hold are left out, and the page says so. Equal folders give equal bytes.
-    Raises VitfrostError when the folder is missing or holds no run, when a part is damaged or of another model, and when
+    Raises VitfrostError when the folder is missing or holds no run or a study, when a part is damaged or of another model, and when
     the page cannot be written.
     """
-    folder = Path(run)
-    grid = read_grid(folder)
-    text = render(read_parts(folder)) if grid is None else render_grid(grid)
-    target = folder / PAGE if out is None else Path(out)
-    write_text(target, text)
+    target = Path(run) / REPORT if out is None else Path(out)
+    write_text(target, render(read_parts(Path(run))))
     return target
 
 
@@ -63,7 +58,6 @@ def render(parts: RunParts) -> str:
         untrained=summary.untrained(parts),
         freezes=parts.savings is not None and parts.savings.frozen_entries > 0,
         divergence=divergence,
-        divergence_chart=by_head({"mean": divergence.mean, "highest": divergence.highest}) if divergence else None,
         divergence_means=_thousandths(divergence.mean) if divergence else None,
         recipe=summary.recipe_text(parts.recipe),
         settings=summary.settings(parts),

@@ -17,15 +17,15 @@ CONSTANTS_NAMES = {"kind": "constants"}
 HALLUCINATE_NAMES = {"by": "hallucinate-by", "bias": "map-bias"}
 
 
-def run_command(recipe: Recipe) -> str:
-    """How to run a recipe again."""
+def run_command(recipe: Recipe, program: str = "vitfrost") -> str:
+    """How to run a recipe again with a program that runs its kind."""
     replaced = [
         ("--weights", "WEIGHTS", recipe.model.weights not in (None, "random")),
         ("--calibration", "CALIBRATION_IMAGES", True),
         ("--images", "EVALUATION_IMAGES", recipe.evaluation is not None),
     ]
     options = [f"{name} {value}" for name, value, wanted in replaced if wanted]
-    return NEXT.join(["vitfrost run recipe.yaml --out NEW_RUN", *options])
+    return NEXT.join([f"{program} run recipe.yaml --out NEW_RUN", *options])
 
 
 def plan_command(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Line charts as plain numbers: values with intervals go in, positions of an SVG come out; the template draws them.
+"""Charts over two axes as plain numbers: values with intervals go in, positions of an SVG come out; the template draws them.
 
 Lengths are in SVG units. Every point keeps its value as a title, and colors go with a shape of their own.
 """
@@ -6,10 +6,12 @@ Lengths are in SVG units. Every point keeps its value as a title, and colors go 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520.0, 330.0, 62.0, 510.0, 12.0, 280.0
+from .figures import decades
+
 COLORS = 8
 ARM = 0.38
 PLUS = (
@@ -26,9 +28,43 @@ POLYGONS: tuple[tuple[tuple[float, float], ...], ...] = (
     ((-1.3, -0.45), (1.3, -0.45), (1.3, 0.45), (-1.3, 0.45)),
     tuple(((x - y) * math.sqrt(0.5), (x + y) * math.sqrt(0.5)) for x, y in PLUS),
 )
-MARK = 4.2
 
 Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a chart and where its axes lie in it. Points keep `inset` from the ends of the x axis; `mark` is half their size."""
+
+    width: float = 520.0
+    height: float = 330.0
+    left: float = 62.0
+    right: float = 510.0
+    top: float = 12.0
+    bottom: float = 280.0
+    inset: float = 10.0
+    mark: float = 4.2
+
+
+FRAME = Frame()
+HEADS_FRAME = Frame(960.0, 306.0, 58.0, 952.0, 12.0, 262.0, inset=0.0, mark=2.6)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What stands beside an axis, its limits (None: those of the values), and its ticks (None: round numbers, or on a log axis the
+    values of x)."""
+
+    title: str
+    limits: tuple[float, float] | None = None
+    log: bool = False
+    ticks: Sequence[tuple[float, str]] | None = None
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Where a value lies between the places of the limits."""
+        low, high = self.limits or (0.0, 1.0)
+        share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+        return start + share * (end - start)
 
 
 @dataclass(frozen=True)
@@ -60,7 +96,7 @@ class Curve:
     @property
     def key(self) -> str:
         """The mark that stands in the key, around (11, 6)."""
-        return mark(self.color, 11.0, 6.0)
+        return mark(self.color, 11.0, 6.0, FRAME.mark)
 
 
 @dataclass(frozen=True)
@@ -83,8 +119,19 @@ class DrawnCurve:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A bar from the bottom: `height` of what could be, `reached` of what is (None: nothing to reach)."""
+
+    x: float
+    width: float
+    height: float
+    reached: float | None
+    title: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """Everything that the template draws. `levels` are (y, top of the band, its height, level)."""
+    """Everything that the template draws. `levels` are (y, top of the band, its height, level); `bands` are (start, width)."""
 
     title: str
     x_title: str
@@ -93,12 +140,9 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     levels: list[tuple[float, float, float, Level]]
     curves: list[DrawnCurve]
-    width: float = WIDTH
-    height: float = HEIGHT
-    left: float = LEFT
-    right: float = RIGHT
-    top: float = TOP
-    bottom: float = BOTTOM
+    bands: list[tuple[float, float]]
+    frame: Frame
+    bars: Sequence[Bar] = ()
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -117,7 +161,7 @@ def tick_label(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def mark(color: int, x: float, y: float, size: float = MARK) -> str:
+def mark(color: int, x: float, y: float, size: float) -> str:
     """SVG path of the mark that goes with a color."""
     corners = POLYGONS[(color - 1) % COLORS]
     if not corners:
@@ -128,54 +172,86 @@ def mark(color: int, x: float, y: float, size: float = MARK) -> str:
 def line_chart(
     title: str,
     curves: Sequence[Curve],
-    x_title: str,
-    y_title: str,
+    x: Axis,
+    y: Axis,
     *,
     levels: Sequence[Level] = (),
-    x_limits: tuple[float, float] | None = None,
-    y_limits: tuple[float, float] | None = None,
-    x_log: bool = False,
+    bands: Iterable[tuple[float, float]] = (),
+    frame: Frame = FRAME,
 ) -> Chart:
     """Lay out curves over a common pair of axes that cover them, their intervals and levels, unless limits are given.
 
-    With `x_log` the ticks are the curves' own x values. Curves stand a hair beside each other, so that no interval hides another.
-    Points outside of given limits are left out, their lines are cut off.
+    Curves with intervals stand a hair beside each other, so that no interval hides another. Points outside of given limits are left out,
+    their lines are cut off. `bands` are shaded ranges of x.
     """
-    x_low, x_high = x_limits or _limits(reading.x for curve in curves for reading in curve.readings)
-    y_low, y_high = y_limits or _limits(_heights(curves, levels, x_low, x_high), padding=0.06)
-    across = math.log10 if x_log else float
+    x_low, x_high = x.limits or _limits(reading.x for curve in curves for reading in curve.readings)
+    y_low, y_high = y.limits or _limits(_heights(curves, levels, x_low, x_high), padding=0.06)
+    x, y = replace(x, limits=(x_low, x_high)), replace(y, limits=(y_low, y_high))
+    beside = [curve for curve in curves if not curve.light and any(reading.interval for reading in curve.readings)]
 
-    def place(value: float, low: float, high: float, start: float, end: float, by: Callable[[float], float] = float) -> float:
-        return round(start + (by(value) - by(low)) / (by(high) - by(low)) * (end - start), 2)
+    def x_of(value: float, aside: float = 0.0) -> float:
+        return round(x.place(value, frame.left + frame.inset, frame.right - frame.inset) + aside, 2)
 
     def y_of(value: float) -> float:
-        return place(value, y_low, y_high, BOTTOM, TOP)
-
-    beside = [curve for curve in curves if not curve.light]
+        return round(y.place(value, frame.bottom, frame.top), 2)
 
     def draw(curve: Curve) -> DrawnCurve:
-        aside = 0.0 if curve.light else min(2.5, 10 / len(beside)) * (beside.index(curve) - (len(beside) - 1) / 2)
-
-        def x_of(value: float) -> float:
-            return round(place(value, x_low, x_high, LEFT + 10, RIGHT - 10, across) + aside, 2)
-
+        aside = min(2.5, 10 / len(beside)) * (beside.index(curve) - (len(beside) - 1) / 2) if curve in beside else 0.0
         seen = [reading for reading in curve.readings if x_low <= reading.x <= x_high and y_low <= reading.y <= y_high]
-        whiskers = [(x_of(r.x), y_of(r.interval[1]), y_of(r.interval[0])) for r in seen if r.interval and not curve.light]
-        marks = [(mark(curve.color, x_of(r.x), y_of(r.y), MARK * (0.8 if curve.light else 1)), r.title) for r in seen]
-        line = " ".join(f"{x_of(r.x)},{y_of(r.y)}" for r in curve.readings) if curve.joined and len(curve.readings) > 1 else ""
+        whiskers = [(x_of(r.x, aside), y_of(r.interval[1]), y_of(r.interval[0])) for r in seen if r.interval and not curve.light]
+        size = frame.mark * (0.8 if curve.light else 1)
+        marks = [(mark(curve.color, x_of(r.x, aside), y_of(r.y), size), r.title) for r in seen]
+        line = " ".join(f"{x_of(r.x, aside)},{y_of(r.y)}" for r in curve.readings) if curve.joined and len(curve.readings) > 1 else ""
         return DrawnCurve(curve, line, whiskers, marks)
 
     drawn_levels = []
     for level in levels:
         low, high = level.interval or (level.value, level.value)
         drawn_levels.append((y_of(level.value), y_of(high), round(y_of(low) - y_of(high), 2), level))
-    ticks = sorted({reading.x for curve in curves for reading in curve.readings}) if x_log else nice_ticks(x_low, x_high, 10)
+    values = sorted({reading.x for curve in curves for reading in curve.readings}) if x.log else nice_ticks(x_low, x_high, 10)
+    x_ticks = [(value, tick_label(value)) for value in values] if x.ticks is None else x.ticks
+    y_ticks = [(value, tick_label(value)) for value in nice_ticks(y_low, y_high)] if y.ticks is None else y.ticks
     return Chart(
-        title, x_title, y_title,
-        [(place(value, x_low, x_high, LEFT + 10, RIGHT - 10, across), tick_label(value)) for value in ticks if x_low <= value <= x_high],
-        [(y_of(value), tick_label(value)) for value in nice_ticks(y_low, y_high)],
+        title, x.title, y.title,
+        [(x_of(value), label) for value, label in x_ticks if x_low <= value <= x_high],
+        [(y_of(value), label) for value, label in y_ticks],
         drawn_levels, [draw(curve) for curve in curves],
+        [(x_of(start), round(x_of(end) - x_of(start), 2)) for start, end in bands], frame,
     )  # fmt: skip
+
+
+def over_heads(curves: Sequence[Curve], heads_per_layer: Sequence[int], y: Axis, frame: Frame = HEADS_FRAME) -> Chart:
+    """Lay out curves over a model's heads, layer after layer; the x of head number n of all, from 0 on, is n + 0.5."""
+    ends = [0, *accumulate(heads_per_layer)]
+    step = (frame.right - frame.left) / ends[-1]
+    layers = layer_labels([step * (start + end) / 2 for start, end in pairwise(ends)], 22.0)
+    x = Axis("layer", (0.0, float(ends[-1])), ticks=[(middle / step, label) for middle, label in layers])
+    return line_chart("", curves, x, y, bands=list(pairwise(map(float, ends)))[::2], frame=frame)
+
+
+def by_head(series: dict[str, list[list[float]]], y_title: str, log: bool = True) -> Chart:
+    """Lay out `series[name][layer][head]` in bits; on a log axis values below the lowest decade are drawn at its lower end."""
+    heads_per_layer = [len(heads) for heads in next(iter(series.values()))]
+    names = [f"layer {layer}, head {head}" for layer, heads in enumerate(heads_per_layer, 1) for head in range(1, heads + 1)]
+    flat = {name: [value for heads in layers for value in heads] for name, layers in series.items()}
+    positive = [value for values in flat.values() for value in values if value > 0] or [1.0]
+    ticks = decades(positive) if log else None
+    low, high = (ticks[0][0], ticks[-1][0]) if ticks else (0.0, 1.05 * max(positive))
+    curves = []
+    for color, (name, values) in enumerate(flat.items(), 1):
+        titles = [f"{where}: {name} {value:.4g} bits" for where, value in zip(names, values, strict=True)]
+        heights = [max(value, low) for value in values]
+        readings = [Reading(n + 0.5, y, None, title) for n, (y, title) in enumerate(zip(heights, titles, strict=True))]
+        curves.append(Curve(name, readings, color))
+    return over_heads(curves, heads_per_layer, Axis(y_title, (low, high), log, ticks))
+
+
+def layer_labels(middles: Sequence[float], gap: float) -> list[tuple[float, str]]:
+    """Numbers of layers at their middles; 1, 3, 5, ... or 1, 5, 10, ... or 1, 10, 20, ... where they would stand closer than `gap`."""
+    closest = min((after - before for before, after in pairwise(middles)), default=gap)
+    step = next((step for step in (1, 2, 5) if step * closest >= gap), 10)
+    shown = {1, *range(1 if step < 5 else step, len(middles) + 1, step)}
+    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles, 1) if number in shown]
 
 
 def _heights(curves: Iterable[Curve], levels: Iterable[Level], x_low: float, x_high: float) -> Iterable[float]:

@@ -1,4 +1,4 @@
-"""Colors, small pictures and the one drawn chart of the page: values in, data URIs and plain numbers out.
+"""Colors, small pictures and heat maps of a page: values in, data URIs and CSS out.
 
 Charts are tables and SVG that the template writes, so their numbers stay readable as text and follow light and dark.
 """
@@ -11,14 +11,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-
-from .curves import nice_ticks
 
 LEVELS = 64
 MAX_DECADES = 4
@@ -109,6 +106,15 @@ def decade(power: int) -> str:
     return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A caption, a sentence for those who cannot see it, and the data URI."""
+
+    caption: str
+    alt: str
+    uri: str
+
+
 def picture(values: Float[np.ndarray, "rows columns"], scale: Scale) -> str:
     """A palette PNG, one pixel per value, as a data URI; NaN is transparent."""
     codes = scale.codes(values)
@@ -119,50 +125,8 @@ def picture(values: Float[np.ndarray, "rows columns"], scale: Scale) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@dataclass(frozen=True)
-class LineChart:
-    """A chart of values by head, layer after layer; the template draws it. Lengths in SVG units."""
-
-    width: int
-    height: int
-    left: int
-    top: int
-    bottom: int
-    ticks: list[tuple[float, str]]
-    bands: list[tuple[float, float, str]]
-    series: list[tuple[str, list[tuple[float, float, str]]]]
-
-
-def by_head(series: dict[str, list[list[float]]], log: bool = True) -> LineChart:
-    """Lay out `series[name][layer][head]`; on a log axis values below the lowest decade are drawn at its lower end."""
-    width, height, left, top, bottom = 960, 306, 58, 12, 262
-    first = next(iter(series.values()))
-    labels = [(layer + 1, head + 1) for layer, heads in enumerate(first) for head in range(len(heads))]
-    step = (width - left - 8) / len(labels)
-    positive = [value for layers in series.values() for heads in layers for value in heads if value > 0] or [1.0]
-    marks = _decades(positive) if log else [(value, f"{value:g}") for value in nice_ticks(0.0, max(positive) * 1.1)]
-    scale = Scale("", marks[0][0], marks[-1][0] if log else max(positive) * 1.05, "viridis", log)
-
-    def height_of(value: float) -> float:
-        return round(bottom - float(scale.position(np.array(value))) * (bottom - top), 2)
-
-    ends = np.cumsum([0, *map(len, first)])
-    bands = [
-        (round(left + step * int(start), 2), round(left + step * int(end), 2), str(number))
-        for number, (start, end) in enumerate(pairwise(ends), 1)
-    ]
-    points = {
-        name: [
-            (round(left + step * (index + 0.5), 2), height_of(value), f"layer {layer}, head {head}: {name} {value:.4g} bits")
-            for index, ((layer, head), value) in enumerate(zip(labels, (value for heads in layers for value in heads), strict=True))
-        ]
-        for name, layers in series.items()
-    }
-    ticks = [(height_of(value), label) for value, label in marks if value <= scale.high]
-    return LineChart(width, height, left, top, bottom, ticks, bands, list(points.items()))
-
-
-def _decades(positive: Sequence[float]) -> list[tuple[float, str]]:
+def decades(positive: Sequence[float]) -> list[tuple[float, str]]:
+    """Powers of ten that enclose positive values, at most MAX_DECADES below the highest, with their labels."""
     last = math.ceil(math.log10(max(positive) * 1.01))
     powers = range(max(math.floor(math.log10(min(positive))), last - MAX_DECADES), last + 1)
     return [(10.0**power, decade(power)) for power in powers]

@@ -9,15 +9,16 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ..plans.choose import frozen_maps
 from ..plans.freeze_heads import constants_of, shape_of, whole_map
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
-from ..statistics.record import SiteStatistics, Statistics, kl_maps
+from ..statistics.record import SiteStatistics, Statistics
 from ..vit.sites import AttentionSite
-from .figures import Scale, picture
+from .figures import Picture, Scale, picture
+from .head_rows import HeadRows, divergence_rows, over_windows, token_row
 from .parts import RunParts
 
 MAP_PIXELS = 128
@@ -32,21 +33,7 @@ class LayerMaps:
     entropy: Float[np.ndarray, "heads queries keys"]
     mean: Float[np.ndarray, "heads queries keys"]
     frozen: Float[np.ndarray, "heads queries keys"] | None
-    divergence: Float[np.ndarray, "heads queries keys"] | None
     constants: dict[int, Float[np.ndarray, "queries keys"]]
-
-    def patch_row(self, maps: Float[np.ndarray, "heads queries keys"]) -> Float[np.ndarray, "heads rows columns"]:
-        """Query 0 of every head over the patch grid; the prefix tokens' own keys are left out."""
-        return maps[:, 0, self.site.prefix_tokens :].reshape(-1, *self.site.grid)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A caption, a sentence for those who cannot see it, and the data URI."""
-
-    caption: str
-    alt: str
-    uri: str
 
 
 @dataclass(frozen=True)
@@ -63,17 +50,6 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """KL(fp32 || quantized) in bits per layer and head (Figure 4 of EAM); `rows` are CLS-row pictures, where there is such a row."""
-
-    of_class_token: bool
-    mean: list[list[float]]
-    highest: list[list[float]]
-    rows: list[list[Picture]]
-    scale: Scale
-
-
-@dataclass(frozen=True)
 class Gallery:
     """All layers with their heads, and the scales of the colors."""
 
@@ -82,18 +58,7 @@ class Gallery:
     windowed: bool
     class_token: bool
     mean_entropy: list[list[float]]
-    divergence: Divergence | None
-
-
-def over_windows(
-    maps: Float[np.ndarray, "windows heads queries keys"], allowed: Bool[np.ndarray, "windows queries keys"] | None
-) -> Float[np.ndarray, "heads queries keys"]:
-    """Mean over the windows in which a pair is allowed; NaN where it is allowed in none."""
-    if allowed is None:
-        return maps.mean(axis=0, dtype=np.float64)
-    seen = allowed.sum(axis=0)
-    total = (maps * allowed[:, None]).sum(axis=0, dtype=np.float64)
-    return np.where(seen > 0, total / np.maximum(seen, 1), np.nan)
+    divergence: HeadRows | None
 
 
 def shrink(values: Float[np.ndarray, "queries keys"], prefix_tokens: int, limit: int = MAP_PIXELS) -> Float[np.ndarray, "rows columns"]:
@@ -113,9 +78,7 @@ def _block_starts(side: int, prefix_tokens: int, factor: int) -> Int[np.ndarray,
     return np.concatenate([np.arange(prefix_tokens), np.arange(prefix_tokens, side, factor)])
 
 
-def _layer_maps(
-    site: AttentionSite, shown: SiteStatistics, plan: Plan | None, ranking: Statistics | None, other: SiteStatistics | None
-) -> LayerMaps:
+def _layer_maps(site: AttentionSite, shown: SiteStatistics, plan: Plan | None, ranking: Statistics | None) -> LayerMaps:
     frozen, constants = None, {}
     if plan is not None and ranking is not None:
         known, layer = ranking.sites[site.name], next(layer for layer in plan.layers if layer.site == site.name)
@@ -131,7 +94,6 @@ def _layer_maps(
         over_windows(shown.entropy, shown.allowed),
         over_windows(shown.mean, shown.allowed),
         frozen,
-        None if other is None else over_windows(kl_maps(shown, other), shown.allowed),
         constants,
     )
 
@@ -152,10 +114,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
     if shown is None or anatomy is None:
         return None
     other = parts.quantized if parts.statistics else None
-    layers = [
-        _layer_maps(site, shown.sites[site.name], parts.plan, parts.ranking, other.sites[site.name] if other else None)
-        for site in anatomy.sites.attention
-    ]
+    layers = [_layer_maps(site, shown.sites[site.name], parts.plan, parts.ranking) for site in anatomy.sites.attention]
     drawings = _drawings(layers, anatomy.class_token)
     planned = frozen_shares(parts.plan.layers) if parts.plan else [[0.0] * layer.site.heads for layer in layers]
     likes = [_likes(layer) for layer in parts.plan.layers] if parts.plan else [{} for _ in layers]
@@ -182,7 +141,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
         windowed=any(layer.site.windows > 1 for layer in layers),
         class_token=anatomy.class_token,
         mean_entropy=means,
-        divergence=_divergence(layers, anatomy.class_token) if other else None,
+        divergence=divergence_rows(anatomy.sites.attention, anatomy.class_token, shown, other) if other else None,
     )
 
 
@@ -210,9 +169,9 @@ def _drawings(layers: list[LayerMaps], class_token: bool) -> list[_Drawing]:
     if frozen:
         drawn.append(_Drawing("Frozen entries", Scale("share of frozen entries", 0.0, 1.0, "frost"), frozen, False))
     if class_token:
-        rows = [layer.patch_row(layer.entropy) for layer in layers]
+        rows = [token_row(layer.entropy, layer.site, True) for layer in layers]
         drawn.append(drawing("CLS row, entropy", "entropy of the CLS row, bits", rows, "viridis", log=False, over_patches=True))
-        rows = [layer.patch_row(layer.mean) for layer in layers]
+        rows = [token_row(layer.mean, layer.site, True) for layer in layers]
         drawn.append(drawing("CLS row, mean", "mean weight of the CLS row, log", rows, "magma", log=True, over_patches=True))
     return drawn
 
@@ -227,23 +186,3 @@ def _pictures(drawings: list[_Drawing], maps: LayerMaps, layer: int, head: int) 
             values = shrink(maps.constants[head], maps.site.prefix_tokens)
             made.append(Picture("Its constant", f"the constant in place of the maps of {where}", picture(values, drawing.scale)))
     return made
-
-
-def _divergence(layers: list[LayerMaps], class_token: bool) -> Divergence:
-    maps = [layer.divergence for layer in layers if layer.divergence is not None]
-    read = [one[:, 0] if class_token else one.reshape(one.shape[0], -1) for one in maps]
-    rows = [layer.patch_row(one) for layer, one in zip(layers, maps, strict=True)] if class_token else []
-    scale = Scale.covering("KL divergence, bits (log)", rows or read, "cividis", log=True)
-    return Divergence(
-        of_class_token=class_token,
-        mean=[np.nanmean(one, axis=1).tolist() for one in read],
-        highest=[np.nanmax(one, axis=1).tolist() for one in read],
-        rows=[
-            [
-                Picture(f"L{number}H{head}", f"KL divergence of the CLS row of layer {number}, head {head}", picture(grid, scale))
-                for head, grid in enumerate(heads, 1)
-            ]
-            for number, heads in enumerate(rows, 1)
-        ],
-        scale=scale,
-    )

@@ -34,7 +34,7 @@ class Pair:
 
 
 def cosines_of(moments: Float[np.ndarray, "heads heads"]) -> Float[np.ndarray, "heads heads"]:
-    """Cosines between row-centerd logits in [-1, 1] from their second moments, NaN where two heads cannot be compared."""
+    """Cosines between row-centered logits in [-1, 1] from their second moments, NaN where two heads cannot be compared."""
     found = correlations(torch.from_numpy(np.nan_to_num(moments))).numpy()
     return np.asarray(np.where(np.isnan(moments), np.nan, found))
 
@@ -58,7 +58,7 @@ def closest_pairs(cosines: Float[np.ndarray, "heads heads"], layers: Int[np.ndar
 
 
 def explained_by_others(moments: Float[np.ndarray, "heads heads"], ridge: float) -> list[float | None]:
-    """Share of each head's row-centerd logit energy that the best mix of all other heads of its layer leaves explained.
+    """Share of each head's row-centered logit energy that the best mix of all other heads of its layer leaves explained.
 
     Ridge regression in closed form (`hallucination.fit.fit_mix`), from the second moments of the layer's heads; None for a head
     that has no others.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
 
+from .curves import Axis, Bar, Chart, Frame, layer_labels, over_heads
 from .figures import Scale, picture
 
 SIDE, LABEL_ROOM = 440.0, 24.0
-BARS_WIDTH, BARS_HEIGHT = 960.0, 250.0
+BARS_FRAME = Frame(960.0, 250.0, 58.0, 952.0, 12.0, 206.0, inset=0.0)
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,6 @@ def name_heads(heads_per_layer: Sequence[int]) -> list[str]:
     return [f"L{layer}H{head}" for layer, heads in enumerate(heads_per_layer, 1) for head in range(1, heads + 1)]
 
 
-def _spaced(middles: Sequence[float], gap: float) -> list[tuple[float, str]]:
-    """Numbers of layers at their middles; 1, 3, 5, ... or 1, 5, 10, ... or 1, 10, 20, ... where they would stand closer than `gap`."""
-    closest = min((after - before for before, after in pairwise(middles)), default=gap)
-    step = next((step for step in (1, 2, 5) if step * closest >= gap), 10)
-    shown = {1, *range(1 if step < 5 else step, len(middles) + 1, step)}
-    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles, 1) if number in shown]
-
-
 def matrix_chart(
     values: Float[np.ndarray, "heads heads"], heads_per_layer: Sequence[int], marked: Sequence[tuple[int, int]], scale: Scale
 ) -> MatrixChart:
@@ -85,7 +78,7 @@ def matrix_chart(
         cell=round(cell, 3),
         radius=round(max(0.36 * cell, 3.0), 2),
         borders=[round(float(end), 2) for end in ends],
-        labels=_spaced(middles, 17.0),
+        labels=layer_labels(middles, 17.0),
         edges=[(round(head * cell, 2), f"{names[head]}: hallucinated") for head, _ in marked],
         marks=[
             Mark(
@@ -97,61 +90,25 @@ def matrix_chart(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class HeadBar:
-    """One head's bar from the bottom: `height` of what the others explain, `reached` of what its mix explains (None: no mix)."""
-
-    x: float
-    width: float
-    height: float
-    reached: float | None
-    title: str
-
-
-@dataclass(frozen=True)
-class BarChart:
-    """A bar per head, layer after layer; `bands` are the layers' start and end, `labels` their middles and numbers."""
-
-    width: float
-    height: float
-    left: float
-    top: float
-    bottom: float
-    ticks: list[tuple[float, str]]
-    bands: list[tuple[float, float]]
-    labels: list[tuple[float, str]]
-    bars: list[HeadBar]
-
-
-def bar_chart(shares: Sequence[Sequence[float | None]], reached: Sequence[dict[int, float | None]]) -> BarChart:
+def bar_chart(shares: Sequence[Sequence[float | None]], reached: Sequence[dict[int, float | None]]) -> Chart:
     """Lay out `shares[layer][head]` in 0..1 (None: no bar); `reached[layer]` holds the hallucinated heads' own (None: not known)."""
-    left, top, bottom = 58.0, 12.0, BARS_HEIGHT - 44
-    names = name_heads([len(heads) for heads in shares])
-    step = (BARS_WIDTH - left - 8) / len(names)
-    ends = left + step * np.cumsum([0, *map(len, shares)])
-    bars, place = [], 0
+    heads_per_layer = [len(heads) for heads in shares]
+    names = name_heads(heads_per_layer)
+    percents = [(share, f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    chart = over_heads([], heads_per_layer, Axis("", (0.0, 1.0), ticks=percents), BARS_FRAME)
+    step, full = (BARS_FRAME.right - BARS_FRAME.left) / len(names), BARS_FRAME.bottom - BARS_FRAME.top
+    bars: list[Bar] = []
     for layer, heads in enumerate(shares):
         for head, share in enumerate(heads):
             own = reached[layer].get(head)
             text = "the only head of its layer" if share is None else f"{100 * share:.1f} % explained by all other heads of its layer"
             if head in reached[layer]:
                 text += "; hallucinated" + ("" if own is None else f", {100 * own:.1f} % explained by its mix")
-            bars.append(
-                HeadBar(
-                    round(left + step * (place + 0.14), 2), round(0.72 * step, 2), round(_height(share, bottom - top), 2),
-                    (0.0 if own is None else round(_height(own, bottom - top), 2)) if head in reached[layer] else None,
-                    f"{names[place]}: {text}",
-                )
-            )  # fmt: skip
-            place += 1
-    return BarChart(
-        BARS_WIDTH, BARS_HEIGHT, left, top, bottom,
-        ticks=[(round(bottom - share * (bottom - top), 2), f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
-        bands=[(round(float(start), 2), round(float(end), 2)) for start, end in pairwise(ends)],
-        labels=_spaced([float(start + end) / 2 for start, end in pairwise(ends)], 22.0),
-        bars=bars,
-    )  # fmt: skip
+            made = _height(own, full) if head in reached[layer] else None
+            x, title = round(BARS_FRAME.left + step * (len(bars) + 0.14), 2), f"{names[len(bars)]}: {text}"
+            bars.append(Bar(x, round(0.72 * step, 2), _height(share, full), made, title))
+    return replace(chart, bars=bars)
 
 
 def _height(share: float | None, full: float) -> float:
-    return 0.0 if share is None else full * min(max(share, 0.0), 1.0)
+    return 0.0 if share is None else round(full * min(max(share, 0.0), 1.0), 2)

@@ -22,7 +22,7 @@ from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..plans.strict import describe
-from ..runs.recipe import Recipe, load_recipe
+from ..runs.recipe import Recipe, is_study, load_recipe, read_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.load import create_model
@@ -204,6 +204,8 @@ def read_parts(folder: Path) -> RunParts:
     """
     if not folder.is_dir():
         raise VitfrostError(f"no run folder {folder}; vitfrost run makes one")
+    if (folder / RECIPE).is_file() and is_study(read_recipe(folder / RECIPE)):
+        raise VitfrostError(f"{folder} is the folder of a study; make its page with python -m vitfrost.studies report {folder}")
 
     def place(name: str) -> Path:
         older = folder / OLDER.get(name, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..budget.history import Measured, SearchRecord, Taken
-from .curves import Chart, Curve, Level, Reading, line_chart
+from .curves import Axis, Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
 from .latency import LatencyPart, build_latency, timed_for
 from .parts import RunParts
@@ -91,7 +91,7 @@ def _alone(each: Measured, record: SearchRecord, what: str = "") -> Cell:
 def _charts(record: SearchRecord) -> list[Chart]:
     """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left, or the latency."""
     original = record.measurements[0]
-    left = MACS if record.steps[0].latency_share is None else LATENCY
+    x = Axis(MACS if record.steps[0].latency_share is None else LATENCY)
 
     def readings(value: str, factor: float = 1.0) -> list[Reading]:
         start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
@@ -104,8 +104,8 @@ def _charts(record: SearchRecord) -> list[Chart]:
         shares.append(Curve("top-1", readings("top1"), 2))
         levels.append(Level("top-1 of the original", original.top1, None))
     return [
-        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], left, "KL, thousandths of a nat"),
-        line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, left, "images, %", levels=levels),
+        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], x, Axis("KL, thousandths of a nat")),
+        line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, x, Axis("images, %"), levels=levels),
     ]
 
 

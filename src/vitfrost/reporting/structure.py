@@ -13,9 +13,10 @@ from ..evaluation.cost import MAC_PARTS, PARAMETER_PARTS
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
 from ..plans.structure import HallucinatePlan
+from .curves import Chart
 from .figures import Scale
 from .likeness import Pair, Twins, closest_pairs, cosines_of, count_twins, explained_by_others
-from .matrix import BarChart, MatrixChart, bar_chart, matrix_chart, name_heads
+from .matrix import MatrixChart, bar_chart, matrix_chart, name_heads
 from .parts import Costs, HallucinatedHead, RunParts
 from .summary import MAC_NAMES, signed
 from .tables import EMPTY, Cell, Table
@@ -47,7 +48,7 @@ class Likeness:
     across: Table | None
     within: Table | None
     shares: list[list[float | None]]
-    bars: BarChart
+    bars: Chart
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
-"""Tables of a page: cells of a value with notes below it, and how estimates are written in them."""
+"""Tables of a page: cells of a value with notes below it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from ..evaluation.intervals import Estimate
-from ..studies.summary import Point
-from .summary import interval, signed
 
 
 @dataclass(frozen=True)
@@ -28,30 +24,3 @@ class Table:
 
 
 EMPTY = Cell("–")
-
-
-def percent(share: float) -> str:
-    """A share as "20 %"."""
-    return f"{100 * share:g} %"
-
-
-def accuracy(estimate: Estimate) -> Cell:
-    """A percentage with its interval."""
-    return Cell(f"{estimate.value:.2f}", (interval(estimate.interval),) if estimate.interval else ())
-
-
-def gain(estimate: Estimate) -> Cell:
-    """A difference in points with its interval, both signed."""
-    return Cell(signed(estimate.value), (interval(estimate.interval, True),) if estimate.interval else ())
-
-
-def of_seeds(point: Point, expected: int) -> tuple[str, ...]:
-    """A note where not all seeds are measured yet."""
-    return () if len(point.seeds) >= expected else (f"{len(point.seeds)} of {expected} seeds",)
-
-
-def said(what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> str:
-    """An estimate as a title: "entropy: 61.38 % (58.02 to 64.71)"."""
-    value = signed(estimate.value) if with_sign else f"{estimate.value:.2f}"
-    bounds = f" ({interval(estimate.interval, with_sign)})" if estimate.interval else ""
-    return f"{what}: {value} {unit}{bounds}"

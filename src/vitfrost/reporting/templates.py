@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from . import summary
 
+PACKAGE = "vitfrost.reporting"
 
-def fill(template: str, **values: Any) -> str:
-    """A page as text; `values` are what its template names."""
+
+def fill(template: str, package: str = PACKAGE, **values: Any) -> str:
+    """A page as text; `values` are what its template names. Another package's templates may build on those of this one."""
     environment = Environment(
-        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
+        loader=ChoiceLoader([PackageLoader(name, "") for name in dict.fromkeys((package, PACKAGE))]),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["operations"] = summary.operations

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,14 +17,17 @@ from ..plans.strict import describe
 from ..plans.structure import CompactPlan, HallucinatePlan
 from ..plans.text import from_yaml, overlaid
 
+R = TypeVar("R", bound="Recipe")
 KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a recipe: keys that it does not know are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class CalibrationPart(_Part):
+class CalibrationPart(Part):
     """Images behind the statistics. `precision` says on which model the plan's statistics are taken (EAM section 4.3)."""
 
     images: str
@@ -37,7 +39,7 @@ class CalibrationPart(_Part):
     similarity: bool = False
 
 
-class PlanPart(_Part):
+class PlanPart(Part):
     """Options of `vitfrost plan`, under the same names and with the same defaults.
 
     `hallucinate` and `compact` are a share and a ratio, or the fields of those parts of a plan; with one of them and without `freeze`
@@ -96,7 +98,7 @@ class PlanPart(_Part):
         return {key: value for key, value in data.items() if key not in unused}
 
 
-class CompressPart(_Part):
+class CompressPart(Part):
     """The images of RepQ-ViT's calibration, of compact blocks and of the repair, drawn from the calibration folder unless another one is
     named; and whether and how the model is repaired."""
 
@@ -109,7 +111,7 @@ class CompressPart(_Part):
     repair_penalty: float | None = Field(None, ge=0)
 
 
-class EvaluationPart(_Part):
+class EvaluationPart(Part):
     """Images and labels on which original and compressed model are compared."""
 
     images: str
@@ -118,82 +120,8 @@ class EvaluationPart(_Part):
     seed: int = Field(0, ge=0)
 
 
-class BlockPart(_Part):
-    """Variants of a grid that belong together: every combination of the listed choices, over the grid's seeds.
-
-    `choices` holds, for each option of `plan` and for `statistics` ("fp32": of the original, "quantized": of the quantized
-    model) and `statistics_images`, the values it takes; in the file they stand beside `name`, a single value or a list.
-    """
-
-    name: str
-    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
-    choices: dict[str, list[Any]]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_choices(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "choices" in data:
-            return data
-        known = {*PlanPart.model_fields, *STATISTICS_AXES} - {"seed", "hallucinate", "compact", "unit", "constants", "window", "tolerance"}
-        gathered: dict[str, list[Any]] = {}
-        for key, value in data.items():
-            if key in ("name", "seeds"):
-                continue
-            if key not in known:
-                raise ValueError(f"{key} is not known here; a block has name, seeds, {', '.join(sorted(known))}")
-            several = isinstance(value, list) and (key != "protect" or any(isinstance(item, list) for item in value) or not value)
-            gathered[key] = value if several and value else [value]
-        return {key: data[key] for key in ("name", "seeds") if key in data} | {"choices": gathered}
-
-    @model_validator(mode="after")
-    def _choices_are_possible(self) -> BlockPart:
-        for key, values in self.choices.items():
-            if len(values) != len({str(value) for value in values}):
-                raise ValueError(f"{key} names a value twice")
-            for value in values:
-                if key in STATISTICS_AXES:
-                    if not STATISTICS_AXES[key](value):
-                        raise ValueError(f"{key} is {value!r}; it is 'fp32' or 'quantized', statistics_images a number from 1 on")
-                    continue
-                try:
-                    PlanPart.model_validate({key: value})
-                except ValidationError as error:
-                    raise ValueError(describe(error)) from error
-        return self
-
-
-STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
-    "statistics": lambda value: value in ("fp32", "quantized"),
-    "statistics_images": lambda value: type(value) is int and value >= 1,
-}
-
-
-class GridPart(_Part):
-    """Many plans on one model: blocks of variants, each over the calibration seeds. The `plan` part holds their defaults."""
-
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    blocks: list[BlockPart] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> GridPart:
-        names = [block.name for block in self.blocks]
-        if len(names) != len(set(names)):
-            raise ValueError(f"blocks have names that occur twice: {', '.join(sorted({name for name in names if names.count(name) > 1}))}")
-        return self
-
-
-class PublishedPart(_Part):
-    """Numbers of a paper, top-1 in percent, that the report shows beside ours. `frozen` is by share of frozen weights."""
-
-    source: str
-    images: str
-    full_precision: float | None = None
-    quantized: float | None = None
-    frozen: dict[float, float] = {}
-
-
-class Recipe(_Part):
-    """One run: calibrate, plan, compress, evaluate, report; with a `grid`, many variants of it that share their work."""
+class Recipe(Part):
+    """One run: calibrate, plan, compress, evaluate, report."""
 
     kind: Literal["vitfrost recipe"] = "vitfrost recipe"
     version: Literal[1] = 1
@@ -202,32 +130,16 @@ class Recipe(_Part):
     plan: PlanPart = PlanPart()
     compress: CompressPart = CompressPart()
     evaluation: EvaluationPart | None = None
-    grid: GridPart | None = None
-    published: PublishedPart | None = None
 
-    @model_validator(mode="after")
-    def _grid_is_evaluated(self) -> Recipe:
-        if self.grid is not None and self.evaluation is None:
-            raise ValueError("evaluation is missing; a grid is made to be evaluated")
-        if self.grid is not None and self.plan.has_structure:
-            raise ValueError(
-                "grid has variants of frozen maps; leave hallucinate, compact and whole heads out of its plan, or run without a grid"
-            )
-        if self.grid is not None and self.compress.repair is not None:
-            raise ValueError("grid has variants that are not repaired; leave compress.repair out, or repair without a grid")
-        return self
-
-    def resolved(self, folder: Path) -> Recipe:
+    def resolved(self: R, folder: Path) -> R:
         """The same recipe with its relative paths taken from `folder`."""
 
         def absolute(path: str | None) -> str | None:
             return None if path is None else str((folder / path).resolve())
 
-        def absolute_file(path: str | None) -> str | None:
-            return path if path == "random" else absolute(path)
-
         recipe = self.model_copy(deep=True)
-        recipe.model = replace(recipe.model, weights=absolute_file(self.model.weights), class_names=absolute(self.model.class_names))
+        weights = "random" if self.model.weights == "random" else absolute(self.model.weights)
+        recipe.model = replace(self.model, weights=weights, class_names=absolute(self.model.class_names))
         recipe.calibration.images = str((folder / recipe.calibration.images).resolve())
         recipe.compress.images = absolute(recipe.compress.images)
         if recipe.evaluation is not None:
@@ -252,10 +164,31 @@ class Recipe(_Part):
 def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
     """Read a recipe with its paths resolved; `quick` takes the values of its `quick` part in place of the others.
 
-    Raises VitfrostError naming the key that is wrong and why.
+    Raises VitfrostError naming the key that is wrong and why, and for a study.
     """
-    path = Path(path)
-    data = _read(path)
+    data = read_recipe(path)
+    if is_study(data):
+        raise VitfrostError(f"{path} is a study, a grid of plans or a list of recipes; run python -m vitfrost.studies run {path} --out DIR")
+    return parse_recipe(Recipe, data, Path(path), quick=quick)
+
+
+def is_study(data: Any) -> bool:
+    """Whether plain data are those of a grid of plans or of a list of recipes, which `python -m vitfrost.studies` runs."""
+    return isinstance(data, dict) and ("grid" in data or data.get("kind") == LIST_KIND)
+
+
+def read_recipe(path: str | Path) -> Any:
+    """Plain data of a YAML file. Raises VitfrostError for a file that is missing or no YAML."""
+    try:
+        return from_yaml(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VitfrostError(f"no recipe {path}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
+
+
+def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -> R:
+    """A recipe of this class from the plain data of the file `path`; see `load_recipe`."""
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise VitfrostError(f"{path} is no recipe: its first line should be 'kind: {KIND}'")
     if isinstance(data.get("version"), int) and data["version"] > VERSION:
@@ -266,47 +199,9 @@ def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
             raise VitfrostError(f"{path} has no quick variant; run it without --quick")
         data = overlaid(data, shorter)
     try:
-        return Recipe.model_validate(data).resolved(path.parent)
+        return kind.model_validate(data).resolved(path.parent)
     except ValidationError as error:
         raise VitfrostError(f"{path}: {describe(error)}") from error
-
-
-@dataclass(frozen=True)
-class RecipeList:
-    """Recipes that are run one after the other."""
-
-    paths: tuple[Path, ...]
-
-
-def load_recipe_list(path: str | Path) -> RecipeList | None:
-    """Read a list of recipes (`kind: vitfrost recipes`, `recipes:` names files beside it); None for a file of another kind.
-
-    Every recipe is read, so that a mistake in the last one is found before the first one runs. Raises VitfrostError as `load_recipe`.
-    """
-    path = Path(path)
-    data = _read(path)
-    if not isinstance(data, dict) or data.get("kind") != LIST_KIND:
-        return None
-    names = data.get("recipes")
-    unknown = set(data) - {"kind", "version", "recipes"}
-    if unknown or data.get("version") != VERSION or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise VitfrostError(f"{path}: a list of recipes has kind, version: {VERSION}, and recipes, the names of files")
-    paths = tuple((path.parent / name).resolve() for name in names)
-    stems = [one.stem for one in paths]
-    if len(stems) != len(set(stems)):
-        raise VitfrostError(f"{path}: recipes has a name twice; every recipe runs in a folder of its name")
-    for one in paths:
-        load_recipe(one)
-    return RecipeList(paths)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return from_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from ..artifact import CONFIG_FILE
 from ..errors import VitfrostError
 from ..files import read_json, sha256_of_file, write_json
+from ..progress import say
 
 STAGES_FILE = "stages.json"
 
@@ -70,11 +70,6 @@ def file_key(path: Path) -> str:
 def hash_of(*values: Any) -> str:
     """SHA-256 of plain values as JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = None) -> None:

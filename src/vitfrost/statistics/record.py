@@ -140,7 +140,7 @@ class Statistics:
 
     @cached_property
     def moments(self) -> Float64[np.ndarray, "heads heads"]:
-        """Second moments of all heads' row-centerd logits, NaN between heads whose maps differ in shape.
+        """Second moments of all heads' row-centered logits, NaN between heads whose maps differ in shape.
 
         Raises VitfrostError where heads were not compared.
         """

@@ -1,6 +1,6 @@
-"""How alike the heads of a model are: second moments of their row-centerd logits, within and across layers.
+"""How alike the heads of a model are: second moments of their row-centered logits, within and across layers.
 
-A softmax ignores a constant added to a row of logits, so a head's maps are its row-centerd logits. Heads can be compared where
+A softmax ignores a constant added to a row of logits, so a head's maps are its row-centered logits. Heads can be compared where
 their maps have one shape. Shapes: T heads of the model in order, rows = images * W windows, H heads, N queries, M keys.
 """
 
@@ -23,9 +23,9 @@ LARGEST = 2.0**62
 
 
 class SimilaritySums:
-    """Sums over images of mean products s_i s_j of the row-centerd logits of heads i and j, in fixed point (units of 2^-24).
+    """Sums over images of mean products s_i s_j of the row-centered logits of heads i and j, in fixed point (units of 2^-24).
 
-    The products of every image are rounded once, so parts merge exactly, in any order and from any number of processes. The centerd
+    The products of every image are rounded once, so parts merge exactly, in any order and from any number of processes. The centered
     logits of one batch are kept until the last layer with maps of their shape has run; `kept_bytes` says how much that is.
     """
 
@@ -47,12 +47,12 @@ class SimilaritySums:
         site = self.sites[number]
         logits = logits.detach().float().unflatten(0, (-1, site.windows))
         if allowed is None:
-            centerd = logits - logits.mean(-1, keepdim=True)
+            centered = logits - logits.mean(-1, keepdim=True)
         else:
             pairs = allowed[:, None].to(logits.device)
             means = logits.masked_fill(~pairs, 0).sum(-1, keepdim=True) / pairs.sum(-1, keepdim=True)
-            centerd = (logits - means).masked_fill(~pairs, 0)
-        self._kept[number] = centerd.transpose(1, 2).flatten(2)  # [images, heads, entries]
+            centered = (logits - means).masked_fill(~pairs, 0)
+        self._kept[number] = centered.transpose(1, 2).flatten(2)  # [images, heads, entries]
         members = self._groups[(site.windows, site.queries, site.keys)]
         if number == members[-1]:
             self._add(members)
@@ -74,7 +74,7 @@ class SimilaritySums:
 
 
 def kept_bytes(sites: Sequence[AttentionSite], batch_size: int) -> int:
-    """The most bytes of centerd logits (float32) that SimilaritySums keeps at a time."""
+    """The most bytes of centered logits (float32) that SimilaritySums keeps at a time."""
     last = {(site.windows, site.queries, site.keys): number for number, site in enumerate(sites)}
     held: dict[int, int] = {}
     most = 0

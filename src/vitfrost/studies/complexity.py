@@ -9,8 +9,9 @@ from typing import NamedTuple
 from ..evaluation.cost import logit_macs
 from ..reporting.parts import Anatomy
 from ..reporting.summary import MAC_NAMES
-from ..reporting.tables import EMPTY, Cell, Table, percent
+from ..reporting.tables import EMPTY, Cell, Table
 from ..vit.sites import ModelSites
+from .estimates import percent
 from .grid_parts import GridParts
 from .outcome_files import Outcome
 from .roles import Line, bits_word, told

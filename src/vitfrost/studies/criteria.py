@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import VitfrostError
-from ..reporting.curves import COLORS, Chart, Curve, Level, Reading, line_chart
-from ..reporting.tables import EMPTY, Cell, Table, gain, of_seeds, percent, said
+from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, Reading, line_chart
+from ..reporting.tables import EMPTY, Cell, Table
+from .estimates import estimate_title, gain, missing_seeds, percent
 from .grid_parts import GridParts
-from .paper import DIFFERENCE, SPARSITY, readings
+from .paper import DIFFERENCE, SPARSITY, numbered_curves
 from .roles import Line, Panel, Ranking, bits_word, names, told, word
 from .summary import Point, between
 
@@ -35,13 +36,10 @@ def _comparison(panel: Panel) -> Comparison | None:
     if not any(line.points for line in panel.lines[panel.front :]):
         return None
     labels = names(lines)
-    curves = [
-        Curve(label, readings(line, label, difference=True), number)
-        for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)
-    ]
+    curves = numbered_curves(lines, labels, difference=True)
     columns = [percent(share) for share in panel.shares]
-    limits = (0.0, 100 * panel.shares[-1])
-    chart = line_chart(panel.title, curves, SPARSITY, DIFFERENCE, levels=[UNFROZEN_LEVEL], x_limits=limits)
+    x = Axis(SPARSITY, (0.0, 100 * panel.shares[-1]))
+    chart = line_chart(panel.title, curves, x, Axis(DIFFERENCE), levels=[UNFROZEN_LEVEL])
     table = Table(
         "Difference to the unfrozen model, points", "Frozen", columns,
         [(label, [_difference_cell(line, share) for share in panel.shares]) for line, label in zip(lines, labels, strict=True)],
@@ -113,7 +111,7 @@ def _difference_cell(line: Line, share: float) -> Cell:
     if point is None:
         return EMPTY
     cell = gain(point.difference)
-    return Cell(cell.value, (*cell.notes, *of_seeds(point, line.expected[share])))
+    return Cell(cell.value, (*cell.notes, *missing_seeds(point, line.expected[share])))
 
 
 def _against(one: Point | None, other: Point | None) -> Cell:
@@ -148,12 +146,12 @@ def _images_comparison(family: Sequence[Line], shares: Sequence[float], label: s
         seen = []
         for line in family:
             if (point := line.points.get(share)) is not None:
-                title = said(
+                title = estimate_title(
                     f"{word('statistics_images', point.statistics_images)}, {percent(share)} frozen", point.difference, "points", True
                 )
                 seen.append(Reading(float(point.statistics_images), point.difference.value, point.difference.interval, title))
         curves.append(Curve(f"{percent(share)} frozen", seen, number))
     name = ", ".join(part for part in (bits_word(family[0].bits), label) if part)
-    chart = line_chart(name, curves, "images behind the statistics", DIFFERENCE, levels=[UNFROZEN_LEVEL], x_log=True)
+    chart = line_chart(name, curves, Axis("images behind the statistics", log=True), Axis(DIFFERENCE), levels=[UNFROZEN_LEVEL])
     rows = [(f"{line.options['statistics_images']:,}", [_difference_cell(line, share) for share in shares]) for line in family]
     return Comparison(chart, Table("Difference to the unfrozen model, points", "Images", [percent(share) for share in shares], rows), None)

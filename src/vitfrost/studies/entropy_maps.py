@@ -1,4 +1,4 @@
-"""Figures 1 to 4 of EAM: attention on a picture, entropy of the class token's row, whole entropy maps, divergence by quantization.
+"""Figures 1 to 3 of EAM: attention on a picture, entropy of the class token's row, whole entropy maps; and which heads figure 4 shows.
 
 Models without a class token (windowed attention) are shown by the mean over the queries and windows in the place of its row.
 Shapes: W windows, H heads, Q queries, K keys.
@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..reporting.figures import LineChart, Scale, by_head, picture
-from ..reporting.heads import Picture, over_windows, shrink
-from ..statistics.record import Statistics, kl_maps
+from ..reporting.figures import Picture, Scale, picture
+from ..reporting.head_rows import HeadRows, draw_rows, over_windows, token_row
+from ..reporting.heads import shrink
+from ..statistics.record import Statistics
 from ..vit.sites import AttentionSite
 from .grid_parts import GridParts
 from .picture import MappedPicture
@@ -42,20 +43,6 @@ class AttentionOnPicture:
 
 
 @dataclass(frozen=True)
-class EntropyRows:
-    """Figure 2: the row of every head (the first few are shown at once), its mean and highest entropy by head, and the mean
-    entropy of every head's whole map."""
-
-    images: int
-    class_token: bool
-    first: list[Picture]
-    layers: list[list[Picture]]
-    scale: Scale
-    chart: LineChart
-    means: list[list[float]]
-
-
-@dataclass(frozen=True)
 class WholeMaps:
     """Figure 3: some heads' entropy maps."""
 
@@ -63,29 +50,8 @@ class WholeMaps:
     scale: Scale
 
 
-@dataclass(frozen=True)
-class DivergenceMaps:
-    """Figure 4: (a) mean and highest divergence by head, (b, c) two heads' rows over the patch grid; then those of all heads."""
-
-    model: str
-    images: int
-    class_token: bool
-    chart: LineChart
-    chosen: list[Picture]
-    layers: list[list[Picture]]
-    scale: Scale
-
-
 def _number(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
-
-
-def token_row(
-    maps: Float[np.ndarray, "heads queries keys"], site: AttentionSite, class_token: bool
-) -> Float[np.ndarray, "heads rows columns"]:
-    """The class token's row over the patch grid, prefix tokens' keys left out; without class token the mean over the queries."""
-    row = maps[:, 0] if class_token else np.nanmean(maps, axis=1)
-    return row[:, site.prefix_tokens :].reshape(-1, *site.grid)
 
 
 def tiled(
@@ -129,37 +95,28 @@ def _maps(statistics: Statistics, sites: Sequence[AttentionSite]) -> list[np.nda
     return [over_windows(statistics.sites[site.name].entropy, statistics.sites[site.name].allowed) for site in sites]
 
 
-def _row_pictures(rows: Sequence[np.ndarray], what: str, scale: Scale) -> list[list[Picture]]:
-    return [
-        [
-            Picture(
-                f"{_number(layer, head)}: {np.nanmean(grid):.2g} bits",
-                f"{what}, layer {layer}, head {head}: mean {np.nanmean(grid):.3g}, highest {np.nanmax(grid):.3g} bits",
-                picture(grid, scale),
-            )
-            for head, grid in enumerate(heads, 1)
-        ]
-        for layer, heads in enumerate(rows, 1)
-    ]  # fmt: skip
+def mean_entropy(parts: GridParts, statistics: Statistics) -> list[list[float]]:
+    """Mean entropy in bits of every head's whole map, by layer."""
+    return [np.nanmean(one, axis=(1, 2)).tolist() for one in _maps(statistics, parts.anatomy.sites.attention)]
 
 
-def _by_head(rows: Sequence[np.ndarray], log: bool) -> LineChart:
-    flat = [row.reshape(row.shape[0], -1) for row in rows]
-    return by_head(
-        {"mean": [np.nanmean(row, axis=1).tolist() for row in flat], "highest": [np.nanmax(row, axis=1).tolist() for row in flat]}, log
-    )
-
-
-def entropy_rows(parts: GridParts, statistics: Statistics) -> EntropyRows:
+def entropy_rows(parts: GridParts, statistics: Statistics) -> HeadRows:
     """Figure 2."""
     sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
-    maps = _maps(statistics, sites)
-    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
+    rows = [token_row(one, site, class_token) for one, site in zip(_maps(statistics, sites), sites, strict=True)]
     scale = Scale.covering("entropy, bits", rows, "viridis")
-    layers = _row_pictures(rows, "Entropy of the CLS row" if class_token else "Mean entropy over the queries", scale)
-    first = [picture for heads in layers for picture in heads][:FIRST_HEADS]
-    means = [np.nanmean(one, axis=(1, 2)).tolist() for one in maps]
-    return EntropyRows(statistics.header.images, class_token, first, layers, scale, _by_head(rows, log=False), means)
+    return draw_rows(rows, rows, class_token, "Entropy", "entropy, bits", scale)
+
+
+def first_heads(rows: HeadRows) -> list[Picture]:
+    """Those that figure 2 shows at once."""
+    return [picture for heads in rows.pictures for picture in heads][:FIRST_HEADS]
+
+
+def heads_of_the_paper(rows: HeadRows) -> list[Picture]:
+    """Those of figure 4 (b) and (c), as far as the model has them."""
+    chosen = [(heads, head) for layer, head in ((1, 1), PAPER_HEAD) for heads in rows.pictures[layer - 1 : layer]]
+    return [heads[head - 1] for heads, head in chosen if head <= len(heads)]
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
@@ -177,20 +134,3 @@ def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
         caption = f"{_number(layer, head)}, {why}: {means[layer, head]:.2f} bits"
         shown.append(Picture(caption, f"Entropy map of layer {layer}, head {head}, {why}", picture(values, scale)))
     return WholeMaps(shown, scale)
-
-
-def divergence_maps(parts: GridParts, statistics: Statistics, name: str, quantized: Statistics) -> DivergenceMaps:
-    """Figure 4, equation 14."""
-    sites, class_token = parts.anatomy.sites.attention, parts.anatomy.class_token
-    maps = []
-    for site in sites:
-        ours, theirs = statistics.sites[site.name], quantized.sites[site.name]
-        maps.append(over_windows(kl_maps(ours, theirs), ours.allowed))
-    rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
-    read = [one[:, 0] for one in maps] if class_token else maps
-    scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
-    layers = _row_pictures(rows, "Divergence of the CLS row" if class_token else "Mean divergence over the queries", scale)
-    chosen = [
-        layers[layer - 1][head - 1] for layer, head in ((1, 1), PAPER_HEAD) if layer <= len(layers) and head <= len(layers[layer - 1])
-    ]
-    return DivergenceMaps(name, quantized.header.images, class_token, _by_head(read, log=True), chosen, layers, scale)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..files import write_text
 from ..reporting import summary
+from ..reporting.build import REPORT
 from ..reporting.commands import run_command
 from ..reporting.figures import heat_map
+from ..reporting.head_rows import divergence_rows
 from ..reporting.summary import Figure, KeyNumber, signed
 from ..reporting.templates import fill
 from . import criteria, entropy_maps, paper
 from .complexity import complexity, savings
-from .grid_parts import GridParts
+from .grid_parts import GridParts, read_grid
 from .roles import WORDS, bits_word
 
-TEMPLATE, PAGE = "grid.html.j2", "report.html"
+TEMPLATE, PROGRAM = "grid.html.j2", "python -m vitfrost.studies"
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,27 @@ def facts(parts: GridParts) -> list[tuple[str, str, str]]:
     return found
 
 
+def report_study(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a study's folder (default: `report.html` in it) and return its path. Equal folders give equal bytes.
+
+    Parts that are not measured are left out, and the page says so. Raises VitfrostError for the folder of another run or of none, for a
+    part that is damaged or of another model, and when the page cannot be written.
+    """
+    target = Path(run) / REPORT if out is None else Path(out)
+    write_text(target, render_grid(read_grid(Path(run))))
+    return target
+
+
 def render_grid(parts: GridParts) -> str:
     """The page as text."""
     statistics, quantized = parts.statistics, parts.quantized
     shown = statistics or (quantized[1] if quantized else None)
     rows = entropy_maps.entropy_rows(parts, shown) if shown else None
-    divergence = entropy_maps.divergence_maps(parts, statistics, *quantized) if statistics and quantized else None
+    sites = parts.anatomy.sites.attention
+    divergence = divergence_rows(sites, parts.anatomy.class_token, statistics, quantized[1]) if statistics and quantized else None
     return fill(
         TEMPLATE,
+        __package__,
         name=parts.recipe.model.name,
         progress=progress(parts),
         published=parts.recipe.published,
@@ -98,13 +115,16 @@ def render_grid(parts: GridParts) -> str:
         over_images=criteria.over_images(parts),
         attention=entropy_maps.attention_on_picture(parts.picture) if parts.picture else None,
         rows=rows,
-        precision=shown.header.precision if shown else None,
-        entropy=heat_map("mean entropy, bits", rows.means, "viridis", ".2f") if rows else None,
+        first=entropy_maps.first_heads(rows) if rows else [],
+        shown=shown.header if shown else None,
+        entropy=heat_map("mean entropy, bits", entropy_maps.mean_entropy(parts, shown), "viridis", ".2f") if shown else None,
         maps=entropy_maps.whole_maps(parts, shown) if shown else None,
         divergence=divergence,
+        chosen=entropy_maps.heads_of_the_paper(divergence) if divergence else [],
+        quantized=quantized,
         complexity=complexity(parts.anatomy),
         savings=savings(parts),
         recipe=summary.recipe_text(parts.recipe),
-        commands=[run_command(parts.recipe), "vitfrost report NEW_RUN"],
+        commands=[run_command(parts.recipe, PROGRAM), f"{PROGRAM} report NEW_RUN"],
         versions=list(parts.some_row.environment.items()) if parts.some_row else [],
     )

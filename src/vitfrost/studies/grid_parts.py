@@ -11,12 +11,12 @@ from ..errors import VitfrostError
 from ..evaluation.cost import macs_by_part
 from ..evaluation.results import Row
 from ..reporting.parts import RECIPE, Anatomy
-from ..runs.recipe import Recipe, load_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.load import create_model
 from .outcome_files import OUTCOMES, Outcome, load_outcomes
 from .picture import MappedPicture, load_picture
+from .recipe import StudyRecipe, load_study
 from .roles import Line, Roles, assign, lines_of
 from .summary import Point, points
 from .variants import UNFROZEN, Variant, expand
@@ -29,7 +29,7 @@ class GridParts:
     """A grid run as far as it is measured. `outcomes` holds the original's (variant None) and those of `variants`."""
 
     folder: Path
-    recipe: Recipe
+    recipe: StudyRecipe
     variants: list[Variant]
     outcomes: list[Outcome]
 
@@ -162,16 +162,14 @@ def _without_block(outcome: Outcome) -> Outcome:
     return replace(outcome, variant=replace(outcome.variant, block=""))
 
 
-def read_grid(folder: Path) -> GridParts | None:
-    """What a grid run has left in its folder; None for the folder of another run, or of none.
+def read_grid(folder: Path) -> GridParts:
+    """What a grid run has left in its folder.
 
-    Raises VitfrostError for a damaged recipe or outcome, and for outcomes of different weights.
+    Raises VitfrostError for the folder of another run or of none, for a damaged recipe or outcome, and for outcomes of different weights.
     """
     if not (folder / RECIPE).is_file():
-        return None
-    recipe = load_recipe(folder / RECIPE)
-    if recipe.grid is None:
-        return None
+        raise VitfrostError(f"{folder} holds no study; python -m vitfrost.studies run makes one from a recipe with a grid")
+    recipe = load_study(folder / RECIPE)
     variants = expand(recipe)
     outcomes = load_outcomes(folder / OUTCOMES, variants)
     _check_weights(folder, outcomes)

@@ -14,7 +14,7 @@ from ..images.decode import Decoded
 from ..images.source import ImageSet
 from ..methods.frozen_entries import FrozenMaps
 from ..model import Model
-from ..passes.compress import frozen_modules
+from ..passes.freeze_entries import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
 from ..statistics.record import Statistics

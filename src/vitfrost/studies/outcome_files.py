@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ..errors import VitfrostError
 from ..evaluation.results import Row
 from ..files import read_json, write_json
-from ..runs.recipe import load_recipe
+from .recipe import load_study
 from .variants import Variant, expand, variant_from
 
 KIND, VERSION = "vitfrost outcome", 1
@@ -92,9 +92,6 @@ def load_outcomes(folder: Path, variants: Iterable[Variant]) -> list[Outcome]:
     return found
 
 
-def grid_outcomes(run: Path) -> list[Outcome]:
+def grid_outcomes(run: str | Path) -> list[Outcome]:
     """What has been measured in a grid's folder, in the order of its recipe. Raises VitfrostError for a folder without a grid."""
-    recipe = load_recipe(run / "recipe.yaml")
-    if recipe.grid is None:
-        raise VitfrostError(f"{run} is no grid: its recipe has no grid part")
-    return load_outcomes(run / OUTCOMES, expand(recipe))
+    return load_outcomes(Path(run) / OUTCOMES, expand(load_study(Path(run) / "recipe.yaml")))

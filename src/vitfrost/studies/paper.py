@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..evaluation.intervals import Estimate
-from ..reporting.curves import Chart, Curve, Level, Reading, line_chart
+from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
 from ..reporting.summary import signed
-from ..reporting.tables import EMPTY, Cell, Table, accuracy, gain, of_seeds, percent, said
-from ..runs.recipe import PublishedPart
+from ..reporting.tables import EMPTY, Cell, Table
+from .estimates import accuracy, estimate_title, gain, missing_seeds, percent
 from .grid_parts import GridParts
+from .recipe import PublishedPart
 from .roles import Line, bits_word, names
 from .summary import Point, between
 
 TABLE_SHARES = (0.1, 0.2)
 SPARSITY = "frozen attention weights, %"
+TOP1 = Axis("top-1, %")
 GAP = "entropy less random"
 DIFFERENCE = "difference to unfrozen, points"
 PAPER_NAMES = {("quantized", 4): "EAM 4bits", ("fp32", 32): "EAM FP32"}
@@ -75,7 +77,7 @@ def paper_rows(parts: GridParts) -> list[PaperRow]:
     rows.append(PaperRow("RepQ-ViT", precision, reference, accuracy(unfrozen.top1) if unfrozen else None, None, None))
     for share in table_shares(parts):
         point, value = main.points.get(share), published.frozen.get(share) if published else None
-        notes = of_seeds(point, main.expected[share]) if point else ()
+        notes = missing_seeds(point, main.expected[share]) if point else ()
         rows.append(
             PaperRow(
                 f"{PAPER_NAMES.get(main.cell, 'EAM')}, τ = {percent(share)}", precision, value,
@@ -121,14 +123,14 @@ def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
     found = []
     for share, point in line.points.items():
         estimate = point.difference if difference else point.top1
-        title = said(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
+        title = estimate_title(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
         found.append(Reading(100 * share, estimate.value, estimate.interval, title))
     return found
 
 
-def share_limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """From 0 to the largest share that is asked for."""
-    return (0.0, 100 * max((share for line in lines for share in line.expected), default=1.0))
+def share_axis(lines: Sequence[Line]) -> Axis:
+    """Shares in percent, from 0 to the largest of the lines."""
+    return Axis(SPARSITY, (0.0, 100 * max((share for line in lines for share in line.expected), default=1.0)))
 
 
 def _unfrozen_level(parts: GridParts) -> list[Level]:
@@ -148,34 +150,37 @@ def _share_cell(line: Line, share: float) -> Cell:
         return EMPTY
     top1, difference = accuracy(point.top1), gain(point.difference)
     against = f"{difference.value} ({difference.notes[0]})" if difference.notes else difference.value
-    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *of_seeds(point, line.expected[share])))
+    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *missing_seeds(point, line.expected[share])))
 
 
-def _paper_lines(parts: GridParts) -> tuple[list[Line], list[str]]:
-    lines = [line for line in parts.roles.paper if line.points]
-    return lines, [cell_name(line) for line in lines]
+def accuracy_chart(lines: Sequence[Line], curves: Sequence[Curve], levels: Sequence[Level]) -> Chart:
+    """Accuracy over the share of frozen weights."""
+    return line_chart("Accuracy", curves, share_axis(lines), TOP1, levels=levels)
 
 
-def chart_five(parts: GridParts) -> Chart | None:
-    """Accuracy over the share of frozen weights; None where nothing is measured."""
-    lines, labels = _paper_lines(parts)
-    if not lines:
-        return None
-    curves = [_cell_curve(line, label, number) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
-    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(lines))
+def numbered_curves(lines: Sequence[Line], labels: Sequence[str], difference: bool = False) -> list[Curve]:
+    """The lines in the colors from 1 on."""
+    numbered = enumerate(zip(lines, labels, strict=True), 1)
+    return [Curve(label, readings(line, label, difference), number) for number, (line, label) in numbered]
 
 
 def figure_five(parts: GridParts) -> PaperFigure | None:
     """Accuracy over the share of frozen weights, and paired differences at small losses; None where nothing is measured."""
-    chart, (lines, labels) = chart_five(parts), _paper_lines(parts)
-    if chart is None:
+    lines = [line for line in parts.roles.paper if line.points]
+    if not lines:
         return None
+    labels = [cell_name(line) for line in lines]
+    chart = accuracy_chart(lines, _cell_curves(lines, labels), _unfrozen_level(parts))
     close = _close_up(lines, labels, parts.recipe.published)
     return PaperFigure([chart, *([close] if close else [])], share_table("Values of figure 5", lines, labels))
 
 
-def _cell_curve(line: Line, label: str, number: int, difference: bool = False) -> Curve:
-    return Curve(label, readings(line, label, difference), CELL_COLORS.get(line.cell, 6 + number % 2), light=line.cell not in PAPER_NAMES)
+def _cell_curves(lines: Sequence[Line], labels: Sequence[str], difference: bool = False) -> list[Curve]:
+    """The paper's two cells stand out; the others are light."""
+    return [
+        replace(curve, color=CELL_COLORS.get(line.cell, 6 + number % 2), light=line.cell not in PAPER_NAMES)
+        for number, (line, curve) in enumerate(zip(lines, numbered_curves(lines, labels, difference), strict=True))
+    ]
 
 
 def published_points(published: PublishedPart | None) -> list[Reading]:
@@ -200,49 +205,35 @@ def _close_up(lines: Sequence[Line], labels: Sequence[str], published: Published
     if not near and not marks:
         return None
     last = max([100 * share for share in near] + [reading.x for reading in marks])
-    curves = [_cell_curve(line, label, number, difference=True) for number, (line, label) in enumerate(zip(lines, labels, strict=True))]
+    curves = _cell_curves(lines, labels, difference=True)
     if marks:
         curves.append(Curve(PUBLISHED, marks, 8, dashed=True, joined=len(marks) > 1))
     shown = [r for curve in curves for r in curve.readings if r.x <= last and r.y > -SMALL_LOSS]
     ends = [end for r in shown for end in (r.interval or (r.y, r.y))]
     low, high = min([*ends, -0.5]), max([*ends, 0.5])
     return line_chart(
-        "Paired differences, enlarged", curves, SPARSITY, DIFFERENCE,
-        levels=[Level("unfrozen", 0.0, None)], x_limits=(0.0, last), y_limits=(low - 0.1, high + 0.1),
+        "Paired differences, enlarged", curves, Axis(SPARSITY, (0.0, last)), Axis(DIFFERENCE, (low - 0.1, high + 0.1)),
+        levels=[Level("unfrozen", 0.0, None)],
     )  # fmt: skip
-
-
-def _control(parts: GridParts) -> tuple[Line, Line] | None:
-    found = parts.roles.control
-    return found if found is not None and all(line.points for line in found) else None
-
-
-def chart_six(parts: GridParts) -> Chart | None:
-    """Accuracy of entropy and of random choice; None where one of them is not measured."""
-    pair = _control(parts)
-    if pair is None:
-        return None
-    curves = [Curve(line.by, readings(line, line.by), number) for number, line in enumerate(pair, 1)]
-    return line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=_unfrozen_level(parts), x_limits=share_limits(pair))
 
 
 def figure_six(parts: GridParts) -> PaperFigure | None:
     """Entropy against random, and the gap between them; None where one of them is not measured."""
-    pair, chart = _control(parts), chart_six(parts)
-    if pair is None or chart is None:
+    pair = parts.roles.control
+    if pair is None or not all(line.points for line in pair):
         return None
     entropy, random = pair
+    chart = accuracy_chart(pair, numbered_curves(pair, ["entropy", "random"]), _unfrozen_level(parts))
     gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
-    told = {share: said(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
+    told = {share: estimate_title(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
     curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
-    level, limits = Level("no gap", 0.0, None), share_limits(pair)
     table = share_table("Values of figure 6", pair, ["entropy", "random"])
     shares = sorted({*entropy.expected, *random.expected})
     rows = [
         (name, [*cells, gain(gaps[share]) if share in gaps else EMPTY]) for share, (name, cells) in zip(shares, table.rows, strict=True)
     ]
     return PaperFigure(
-        [chart, line_chart("Gap", [curve], SPARSITY, f"{GAP}, points", levels=[level], x_limits=limits)],
+        [chart, line_chart("Gap", [curve], share_axis(pair), Axis(f"{GAP}, points"), levels=[Level("no gap", 0.0, None)])],
         Table(table.title, table.corner, [*table.columns, GAP], rows),
     )
 
@@ -252,9 +243,7 @@ def freezing_alone(parts: GridParts) -> PaperFigure | None:
     lines = [line for line in parts.roles.alone if line.points]
     if not lines:
         return None
-    labels = names(lines)
-    curves = [Curve(label, readings(line, label), number) for number, (line, label) in enumerate(zip(lines, labels, strict=True), 1)]
-    row = parts.original.row if parts.original else None
+    labels, row = names(lines), parts.original.row if parts.original else None
     level = [] if row is None or row.top1 is None else [Level("original", row.top1, row.interval)]
-    chart = line_chart("Accuracy", curves, SPARSITY, "top-1, %", levels=level, x_limits=share_limits(lines))
+    chart = accuracy_chart(lines, numbered_curves(lines, labels), level)
     return PaperFigure([chart], share_table("Values of freezing alone", lines, labels))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ..errors import VitfrostError
 from ..files import write_text
-from ..reporting.curves import Chart
+from ..reporting.build import REPORT
 from ..reporting.summary import signed
 from ..reporting.tables import EMPTY, Cell, Table
 from ..reporting.templates import fill
-from .grid_page import PAGE, Progress, progress
+from .grid_page import Progress, progress
 from .grid_parts import read_grid
-from .paper import PaperRow, chart_five, chart_six, paper_rows
+from .paper import PaperFigure, PaperRow, figure_five, figure_six, paper_rows
 
 TEMPLATE = "several.html.j2"
 
@@ -29,8 +29,8 @@ class OneModel:
     progress: Progress
     source: str | None
     rows: dict[str, PaperRow]
-    five: Chart | None
-    six: Chart | None
+    five: PaperFigure | None
+    six: PaperFigure | None
 
 
 def report_several(folders: Mapping[str, Path], out: Path) -> Path:
@@ -43,10 +43,11 @@ def report_several(folders: Mapping[str, Path], out: Path) -> Path:
         raise VitfrostError("no runs to report; name at least one folder of a grid run")
     models = [_one(name, Path(folder), Path(out)) for name, folder in folders.items()]
     text = fill(
-        TEMPLATE, models=models, table=_table(models), sources=list(dict.fromkeys(model.source for model in models if model.source)),
+        TEMPLATE, __package__, models=models, table=_table(models),
+        sources=list(dict.fromkeys(model.source for model in models if model.source)),
         multiples=[
-            ("figure-5", "Figure 5: accuracy over sparsity", [(model.name, model.five) for model in models if model.five]),
-            ("figure-6", "Figure 6: entropy against random", [(model.name, model.six) for model in models if model.six]),
+            ("figure-5", "Figure 5: accuracy over sparsity", [(model.name, model.five.charts[0]) for model in models if model.five]),
+            ("figure-6", "Figure 6: entropy against random", [(model.name, model.six.charts[0]) for model in models if model.six]),
         ],
     )  # fmt: skip
     write_text(out, text)
@@ -55,13 +56,11 @@ def report_several(folders: Mapping[str, Path], out: Path) -> Path:
 
 def _one(name: str, folder: Path, out: Path) -> OneModel:
     parts = read_grid(folder)
-    if parts is None:
-        raise VitfrostError(f"{folder} holds no grid run; run its recipe with vitfrost run")
-    page, published = folder / PAGE, parts.recipe.published
+    page, published = folder / REPORT, parts.recipe.published
     link = Path(os.path.relpath(page, out.parent)).as_posix() if page.is_file() else None
     rows = {_method(row): row for row in paper_rows(parts)}
     source = f"{published.source}, on {published.images}" if published else None
-    return OneModel(name, link, progress(parts), source, rows, chart_five(parts), chart_six(parts))
+    return OneModel(name, link, progress(parts), source, rows, figure_five(parts), figure_six(parts))
 
 
 def _method(row: PaperRow) -> str:

@@ -10,26 +10,23 @@ import copy
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
-from ..configs import Calibrate, Evaluate
+from ..configs import Evaluate
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..model import Model
-from ..passes.compress import compress
-from ..plans.choose import unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
-from ..plans.schema import QuantizePlan
-from ..runs.recipe import Recipe
-from ..runs.stages import Stage, TimeLeft, file_key, hash_of, say
-from ..statistics.calibrate import calibrate
+from ..progress import say
+from ..runs.run import RecipeRun
+from ..runs.stages import Stage, TimeLeft, file_key, hash_of
 from ..statistics.record import Statistics
-from ..vit.families import find_sites
+from .grid_page import report_study
 from .measure import Evaluation, measure_variants
 from .outcome_files import OUTCOMES, Outcome, load_outcome, load_outcomes, outcome_path
 from .picture import take_picture
+from .recipe import StudyRecipe
 from .variants import Source, Variant, expand
 
 PICTURE, RESULTS = "picture.safetensors", "results.json"
@@ -38,18 +35,24 @@ SENSITIVITY_WORK, CALIBRATION_WORK = 3.0, 1.1
 """Forward passes that an image of the statistics is worth: with gradients, and without."""
 
 
-class GridRun:
+class GridRun(RecipeRun[StudyRecipe]):
     """The folder of a grid, its variants, and the stages that they need."""
 
-    def __init__(self, recipe: Recipe, folder: Path, original: Model, progress: bool, device: str = "cpu"):
-        self.recipe, self.folder, self.original, self.progress, self.device = recipe, folder, original, progress, device
+    clock: TimeLeft
+
+    def __init__(self, recipe: StudyRecipe, folder: Path, progress: bool, device: str = "cpu"):
+        super().__init__(recipe, folder, progress, device)
         self.variants = expand(recipe)
         self.clock = TimeLeft()
-        part = recipe.evaluation
-        assert part is not None
-        self.image_set: ImageSet = find_images(part.images, part.labels, original.classes, has_reference=False).subset(
-            part.limit, part.seed
-        )
+
+    def report(self, out: Path) -> object:
+        return report_study(self.folder, out)
+
+    @cached_property
+    def image_set(self) -> ImageSet:
+        """The images on which all variants are measured."""
+        part = self.recipe.evaluation
+        return find_images(part.images, part.labels, self.original.classes, has_reference=False).subset(part.limit, part.seed)
 
     @cached_property
     def available(self) -> int:
@@ -62,8 +65,7 @@ class GridRun:
         return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
-        """The stages in order; each seed's model is measured as soon as it is there."""
-        stages = [Stage("picture", PICTURE, (), [self._model, self.recipe.evaluation], self._take_picture)]
+        stages = [Stage("picture", PICTURE, (), [self.model, self.recipe.evaluation], self._take_picture)]
         observed: set[str] = set()
         for name, members in self._models().items():
             source = members[0].source
@@ -79,10 +81,6 @@ class GridRun:
         self.clock.left = sum(stage.work for stage in stages)
         return stages
 
-    @property
-    def _model(self) -> Any:
-        return {**self.recipe.model.settings(), "state": self.original.state_hash}
-
     def _models(self) -> dict[str, list[Variant]]:
         """Variants by the model that they are made from; the original's come first."""
         found: dict[str, list[Variant]] = {"fp32": []}
@@ -91,28 +89,16 @@ class GridRun:
         return {name: members for name, members in found.items() if members}
 
     def _take_picture(self, out: Path) -> None:
-        assert self.recipe.evaluation is not None
         take_picture(self.original, self.recipe.evaluation.images, out, seed=self.recipe.evaluation.seed)
 
     def _quantize(self, source: Source) -> Stage:
-        part = self.recipe.compress
-        images = part.images or self.recipe.calibration.images
+        count = self.recipe.compress.calibration_images
+        settings = [self.model, self.compression_images, count, source.model]
 
         def make(out: Path) -> None:
-            quantize = QuantizePlan.model_validate(
-                {"weight_bits": source.weight_bits, "activation_bits": source.activation_bits, "levels": source.levels}
-            )
-            plan = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), quantize)
-            compress(
-                self.original, plan, images=images, seed=source.seed, calibration_images=part.calibration_images,
-                recipe=self.recipe.without_paths(), out=out, overwrite=True,
-            )  # fmt: skip
+            self.quantize(out, source.seed, source.weight_bits, source.activation_bits, source.levels)
 
-        settings = [self._model, images, part.calibration_images, source.model]
-        return Stage(f"quantize {source.model}", f"quantized/{source.model}", (), settings, make, 2.0 * part.calibration_images)
-
-    def _open(self, model: Model | Path) -> Model:
-        return (model if isinstance(model, Model) else Model.open(model)).to(self.device)
+        return Stage(f"quantize {source.model}", f"quantized/{source.model}", (), settings, make, 2.0 * count)
 
     def _calibrate(self, source: Source) -> Stage:
         part = self.recipe.calibration
@@ -122,14 +108,10 @@ class GridRun:
         model: Model | Path = self.folder / "quantized" / source.model if quantized else self.original
 
         def make(out: Path) -> None:
-            calibrate(
-                self._open(model), part.images,
-                Calibrate(limit=source.images, seed=part.seed, maps=part.observed if quantized else "before", sensitivity=sensitivity),
-                out=out, progress=self.progress,
-            )  # fmt: skip
+            self.calibrate(model, out, part.observed if quantized else "before", limit=source.images, sensitivity=sensitivity)
 
         inputs = (f"quantized/{source.model}",) if quantized else ()
-        settings = [self._model, part.images, part.seed, part.observed, source.images, sensitivity]
+        settings = [self.model, part.images, part.seed, part.observed, source.images, sensitivity]
         work = min(source.images, self.available) * (SENSITIVITY_WORK if sensitivity else CALIBRATION_WORK)
         return Stage(f"calibrate {source.observed}", _statistics_file(source), inputs, settings, make, work)
 
@@ -137,7 +119,7 @@ class GridRun:
         inputs = {_statistics_file(variant.source) for variant in members if variant.freeze > 0}
         if members[0].source.quantizes:
             inputs.add(f"quantized/{name}")
-        settings = [self._model, self.recipe.evaluation, [variant.key for variant in members]]
+        settings = [self.model, self.recipe.evaluation, [variant.key for variant in members]]
         work = float(len(members) * len(self.image_set))
         make = partial(self._make_outcomes, name, members)
         return Stage(f"measure {name}", f"results/{name}.json", tuple(sorted(inputs)), settings, make, work)
@@ -152,7 +134,7 @@ class GridRun:
                 open_members.append(variant)
         quantizes = members[0].source.quantizes
         # the original stays as it is
-        base = self._open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
+        base = self.open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
         for start in range(0, len(open_members), VARIANTS_PER_PASS):
@@ -190,7 +172,7 @@ class GridRun:
             files.append(self._file_key(f"quantized/{variant.source.model}"))
         if variant is not None and variant.freeze > 0:
             files.append(self._file_key(_statistics_file(variant.source)))
-        return hash_of(self._model, self.recipe.evaluation, files)
+        return hash_of(self.model, self.recipe.evaluation, files)
 
     def _file_key(self, name: str) -> str:
         path = self.folder / name

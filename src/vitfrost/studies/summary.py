@@ -45,20 +45,10 @@ class Point:
         """Whether weights or activations are below 32 bits."""
         return min(self.options["weight_bits"], self.options["activation_bits"]) < 32
 
-    @property
-    def top1_by_seed(self) -> tuple[float, ...]:
-        """Top-1 of every seed."""
-        return tuple(100 * float(value) for value in self.correct.mean(axis=1))
-
     @cached_property
     def top1(self) -> Estimate:
         """Mean top-1 over the seeds."""
         return bootstrap_over_seeds(self.correct)
-
-    @property
-    def difference_by_seed(self) -> tuple[float, ...]:
-        """Top-1 less that of the unfrozen model of the same seed."""
-        return tuple(100 * float(a - b) for a, b in zip(self.correct.mean(axis=1), self.baseline.mean(axis=1), strict=True))
 
     @cached_property
     def difference(self) -> Estimate:

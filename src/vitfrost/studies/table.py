@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..evaluation.intervals import Estimate
-from ..runs.recipe import PlanPart
 from .summary import Point
-from .variants import UNFROZEN
+from .variants import UNFROZEN, changed_options
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-ALWAYS = ("freeze", "by", "frozen_bits", "weight_bits", "activation_bits")
 
 
 def format_points(points: Sequence[Point]) -> Table:
@@ -33,28 +30,12 @@ def format_points(points: Sequence[Point]) -> Table:
             "" if unfrozen else str(point.options["by"]),
             "" if unfrozen else f"{point.statistics}, {point.statistics_images} images",
             "" if unfrozen else f"{point.options['frozen_bits']} bit",
-            "" if unfrozen else other_options(point),
+            "" if unfrozen else ", ".join(changed_options(point.options)),
             str(len(point.seeds)),
             _shown(point.top1, ""),
             "" if unfrozen else _shown(point.difference, "+"),
         )
     return table
-
-
-def other_options(point: Point) -> str:
-    """The options of a point that are not a plan's defaults, less those that have a column of their own."""
-    own = PlanPart()
-    changed: dict[str, Any] = {
-        key: value
-        for key, value in point.options.items()
-        if key not in ALWAYS and hasattr(own, key) and list_of(value) != list_of(getattr(own, key))
-    }
-    return ", ".join(f"{key.replace('_', ' ')} {' '.join(map(str, list_of(value)))}" for key, value in changed.items())
-
-
-def list_of(value: Any) -> list[Any]:
-    """A list or tuple as a list, anything else as a list of one."""
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _shown(estimate: Estimate, sign: str) -> str:

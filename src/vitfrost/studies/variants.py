@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..plans.strict import describe
-from ..runs.recipe import BlockPart, PlanPart, Recipe
+from ..runs.recipe import PlanPart
+from .recipe import BlockPart, StudyRecipe
 
 FULL = 32
 UNFROZEN = "unfrozen"
@@ -93,20 +94,8 @@ class Variant:
         """What a person calls it: model, share, criterion, statistics, and the options that are not the defaults."""
         if self.block == UNFROZEN:
             return f"{self.source.model} unfrozen"
-        own = PlanPart()
-        shown = [
-            f"{key.replace('_', ' ')} {' '.join(value) if isinstance(value, tuple) else value}"
-            for key, value in self.options
-            if key not in ("freeze", "by", "seed", "weight_bits", "activation_bits", "levels", "frozen_bits") and value != getattr(own, key)
-            and not (key == "protect" and not value)
-        ]  # fmt: skip
-        told = [
-            f"{self.plan['by']} {100 * self.freeze:g} %",
-            f"{self.plan['frozen_bits']} bit",
-            f"statistics {self.source.observed}",
-            *shown,
-        ]
-        return f"{self.source.model} {', '.join(told)}"
+        own = [f"{self.plan['by']} {100 * self.freeze:g} %", f"{self.plan['frozen_bits']} bit", f"statistics {self.source.observed}"]
+        return f"{self.source.model} {', '.join([*own, *changed_options(self.plan, beside=('levels',))])}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for files."""
@@ -126,6 +115,18 @@ class Variant:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def changed_options(plan: dict[str, Any], beside: Collection[str] = ()) -> list[str]:
+    """The options in words that are not a plan's defaults, less those that everything says of a variant, and those named."""
+    own = PlanPart()
+    known = {"freeze", "by", "seed", "frozen_bits", "weight_bits", "activation_bits", *beside}
+    lists = {key: (_as_list(value), _as_list(getattr(own, key))) for key, value in plan.items() if key not in known}
+    return [f"{key.replace('_', ' ')} {' '.join(map(str, value))}" for key, (value, default) in lists.items() if value != default]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def variant_from(data: dict[str, Any]) -> Variant:
     """The inverse of `Variant.as_dict`. Raises VitfrostError where something is missing or out of range."""
     try:
@@ -139,14 +140,13 @@ def variant_from(data: dict[str, Any]) -> Variant:
         raise VitfrostError(f"a variant is damaged: {text}; measure again") from error
 
 
-def expand(recipe: Recipe) -> list[Variant]:
+def expand(recipe: StudyRecipe) -> list[Variant]:
     """All variants of a recipe's grid without repetition, each quantized model's unfrozen baseline first.
 
     Order: by source, so that variants of the same model and statistics stand together, then as written. Where the result
     does not depend on the seed (nothing is quantized and the criterion is not random) only seed 0 is kept.
     Raises VitfrostError for combinations that no plan can have.
     """
-    assert recipe.grid is not None
     found: dict[str, Variant] = {}
     for block in recipe.grid.blocks:
         for variant in _expand_block(recipe, block, block.seeds or recipe.grid.seeds):
@@ -158,7 +158,7 @@ def expand(recipe: Recipe) -> list[Variant]:
     return sorted(found.values(), key=lambda variant: (variant.seed, variant.source.model, variant.block != UNFROZEN))
 
 
-def _expand_block(recipe: Recipe, block: BlockPart, seeds: list[int]) -> Iterator[Variant]:
+def _expand_block(recipe: StudyRecipe, block: BlockPart, seeds: list[int]) -> Iterator[Variant]:
     names = list(block.choices)
     for values in product(*(block.choices[name] for name in names)):
         chosen = dict(zip(names, values, strict=True))

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
-from ..runs.stages import TimeLeft, hash_of, say
+from ..progress import say
+from ..runs.stages import TimeLeft, hash_of
 from ..vit.load import find_device
 from .benchmark import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
 from .cells import EAGER, Cell, plan_cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from ..deploy.graph import inference_form
 from ..model import Model
-from ..runs.stages import say
+from ..threads import torch_threads
 from ..vit.load import find_device
 from .constant_forms import choose_forms, constant_forms
+
+_LOG = logging.getLogger(__name__)
 
 
 class TorchSession:
     """A model that PyTorch runs (merged, and with fused attention where it has that). bf16 turns weights and activations into bfloat16.
 
+    A run uses `threads` threads; whoever times runs has them set beforehand, so that a run need not.
     On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
     """
 
@@ -28,8 +32,8 @@ class TorchSession:
         self._kind = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = inference_form(loaded).to(self._device, self._kind)
         self._compiled = compiled
+        self._threads = threads
         self._run: Callable[[Tensor], Tensor] | None = None
-        torch.set_num_threads(threads)  # of the process; all sessions of a group have the same
 
     @property
     def constant_forms(self) -> str | None:
@@ -40,7 +44,7 @@ class TorchSession:
         """The logits, float32 [batch, classes]."""
         if self._run is None:
             self._run = self._prepared(len(pixels))
-        with torch.inference_mode():
+        with torch_threads(self._threads), torch.inference_mode():
             logits = self._run(torch.from_numpy(pixels).to(self._device, self._kind))
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
@@ -51,5 +55,5 @@ class TorchSession:
         if self._device.type == "cuda":
             for name, choice in choose_forms(self._model, images, self._compiled).items():
                 for form, why in choice.failed.items():
-                    say(f"{name}: constant heads cannot be applied as {form}: {why}")
+                    _LOG.warning(f"{name}: constant heads cannot be applied as {form}: {why}")
         return torch.compile(self._model, dynamic=False) if self._compiled else self._model

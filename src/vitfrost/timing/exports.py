@@ -12,7 +12,8 @@ from PIL import Image
 from ..deploy.export import export
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file
-from ..runs.stages import file_key, hash_of, say
+from ..progress import say
+from ..runs.stages import file_key, hash_of
 from ..runtime.folder import EXPORT_FILE, read_export
 from .benchmark import LeftOut
 from .cells import EAGER, FORMATS, Cell, described

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
@@ -17,6 +16,7 @@ from ..evaluation.description import describe
 from ..evaluation.results import processor_name
 from ..progress import track
 from ..runtime.folder import model_bytes, read_export
+from ..threads import torch_threads
 from .benchmark import BenchRow, LeftOut, MeasuredGroup, Rate
 from .cells import EAGER, Cell
 from .load import OtherLoad
@@ -35,7 +35,7 @@ def measure_group(
     `WARM_UP` rounds are not kept, `rounds` are. Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16),
     and cells that cannot be opened or run, are left out. Ratios are not filled in.
     """
-    with _thread_count(threads):
+    with torch_threads(threads):
         sessions, left_out = _open(cells, threads, device, progress, text)
         slots: dict[str, Slot] = {}
         for cell, session in list(sessions.items()):
@@ -93,16 +93,6 @@ def _rate(name: str, seconds: list[list[float]], image_size: tuple[int, int], ba
         "runtime": runtime, "precision": precision, "image_size": image_size, "batch": batch, "threads": threads,
         "gmacs_per_second": chain_macs() / 1e6 / statistics.median(round_ms), "round_ms": round_ms,
     })  # fmt: skip
-
-
-@contextlib.contextmanager
-def _thread_count(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str) -> tuple[dict[Cell, Session], list[LeftOut]]:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import VitfrostError
 from ..runtime.engines import import_runtime
+from ..threads import torch_threads
 from .benchmark import BenchRow, Rate
 from .rounds import paired_ratio
 
@@ -132,9 +133,9 @@ def _torch(precision: str, threads: int, device: str) -> Callable[[], object] | 
     left, right = (torch.from_numpy(_input()).to(device, kind) for _ in range(2))
 
     def run() -> None:
-        torch.set_num_threads(threads)
-        for _ in range(PRODUCTS):
-            torch.mm(left, right)
+        with torch_threads(threads):
+            for _ in range(PRODUCTS):
+                torch.mm(left, right)
         if on_gpu:
             torch.cuda.synchronize(device)
 

@@ -271,7 +271,8 @@ def _through_cache(path: Path, source: _Source, size: int, threads: int, text: s
             _refuse_empty(used, skipped)
             file.seek(0)
             _write_header(file, used, size)
-            assert file.tell() == begin  # NumPy pads the header so that the first axis can change
+            if file.tell() != begin:  # NumPy pads the header so that the first axis can change
+                raise VitfrostError(f"cannot write {path}: the header of {used} images is longer than that of {len(source.names)}")
         write_json(record, {"skipped": skipped})
     return _mapped(path), skipped
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from ..errors import VitfrostError
 from ..evaluation.intervals import share
 from ..evaluation.outcomes import Outcomes
 from ..model import Model
-from ..progress import track
+from ..progress import say, track
 from ..vit.compat import import_timm
 from .augment import Augment, mix
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -274,7 +273,7 @@ class Trainer:
         if self.progress and self._follows_time:
             assert self.recipe.time_limit is not None
             left = max(60 * self.recipe.time_limit - self.elapsed, 0)
-            print(f"train: step {self.step}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr, flush=True)
+            say(f"train: step {self.step}, loss {loss:.4f}, {left:.0f} s left")
 
     def evaluate(self, metrics: MetricsFile | None) -> None:
         """Measure top-1 of the present result; nothing without evaluation pictures."""
@@ -298,7 +297,7 @@ class Trainer:
         epoch = round(self.step / self.steps_per_epoch, 4)
         if self.progress:
             text = f"top-1 {value:.2f} % of {len(right)} [{interval[0]:.2f}, {interval[1]:.2f}]"
-            print(f"epoch {epoch:g}: {text}", file=sys.stderr, flush=True)
+            say(f"epoch {epoch:g}: {text}")
         found = {"top1": round(value, 4), "images": len(right), "interval": [round(end, 4) for end in interval]}
         return {"step": self.step, "epoch": epoch, "elapsed": round(self.elapsed, 2)} | found
 

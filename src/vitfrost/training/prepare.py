@@ -13,7 +13,8 @@ from ..artifact import Artifact
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..model import Model
-from ..passes.compress import draw_calibration, fitted_constants, similarity_of
+from ..passes.draws import draw_calibration
+from ..passes.give_structure import fitted_constants, similarity_of
 from ..passes.structure import has_structure, install_structure, start_from
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash

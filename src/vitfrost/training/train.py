@@ -19,6 +19,7 @@ from ..evaluation.results import Results, Row, save_results
 from ..files import refuse_existing_run
 from ..passes.structure import merge_structure
 from ..plans.strict import describe
+from ..threads import torch_threads
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of
 from .loop import Trainer
@@ -59,13 +60,13 @@ def train(
     chosen = _with_paths(chosen, weights, statistics, seed, artifact, teacher_weights)
     refuse_existing_run(folder, resume, RECIPE_FILE, "training run")
     place = join_processes(device)
-    if chosen.threads is not None:
-        torch.set_num_threads(chosen.threads)
-    with shared_errors():
-        trainer, start, evaluation = _prepared(chosen, folder, place, resume, progress)
-    trainer.train()
-    _finish(trainer, start, evaluation)
-    barrier()
+    devices = [place] if place.type == "cuda" else []
+    with torch_threads(chosen.threads), torch.random.fork_rng(devices):
+        with shared_errors():
+            trainer, start, evaluation = _prepared(chosen, folder, place, resume, progress)
+        trainer.train()
+        _finish(trainer, start, evaluation)
+        barrier()
     return folder
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from . import nextvit, plain, pvt_sites, swin
 from .attention import MapAttention
+from .forward import ForwardPass
 from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
@@ -51,6 +52,12 @@ def find_sites(model: nn.Module) -> ModelSites:
     """Sites of any supported timm model. Raises UnsupportedModel in one line that names what is unsupported."""
     sites: ModelSites = family_of(model).find_sites(model)
     return sites
+
+
+def forward_pass(model: nn.Module) -> ForwardPass:
+    """How a model runs block by block, also with run-time attention and changed layers. Raises UnsupportedModel."""
+    described: ForwardPass = family_of(model).forward_pass(model)
+    return described
 
 
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:

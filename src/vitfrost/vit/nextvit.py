@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from .attention import MapAttention
 from .compat import import_timm
+from .forward import BlockCall, ForwardPass
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .reduced_attention import PooledAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -48,6 +49,18 @@ def _attention(attn: Any, name: str, index: int, grid: Grid) -> tuple[AttentionS
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     """The run-time attention that takes over an attention layer of this family."""
     return PooledAttention(original, site)
+
+
+def forward_pass(model: Any) -> ForwardPass:
+    """How a Next-ViT runs block by block; its blocks reduce the map themselves, and a projection follows their attention."""
+    return ForwardPass(
+        image_size=image_size_of(model),
+        stem=lambda pixels: model.stem(pixels),
+        blocks=tuple(BlockCall(f"stages.{i}.blocks.{j}") for i, stage in enumerate(model.stages) for j in range(len(stage.blocks))),
+        head=lambda stream: model.forward_head(model.norm(stream)),
+        after_attention="projection",
+        channels_first=True,
+    )
 
 
 def find_sites(model: Any) -> ModelSites:

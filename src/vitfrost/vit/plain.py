@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
+from .forward import BlockCall, ForwardPass
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -62,6 +63,16 @@ def attention_with_heads_of(width: object) -> type[Attention]:
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     """The run-time attention that takes over an attention layer of this family."""
     return FusedAttention(original, site, scale_queries_first=False)
+
+
+def forward_pass(model: Any) -> ForwardPass:
+    """How a plain ViT runs block by block."""
+    return ForwardPass(
+        image_size=tuple(model.patch_embed.img_size),
+        stem=lambda pixels: model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels)))),
+        blocks=tuple(BlockCall(f"blocks.{index}") for index in range(len(model.blocks))),
+        head=lambda stream: model.forward_head(model.norm(stream)),
+    )
 
 
 def find_sites(model: Any) -> ModelSites:

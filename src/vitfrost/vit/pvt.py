@@ -63,10 +63,10 @@ class Stage(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, prefix + grid[0] * grid[1], width))
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(
+    def embed(
         self, x: Float[Tensor, "B C high wide"], prefix: Float[Tensor, "1 P D"] | None = None
     ) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
-        """The tokens, prefix first, and the grid of the others."""
+        """The tokens into the first block, prefix first, and the grid of the others."""
         x = self.patch_embed(x)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
@@ -75,6 +75,13 @@ class Stage(nn.Module):
         x = x + resample_abs_pos_embed(
             self.pos_embed, list(grid), list(self.grid), num_prefix_tokens=self.prefix, interpolation="bilinear", antialias=False
         )
+        return x, grid
+
+    def forward(
+        self, x: Float[Tensor, "B C high wide"], prefix: Float[Tensor, "1 P D"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
+        """The tokens, prefix first, and the grid of the others."""
+        x, grid = self.embed(x, prefix)
         for block in self.blocks:
             x = block(x, grid)
         return x, grid

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
 from . import pvt
 from .attention import MapAttention
 from .compat import import_timm
+from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .plain import check_feed_forward, has_affine_norm
 from .reduced_attention import PyramidAttention
@@ -69,21 +71,74 @@ def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     return PyramidAttention(original, site)
 
 
+def _stages(model: Any) -> Iterator[tuple[int, Any, str, Grid]]:
+    """Number, stage, name of its patch embedding, and patch grid."""
+    grid = image_size_of(model)
+    for number, stage in enumerate(model.stages):
+        embedding = f"stages.{number}." + ("patch_embed" if _is_first_version(model) else "downsample")
+        if number == 0 and not _is_first_version(model):
+            embedding = "patch_embed"
+        grid = convolved(model.get_submodule(f"{embedding}.proj"), grid)
+        yield number, stage, embedding, grid
+
+
+def _is_first_version(model: nn.Module) -> bool:
+    return isinstance(model, pvt.PyramidVisionTransformer)
+
+
+def _as_map(tokens: Tensor, grid: Grid) -> Tensor:
+    """[B, C, H, W] of a stage's tokens, as version 2 makes it."""
+    return tokens.reshape(len(tokens), *grid, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _into_stage(model: Any, number: int, stage: Any, grid: Grid) -> Step:
+    """What leads from the output of a stage's last block, on patches of `grid`, to the tokens of the next stage, `stage`."""
+
+    def first_version(tokens: Tensor) -> Tensor:
+        patches = tokens.transpose(1, 2).unflatten(2, grid)
+        embedded: Tensor = stage.embed(patches, model.cls_token if stage.prefix else None)[0]
+        return embedded
+
+    def second_version(tokens: Tensor) -> Tensor:
+        merged: Tensor = stage.downsample(_as_map(model.stages[number - 1].norm(tokens), grid))
+        return merged.reshape(len(merged), -1, merged.shape[-1])
+
+    return first_version if _is_first_version(model) else second_version
+
+
+def forward_pass(model: Any) -> ForwardPass:
+    """How a Pyramid Vision Transformer runs block by block; every block is given the patch grid too."""
+    blocks: list[BlockCall] = []
+    before: Grid = (0, 0)
+    for number, stage, _, grid in _stages(model):
+        entry = _into_stage(model, number, stage, before) if number else None
+        blocks += [BlockCall(f"stages.{number}.blocks.{place}", None if place else entry, (grid,)) for place in range(len(stage.blocks))]
+        before = grid
+
+    def stem(pixels: Tensor) -> Tensor:
+        embedded: Tensor = model.stages[0].embed(pixels)[0] if _is_first_version(model) else model.patch_embed(pixels).flatten(1, 2)
+        return embedded
+
+    def head(tokens: Tensor) -> Tensor:
+        if _is_first_version(model):
+            logits: Tensor = model.head(model.norm(tokens)[:, 0])
+        else:
+            logits = model.forward_head(_as_map(model.stages[-1].norm(tokens), before))
+        return logits
+
+    return ForwardPass(image_size_of(model), stem, tuple(blocks), head)
+
+
 def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites of a Pyramid Vision Transformer.
 
     Raises UnsupportedModel naming the first part that is not supported, VitfrostError for an image that is too small.
     """
-    first_version = type(model) is pvt.PyramidVisionTransformer
-    image_size = grid = image_size_of(model)
+    first_version, image_size = _is_first_version(model), image_size_of(model)
     attention: list[AttentionSite] = []
     feed_forward: list[FeedForwardSite] = []
     linears: list[LinearSite] = []
-    for stage_index, stage in enumerate(model.stages):
-        embedding = f"stages.{stage_index}." + ("patch_embed" if first_version else "downsample")
-        if stage_index == 0 and not first_version:
-            embedding = "patch_embed"
-        grid = convolved(model.get_submodule(f"{embedding}.proj"), grid)
+    for stage_index, stage, embedding, grid in _stages(model):
         prefix = stage.prefix if first_version else 0
         linears.append(LinearSite(f"{embedding}.proj", "reduction" if stage_index else "stem", grid[0] * grid[1]))
         for block_index, block in enumerate(stage.blocks):

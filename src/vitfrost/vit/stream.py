@@ -1,4 +1,4 @@
-"""A model's residual stream, block by block: run one block on kept activations, and find where a layer's outputs land in the stream.
+"""A model's residual stream, block by block: run a model from any block on, and find where a layer's outputs land in the stream.
 
 Shapes: B images, N positions of the stream, C channels, R outputs of a layer per image. The stream is [B, N, C], [B, H, W, C] or,
 in channel-first form, [B, C, H, W]; it is kept as the blocks give it.
@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel, VitfrostError
+from .families import forward_pass
 from .load import device_of
-from .sites import ModelSites
 
 
 class _Stop(Exception):
@@ -33,11 +33,6 @@ class Landing:
     rows: Int[Tensor, " positions"]
 
 
-def block_names(sites: ModelSites) -> list[str]:
-    """The blocks in the order in which data passes them; each has one feed-forward block, and attention or a convolution before it."""
-    return [site.name.rpartition(".")[0] for site in sites.feed_forward]
-
-
 def tokens_of(activations: Float[Tensor, "images ..."], channels_first: bool) -> Float[Tensor, "images positions channels"]:
     """Channels last, positions side by side."""
     if channels_first:
@@ -46,112 +41,98 @@ def tokens_of(activations: Float[Tensor, "images ..."], channels_first: bool) ->
 
 
 class ResidualStream:
-    """Runs a model's blocks one by one. The stream into block 0 comes from pixels, that into a later block from the one before.
+    """Runs a model's blocks one by one, on streams that the caller keeps, so that nothing before a block has to run again.
 
-    `names`: the blocks in order (`block_names`). Raises UnsupportedModel where a block does not run on one stream.
+    `names` are the blocks in order; each has one feed-forward block, and attention or a convolution before it. The stream into block
+    0 comes from `enter`, that into a later block from `advance`, the outputs from `leave`.
+
+    Raises UnsupportedModel for a model of no known family, and for one that computes anything else than its family's blocks do.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], image_size: tuple[int, int]):
-        self.model, self.names, self.image_size = model, names, image_size
-        self.blocks = [model.get_submodule(name) for name in names]
+    def __init__(self, model: nn.Module):
+        self.model, self.parts = model, forward_pass(model)
+        self.names = [call.name for call in self.parts.blocks]
+        self.blocks = [model.get_submodule(name) for name in self.names]
         self.device = device_of(model)
-        self._extras: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._joined: list[bool] = []
-        self._trace()
-
-    def _pixels(self, images: int) -> Float[Tensor, "images 3 height width"]:
-        return torch.zeros(images, 3, *self.image_size, device=self.device)
+        self._check()
 
     @torch.no_grad()
-    def _trace(self) -> None:
-        """Note what the blocks are given beside the stream, and whether anything happens between them."""
-        outputs: list[Any] = [None]
-
-        def before(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            self._extras.append((inputs[1:], options))
-            self._joined.append(inputs[0] is outputs[-1])
-
-        handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.blocks]
-        handles += [block.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for block in self.blocks]
-        try:
-            self.model(self._pixels(1))
-        finally:
-            for handle in handles:
-                handle.remove()
-        if len(self._extras) != len(self.blocks) or not all(isinstance(output, Tensor) for output in outputs[1:]):
+    def _check(self) -> None:
+        """Compare with the model as a whole on one image of noise."""
+        drawn = torch.randn(1, 3, *self.parts.image_size, generator=torch.Generator().manual_seed(0))
+        pixels = drawn.to(next(self.model.parameters(), drawn))
+        whole, parts = self.model(pixels), self.run(self.enter(pixels))
+        if not torch.allclose(self.leave(parts), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()), equal_nan=True):
             raise UnsupportedModel(
-                f"{type(self.model).__name__} does not pass one stream once through each of its {len(self.blocks)} blocks"
+                f"{type(self.model).__name__} computes something else than its {len(self.blocks)} blocks one after another"
             )
 
-    def mid(self, index: int) -> nn.Module:
-        """The module of block `index` that reads the stream right after attention: Next-ViT's projection, else the second norm."""
-        block: Any = self.blocks[index]
-        found: nn.Module = block.projection if hasattr(block, "projection") else block.norm2
-        return found
+    def block_of(self, name: str) -> int:
+        """The number of the block that holds a layer. Raises ValueError for a layer outside the blocks."""
+        for number, block in enumerate(self.names):
+            if name.startswith(f"{block}."):
+                return number
+        raise ValueError(f"{name} is in no block")
+
+    def after_attention(self, index: int) -> nn.Module:
+        """The module of block `index` that reads the stream right after attention."""
+        return self.blocks[index].get_submodule(self.parts.after_attention)
 
     @torch.no_grad()
     def enter(self, pixels: Float[Tensor, "images 3 height width"]) -> Tensor:
         """The stream into block 0."""
-        return self._until(0, pixels)
+        return self.cross(0, self.parts.stem(pixels))
 
     @torch.no_grad()
     def cross(self, index: int, stream: Tensor) -> Tensor:
         """The stream into block `index`, from what the block before it put out; between stages the model's own layers run."""
-        if self._joined[index]:
-            return stream
-        skipped = self.blocks[:index]
-        try:
-            for number, block in enumerate(skipped):
-                block.forward = (lambda x, *_, **__: x) if number < index - 1 else (lambda *_, **__: stream)
-            return self._until(index, self._pixels(len(stream)))  # whatever is in the picture, `stream` takes its place
-        finally:
-            for block in skipped:
-                del block.forward
+        before = self.parts.blocks[index].before
+        return stream if before is None else before(stream)
 
     @torch.no_grad()
     def through(self, index: int, stream: Tensor, until: nn.Module | None = None) -> Tensor:
         """What block `index` puts out; with `until`, what that module in it reads, and nothing after it runs."""
-        extras, options = self._extras[index]
+        arguments = self.parts.blocks[index].arguments
         if until is None:
-            output: Tensor = self.blocks[index](stream, *extras, **options)
+            output: Tensor = self.blocks[index](stream, *arguments)
             return output
-        return _read(until, lambda: self.blocks[index](stream, *extras, **options))
+        return _read(until, lambda: self.blocks[index](stream, *arguments))
+
+    def run(self, stream: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+        """From the stream into block `first` to that into block `end`, or to what the last block puts out."""
+        for index in range(first, len(self.blocks) if end is None else end):
+            stream = self.through(index, stream)
+            if index + 1 < len(self.blocks):
+                stream = self.cross(index + 1, stream)
+        return stream
+
+    @torch.no_grad()
+    def leave(self, stream: Tensor) -> Tensor:
+        """The model's outputs, from what the last block put out."""
+        return self.parts.head(stream)
 
     @torch.no_grad()
     def reads_only_prefix(self, prefix: int) -> bool:
         """Whether the model's outputs depend on the first `prefix` tokens that the last block puts out, and on no others."""
         if not prefix:
             return False
-        shape = self.through(len(self.blocks) - 1, self._stream_into_last()).shape
+        shape = self.run(self.enter(torch.zeros(1, 3, *self.parts.image_size, device=self.device))).shape
         stream = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         changed = stream.clone()
         changed[:, prefix:] = changed[:, prefix:].flip(2)
-        outputs = []
-        for given in (stream, changed):
-            handle = self.blocks[-1].register_forward_hook(lambda _, inputs, output, given=given: given)
-            try:
-                outputs.append(self.model(self._pixels(1)))
-            finally:
-                handle.remove()
-        return torch.equal(*outputs)
-
-    def _stream_into_last(self) -> Tensor:
-        return self._until(len(self.blocks) - 1, self._pixels(1))
-
-    def _until(self, index: int, pixels: Tensor) -> Tensor:
-        return _read(self.blocks[index], lambda: self.model(pixels))
+        return torch.equal(self.leave(stream), self.leave(changed))
 
     @torch.no_grad()
-    def landing(self, index: int, layer: str, at_mid: bool, channels_first: bool, like: Tensor) -> Landing:
+    def landing(self, index: int, layer: str, at_mid: bool, like: Tensor) -> Landing:
         """Where the outputs of `layer` (a name below block `index`) land: in the stream after attention, or after the block. `like`: a
         stream into the block, for its shape.
 
         Found by letting a copy of the block run in float64 with zeros, ones and then row numbers as the layer's outputs. Raises
         UnsupportedModel where the outputs are not simply added to the stream, each channel with a scale of its own.
         """
-        extras, options = self._extras[index]
+        arguments, channels_first = self.parts.blocks[index].arguments, self.parts.channels_first
         twin = copy.deepcopy(self.blocks[index]).double()
-        until = twin.get_submodule(_name_in(self.blocks[index], self.mid(index))) if at_mid else None
+        until = twin.get_submodule(self.parts.after_attention) if at_mid else None
         stream = torch.zeros(1, *like.shape[1:], dtype=torch.float64, device=self.device)
         found: list[Tensor] = []
         for kind in ("zeros", "ones", "rows"):
@@ -168,9 +149,9 @@ class ResidualStream:
             handle = twin.get_submodule(layer).register_forward_hook(replace)
             try:
                 if until is None:
-                    found.append(twin(stream, *extras, **options))
+                    found.append(twin(stream, *arguments))
                 else:
-                    found.append(_read(until, lambda: twin(stream, *extras, **options)))
+                    found.append(_read(until, lambda: twin(stream, *arguments)))
             finally:
                 handle.remove()
         zeros, ones, rows = (tokens_of(each, channels_first)[0] for each in found)
@@ -188,10 +169,6 @@ class ResidualStream:
                 f"the outputs of {self.names[index]}.{layer} are not added to the residual stream as they are, so it cannot be repaired"
             )
         return Landing(scale, places.long())
-
-
-def _name_in(block: nn.Module, module: nn.Module) -> str:
-    return next(name for name, each in block.named_modules() if each is module)
 
 
 def _read(module: nn.Module, run: Any) -> Tensor:
@@ -227,11 +204,25 @@ def read_by(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+class _Constant(nn.Module):
+    """Puts out one tensor, whatever it is given."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.output
+
+
 @contextmanager
-def output_from(module: nn.Module, layer: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Let `module` put out what its last `layer` makes of `inputs`, without running what comes before it."""
-    module.forward = lambda *_, **__: layer(inputs)
+def output_in_place_of(model: nn.Module, name: str, output: Tensor) -> Iterator[None]:
+    """Let the module `name` of `model` put out `output` meanwhile, without running."""
+    parent_name, _, attribute = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    module = parent.get_submodule(attribute)
+    setattr(parent, attribute, _Constant(output))
     try:
         yield
     finally:
-        del module.forward
+        setattr(parent, attribute, module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
+from .forward import BlockCall, ForwardPass
 from .plain import check_feed_forward, has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -45,6 +46,20 @@ def _check_block(block: Any, name: str) -> None:
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     """The run-time attention that takes over an attention layer of this family."""
     return FusedAttention(original, site, scale_queries_first=True)
+
+
+def forward_pass(model: Any) -> ForwardPass:
+    """How a Swin Transformer runs block by block; patches are merged before the first block of a stage."""
+    return ForwardPass(
+        image_size=tuple(model.patch_embed.img_size),
+        stem=lambda pixels: model.layers[0].downsample(model.patch_embed(pixels)),
+        blocks=tuple(
+            BlockCall(f"layers.{number}.blocks.{place}", stage.downsample if number and not place else None)
+            for number, stage in enumerate(model.layers)
+            for place in range(len(stage.blocks))
+        ),
+        head=lambda stream: model.forward_head(model.norm(stream)),
+    )
 
 
 def find_sites(model: Any) -> ModelSites:

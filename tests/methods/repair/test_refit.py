@@ -18,7 +18,7 @@ from vitfrost.model import Model
 from vitfrost.passes.structure import changed_sites, start_from
 from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.stream import ResidualStream, block_names
+from vitfrost.vit.stream import ResidualStream
 
 NARROW: dict[str, Any] = {"embed_dim": 96, "num_heads": 3}
 MODELS = {
@@ -69,7 +69,7 @@ def disturbed(loaded: Model, first: int, strength: float = 0.3) -> nn.Module:
     install_map_attention(model)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for name in block_names(find_sites(loaded.module))[first:]:
+        for name in ResidualStream(loaded.module).names[first:]:
             for key, parameter in model.get_submodule(name).named_parameters():
                 if parameter.ndim > 1 and ("qkv" in key or key.endswith(("q.weight", "kv.weight", "v.weight", "fc1.weight"))):
                     parameter.mul_(1 + strength * torch.randn(parameter.shape, generator=generator))
@@ -99,7 +99,7 @@ def test_the_stream_comes_closer_and_what_lies_before_stays(kind: str) -> None:
     skipped = int(kind == "nextvit")  # whose last block is wide, and slow to fit
     record = repaired(model, loaded, pictures, skip_last=skipped)
     assert distance(model, loaded, pictures) < 0.8 * far
-    names = block_names(find_sites(loaded.module))
+    names = ResidualStream(loaded.module).names
     fitted = tuple(f"{name}." for name in names[1 : len(names) - skipped])
     expected = {site.name for site in find_sites(loaded.module).linears if site.role in ("proj", "fc2") and site.name.startswith(fitted)}
     assert set(record) == expected
@@ -131,23 +131,21 @@ def test_layers_that_were_spoilt_themselves_are_found_again(kind: str) -> None:
     assert distance(model, loaded, pictures[:2]) < 1e-3 * far
 
 
-@pytest.mark.parametrize("kind", ["vit", "nextvit"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_streams_run_block_by_block_as_the_model_runs(kind: str) -> None:
     loaded = MODELS[kind]()
-    names = block_names(find_sites(loaded.module))
-    stream, pixels = ResidualStream(loaded.module, names, loaded.image_size), batches(loaded)[0]
+    stream, pixels = ResidualStream(loaded.module), batches(loaded)[0]
     seen: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in map(loaded.module.get_submodule, names)
-    ]
+    handles = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in stream.blocks]
     with torch.no_grad():
-        loaded.module(pixels)
+        outputs = loaded.module(pixels)
     for handle in handles:
         handle.remove()
     current = stream.enter(pixels)
     for index, expected in enumerate(seen):
         current = stream.through(index, current if index == 0 else stream.cross(index, current))
         assert torch.equal(current, expected)
+    assert torch.equal(stream.leave(current), outputs)
 
 
 def test_compact_blocks_are_repaired_in_their_last_factor() -> None:
@@ -204,10 +202,10 @@ def test_the_last_block_is_left_where_only_prefix_tokens_are_read(kind: str, lef
     loaded = lively(MODELS[kind]())
     model = disturbed(loaded, 0)
     record = repaired(model, loaded, batches(loaded, 8))
-    last = block_names(find_sites(loaded.module))[-1]
+    last = ResidualStream(loaded.module).names[-1]
     assert any(name.startswith(f"{last}.") for name in record) != left
     if left:
-        only_last = disturbed(loaded, len(block_names(find_sites(loaded.module))) - 1)
+        only_last = disturbed(loaded, len(ResidualStream(loaded.module).names) - 1)
         with pytest.raises(VitfrostError, match="left as it is"):
             repaired(only_last, loaded, batches(loaded, 8))
 

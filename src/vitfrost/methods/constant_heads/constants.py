@@ -40,10 +40,11 @@ class Shape:
         return self.prefix_tokens + self.patches
 
     def kernel_shape(self, kind: Kind, window: int | None) -> tuple[int, int]:
-        """Height and width of the kernel: all relative positions, or those of the window."""
+        """Height and width of the kernel: all relative positions, or those of the window. Raises ValueError for a local one without."""
         if kind == "toeplitz":
             return 2 * self.grid[0] - 1, 2 * self.grid[1] - 1
-        assert window is not None
+        if window is None:
+            raise ValueError("a local kernel needs a window")
         return min(window, 2 * self.grid[0] - 1), min(window, 2 * self.grid[1] - 1)
 
 

@@ -1,6 +1,6 @@
 """Without training: which heads to compute, and the mix that makes the other heads' logits of theirs. Formulas only.
 
-A softmax ignores a constant added to a row of logits, so everything here is in row-centerd logits: what matters of h heads
+A softmax ignores a constant added to a row of logits, so everything here is in row-centered logits: what matters of h heads
 over any number of images is their h x h matrix of second moments, which adds up over batches.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def head_moments(logits: Float[Tensor, "rows heads queries keys"]) -> Float[Tensor, "heads heads"]:
-    """Sums of products of every two heads' row-centerd logits, in float64; add them over batches."""
+    """Sums of products of every two heads' row-centered logits, in float64; add them over batches."""
     logits = logits.double()
     flat = (logits - logits.mean(-1, keepdim=True)).transpose(0, 1).flatten(1)
     return flat @ flat.T
@@ -80,7 +80,7 @@ def choose_heads(similarities: Float[Tensor, "heads heads"], computed: int) -> H
 def unexplained_shares(
     moments: Float[Tensor, "heads heads"], kept: Sequence[int], mix: Float[Tensor, "hallucinated computed"]
 ) -> Float[Tensor, " hallucinated"]:
-    """E|g - m s|^2 / E|g|^2 of every head that is not in `kept`, ascending: the share of its row-centerd logits that `mix` leaves.
+    """E|g - m s|^2 / E|g|^2 of every head that is not in `kept`, ascending: the share of its row-centered logits that `mix` leaves.
 
     A head without energy counts as explained.
     """
@@ -127,7 +127,7 @@ def choose_explained(moments: Float[Tensor, "heads heads"], computed: int, ridge
 
 
 def fit_mix(moments: Float[Tensor, "heads heads"], choice: HeadChoice, ridge: float = 1e-3) -> Float[Tensor, "hallucinated computed"]:
-    """The matrix W that makes the other heads' row-centerd logits of the computed ones': argmin |G - W S|^2 + lambda |W|^2.
+    """The matrix W that makes the other heads' row-centered logits of the computed ones': argmin |G - W S|^2 + lambda |W|^2.
 
     `moments` from `head_moments`; lambda is `ridge` times the mean energy of a computed head. W = M_os (M_ss + lambda I)^-1,
     with the pseudo-inverse where computed heads depend on each other and `ridge` is 0. Raises ValueError for a negative `ridge`.

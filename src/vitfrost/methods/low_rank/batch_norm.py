@@ -77,7 +77,7 @@ def global_moments(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " channels"], Float[Tensor, " channels"]]:
     """Number of tokens in all processes, their mean, and the sum of the squares of their differences from it (differentiable).
 
-    Every process computes its own mean and centerd squares; these are combined after Chan, Golub and LeVeque (1983), which does not
+    Every process computes its own mean and centered squares; these are combined after Chan, Golub and LeVeque (1983), which does not
     cancel as E[x^2] - E[x]^2 does. The processes' numbers travel as one sum of tables in which each fills its own row.
     """
     tokens, channels = values.shape

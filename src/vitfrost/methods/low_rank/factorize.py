@@ -40,7 +40,7 @@ def factorize(
     Minimises E |(W - U V) h|^2 = |(W - U V) C^(1/2)|_F^2 with C = E[h h^T] (`second_moment`). With the left singular vectors P of
     W C^(1/2), the eigenvectors of W C W^T, the optimum is U V = P_r P_r^T W, which needs neither root nor inverse of C, so C may be
     singular; the error is the tail of the singular values (known to 1e-8 of the largest). With the `mean` E[h] the bias takes over
-    the mean's part, b' = b + (W - U V) E[h], and C is centerd first. Without `second_moment`: plain SVD.
+    the mean's part, b' = b + (W - U V) E[h], and C is centered first. Without `second_moment`: plain SVD.
     Scales are split so that every column of U is as long as its row of V, U = P S^(1/2) and
     V = S^(1/2) Q^T in plain SVD. Raises ValueError for a rank outside 1..min(outputs, inputs).
     """
@@ -68,7 +68,7 @@ def _output_directions(
     weight: Float[Tensor, "outputs inputs"], moments: Float[Tensor, "inputs inputs"], mean: Float[Tensor, " inputs"] | None
 ) -> tuple[Float[Tensor, "outputs outputs"], Float[Tensor, " outputs"]]:
     """Principal directions of the layer's outputs and their root mean squares, largest first; rounding below zero counts as zero."""
-    centerd = moments if mean is None else moments - torch.outer(mean, mean)
-    outputs = weight @ centerd @ weight.T
+    centered = moments if mean is None else moments - torch.outer(mean, mean)
+    outputs = weight @ centered @ weight.T
     energies, directions = torch.linalg.eigh((outputs + outputs.T) / 2)
     return directions.flip(1), energies.flip(0).clamp(min=0).sqrt()

@@ -19,7 +19,7 @@ from ...errors import VitfrostError
 from ...progress import track
 from ...vit.attention import FusedAttention, MapAttention
 from ...vit.sites import LinearSite, ModelSites
-from ...vit.stream import Landing, ResidualStream, block_names, output_from, read_by, tokens_of
+from ...vit.stream import Landing, ResidualStream, output_in_place_of, read_by, tokens_of
 from ..constant_heads.module import ConstantHeads
 from .constants import MapSums
 from .options import RepairOptions
@@ -87,16 +87,14 @@ def first_changed_block(changed: nn.Module, original: nn.Module, names: list[str
     return None
 
 
-def layers_to_fit(sites: ModelSites, first: int, end: int, options: RepairOptions) -> list[list[Layer]]:
+def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: int, options: RepairOptions) -> list[list[Layer]]:
     """The layers of the blocks `first` to `end` (excluded), by block. Of a compact projection it is the last factor."""
-    names = block_names(sites)
-    found: list[list[Layer]] = [[] for _ in names]
-    for linear in sites.linears:
-        block = next((number for number, name in enumerate(names) if linear.name.startswith(f"{name}.")), None)
-        if block is None or not first <= block < end or not _is_last_factor(linear, options):
-            continue
-        path = linear.name.removeprefix(f"{names[block]}.")
-        found[block].append(Layer(linear.name, block, path, linear.role == "proj"))
+    found: list[list[Layer]] = [[] for _ in stream.names]
+    for index in range(first, end):
+        block = f"{stream.names[index]}."
+        for linear in sites.linears:
+            if linear.name.startswith(block) and _is_last_factor(linear, options):
+                found[index].append(Layer(linear.name, index, linear.name.removeprefix(block), linear.role == "proj"))
     return found
 
 
@@ -124,20 +122,19 @@ class Repair:
     """
 
     def __init__(self, changed: nn.Module, original: nn.Module, sites: ModelSites, options: RepairOptions):
-        names = block_names(sites)
+        self.changed, self.original = ResidualStream(changed), ResidualStream(original)
+        names = self.changed.names
         first = first_changed_block(changed, original, names)
         if first is None:
             raise VitfrostError(
                 "there is nothing to repair: the plan changes no layer (frozen maps count only where activations stay in fp32)"
             )
         self.first, self.sites, self.options = first, sites, options
-        self.changed = ResidualStream(changed, names, sites.image_size)
-        self.original = ResidualStream(original, names, sites.image_size)
-        self.channels_first = sites.family == "nextvit"
+        self.channels_first = self.changed.parts.channels_first
         self.prefix = {site.name.rpartition(".")[0]: site.prefix_tokens for site in sites.attention}
         by_default = int(self.original.reads_only_prefix(self.prefix.get(names[-1], 0)))
         self.skipped = by_default if options.skip_last is None else options.skip_last
-        self.layers = layers_to_fit(sites, first, len(names) - self.skipped, options)
+        self.layers = layers_to_fit(sites, self.changed, first, len(names) - self.skipped, options)
         if not any(self.layers):
             raise VitfrostError(f"only {names[first]} and later blocks are changed, which are not repaired (the last one is left as it is)")
         self.record: dict[str, dict[str, float]] = {}
@@ -179,8 +176,9 @@ class Repair:
         """What the changed block puts out for a batch; its attention is not done again once its projection has been fitted."""
         if not block.mixed:
             return self.changed.through(block.index, streams.changed[number])
-        attention = self.changed.blocks[block.index].get_submodule(block.attention)
-        with output_from(attention, attention.get_submodule("proj"), block.mixed[number]):
+        changed = self.changed.blocks[block.index]
+        mixed = changed.get_submodule(f"{block.attention}.proj")(block.mixed[number])
+        with output_in_place_of(changed, block.attention, mixed):
             return self.changed.through(block.index, streams.changed[number])
 
     def _original_outputs(self, streams: _Streams, block: _Block, number: int, at_mid: bool) -> Tensor:
@@ -190,7 +188,7 @@ class Repair:
         if not at_mid:
             block.original.append(self.original.through(block.index, streams.original[number]))
             return block.original[number]
-        with read_by(self.original.mid(block.index)) as seen:
+        with read_by(self.original.after_attention(block.index)) as seen:
             block.original.append(self.original.through(block.index, streams.original[number]))
         return seen[0]
 
@@ -200,14 +198,14 @@ class Repair:
         penalty = self.options.constants_penalty
         if layer.at_mid and self.options.method == "ridge" and penalty is not None:
             self._fit_constants(index, layer.path.rpartition(".")[0], streams, penalty)
-        landing = self.changed.landing(index, layer.path, layer.at_mid, self.channels_first, streams.changed[0])
+        landing = self.changed.landing(index, layer.path, layer.at_mid, streams.changed[0])
         module = self.changed.blocks[index].get_submodule(layer.path)
         assert isinstance(module, nn.Linear | nn.Conv2d)
         sums, spread = RidgeSums(module.weight.shape[1], len(module.weight), self.changed.device), _Spread()
         for number, stream in enumerate(streams.changed):
             with read_by(module) as seen:
                 if layer.at_mid:
-                    got = self.changed.through(index, stream, self.changed.mid(index))
+                    got = self.changed.through(index, stream, self.changed.after_attention(index))
                     block.mixed.append(seen[0])
                 else:
                     got = self._changed_output(streams, block, number)
@@ -231,9 +229,9 @@ class Repair:
         heads = [places.index(head) for head in attention.order[attention.moving_heads :]]
         for number, stream in enumerate(streams.changed):
             with read_by(constants) as seen:
-                self.changed.through(index, stream, self.changed.mid(index))
+                self.changed.through(index, stream, self.changed.after_attention(index))
             with read_by(aim.get_submodule("proj")) as aimed:
-                self.original.through(index, streams.original[number], self.original.mid(index))
+                self.original.through(index, streams.original[number], self.original.after_attention(index))
             values = seen[0]
             wanted = aimed[0].unflatten(-1, (-1, constants.head_dim)).transpose(1, 2)[:, heads].to(values.device)
             spread.add(wanted.flatten(1)[:, None])

@@ -2,7 +2,7 @@
 
 Shapes: i inputs, o outputs. With r = t - (W0 a + b0), what a layer's targets t leave of its outputs, the problem
 min E w |W a + b - t|^2 + lambda |W - W0|^2 is that of the changes D = W - W0 and d = b - b0: min E w |D a + d - r|^2 + lambda |D|^2.
-The bias is free, so that the optimum has d = E[r] - D E[a] and D (C + lambda I) = X with the centerd covariances C of inputs, and X of
+The bias is free, so that the optimum has d = E[r] - D E[a] and D (C + lambda I) = X with the centered covariances C of inputs, and X of
 residuals with inputs.
 """
 

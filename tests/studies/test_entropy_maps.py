@@ -13,17 +13,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitfrost.reporting.figures import Scale
+from vitfrost.reporting.head_rows import divergence_rows
 from vitfrost.statistics.record import Statistics, kl_maps
-from vitfrost.studies.entropy_maps import attention_on_picture, divergence_maps, entropy_rows, tiled, token_row, whole_maps
+from vitfrost.studies.entropy_maps import (
+    attention_on_picture,
+    entropy_rows,
+    first_heads,
+    heads_of_the_paper,
+    mean_entropy,
+    tiled,
+    whole_maps,
+)
 from vitfrost.studies.grid_parts import GridParts, read_grid
 from vitfrost.studies.picture import load_picture
-from vitfrost.vit.sites import AttentionSite
 
 
 @pytest.fixture(scope="module")
 def parts(finished_grid: Path) -> GridParts:
     found = read_grid(finished_grid)
-    assert found is not None
     return found
 
 
@@ -53,14 +60,14 @@ def test_attention_on_a_picture(finished_grid: Path) -> None:
 
 def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistics) -> None:
     figure = entropy_rows(parts, statistics)
-    assert figure.first == [one for heads in figure.layers for one in heads][:6]
+    assert first_heads(figure) == [one for heads in figure.pictures for one in heads][:6]
     for layer, site in enumerate(statistics.sites.values()):
-        for head, one in enumerate(figure.layers[layer]):
+        for head, one in enumerate(figure.pictures[layer]):
             row = site.entropy[0, head, 0, 1:].reshape(8, 8)
             np.testing.assert_array_equal(drawn(one.uri), colors(row.astype(np.float64), figure.scale))
             assert one.caption == f"L{layer + 1}H{head + 1}: {row.mean(dtype=np.float64):.2g} bits"
-        np.testing.assert_allclose(figure.means[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
-    assert figure.chart.ticks[0][0] == figure.chart.bottom
+        np.testing.assert_allclose(mean_entropy(parts, statistics)[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
+    assert figure.chart.y_ticks[0] == (figure.chart.frame.bottom, "0")
 
 
 def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistics) -> None:
@@ -80,22 +87,15 @@ def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics:
     assert parts.quantized is not None
     name, quantized = parts.quantized
     assert name == "w4a4-seed0"
-    figure = divergence_maps(parts, statistics, name, quantized)
-    assert [one.caption.partition(":")[0] for one in figure.chosen] == ["L1H1", "L2H3"]
-    for one, layer, head in ((figure.chosen[0], 0, 0), (figure.chosen[1], 1, 2)):
+    figure = divergence_rows(parts.anatomy.sites.attention, True, statistics, quantized)
+    first, second = heads_of_the_paper(figure)
+    assert [one.caption.partition(":")[0] for one in (first, second)] == ["L1H1", "L2H3"]
+    for one, layer, head in ((first, 0, 0), (second, 1, 2)):
         site = list(statistics.sites.values())[layer]
         divergence = kl_maps(site, quantized.sites[site.name])[0, head, 0]
         np.testing.assert_array_equal(drawn(one.uri), colors(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
-        points = dict(figure.chart.series)["mean"]
-        assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in [title for _, _, title in points]
-
-
-def test_without_class_token_the_queries_are_averaged() -> None:
-    site = AttentionSite("s", 0, 2, 8, 16, 6, 6, 0, (2, 3))
-    maps = np.random.default_rng(0).random((2, 6, 6))
-    maps[:, 1] = np.nan
-    np.testing.assert_allclose(token_row(maps, site, False), np.delete(maps, 1, axis=1).mean(axis=1).reshape(2, 2, 3))
-    np.testing.assert_array_equal(token_row(maps, site, True), maps[:, 0].reshape(2, 2, 3))
+        titles = [title for _, title in figure.chart.curves[0].marks]
+        assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in titles
 
 
 @given(high=st.integers(1, 4), wide=st.integers(1, 4), side=st.integers(2, 4), shift=st.integers(0, 1))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from vitfrost.errors import VitfrostError
-from vitfrost.reporting.build import report
+from vitfrost.studies.grid_page import report_study
 from vitfrost.studies.grid_parts import read_grid
 from vitfrost.studies.paper import paper_rows
 from vitfrost.studies.several import report_several
 
 
 def test_a_page_of_two_models(finished_grid: Path, grid_folder: Path, tmp_path: Path, parse_page: Callable[[str], Any]) -> None:
-    report(grid_folder)
+    report_study(grid_folder)
     out = tmp_path / "all" / "report.html"
     page = parse_page(report_several({"One": finished_grid, "Two": grid_folder}, out).read_text(encoding="utf-8"))
     links = [reference for reference in page.references if not reference.startswith(("#", "data:"))]
@@ -24,9 +24,7 @@ def test_a_page_of_two_models(finished_grid: Path, grid_folder: Path, tmp_path: 
     assert (out.parent / links[0]).is_file()
     assert "One (no page of its own yet): " in page.text
     assert page.source.count('<figure class="plot">') == 2 * 2
-    parts = read_grid(finished_grid)
-    assert parts is not None
-    rows = {row.name: row for row in paper_rows(parts)}
+    rows = {row.name: row for row in paper_rows(read_grid(finished_grid))}
     eam = rows["EAM 4bits, τ = 20 %"]
     assert eam.ours is not None
     assert eam.difference is not None
@@ -41,8 +39,8 @@ def test_equal_folders_give_equal_pages(finished_grid: Path, grid_folder: Path, 
     assert first == report_several({"One": grid_folder}, tmp_path / "b.html").read_bytes()
 
 
-def test_what_is_no_grid_is_refused(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(VitfrostError, match="holds no grid run"):
-        report_several({"One": finished_run}, tmp_path / "page.html")
+def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VitfrostError, match=r"holds no study; python -m vitfrost\.studies run makes one from a recipe with a grid"):
+        report_several({"One": tmp_path}, tmp_path / "page.html")
     with pytest.raises(VitfrostError, match="no runs to report"):
         report_several({}, tmp_path / "page.html")

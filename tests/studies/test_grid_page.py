@@ -15,25 +15,19 @@ from vitfrost.configs import Calibrate
 from vitfrost.errors import VitfrostError
 from vitfrost.files import read_json, write_json
 from vitfrost.model import Model
-from vitfrost.reporting.build import report
 from vitfrost.reporting.summary import signed
-from vitfrost.reporting.tables import gain
-from vitfrost.runs.recipe import load_recipe
 from vitfrost.studies import criteria, paper
-from vitfrost.studies.grid_parts import GridParts, read_grid
+from vitfrost.studies.estimates import gain
+from vitfrost.studies.grid_page import report_study
+from vitfrost.studies.grid_parts import read_grid
 from vitfrost.studies.outcome_files import load_outcomes, outcome_path
 from vitfrost.studies.picture import take_picture
+from vitfrost.studies.recipe import load_study
 from vitfrost.studies.summary import between, points, select
 from vitfrost.studies.variants import UNFROZEN, expand
 
 PageOf = Callable[..., Any]
 HEADS, FIRST, CHOSEN = 24, 6, 2
-
-
-def parts_of(folder: Path) -> GridParts:
-    found = read_grid(folder)
-    assert found is not None
-    return found
 
 
 def test_page_is_well_formed_and_needs_nothing_from_outside(finished_grid: Path, page_of: PageOf, tmp_path: Path) -> None:
@@ -52,10 +46,10 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(finished_grid: Path,
 
 
 def test_table_one_holds_published_and_own_numbers(finished_grid: Path) -> None:
-    recipe = load_recipe(finished_grid / "recipe.yaml")
+    recipe = load_study(finished_grid / "recipe.yaml")
     own = points(load_outcomes(finished_grid / "outcomes", expand(recipe)))
     (unfrozen,) = select(own, UNFROZEN)
-    table = paper.table_one(parts_of(finished_grid))
+    table = paper.table_one(read_grid(finished_grid))
     assert table is not None
     assert [name for name, _ in table.rows] == ["Full precision", "RepQ-ViT", "EAM 4bits, τ = 10 %", "EAM 4bits, τ = 20 %"]
     cells = {name: [cell.value for cell in cells] for name, cells in table.rows}
@@ -69,9 +63,9 @@ def test_table_one_holds_published_and_own_numbers(finished_grid: Path) -> None:
 
 
 def test_figures_five_and_six_are_drawn_from_the_points(finished_grid: Path, page_of: PageOf, tmp_path: Path) -> None:
-    recipe = load_recipe(finished_grid / "recipe.yaml")
+    recipe = load_study(finished_grid / "recipe.yaml")
     own = points(load_outcomes(finished_grid / "outcomes", expand(recipe)))
-    parts = parts_of(finished_grid)
+    parts = read_grid(finished_grid)
     five, six = paper.figure_five(parts), paper.figure_six(parts)
     assert five is not None
     assert six is not None
@@ -93,7 +87,7 @@ def test_figures_five_and_six_are_drawn_from_the_points(finished_grid: Path, pag
 
 
 def test_other_criteria_and_numbers_of_images_are_compared(finished_grid: Path) -> None:
-    parts = parts_of(finished_grid)
+    parts = read_grid(finished_grid)
     (comparison,) = criteria.comparisons(parts)
     assert [name for name, _ in comparison.table.rows] == ["entropy", "random", "lowest mean", "lowest variance"]
     assert comparison.table.columns == ["20 %", "100 %"]
@@ -119,18 +113,18 @@ def test_names_of_blocks_do_not_matter(finished_grid: Path, grid_folder: Path) -
     for number, block in enumerate(data["grid"]["blocks"]):
         block["name"] = f"another {number}"
     (grid_folder / "recipe.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    before, after = parts_of(finished_grid), parts_of(grid_folder)
+    before, after = read_grid(finished_grid), read_grid(grid_folder)
     for figure in (paper.table_one, paper.figure_five, paper.figure_six, paper.freezing_alone, criteria.comparisons, criteria.over_images):
         assert figure(before) == figure(after)
 
 
 def test_equal_folders_give_equal_pages(finished_grid: Path, grid_folder: Path, tmp_path: Path) -> None:
-    assert report(finished_grid, tmp_path / "a.html").read_bytes() == report(grid_folder, tmp_path / "b.html").read_bytes()
+    assert report_study(finished_grid, tmp_path / "a.html").read_bytes() == report_study(grid_folder, tmp_path / "b.html").read_bytes()
 
 
 def remove(folder: Path, wanted: Callable[[Any], bool]) -> int:
     """Delete the outcomes of some variants; how many they were."""
-    found = [variant for variant in expand(load_recipe(folder / "recipe.yaml")) if wanted(variant)]
+    found = [variant for variant in expand(load_study(folder / "recipe.yaml")) if wanted(variant)]
     for variant in found:
         outcome_path(folder / "outcomes", variant).unlink()
     return len(found)
@@ -139,14 +133,14 @@ def remove(folder: Path, wanted: Callable[[Any], bool]) -> int:
 def test_a_grid_in_the_middle_of_its_measurements(grid_folder: Path, page_of: PageOf) -> None:
     removed = remove(grid_folder, lambda variant: variant.seed == 1 and variant.freeze > 0 and variant.plan["by"] == "entropy")
     text = page_of(grid_folder).text
-    assert f"{removed} of {len(expand(load_recipe(grid_folder / 'recipe.yaml')))} variants are not measured yet" in text
+    assert f"{removed} of {len(expand(load_study(grid_folder / 'recipe.yaml')))} variants are not measured yet" in text
     assert "1 of 2 seeds" in text
     assert f"W4/A4, entropy ({removed})" in text
 
 
 def test_variants_wait_for_their_unfrozen_model(grid_folder: Path, page_of: PageOf) -> None:
     assert remove(grid_folder, lambda variant: variant.block == UNFROZEN and variant.seed == 1) == 1
-    quantized = [variant for variant in parts_of(grid_folder).variants if variant.source.quantizes]
+    quantized = [variant for variant in read_grid(grid_folder).variants if variant.source.quantizes]
     waiting = sum(variant.seed == 1 for variant in quantized) - 1
     text = page_of(grid_folder).text
     assert f"{waiting} measured variants are left out until the unfrozen model of their seed is measured" in text
@@ -182,20 +176,20 @@ def test_a_grid_of_other_blocks_leaves_the_papers_figures_out(grid_folder: Path,
         "The recipe names no published values",
     ):  # fmt: skip
         assert sentence in text
-    assert [one.chart.title for one in criteria.comparisons(parts_of(grid_folder))] == ["W4/A4: criterion"]
+    assert [one.chart.title for one in criteria.comparisons(read_grid(grid_folder))] == ["W4/A4: criterion"]
 
 
 def test_parts_of_other_models_are_refused(grid_folder: Path, pictures: Path) -> None:
     other = Model.open("vitfrost_digits", weights="random", seed=7)
     take_picture(other, pictures, grid_folder / "picture.safetensors")
     with pytest.raises(VitfrostError, match=r"mixes runs: picture\.safetensors is of other weights"):
-        report(grid_folder)
+        report_study(grid_folder)
     path = outcome_path(grid_folder / "outcomes", None)
     data = read_json(path)
     data["row"]["state_hash"] = "0" * 64
     write_json(path, data)
     with pytest.raises(VitfrostError, match="mixes runs: its outcomes are of the weights"):
-        report(grid_folder)
+        report_study(grid_folder)
     assert not (grid_folder / "report.html").exists()
 
 
@@ -221,7 +215,7 @@ def test_figures_of_windowed_models(grid_folder: Path, pictures: Path, page_of: 
 
 @pytest.mark.browser
 def test_a_browser_shows_the_page_without_the_network(finished_grid: Path, tmp_path: Path, browser: Any) -> None:
-    page = report(finished_grid, tmp_path / "page.html")
+    page = report_study(finished_grid, tmp_path / "page.html")
     images = page.read_text(encoding="utf-8").count("<img ")
     for width in (1280, 500):
         assert browser.look_at(page, width) == {"images": images, "loaded": images, "wide": False, "fetched": 0, "refused": 0}

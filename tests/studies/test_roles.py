@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitfrost.runs.recipe import Recipe
+from vitfrost.studies.recipe import StudyRecipe
 from vitfrost.studies.roles import FULL, MOST_LINES, Line, Roles, assign, lines_of, names, told
 from vitfrost.studies.variants import expand
 
@@ -24,7 +24,7 @@ def roles_of(*blocks: dict[str, Any], names: str = "abcdefgh", **plan: Any) -> R
         "evaluation": {"images": "i"},
         "grid": {"seeds": [0, 1], "blocks": [{"name": name} | block for name, block in zip(names, blocks, strict=False)]},
     }
-    return assign(lines_of(expand(Recipe.model_validate(recipe)), []))
+    return assign(lines_of(expand(StudyRecipe.model_validate(recipe)), []))
 
 
 def cells(lines: list[Line]) -> list[tuple[str, int]]:

@@ -73,7 +73,6 @@ def test_next_vit_by_hand() -> None:
 
 def test_only_wholly_frozen_heads_save_and_constants_cost_bytes(finished_grid: Path) -> None:
     parts = read_grid(finished_grid)
-    assert parts is not None
     found = savings(parts)
     assert found is not None
     assert found.rows == len(parts.measured) - 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 
-from vitfrost.studies.redundancy import constant_entries, count_levels, zero_entries
+BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "eam_redundancy.py"))
+constant_entries, count_levels, zero_entries = (BENCHMARK[name] for name in ("constant_entries", "count_levels", "zero_entries"))
 
 
 def test_levels_are_counted_and_constants_found() -> None:

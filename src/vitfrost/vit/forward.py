@@ -1,0 +1,41 @@
+"""A model's forward pass cut at its blocks, as its family describes it: pixels -> stem -> block after block -> head -> outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How one block is called.
+
+    `before` leads from the output of the block before to the stream into this one (None: they are the same). `arguments` are given
+    to the block beside the stream.
+    """
+
+    name: str
+    before: Step | None = None
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """The parts of a forward pass, for images of `image_size` (height, width) in pixels.
+
+    `stem` leads from pixels [B, 3, height, width] to the stream into the first block, `head` from the output of the last block to
+    what the model puts out. `after_attention` names the module below a block that reads the stream right after attention.
+    `channels_first`: the stream is [B, C, H, W].
+    """
+
+    image_size: tuple[int, int]
+    stem: Step
+    blocks: tuple[BlockCall, ...]
+    head: Step
+    after_attention: str = "norm2"
+    channels_first: bool = False

@@ -1,0 +1,59 @@
+"""What belongs to the process stays as it is: generators, threads, logging, warnings."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def test_the_verbs_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("untouched.py")
+    ended = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_threads_are_those_of_before_after_a_run_and_an_error() -> None:
+    from vitfrost.threads import torch_threads
+
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError), torch_threads(before + 1):
+        print(1 / 0)
+    assert torch.get_num_threads() == before
+    with torch_threads(None):
+        assert torch.get_num_threads() == before
+
+
+def test_a_command_shows_messages_on_stderr_and_takes_its_handler_away(capsys: pytest.CaptureFixture[str]) -> None:
+    from vitfrost.progress import messages_on_stderr, say
+
+    with messages_on_stderr():
+        say("compress: 3 of 9")
+        logging.getLogger("vitfrost.deploy.export").warning("saves no time")
+    say("later")
+    assert capsys.readouterr().err == "compress: 3 of 9\nvitfrost: saves no time\n"
+    assert [type(handler) for handler in logging.getLogger("vitfrost").handlers] == [logging.NullHandler]
+
+
+def test_without_a_handler_of_the_caller_nothing_is_shown() -> None:
+    code = "import vitfrost, logging; logging.getLogger('vitfrost.deploy').warning('w')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def test_a_warning_of_others_during_an_export_is_not_lost() -> None:
+    from vitfrost.deploy.tools import quiet_tools
+
+    with pytest.warns(UserWarning, match="from elsewhere"), quiet_tools():
+        warnings.warn("from elsewhere", stacklevel=1)
+    with warnings.catch_warnings(record=True) as seen, quiet_tools():
+        warnings.warn_explicit("a tool's", FutureWarning, "torch/x.py", 1, module="torch.export._trace")
+    assert seen == []
