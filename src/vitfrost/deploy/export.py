@@ -117,6 +117,7 @@ def export(
             "precision": precision,
             "model": loaded.identity.model_dump(mode="json"),
             "classes": loaded.classes,
+            **({} if loaded.class_names is None else {"class_names": list(loaded.class_names)}),
             "preprocessing": loaded.preprocessing.plain(),
             "plan_hash": about.plan_hash,
             "plan": _plan_of(loaded),

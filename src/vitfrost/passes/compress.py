@@ -95,7 +95,8 @@ def artifact_of(work: Work, recipe: dict[str, Any] | None = None) -> Artifact:
     structure, repair, quantization = (records.pop(name, None) for name in ("structure", "repair", "quantization"))
     return Artifact.made_from(
         loaded, work.model, plan=work.plan, statistics=_source(work.statistics), structure=structure, repair=repair,
-        quantization=quantization, passes=records, training=loaded.training if isinstance(loaded, Artifact) else None, seeds=_seeds(work), recipe=recipe,
+        quantization=quantization, passes=records,
+        training=loaded.training if isinstance(loaded, Artifact) else None, seeds=_seeds(work), recipe=recipe,
     )  # fmt: skip
 
 

@@ -92,6 +92,21 @@ class Plan(Strict):
     layers: tuple[LayerPlan, ...]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
 
+    def __repr__(self) -> str:
+        heads = [head for layer in self.layers for head in layer.heads]
+        counts = {
+            "frozen whole": sum(head.constant is not None for head in heads),
+            "with frozen weights": sum(bool(head.entries) for head in heads),
+            "hallucinated": sum(len(layer.hallucinated) for layer in self.layers),
+        }
+        made = [f"{count} of {len(heads)} heads {what}" for what, count in counts.items() if count]
+        compact = sum(block.rank is not None for block in self.feed_forward)
+        made += [f"{compact} compact blocks"] if compact else []
+        bits = f"W{self.quantize.weight_bits}/A{self.quantize.activation_bits}"
+        return f"Plan({', '.join([self.model.name, f'{len(self.layers)} layers', *made, bits])})"
+
+    __str__ = __repr__
+
     @model_validator(mode="after")
     def _layers_are_consistent(self) -> Plan:
         first: dict[str, int] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
@@ -21,6 +21,10 @@ from ..spelling import american, hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 from .similarity import added, moments_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
 SIMILARITY = "similarity"
@@ -78,6 +82,9 @@ class SiteStatistics:
     def value_norm(self) -> Float32[np.ndarray, "windows heads keys"]:
         """Mean over the images of the squared norm of a value after its head's slice of the output projection."""
         return (self.value_sums / (VALUE_SCALE * max(self.images, 1))).astype(np.float32)
+
+    def __repr__(self) -> str:
+        return f"SiteStatistics({self.name}, maps {list(self.maps_shape)}, {self.images} images)"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored, by name."""
@@ -137,6 +144,33 @@ class Statistics:
     header: StatisticsHeader
     sites: dict[str, SiteStatistics]
     similarity: Int64[np.ndarray, "heads heads"] | None = None
+
+    def __getitem__(self, site: str) -> SiteStatistics:
+        """The statistics of one site, such as "blocks.3.attn". Raises VitfrostError naming the sites there are."""
+        if site not in self.sites:
+            names = list(self.sites)
+            raise VitfrostError(f"there is no site '{site}'; there are {len(names)}, {names[0]} to {names[-1]}")
+        return self.sites[site]
+
+    def __repr__(self) -> str:
+        header = self.header
+        more = [name for name in ("sensitivity", "similarity") if getattr(header, name)]
+        return (
+            f"Statistics({', '.join([header.model.name, f'{len(self.sites)} sites', f'{header.images} images', header.precision, *more])})"
+        )
+
+    def plot(
+        self, site: str, head: int, picture: str | Path | Image | None = None, *, of: Literal["mean", "variance", "entropy"] = "mean",
+        window: int = 0,
+    ) -> Figure:  # fmt: skip
+        """A matplotlib figure of a head's map over the patch grid: the class token's row, or the mean over the patches.
+
+        `picture`: a file or a Pillow image to lay it over. `of`: mean map, its variance, or its entropy (bits). Raises VitfrostError for
+        a site, head or window that is not there.
+        """
+        from .plot import plot_head
+
+        return plot_head(self, site, head, picture, of=of, window=window)
 
     @cached_property
     def moments(self) -> Float64[np.ndarray, "heads heads"]:
