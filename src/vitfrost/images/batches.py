@@ -92,7 +92,7 @@ class BatchLoader:
         return None if images is None else len(range(self._rank * self.batch_size, images, self._world * self.batch_size))
 
     def _positions(self) -> Iterator[int]:
-        size = self.image_set.size or sys.maxsize
+        size = len(_every(self.image_set))
         for start in range(self._rank * self.batch_size, size, self._world * self.batch_size):
             yield from range(start, min(start + self.batch_size, size))
 
@@ -147,7 +147,7 @@ def take_usable(image_set: AnyImages, preprocess: Preprocess, count: int, *, thr
         raise VitfrostError(f"cannot take {count} images; the number must be at least 1")
     taken: list[tuple[int, Decoded]] = []
     usable = 0
-    with closing(decode_in_order(image_set, preprocess, range(image_set.size or sys.maxsize), threads, 2 * threads)) as decoded:
+    with closing(decode_in_order(image_set, preprocess, _every(image_set), threads, 2 * threads)) as decoded:
         for item in decoded:
             taken.append(item)
             usable += item[1].pixels is not None
@@ -158,6 +158,11 @@ def take_usable(image_set: AnyImages, preprocess: Preprocess, count: int, *, thr
     if batch is None:
         raise _nothing_usable(image_set, skipped)
     return batch
+
+
+def _every(image_set: AnyImages) -> range:
+    """The positions of a set; more than there can be where only reading tells how many there are."""
+    return range(sys.maxsize if image_set.size is None else image_set.size)
 
 
 def images_hash(image_set: AnyImages, digests: Mapping[int, str]) -> str:

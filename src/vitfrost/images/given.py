@@ -119,7 +119,7 @@ class _Kept:
 
 
 AnyImages = ImageSet | GivenImages
-ImagesLike = str | Path | ImageSet | GivenImages | Iterable[Any]
+ImagesLike = str | Path | ImageSet | GivenImages | torch.utils.data.Dataset[Any] | Iterable[Any]
 
 
 def find_given(images: ImagesLike, *, several: bool = False) -> AnyImages:

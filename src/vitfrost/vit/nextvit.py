@@ -29,10 +29,8 @@ def matches(model: nn.Module) -> bool:
 
 def _check_block(block: Any, name: str) -> None:
     if not is_kind(block, NextConvBlock, NextTransformerBlock):
-        raise UnsupportedModel(
-            f"{name} is a {named(block, NextConvBlock, NextTransformerBlock)}; only Next-ViT's convolution and transformer blocks are supported"
-        )
-    shown = named(block.mlp, ConvMlp)
+        shown = named(block, NextConvBlock, NextTransformerBlock)
+        raise UnsupportedModel(f"{name} is a {shown}; only Next-ViT's convolution and transformer blocks are supported")
     if not is_kind(block.mlp, ConvMlp) or not isinstance(block.mlp.norm, nn.Identity):
         raise UnsupportedModel(f"{name}.mlp is a {named(block.mlp, ConvMlp)}; only fc1-activation-fc2 of 1 x 1 convolutions is supported")
     if isinstance(block, NextTransformerBlock) and not is_kind(block.e_mhsa, EfficientAttention):
