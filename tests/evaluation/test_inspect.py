@@ -25,7 +25,7 @@ def test_plain_vit() -> None:
 
 
 def test_swin_has_windows() -> None:
-    found = inspect(Model.open("swin_tiny_patch4_window7_224", image_size=112))
+    found = inspect(Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112))
     assert [site["windows"] for site in found["attention"]] == [16, 16, 4, 4, *[1] * 8]
     assert found["attention"][1]["shift"] == [3, 3]
     assert found["macs"]["patch_merging"] > 0
@@ -34,7 +34,7 @@ def test_swin_has_windows() -> None:
 def test_next_vit_has_reduced_keys_and_feed_forward_blocks_of_two_kinds() -> None:
     from rich.console import Console
 
-    found = inspect(Model.open("nextvit_small", image_size=(64, 96)))
+    found = inspect(Model.open("nextvit_small", weights="random", image_size=(64, 96)))
     assert (found["family"], found["image_size"], found["tokens"]) == ("nextvit", [64, 96], 8 * 12)
     assert found["attention"][0]["maps"] == [1, 6, 96, 6]
     assert [block["block"] for block in found["feed_forward"]].count("transformer") == len(found["attention"])
@@ -73,7 +73,7 @@ def test_table_adds_up() -> None:
     from rich.console import Console
 
     console = Console(width=120, file=io.StringIO())
-    found = inspect(Model.open("swin_tiny_patch4_window7_224", image_size=56))
+    found = inspect(Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56))
     console.print(format_inspection(found))
     text = console.file.getvalue()
     assert f"{found['parameters_total']:,}" in text
