@@ -108,7 +108,7 @@ def level_counts(artifact: Model, images: Path, limit: int) -> dict[str, tuple[n
 
     for name, module in attention.items():
         assert isinstance(module.map_quantizer, LogQuantizer)
-        module.observer = observer(name, module.map_quantizer, module.site.entries)
+        module.observe(observer(name, module.map_quantizer, module.site.entries))
     with torch.inference_mode():
         for batch in BatchLoader(open_images(images).subset(limit, 0), Preprocess(artifact.preprocessing), 16):
             artifact.module(batch.pixels)

@@ -21,7 +21,6 @@ import torch
 from vitfrost.deploy.fuse import fuse
 from vitfrost.deploy.graph import inference_form, to_onnx, trace
 from vitfrost.deploy.int8 import PRODUCTS, quantize_onnx, reduces_range
-from vitfrost.deploy.lean import LastBlock, PatchProduct, SeparateAttention, tokens_read
 from vitfrost.evaluation.results import environment, processor_name
 from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
@@ -31,6 +30,7 @@ from vitfrost.model import Model
 from vitfrost.timing.load import OtherLoad
 from vitfrost.timing.rounds import paired_ratio, slot_for, timed_rounds
 from vitfrost.vit.families import install_map_attention
+from vitfrost.vit.lean import LastBlock, PatchProduct, SeparateAttention, tokens_read
 
 # Every stage keeps what those before it changed.
 STAGES = ("plain", "outputs of products in floating point", "products with their biases, FastGelu", "queries, keys and values apart: "

@@ -22,6 +22,7 @@ from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import hash_state
+from vitfrost.vit.stream import ResidualStream
 
 IMAGES, FREEZE = 2, 0.3
 
@@ -159,6 +160,13 @@ def check_statistics(site: SiteStatistics, maps: tuple[int, int, int, int], pair
     return unmasked
 
 
+def check_blocks(model: torch.nn.Module, pixels: torch.Tensor, expected: torch.Tensor) -> None:
+    """Block after block the model computes the bits that it computes as a whole."""
+    stream = ResidualStream(model)
+    assert stream.names == [site.name.rpartition(".")[0] for site in find_sites(model).feed_forward]
+    assert torch.equal(stream.leave(stream.run(stream.enter(pixels))), expected)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: "-".join([row.name, *map(str, row.options.values())]))
 @torch.no_grad()
 def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) -> None:
@@ -166,6 +174,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     loaded = load_sharp(architecture.name, **architecture.options)
     pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
     expected = loaded.module(pixels)
+    check_blocks(loaded.module, pixels, expected)
     tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
 
     measured = tmp_path / "statistics.safetensors"
@@ -181,7 +190,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.module)
     for module in install_map_attention(explicit).values():
-        module.observer = lambda maps, values: None
+        module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     del explicit, module  # models are given up as soon as they are done with: the process stays at about 3 GB
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
@@ -285,6 +294,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     loaded = load_uneven(architecture)
     pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
     expected = loaded.module(pixels)
+    check_blocks(loaded.module, pixels, expected)
     tolerance = 1e-5 * float(expected.abs().max())
 
     measured, out = tmp_path / "statistics.safetensors", tmp_path / "artifact"
@@ -298,7 +308,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
     explicit = copy.deepcopy(loaded.module)
     for module in install_map_attention(explicit).values():
-        module.observer = lambda maps, values: None
+        module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")

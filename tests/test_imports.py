@@ -17,10 +17,11 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, configs, deploy, evaluation, models, passes, plans, statistics
+artifact, configs, keyed, deploy, evaluation, models, passes, plans, statistics
 methods
 images, runtime, vit
-distributed, errors, files, progress, spelling
+files, records, strict
+distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

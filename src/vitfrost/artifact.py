@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from .class_names import names_from_plain, plain_names
 from .errors import VitfrostError
-from .files import atomic_folder, read_json, sha256_of_file
+from .files import atomic_folder, sha256_of_file
 from .identity import Identity
 from .images.preprocessing import Preprocessing
 from .methods.frozen_entries import FrozenMaps
@@ -35,13 +36,14 @@ from .model import Model
 from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
+from .records import Format
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
 from .vit.load import create_model
 from .vit.skeleton import Skeleton
 
 log = logging.getLogger("vitfrost")
-KIND, VERSION = "vitfrost artifact", 1
+FORMAT = Format("an artifact", "vitfrost artifact", mend="compress again")
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -92,8 +94,8 @@ class Artifact(Model):
         names = plain_names(self.class_names)
         model = {**self.identity.model_dump(mode="json"), "options": self.options, "preprocessing": self.preprocessing.plain()}
         return {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "model": model | ({} if names is None else {"class_names": names}) | ({} if self.registered else {"registered": False}),
             "quantization": self.quantization,
             "statistics": self.statistics,
@@ -126,7 +128,7 @@ class Artifact(Model):
             artifact.size_bytes = sum(file.stat().st_size for file in path.iterdir())
             tensors = load_file(path / WEIGHTS_FILE)
         except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-            raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; compress again") from error
+            raise FORMAT.damaged(path, f"{type(error).__name__} {error}") from error
         restore_state(artifact.module, plan, tensors)
         return artifact
 
@@ -218,7 +220,7 @@ def _restore_frozen(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]
             codes[~zeros] = unpack(tensors.pop(f"{key}.codes"), frozen.bits, int((~zeros).sum()))
             frozen.codes, frozen.step = torch.from_numpy(codes), torch.from_numpy(tensors.pop(f"{key}.step"))
         frozen.restore_constants()
-        module.frozen = frozen
+        module.freeze_entries(frozen)
 
 
 def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.ndarray]) -> None:
@@ -253,11 +255,9 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
 
 
 def _versions() -> dict[str, str]:
-    import timm
-
     from . import __version__
 
-    return {"vitfrost": __version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {"vitfrost": __version__, "torch": torch.__version__, "timm": version("timm")}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -266,12 +266,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise VitfrostError(f"{path} is no vitfrost artifact: it has no {name}")
-    config = read_json(path / CONFIG_FILE)
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise VitfrostError(f"{path / CONFIG_FILE} is not of a vitfrost artifact")
-    version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise VitfrostError(f"{path} is an artifact of format version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
+    config = FORMAT.read(path / CONFIG_FILE)
     if sha256_of_file(path / WEIGHTS_FILE) != config.get("weights_sha256"):
         raise VitfrostError(f"{path / WEIGHTS_FILE} is not the file that was saved (truncated or altered); compress again")
     return config

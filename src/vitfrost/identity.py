@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .plans.strict import Count, Positive, Strict
+from .strict import Count, Positive, Strict
 
 
 class Identity(Strict):

@@ -18,6 +18,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 64, "class_token": False, "global_pool": "avg"}),
     "swin": ("swin_tiny_patch4_window7_224", {"depths": (2, 2), "num_heads": (3, 6), "embed_dim": 48, "img_size": 112}),
     "pvt": ("vitfrost_pvt_tiny", {"img_size": 96}),
+    "nextvit": ("nextvit_small", {"depths": (1, 1, 5, 1), "img_size": 64}),
     "digits": ("vitfrost_digits", {}),
 }
 

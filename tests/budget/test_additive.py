@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from vitfrost.budget.additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
 from vitfrost.budget.latency import groups_of, state_of
 from vitfrost.budget.moves import Moves
-from vitfrost.deploy.lean import block_cut_short
 from vitfrost.vit.families import find_sites
+from vitfrost.vit.lean import block_cut_short
 
 savings = st.floats(-0.01, 0.02)
 tables = st.lists(st.lists(savings, min_size=1, max_size=4).map(lambda saves: (0.0, *saves)), min_size=1, max_size=4).map(tuple)

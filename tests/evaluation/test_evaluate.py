@@ -209,7 +209,7 @@ def frozen_artifact(original: Model, heads: int, weight_bits: int) -> Artifact:
     mask[:, heads, : site.queries // 2] = True
     frozen = FrozenMaps(mask, None, 32, "published")
     frozen.set_values(torch.full(site.maps_shape, 1 / site.keys), None)
-    install_map_attention(model)[site.name].frozen = frozen
+    install_map_attention(model)[site.name].freeze_entries(frozen)
     entries = mask.sum(dim=(0, 2, 3)).tolist()
     layers = [
         {

@@ -114,11 +114,11 @@ def test_fused_and_skipped_heads_equal_the_explicit_reference(model_name: str, r
     values = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) / module.site.keys * mask
     frozen = FrozenMaps(mask, allowed, 32, "published", renormalize=renormalize)
     frozen.set_values(values, None)
-    module.frozen = frozen
+    module.freeze_entries(frozen)
     assert (frozen.constant_heads, frozen.partial_heads) == ([0], [1])
     pixels = torch.randn(2, 3, *loaded.image_size)
     split = model(pixels)
-    module.observer = lambda maps, values: None  # an observer makes every map explicit
+    module.observe(lambda maps, values: None)  # an observer makes every map explicit
     explicit = model(pixels)
     assert torch.allclose(split, explicit, atol=1e-5)
     assert not torch.equal(split, loaded.module(pixels))

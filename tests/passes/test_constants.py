@@ -61,7 +61,7 @@ def explicit(model: Model, plan: Plan, statistics: Statistics, pixels: torch.Ten
             return maps
 
         module.logits_to_maps = replaced  # type: ignore[method-assign]
-        module.logit_observer = lambda logits: None  # explicit maps
+        module.observe(logits=lambda logits: None)  # explicit maps
     with torch.no_grad():
         return model.module(pixels)
 

@@ -21,6 +21,7 @@ from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
+from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
 
 from .. import processes
@@ -141,7 +142,7 @@ def test_broken_weights_are_named(pictures):
         loaded.module.blocks[2].attn.qkv.weight[0, 0] = float("nan")
     with pytest.raises(VitfrostError, match=r"site blocks\.2\.attn has"):
         calibrate(loaded, pictures, Calibrate(limit=4), progress=False)
-    assert all(module.observer is None for module in loaded.module.modules() if hasattr(module, "observer"))
+    assert not any(module.observers.any for module in loaded.module.modules() if isinstance(module, MapAttention))
 
 
 def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits, tmp_path):

@@ -225,10 +225,11 @@ def test_other_families_are_compared_where_maps_have_one_shape(name, options):
     with torch.inference_mode(), MapCollector(loaded.module, sites, similarity=sums) as collector:
         for module in loaded.module.modules():
             if isinstance(module, FusedAttention) and not module.site.masked:
-                watch, site = module.logit_observer, module.site
-                module.logit_observer = lambda logits, watch=watch, site=site: (seen.update({site.name: logits}), watch(logits))
+                observers, site = module.observers, module.site
+                watch = observers.logits
+                module.observe(observers.maps, lambda logits, watch=watch, site=site: (seen.update({site.name: logits}), watch(logits)))
         loaded.module(torch.randn(2, 3, 64, 64, generator=generator))
-    assert all(module.logit_observer is None for module in loaded.module.modules() if hasattr(module, "logit_observer"))
+    assert not any(module.observers.any for module in loaded.module.modules() if isinstance(module, FusedAttention))
     collector.finish()
     found = moments_of(sums.sums, 2, signature(sites))
     shapes = [(site.windows, site.queries, site.keys) for site in sites for _ in range(site.heads)]

@@ -54,7 +54,7 @@ def test_variants_equal_separate_models_to_the_bit(name: str, size: int | tuple[
     for variant in variants:
         alone = copy.deepcopy(model)
         for site, module in install_map_attention(alone).items():
-            module.frozen = variant.get(site)
+            module.freeze_entries(variant.get(site))
         expected.append([alone(batch) for batch in batches])
     before = model(batches[0])
     with SharedModel(model) as shared:

@@ -60,7 +60,7 @@ def test_sites_and_parity_with_timm(name: str, options: dict[str, Any], first: t
             seen[site_name] = tuple(maps.shape)
             sums.append(float((maps.sum(-1) - 1).abs().max()))
 
-        module.observer = observe
+        module.observe(observe)
     assert float((ours(pixels) - expected).abs().max()) < 1e-5  # explicit maps
     assert max(sums) < 1e-5
     for site in sites.attention:
@@ -84,7 +84,7 @@ def test_allowed_pairs_of_shifted_windows_are_what_the_softmax_lets_through() ->
     assert allowed.shape == (4, 49, 49)
     modules = install_map_attention(loaded.module)
     caught: list[torch.Tensor] = []
-    modules[sites[1].name].observer = lambda maps, values: caught.append(maps)
+    modules[sites[1].name].observe(lambda maps, values: caught.append(maps))
     with torch.no_grad():
         loaded.module(torch.randn(3, 3, 56, 56))
     maps = caught[0].view(3, 4, 2, 49, 49)

@@ -111,7 +111,7 @@ def with_copies(ours: MapAttention, order: list[int], computed: int, seed: int) 
     """Hallucinate the heads behind the first `computed` of `order` as copies; says whose copy each head is."""
     sources = [(seed + j) % computed for j in range(HEADS - computed)]
     options = HallucinationOptions(computed, intra_map="none", inter_map=("linear", "copy", "pair")[seed % 3])
-    ours.hallucination = HeadHallucination(computed, sources, options).double()
+    ours.hallucinate(HeadHallucination(computed, sources, options).double())
     ours.keep_logits(order, computed)
     return {order[computed + j]: order[source] for j, source in enumerate(sources)}
 
@@ -135,12 +135,12 @@ def test_all_heads_in_any_order_are_the_same_function(kind: str, seed: int, orde
     ours.keep_logits(order, HEADS)
     assert close(ours(x, *further), layer(x, *further))  # fused
     seen: list[Tensor] = []
-    ours.observer = lambda maps, values: seen.extend([maps, values])
+    ours.observe(lambda maps, values: seen.extend([maps, values]))
     assert close(ours(x, *further), layer(x, *further))  # explicit maps
     (_, _, (weight, bias)), context = projections(layer), tokens_of_keys(layer, x)
     assert close(seen[1], (context @ weight.T + bias).unflatten(-1, (HEADS, DIM)).transpose(1, 2))  # in the original's order
     plain = made(kind, seed)[1]
-    plain.observer = lambda maps, values: seen.append(maps)
+    plain.observe(lambda maps, values: seen.append(maps))
     plain(x, *further)
     assert close(seen[0], seen[2])
 
@@ -193,10 +193,10 @@ def test_observers_see_every_head_at_its_place_in_the_original(kind: str) -> Non
     _, ours, x, further = made(kind, 2)
     order, seen = [4, 1, 0, 2, 3], []
     copied = with_copies(ours, order, 2, seed=1)
-    ours.observer = lambda maps, values: seen.append(maps)
+    ours.observe(lambda maps, values: seen.append(maps))
     ours(x, *further)
     plain = made(kind, 2)[1]
-    plain.observer = lambda maps, values: seen.append(maps)
+    plain.observe(lambda maps, values: seen.append(maps))
     plain(x, *further)
     assert close(seen[0], seen[1][:, [copied.get(head, head) for head in range(HEADS)]])
     assert torch.equal(ours.in_original_order(torch.tensor([order]).double()), torch.arange(HEADS)[None].double())

@@ -44,7 +44,7 @@ def test_parity_with_timm(
     assert float((ours(batch) - expected).abs().max()) < tolerance  # fused
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for site_name, module in modules.items():
-        module.observer = lambda maps, values, site_name=site_name: seen.update({site_name: (maps, values)})
+        module.observe(lambda maps, values, site_name=site_name: seen.update({site_name: (maps, values)}))
     assert float((ours(batch) - expected).abs().max()) < tolerance  # explicit maps
     for site in find_sites(loaded.module).attention:
         maps, values = seen[site.name]

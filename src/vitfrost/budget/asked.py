@@ -11,7 +11,7 @@ from ..errors import VitfrostError
 from .greedy import Rescore, Search, drop_of
 from .latency_record import LatencyOutcome
 from .moves import UNITS, Unit
-from .runtimes import NAMES, Runtime, find_runtime
+from .runtimes import NAMES, Target, find_target
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Asked:
     max_drop: float | None
     target_macs: float | None
     target_latency: float | None
-    runtime: Runtime | None
+    runtime: Target | None
     over: frozenset[Unit]
     rescore: Rescore
 
@@ -68,7 +68,7 @@ def asked(
     if unknown or not search_over:
         shown = f"'{unknown[0]}'" if unknown else "nothing"
         raise VitfrostError(f"search_over is {shown}; it should be some of {', '.join(UNITS)}")
-    found = None if runtime is None else find_runtime(runtime, 1 if threads is None else threads)
+    found = None if runtime is None else find_target(runtime, 1 if threads is None else threads)
     over = frozenset(cast(Collection[Unit], search_over))
     return Asked(max_drop, target_macs, target_latency, found, over, rescore)
 

@@ -72,15 +72,11 @@ class Replacements:
         """Bring the model into a state."""
         for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):
             if old != heads:
-                self._put(self.layers[place].site, self._attention_with(place, heads))
+                self.model.set_submodule(self.layers[place].site, self._attention_with(place, heads))
         for place, (old_rank, rank) in enumerate(zip(self.state.ranks, state.ranks, strict=True)):
             if old_rank != rank:
-                self._put(f"{self._blocks[place].site}.fc2", self._projection_with(place, rank))
+                self.model.set_submodule(f"{self._blocks[place].site}.fc2", self._projection_with(place, rank))
         self.state = state
-
-    def _put(self, name: str, module: nn.Module) -> None:
-        parent, _, last = name.rpartition(".")
-        setattr(self.model.get_submodule(parent), last, module)
 
     def _attention_with(self, place: int, frozen: frozenset[int]) -> nn.Module:
         original = self._attention[place]

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact import Artifact
-from ..deploy.lean import block_cut_short
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
@@ -34,11 +33,12 @@ from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
 from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
+from ..vit.lean import block_cut_short
 from ..vit.load import device_of
 from .asked import Asked, asked, how_near, refuse_below, said
 from .effects import Effect, EffectMeter
 from .greedy import Goal, Rescore, Search, Step, drop_of
-from .history import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
+from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
 from .macs import MacsOfStates
 from .moves import UNITS, Move, Moves, State
@@ -205,7 +205,7 @@ class _Searching:
         share, labeled = self.macs.total(search.state) / self.macs.original, self.meter.labels is not None
         ended = said(search, labeled, share, latency)
         drop = drop_of(search.effect, search.original)
-        self.log.change(outcome=Outcome(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
+        self.log.change(outcome=SearchEnd(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
         return _Ended(search.state, met, ended if met else how_near(search, budget, ended, labeled, corrections))
 
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
@@ -220,9 +220,9 @@ class _Searching:
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 
-    def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measured:
+    def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measurement:
         about = {} if move is None else {"kind": move.kind, "site": move.site, "head": move.head, "rank": move.rank}
-        return Measured(
+        return Measurement(
             step=step, move=None if move is None else move.name, **about, state=state.key, kl=effect.kl, kl_error=effect.kl_error,
             agreement=effect.agreement, top1=effect.top1, macs=self.macs.total(state), latency_share=self._latency_share(state),
             seconds=round(effect.seconds, 3),

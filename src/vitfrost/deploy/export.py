@@ -21,11 +21,12 @@ from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
 from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
-from ..runtime.engines import import_runtime
-from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, PRECISIONS, VERSION
+from ..runtime.folder import EXPORT_FILE, FORMAT
+from ..runtime.runtimes import FORMATS, PRECISIONS, import_runtime
 from ..runtime.session import Session, open_export
+from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
-from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace
+from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
     PRODUCTS,
     Attention,
@@ -38,7 +39,6 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .lean import is_lean, make_lean
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
@@ -48,7 +48,6 @@ Precision = Literal["fp32", "bf16", "int8"]
 Graph = Literal["lean", "plain"]
 CALIBRATION_IMAGES = 300
 INT8_CHECKS = 36
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
 class Int8(NamedTuple):
@@ -83,7 +82,7 @@ def export(
     an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
     `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
     `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
-    `graph`: "lean" computes the same with less work (see `lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
+    `graph`: "lean" computes the same with less work (see `vit.lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
     "plain" is the model as PyTorch has it, quantized as the runtime's own tool does by default. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
     `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
@@ -96,7 +95,7 @@ def export(
     out = Path(out)
     _check_options(format, precision, images, calibration_images, attention, graph, ranges)
     refuse_existing(out, overwrite)
-    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+    for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
     loaded = as_model(model)
     _check_model(loaded)
@@ -105,14 +104,14 @@ def export(
     static = precision == "int8" and ranges == "static"
     calibration, compared, record = _drawn(loaded, images, calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(copy.deepcopy(ready)) if graph == "lean" else ready
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(weight_range)
     with atomic_folder(out, overwrite) as folder:
         int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "format": format,
             "precision": precision,
             "model": loaded.identity.model_dump(mode="json"),
@@ -127,7 +126,7 @@ def export(
             **made,
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -141,8 +140,8 @@ def export(
 
 
 def _check_options(form: str, precision: str, images: ImagesLike | None, count: int, attention: str, graph: str, ranges: str) -> None:
-    if form not in MODEL_FILES:
-        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(MODEL_FILES)}")
+    if form not in FORMATS:
+        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
     if (form, precision) == ("onnx", "bf16"):
@@ -230,8 +229,7 @@ def _plan_of(loaded: Model) -> dict[str, Any] | None:
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:
-    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
-    return {name: version(name) for name in used}
+    return {name: version(name) for name in ("vitfrost", "torch", "timm", *FORMATS[form].needs(precision))}
 
 
 def _write_json(folder: Path, fields: dict[str, Any]) -> None:

@@ -12,9 +12,10 @@ from torch import nn
 
 from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
+from ..methods.quantize.modules import QuantizedLayer
 from ..model import Model
 from ..passes.structure import merge_structure
-from ..runtime.engines import INPUT, OUTPUT, import_runtime
+from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
 from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
@@ -27,6 +28,14 @@ def inference_form(loaded: Model) -> nn.Module:
     for module in model.modules():
         if isinstance(module, ConstantHeads):
             module.folded()
+    return model
+
+
+def with_float_weights(model: nn.Module) -> nn.Module:
+    """The model with ordinary layers, in place, where only weights were quantized: the values are the same."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantizedLayer) and layer.input_quantizer is None:
+            model.set_submodule(name, layer.float_layer())
     return model
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..runtime.engines import INPUT, import_runtime
+from ..runtime.runtimes import INPUT, import_runtime
 from .tools import quiet_tools
 
 WeightRange = Literal["auto", "full", "reduced"]

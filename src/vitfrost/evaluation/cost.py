@@ -13,6 +13,8 @@ from math import prod
 from torch import nn
 
 from ..errors import VitfrostError
+from ..vit.attention import MapAttention
+from ..vit.norms import is_norm
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
 MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",
@@ -35,21 +37,7 @@ _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
     "reduction": ("patch_merging",),
     "head": ("head",),
 }
-
-
-def attention_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one multi-head self-attention: 4 N d^2 + 2 N^2 d (EAM, equation 6)."""
-    return 4 * tokens * width**2 + 2 * tokens**2 * width
-
-
-def feed_forward_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one feed-forward block with hidden width 4 d: 8 N d^2 (EAM, equation 7)."""
-    return 8 * tokens * width**2
-
-
-def layer_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one layer: equations 6 + 7 = 12 N d^2 + 2 N^2 d (EAM, equations 8 and 9)."""
-    return attention_complexity(tokens, width) + feed_forward_complexity(tokens, width)
+_PART_OF_SOURCE = {"hallucination": "hallucination", "constants": "constant_maps"}
 
 
 def logit_macs(site: AttentionSite) -> int:
@@ -96,16 +84,17 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
     linears = {linear.name: linear for linear in sites.linears}
+    in_maps: dict[nn.Module, str] = {}
+    for attention in model.modules():
+        if isinstance(attention, MapAttention):
+            for source, part in attention.map_sources().items():
+                in_maps |= dict.fromkeys(part.modules(), _PART_OF_SOURCE[source])
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if path in linears:
             _share(counts, linears[path], own)
-        elif ".hallucination." in path:
-            counts["hallucination"] += own
-        elif ".constants." in path:
-            counts["constant_maps"] += own
         else:
-            counts["norms" if "Norm" in type(module).__name__ else "embeddings"] += own
+            counts[in_maps.get(module, "norms" if is_norm(module) else "embeddings")] += own
     return counts
 
 

@@ -62,4 +62,4 @@ class FreezeEntries:
             return
         attention = install_map_attention(work.model)
         for site, frozen in frozen_modules(work.model, work.plan, work.statistics).items():
-            attention[site].frozen = frozen
+            attention[site].freeze_entries(frozen)

@@ -78,8 +78,8 @@ def map_distances(
     handles: list[Any] = []
     try:
         for site, pair in zip(sites, watched, strict=True):
-            pair.first.observer = partial(pair.see, 0)
-            pair.second.observer = partial(pair.see, 1)
+            pair.first.observe(partial(pair.see, 0))
+            pair.second.observe(partial(pair.see, 1))
             handles.append(pair.first.register_forward_hook(partial(pair.compare, sums, site), with_kwargs=True))
         for batch in pixels.split(batch_size):
             original(batch)
@@ -87,7 +87,8 @@ def map_distances(
         for handle in handles:
             handle.remove()
         for pair in watched:
-            pair.first.observer = pair.second.observer = None
+            pair.first.observe()
+            pair.second.observe()
     return {site: (total / len(pixels)).tolist() for site, total in sums.items()}
 
 

@@ -112,7 +112,7 @@ def freeze_heads(
     made.to(module.proj.weight).train(module.training)
     if not layer.hallucinated:
         module.keep_logits(layer.order, len(layer.logit_heads))
-    module.constants = made
+    module.freeze_heads(made)
 
 
 def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
@@ -127,14 +127,14 @@ def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str,
         if not layer.hallucinated:
             continue
         module = modules[layer.site]
-        if module.site.windows > 1 or getattr(module, "relative_position_bias_table", None) is not None:
+        if module.site.windows > 1 or module.has_relative_bias:
             raise VitfrostError(
                 f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; "
                 "leave its heads computed"
             )
         assert plan.hallucinate is not None
         moments = similarity[layer.site] if similarity is not None and plan.hallucinate.fits_mix else None
-        module.hallucination = _hallucination(module, layer, plan.hallucinate, moments)
+        module.hallucinate(_hallucination(module, layer, plan.hallucinate, moments))
         module.keep_logits(layer.order, len(layer.logit_heads))
 
 

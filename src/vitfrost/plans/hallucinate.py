@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import VitfrostError
+from ..vit.names import has_relative_bias
 from .heads import HeadPlan, LayerPlan
 from .select import share
-from .structure import NO_SWIN, HallucinatePlan, is_swin
+from .structure import NO_SWIN, HallucinatePlan
 
 COMPUTED = HeadPlan(source="computed")
 
@@ -34,7 +35,7 @@ def hallucinated_layers(
     for index, layer in enumerate(layers):
         heads = layer.maps[1]
         count = share(settings.share, heads)
-        if count and (layer.maps[0] > 1 or is_swin(model_name)):
+        if count and (layer.maps[0] > 1 or has_relative_bias(model_name)):
             raise VitfrostError(f"{NO_SWIN} ({layer.site} of {model_name}); plan without --hallucinate")
         if count == 0:
             made.append(layer)

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ..methods.constant_heads.constants import Kind
-from .strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict
 from .structure import NO_SWIN, Window
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import VitfrostError
-from .strict import describe
+from ..strict import describe
 from .structure import CompactPlan, HallucinatePlan
 
 HALLUCINATE_NAMES = {"share": "hallucinate", "by": "hallucinate_by", "bias": "map_bias"}

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ..identity import Identity
+from ..strict import Count, Positive, Strict
+from ..vit.names import has_relative_bias
 from .criteria import CRITERIA
 from .heads import HeadPlan, LayerPlan
-from .strict import Count, Positive, Strict
-from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan, is_swin
+from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
 
 KIND, VERSION = "vitfrost plan", 1
 STRUCTURE_PARTS = ("constants", "hallucinate", "compact", "feed_forward")
@@ -125,7 +126,7 @@ class Plan(Strict):
                     )
                 if head.source == "hallucinated" and self.hallucinate is None:
                     raise ValueError(f"{where}.source is 'hallucinated', but the plan has no hallucinate part; make it with vitfrost plan")
-                if head.source == "hallucinated" and is_swin(self.model.name):
+                if head.source == "hallucinated" and has_relative_bias(self.model.name):
                     raise ValueError(f"{where}.source is 'hallucinated', but {NO_SWIN}; leave it computed")
                 if head.zeros and self.freeze is not None and self.freeze.ties != "strict":
                     raise ValueError(f"{where}.zeros is {head.zeros}, but freeze.ties is '{self.freeze.ties}'; zeros go with ties: strict")

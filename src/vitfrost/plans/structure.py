@@ -12,7 +12,7 @@ from ..methods.constant_heads.constants import Kind
 from ..methods.hallucination.options import HallucinationOptions, InterMap, IntraMap, Space
 from ..methods.low_rank.cost import largest_useful_rank
 from ..methods.low_rank.options import CompactionOptions, Norm
-from .strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict
 
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
 
@@ -24,11 +24,6 @@ def _odd(value: int) -> int:
 
 
 Window = Annotated[Positive, AfterValidator(_odd)]
-
-
-def is_swin(model_name: str) -> bool:
-    """Whether a timm model of this name has Swin's windowed attention; with small images a site may have a single window."""
-    return model_name.startswith("swin")
 
 
 class HallucinatePlan(Strict):

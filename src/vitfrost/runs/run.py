@@ -17,6 +17,7 @@ from ..images.source import open_images
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import NEED_SENSITIVITY
+from ..progress import TimeLeft
 from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
 from ..statistics.calibrate import calibrate
@@ -24,7 +25,7 @@ from ..vit.families import find_sites
 from ..model import Model
 from ..vit.load import find_device, find_weights
 from .recipe import Recipe, load_recipe, save_recipe
-from .stages import Stage, TimeLeft, run_stages
+from .stages import Stage, run_stages
 
 RECIPE_FILE = "recipe.yaml"
 R = TypeVar("R", bound=Recipe)

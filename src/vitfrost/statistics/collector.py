@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import VitfrostError
-from ..vit.attention import MapAttention
+from ..vit.attention import LogitObserver, MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import AttentionSite
 from .histogram import BYTES_PER_ENTRY, Counters
@@ -51,21 +51,21 @@ class MapCollector:
 
     def __enter__(self) -> MapCollector:
         self._modules = install_map_attention(self._model)
-        for module in self._modules.values():
-            module.observer = _look_away
         for site in self._sites:
-            module = self._modules[site.name]
-            counters = _SiteCounters(site, head_roots(module), allowed_pairs(self._model, site.name), self._sensitivity)
-            module.observer, module.observe_quantized = counters.observe, self._observe_quantized
-            self._counters[site.name] = counters
+            roots, allowed = head_roots(self._modules[site.name]), allowed_pairs(self._model, site.name)
+            self._counters[site.name] = _SiteCounters(site, roots, allowed, self._sensitivity)
+        logits: dict[str, LogitObserver] = {}
         if self._similarity is not None:
             for number, site in enumerate(self._similarity.sites):
-                self._modules[site.name].logit_observer = self._similarity.observer(number, allowed_pairs(self._model, site.name))
+                logits[site.name] = self._similarity.observer(number, allowed_pairs(self._model, site.name))
+        for name, module in self._modules.items():
+            observer = self._counters[name].observe if name in self._counters else _look_away
+            module.observe(observer, logits.get(name), self._observe_quantized)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for module in self._modules.values():
-            module.observer, module.logit_observer, module.observe_quantized = None, None, False
+            module.observe()
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ from ..evaluation.cost import macs_by_part
 from ..evaluation.results import Row
 from ..reporting.parts import RECIPE, Anatomy
 from ..statistics.record import Statistics
-from ..vit.families import find_sites
+from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
 from .outcome_files import OUTCOMES, Outcome, load_outcomes
 from .picture import MappedPicture, load_picture
@@ -153,7 +153,7 @@ class GridParts:
         for one in kept:
             assert header is not None
             one.check_fits(header, sites.signature())
-        return Anatomy(sites, getattr(model, "cls_token", None) is not None, macs_by_part(model, sites))
+        return Anatomy(sites, has_class_token(model), macs_by_part(model, sites))
 
 
 def _without_block(outcome: Outcome) -> Outcome:

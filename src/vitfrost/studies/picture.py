@@ -18,7 +18,7 @@ from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..model import Model
-from ..vit.families import install_map_attention
+from ..vit.families import has_class_token, install_map_attention
 
 _METADATA_KEY = "vitfrost.picture"
 
@@ -62,12 +62,11 @@ def take_picture(loaded: Model, images: str | Path, out: Path, seed: int = 0) ->
     model = copy.deepcopy(loaded.module).eval().cpu()
     site, attention = list(install_map_attention(model).items())[-1]
     seen: list[Tensor] = []
-    attention.observer = lambda maps, values: seen.append(maps)
-    attention.observe_quantized = False
+    attention.observe(lambda maps, values: seen.append(maps))
     with torch.inference_mode():
         model(batch.pixels)
     header = PictureHeader(
-        file, site, attention.site.index + 1, getattr(model, "cls_token", None) is not None, attention.site.prefix_tokens,
+        file, site, attention.site.index + 1, has_class_token(model), attention.site.prefix_tokens,
         attention.site.grid, attention.site.shift, loaded.state_hash,
     )  # fmt: skip
     tensors = {

@@ -49,7 +49,7 @@ class SharedModel:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for name, module in self._attention.items():
-            module.frozen = self._before[name]
+            module.freeze_entries(self._before[name])
         self._kept, self._pixels = {}, None
 
     def add(self, frozen: Mapping[str, FrozenMaps]) -> VariantModel:
@@ -61,21 +61,24 @@ class SharedModel:
     def become(self, variant: VariantModel) -> None:
         """Put the variant's frozen maps in place."""
         for site, frozen in variant.frozen_by_site.items():
-            self._attention[site].frozen = frozen
+            self._attention[site].freeze_entries(frozen)
 
     def run(self, variant: VariantModel, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
         """The variant's logits."""
         if self._pixels is None or self._pixels.shape != pixels.shape or not torch.equal(self._pixels, pixels):
             self._kept, self._pixels = {}, pixels
         self.become(variant)
-        known = max((depth for depth in range(len(self._ends)) if variant.prefix[:depth] in self._kept), default=None)
-        first, stream = (0, self._stream.enter(pixels)) if known is None else (self._ends[known], self._kept[variant.prefix[:known]])
-        self.reused += first
-        self.computed += len(self._stream.blocks) - first
-        for depth in range(known or 0, len(self._ends)):
-            stream, first = self._stream.run(stream, first, self._ends[depth]), self._ends[depth]
-            if self._is_shared(variant.prefix[:depth], variant.prefix[: depth + 1]):
-                self._kept[variant.prefix[:depth]] = stream
+        prefix, start, stream, place = variant.prefix, 0, None, 0
+        for depth in range(len(self._ends)):
+            if prefix[:depth] in self._kept:
+                start, stream, place = depth, self._kept[prefix[:depth]], self._ends[depth]
+        self.reused += place
+        self.computed += len(self._stream.blocks) - place
+        stream = self._stream.enter(pixels) if stream is None else stream
+        for depth in range(start, len(self._ends)):
+            stream, place = self._stream.run(stream, place, self._ends[depth]), self._ends[depth]
+            if self._is_shared(prefix[:depth], prefix[: depth + 1]):
+                self._kept[prefix[:depth]] = stream
         return self._stream.leave(stream)
 
     def _is_shared(self, prefix: Prefix, longer: Prefix) -> bool:

@@ -16,11 +16,12 @@ from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
+from ..keyed import file_key, hash_of
 from ..model import Model
 from ..plans.criteria import NEED_SENSITIVITY
-from ..progress import say
+from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
-from ..runs.stages import Stage, TimeLeft, file_key, hash_of
+from ..runs.stages import Stage
 from ..statistics.record import Statistics
 from .grid_page import report_study
 from .measure import Evaluation, measure_variants

@@ -151,7 +151,7 @@ def load_teacher(recipe: TrainingRecipe, start: Start) -> Model | None:
         teacher = replace(start.loaded, module=copy.deepcopy(start.loaded.module))
     else:
         weights = None if part.weights == "timm" else part.weights
-        teacher = Model.open(str(part.name), weights=weights, image_size=part.image_size)
+        teacher = Model.open(str(part.name), weights=weights, image_size=part.image_size, options=part.options)
     if teacher.classes != start.loaded.classes:
         raise VitfrostError(
             f"the teacher {teacher.name} has {teacher.classes} classes, the model {start.loaded.classes}; give an equal one"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -22,6 +22,23 @@ LogitObserver = Callable[[Tensor], None]
 Projections = tuple[Tensor | None, Tensor | None, Tensor]
 
 
+class Observers(NamedTuple):
+    """Who sees what an attention layer computes.
+
+    `maps` is called with maps and values after the softmax, or, if `quantized`, after the map quantizer and frozen entries. `logits` is
+    called with the logits [rows, H, N, M] of a layer that has them for all heads.
+    """
+
+    maps: MapObserver | None = None
+    logits: LogitObserver | None = None
+    quantized: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether there is an observer."""
+        return self.maps is not None or self.logits is not None
+
+
 class MapAttention(nn.Module):
     """Multi-head self-attention whose maps can be observed, quantized, frozen and hallucinated.
 
@@ -32,14 +49,8 @@ class MapAttention(nn.Module):
     `order[place]` is the head of the original at a place of this module: as they are, until `keep_logits` puts the heads
     without queries and keys behind the others. Observers see the maps in the original's order.
 
-    Attributes set by the compressor (None: nothing happens there):
-        query_quantizer, key_quantizer, value_quantizer: modules over [rows, heads, tokens, D]
-        map_quantizer: module over the softmax output [rows, H, N, M]
-        hallucination: module from logits [rows, g, N, M] to maps [rows, H - F, N, M] (see hallucination.maps)
-        constants: module from values [rows, F, M, D] of the last F heads of `order` to outputs [rows, F, N, D] (see freezing.heads)
-        frozen: module that merges constants into the maps and groups the heads (see compression.frozen), in this module's order
-        observer: called with (maps, values) after the softmax, or with quantized maps if `observe_quantized`
-        logit_observer: called with the logits [rows, H, N, M] of a module that has them for all heads
+    What happens to the maps is set by methods, and is None where nothing does: `hallucination` by `hallucinate`, `constants` by
+    `freeze_heads`, `frozen` by `freeze_entries`, the four quantizers by `quantize`, `observers` by `observe`.
     """
 
     scale_queries_first = False
@@ -60,11 +71,9 @@ class MapAttention(nn.Module):
         self.value_quantizer: nn.Module | None = None
         self.map_quantizer: nn.Module | None = None
         self.hallucination: nn.Module | None = None
-        self.constants: Any = None  # a freezing.heads.ConstantHeads
-        self.frozen: Any = None  # a compression.frozen.FrozenMaps, which lies above this package
-        self.observer: MapObserver | None = None
-        self.logit_observer: LogitObserver | None = None
-        self.observe_quantized = False
+        self.constants: Any = None
+        self.frozen: Any = None
+        self.observers = Observers()
 
     @abstractmethod
     def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
@@ -73,7 +82,7 @@ class MapAttention(nn.Module):
     def keep_logits(self, order: Sequence[int], logit_heads: int) -> None:
         """Leave queries and keys to the first `logit_heads` heads of `order` only; the function of every head stays the same.
 
-        Done once, before anything is quantized. What makes the other heads' maps goes into `hallucination` and `constants`.
+        Done once, before anything is quantized. `hallucinate` and `freeze_heads` say what makes the other heads' maps.
         """
         if sorted(order) != list(range(self.site.heads)) or not 0 <= logit_heads <= self.site.heads:
             raise ValueError(f"{logit_heads} heads of the order {list(order)} do not fit {self.site.heads} heads")
@@ -81,6 +90,41 @@ class MapAttention(nn.Module):
         columns = head_channels(order, self.site.head_dim, self.proj.weight.device)
         self.proj.weight = nn.Parameter(self.proj.weight.detach()[:, columns])
         self.order, self.logit_heads = tuple(order), logit_heads
+
+    def hallucinate(self, hallucination: nn.Module) -> None:
+        """Make maps [rows, H - F, N, M] of the logits [rows, g, N, M] by a module (see methods.hallucination.maps)."""
+        self.hallucination = hallucination
+
+    def freeze_heads(self, constants: Any) -> None:
+        """Make the outputs [rows, F, N, D] of the last F heads of `order` from their values [rows, F, M, D] alone by a module (see
+        methods.constant_heads.module)."""
+        self.constants = constants
+
+    def freeze_entries(self, frozen: Any) -> None:
+        """Merge constants into the maps, heads in this module's order (see methods.frozen_entries); None: no longer."""
+        if frozen is not None and tuple(frozen.mask.shape) != self.site.maps_shape:
+            raise ValueError(f"frozen entries of maps {tuple(frozen.mask.shape)} do not fit {self.site.name} with {self.site.maps_shape}")
+        self.frozen = frozen
+
+    def quantize(self, make_quantizer: Callable[[], nn.Module], make_map_quantizer: Callable[[], nn.Module]) -> None:
+        """Quantize values, and where there are logits queries, keys ([rows, heads, tokens, D] each) and the softmax's maps too."""
+        self.value_quantizer = make_quantizer()
+        if self.logit_heads:
+            self.query_quantizer, self.key_quantizer, self.map_quantizer = make_quantizer(), make_quantizer(), make_map_quantizer()
+
+    def observe(self, maps: MapObserver | None = None, logits: LogitObserver | None = None, quantized: bool = False) -> None:
+        """Show maps and logits to these observers from now on, instead of those before; without any, to nobody (see Observers)."""
+        self.observers = Observers(maps, logits, quantized)
+
+    def map_sources(self) -> dict[str, nn.Module]:
+        """What makes the maps of heads without queries and keys: "hallucination" and "constants", where there are such heads."""
+        parts = {"hallucination": self.hallucination, "constants": self.constants}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def has_relative_bias(self) -> bool:
+        """Whether every head adds a learned bias of its own to its logits."""
+        return False
 
     @property
     def moving_heads(self) -> int:
@@ -94,14 +138,14 @@ class MapAttention(nn.Module):
         places = [self.order.index(head) for head in range(self.site.heads)]
         return heads[:, places]
 
-    def observe(self, maps: Tensor, values: Tensor) -> None:
-        """Show maps (of heads with constant ones as well) and values to the observer, in the original's order."""
-        if self.observer is not None:
+    def _show(self, maps: Tensor, values: Tensor) -> None:
+        """Show maps (of heads with constant ones as well) and values to their observer, in the original's order."""
+        if self.observers.maps is not None:
             if self.constants is not None:
                 constant = self.constants.maps()
                 repeated = constant.repeat(len(values) // len(constant), 1, 1, 1)
                 maps = torch.cat([maps, repeated], dim=1)
-            self.observer(self.in_original_order(maps), self.in_original_order(values))
+            self.observers.maps(self.in_original_order(maps), self.in_original_order(values))
 
     def logits_to_maps(self, logits: Float[Tensor, "rows logit_heads queries keys"]) -> Float[Tensor, "rows heads queries keys"]:
         """Softmax (equation 11 of EAM), of hallucinated logits as well."""
@@ -118,17 +162,17 @@ class MapAttention(nn.Module):
             bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
         logits = q @ k.transpose(-2, -1)
         logits = logits if bias is None else logits + bias
-        if self.logit_observer is not None:
-            self.logit_observer(logits)
+        if self.observers.logits is not None:
+            self.observers.logits(logits)
         maps = self.logits_to_maps(logits)
-        if not self.observe_quantized:
-            self.observe(maps, v)
+        if not self.observers.quantized:
+            self._show(maps, v)
         if self.frozen is not None:
             maps = self.frozen(maps, self.map_quantizer, heads)
         elif self.map_quantizer is not None:
             maps = self.map_quantizer(maps)
-        if self.observe_quantized:
-            self.observe(maps, v)
+        if self.observers.quantized:
+            self._show(maps, v)
         return self.attn_drop(maps)
 
     def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
@@ -139,8 +183,8 @@ class MapAttention(nn.Module):
             return self.attend_moving(q, k, v, bias)
         still = self.constants(v[:, self.moving_heads :])
         if q is None or k is None:
-            if self.observer is not None:
-                self.observe(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
+            if self.observers.maps is not None:
+                self._show(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
             return still
         return torch.cat([self.attend_moving(q, k, v, bias), still], dim=1)
 
@@ -148,7 +192,7 @@ class MapAttention(nn.Module):
         """Mix the values of heads whose maps depend on the image; `v` has those of all heads. Maps are explicit only where something
         needs them: heads that are neither observed, quantized, frozen nor mixed go through fused attention."""
         values, v = v, v[:, : self.moving_heads]
-        quantized, watched = self.map_quantizer is not None, self.observer is not None or self.logit_observer is not None
+        quantized, watched = self.map_quantizer is not None, self.observers.any
         if self.hallucination is not None:
             return self.maps_of(None, q, k, values, bias) @ v
         if self.frozen is None and not quantized and not watched:
@@ -227,6 +271,10 @@ class FusedAttention(MapAttention):
             self.relative_position_bias_table = None
         elif table is not None:
             self.relative_position_bias_table = nn.Parameter(table.detach()[:, list(order[:logit_heads])], table.requires_grad)
+
+    @property
+    def has_relative_bias(self) -> bool:
+        return self.relative_position_bias_table is not None
 
     def relative_bias(self) -> Float[Tensor, "1 heads queries keys"] | None:
         """Learned bias of Swin's windows, gathered per pair; None for global attention."""

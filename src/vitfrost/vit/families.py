@@ -1,5 +1,8 @@
-"""Which family a model belongs to, and why a model is refused. A new family is one module with
-`matches`, `find_sites` and `map_attention`."""
+"""Which family a model belongs to, and why a model is refused.
+
+A new family is one module, named in `_FAMILIES`, with `NAMES`, `matches`, `find_sites`, `map_attention`, `forward_pass`, and
+`allowed_pairs` where masks hide pairs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from .kinds import named
 from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
-_SUPPORTED = "supported are vit_*, deit_*, swin_*, vitfrost_pvt_*, pvt_v2_* and nextvit_*"
+_NAMES = [name for family in _FAMILIES for name in family.NAMES]
+_SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
@@ -32,7 +36,7 @@ _REFUSALS = {
 
 
 def family_of(model: nn.Module) -> Any:
-    """The module of `model`'s family, with `matches`, `find_sites` and `map_attention`.
+    """The module of `model`'s family.
 
     Raises UnsupportedModel in one line that names what is unsupported.
     """
@@ -64,10 +68,18 @@ def forward_pass(model: nn.Module) -> ForwardPass:
     return described
 
 
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the first of the tokens before the patches is a class token."""
+    return getattr(model, "cls_token", None) is not None
+
+
 def allowed_pairs(model: nn.Module, site_name: str) -> Bool[Tensor, "windows queries keys"] | None:
-    """The pairs of a site that may attend to each other; None where all may (everything but shifted windows)."""
-    block = model.get_submodule(site_name.rpartition(".")[0])
-    return swin.allowed_pairs(block) if swin.matches(model) else None
+    """The pairs of a site that may attend to each other; None where all may (everything but shifted windows).
+
+    Raises UnsupportedModel.
+    """
+    find_pairs = getattr(family_of(model), "allowed_pairs", None)
+    return None if find_pairs is None else find_pairs(model.get_submodule(site_name.rpartition(".")[0]))
 
 
 def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
@@ -80,9 +92,6 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
         return {name: module for name, module in model.named_modules() if isinstance(module, MapAttention)}
     family, sites = family_of(model), find_sites(model)
     for site in sites.attention:
-        parent_name, _, attribute = site.name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        module = family.map_attention(getattr(parent, attribute), site)
-        setattr(parent, attribute, module)
-        modules[site.name] = module
+        modules[site.name] = family.map_attention(model.get_submodule(site.name), site)
+        model.set_submodule(site.name, modules[site.name])
     return modules

@@ -20,6 +20,7 @@ from timm.layers import ConvMlp  # noqa: E402  (timm must be imported through th
 from timm.models.nextvit import EfficientAttention, NextConvBlock, NextTransformerBlock, NextViT  # noqa: E402
 
 KINDS = (NextViT,)
+NAMES = ("nextvit_*",)
 
 
 def matches(model: nn.Module) -> bool:

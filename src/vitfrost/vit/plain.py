@@ -11,6 +11,7 @@ from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
 from .kinds import is_kind, named
+from .norms import has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -19,16 +20,12 @@ from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
 KINDS = (VisionTransformerDistilled, VisionTransformer)
+NAMES = ("vit_*", "deit_*")
 
 
 def matches(model: nn.Module) -> bool:
     """True for timm's VisionTransformer and its distilled form, and for subclasses with the same forward pass."""
     return is_kind(model, *KINDS)
-
-
-def has_affine_norm(norm: nn.Module) -> bool:
-    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterize."""
-    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
 def check_feed_forward(mlp: Any, name: str) -> None:

@@ -14,7 +14,8 @@ from .compat import import_timm
 from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .kinds import is_kind, named
-from .plain import check_feed_forward, has_affine_norm
+from .norms import has_affine_norm
+from .plain import check_feed_forward
 from .reduced_attention import PyramidAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -22,6 +23,7 @@ import_timm()
 from timm.models import pvt_v2  # noqa: E402  (timm must be imported through the guard)
 
 KINDS = (pvt.PyramidVisionTransformer, pvt_v2.PyramidVisionTransformerV2)
+NAMES = ("vitfrost_pvt_*", "pvt_v2_*")
 
 
 def matches(model: nn.Module) -> bool:

@@ -63,9 +63,7 @@ class ResidualStream:
         pixels = drawn.to(next(self.model.parameters(), drawn))
         whole, parts = self.model(pixels), self.run(self.enter(pixels))
         if not torch.allclose(self.leave(parts), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()), equal_nan=True):
-            raise UnsupportedModel(
-                f"{type(self.model).__name__} computes something else than its {len(self.blocks)} blocks one after another"
-            )
+            raise UnsupportedModel(f"this {type(self.model).__name__} computes something else than its blocks one after another")
 
     def block_of(self, name: str) -> int:
         """The number of the block that holds a layer. Raises ValueError for a layer outside the blocks."""
@@ -218,11 +216,9 @@ class _Constant(nn.Module):
 @contextmanager
 def output_in_place_of(model: nn.Module, name: str, output: Tensor) -> Iterator[None]:
     """Let the module `name` of `model` put out `output` meanwhile, without running."""
-    parent_name, _, attribute = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    module = parent.get_submodule(attribute)
-    setattr(parent, attribute, _Constant(output))
+    module = model.get_submodule(name)
+    model.set_submodule(name, _Constant(output))
     try:
         yield
     finally:
-        setattr(parent, attribute, module)
+        model.set_submodule(name, module)

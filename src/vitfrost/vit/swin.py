@@ -13,7 +13,8 @@ from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
 from .kinds import is_kind, named
-from .plain import check_feed_forward, has_affine_norm
+from .norms import has_affine_norm
+from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -25,6 +26,7 @@ from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported
 )
 
 KINDS = (SwinTransformer,)
+NAMES = ("swin_*",)
 
 
 def matches(model: nn.Module) -> bool:

@@ -40,7 +40,7 @@ def hallucinated(kind: str, options: HallucinationOptions, sources: list[int] | 
     if computed == HEADS:
         return module
     sources = [j % computed for j in range(HEADS - computed)] if sources is None else sources
-    module.hallucination = HeadHallucination(computed, sources, options, prefix_tokens=prefix, key_grid=site.grid_of_keys)
+    module.hallucinate(HeadHallucination(computed, sources, options, prefix_tokens=prefix, key_grid=site.grid_of_keys))
     module.keep_logits(range(HEADS), computed)
     return module
 

@@ -49,7 +49,7 @@ def test_rows_sum_to_one_whatever_was_learned_and_parameters_are_those_of_the_fo
     kind: str, options: HallucinationOptions, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
 ) -> None:
     module, seen = randomized(attention(kind, options), 3), []
-    module.observer = lambda maps, values: seen.append(maps)
+    module.observe(lambda maps, values: seen.append(maps))
     run(module)
     assert seen[0].shape == (2, *module.site.maps_shape[1:])
     assert seen[0].min() >= 0
@@ -104,7 +104,7 @@ def test_reduced_keys_are_convolved_on_their_own_grid(attention: Callable[..., M
     module: Any = attention("pyramid", HallucinationOptions(4, intra_map="key-grid", bias=False), sources=[1]).double()
     module.hallucination.convolution.weight.data = drawn(5, 1, 1, 3, 3)
     seen: list[Tensor] = []
-    module.logit_observer, module.observer = seen.append, lambda maps, values: seen.append(maps)
+    module.observe(lambda maps, values: seen.append(maps), logits=seen.append)
     run(module)
     logits, maps = seen
     assert logits.shape == (2, 4, 24, 6)
@@ -127,14 +127,15 @@ def test_an_attention_whose_logits_depend_linearly_is_hallucinated_exactly(
                 rows, others = (slice(first + head * DIM, first + (head + 1) * DIM) for head in (own, source))
                 tensor[rows] = scale * tensor[others]
     seen: list[Tensor] = []
-    module.logit_observer = seen.append
+    module.observe(logits=seen.append)
     expected = run(module)
     moments = head_moments(seen[0])
     choice = choose_heads(correlations(moments), 3)
     assert choice.others in {(0, 1), (0, 3), (1, 2), (2, 3)}
     hallucination = HeadHallucination(3, choice.sources, HallucinationOptions(3)).double()
     hallucination.mix.set_mix(fit_mix(moments, choice, 0.0))
-    module.logit_observer, module.hallucination = None, hallucination
+    module.observe()
+    module.hallucinate(hallucination)
     module.keep_logits(choice.order, 3)
     assert torch.allclose(run(module), expected, rtol=1e-8, atol=1e-8)
 

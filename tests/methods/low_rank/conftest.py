@@ -30,9 +30,7 @@ def hallucinate_half(model: nn.Module) -> None:
         computed = options.computed_heads(site.heads)
         if computed < site.heads:
             sources = range(site.heads - computed)
-            module.hallucination = HeadHallucination(
-                computed, sources, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys
-            )
+            module.hallucinate(HeadHallucination(computed, sources, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys))
             module.keep_logits(range(site.heads), computed)
 
 

@@ -131,23 +131,6 @@ def test_layers_that_were_spoilt_themselves_are_found_again(kind: str) -> None:
     assert distance(model, loaded, pictures[:2]) < 1e-3 * far
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_streams_run_block_by_block_as_the_model_runs(kind: str) -> None:
-    loaded = MODELS[kind]()
-    stream, pixels = ResidualStream(loaded.module), batches(loaded)[0]
-    seen: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda _, inputs, output: seen.append(output)) for block in stream.blocks]
-    with torch.no_grad():
-        outputs = loaded.module(pixels)
-    for handle in handles:
-        handle.remove()
-    current = stream.enter(pixels)
-    for index, expected in enumerate(seen):
-        current = stream.through(index, current if index == 0 else stream.cross(index, current))
-        assert torch.equal(current, expected)
-    assert torch.equal(stream.leave(current), outputs)
-
-
 def test_compact_blocks_are_repaired_in_their_last_factor() -> None:
     loaded = lively(MODELS["vit"]())
     plan = plan_from_model(loaded, hallucinate=0.5, compact=0.3)

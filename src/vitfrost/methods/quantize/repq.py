@@ -50,11 +50,6 @@ class QuantizationSettings:
         return self.activation_bits != 32
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
-
-
 def install_quantizers(model: nn.Module, sites: ModelSites, settings: QuantizationSettings) -> dict[str, QuantizedLayer]:
     """Put untrained quantizers at every site of `model`, in place. Returns the quantized layers by name.
 
@@ -72,15 +67,13 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
         original = model.get_submodule(site.name)
         assert isinstance(original, nn.Linear | nn.Conv2d)
         layer = QuantizedLayer(original, settings.weight_bits, quantizer)
-        _replace(model, site.name, layer)
+        model.set_submodule(site.name, layer)
         layers[site.name] = layer
     if settings.activations:
         for module in attention.values():
-            module.value_quantizer = UniformQuantizer(settings.activation_bits)
-            if module.logit_heads:
-                module.query_quantizer = UniformQuantizer(settings.activation_bits)
-                module.key_quantizer = UniformQuantizer(settings.activation_bits)
-                module.map_quantizer = LogQuantizer(settings.activation_bits, settings.levels)
+            module.quantize(
+                lambda: UniformQuantizer(settings.activation_bits), lambda: LogQuantizer(settings.activation_bits, settings.levels)
+            )
     return layers
 
 

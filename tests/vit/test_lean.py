@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.deploy.graph import inference_form
-from vitfrost.deploy.lean import LastBlock, PatchProduct, SeparateAttention, cuts_patches, is_lean, make_lean
+from vitfrost.deploy.graph import inference_form, with_float_weights
 from vitfrost.model import Model
 from vitfrost.plans.schema import HeadPlan
 from vitfrost.plans.scratch import plan_from_model
+from vitfrost.vit.lean import LastBlock, PatchProduct, SeparateAttention, cuts_patches, is_lean, make_lean
 
 
 def small(name: str = "vit_tiny_patch16_224", image_size: int | tuple[int, int] = (32, 48), **options: Any) -> Model:
@@ -22,7 +22,7 @@ def small(name: str = "vit_tiny_patch16_224", image_size: int | tuple[int, int] 
 
 def lean_and_original(loaded: Model) -> tuple[torch.nn.Module, torch.nn.Module]:
     original = inference_form(loaded).double()
-    return make_lean(copy.deepcopy(original)), original
+    return make_lean(with_float_weights(copy.deepcopy(original))), original
 
 
 @torch.no_grad()

@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..methods.quantize.modules import QuantizedLayer
-from ..vit import plain
-from ..vit.attention import FusedAttention, head_channels, with_rows
-from ..vit.compat import import_timm
-from ..vit.families import install_map_attention
+from . import plain
+from .attention import FusedAttention, head_channels, with_rows
+from .compat import import_timm
+from .families import install_map_attention
 
 import_timm()
 from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through the guard)
@@ -33,23 +32,15 @@ def make_lean(model: nn.Module) -> nn.Module:
     if not plain.matches(model):
         return model
     vit: Any = model
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, QuantizedLayer) and layer.input_quantizer is None:
-            _replace(model, name, layer.float_layer())
     for name, module in install_map_attention(model).items():
         if isinstance(module, FusedAttention) and _is_bare(module):
-            _replace(model, name, SeparateAttention(module))
+            model.set_submodule(name, SeparateAttention(module))
     read = tokens_read(vit)
     if read is not None:
         vit.blocks[-1] = LastBlock(vit.blocks[-1], read)
     if cuts_patches(vit.patch_embed):
         vit.patch_embed = PatchProduct(vit.patch_embed)
     return model
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
 
 
 def is_lean(model: nn.Module) -> bool:
@@ -88,10 +79,9 @@ def _is_bare(module: FusedAttention) -> bool:
     """Whether nothing but constant heads was done to an attention layer, and its maps have no learned bias."""
     changed = (
         module.query_quantizer, module.key_quantizer, module.value_quantizer, module.map_quantizer, module.hallucination, module.frozen,
-        module.observer, module.logit_observer, module.relative_position_bias_table,
     )  # fmt: skip
-    unchanged = all(part is None for part in changed) and isinstance(module.qkv, nn.Linear)
-    return unchanged and module.logit_heads == module.moving_heads
+    unchanged = all(part is None for part in changed) and not module.observers.any and isinstance(module.qkv, nn.Linear)
+    return unchanged and not module.has_relative_bias and module.logit_heads == module.moving_heads
 
 
 class SeparateAttention(nn.Module):
