@@ -21,7 +21,7 @@ artifact, deploy, evaluation, models, passes, plans, statistics
 methods
 configs, plans.criteria, plans.strict
 images, runtime, vit
-distributed, errors, files, progress, spelling
+distributed, errors, files, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

@@ -34,6 +34,7 @@ from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
 from ..vit.load import LoadedModel, device_of
+from ..vit.sites import ModelSites
 from .effects import Effect, EffectMeter
 from .greedy import Goal, GreedySearch, Step, drop_of
 from .history import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
@@ -62,17 +63,15 @@ def search(
 ) -> Plan:
     """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves.
 
-    Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves: a head frozen
-    to its constant, all heads of a layer, or a lower rank of a feed-forward block's second projection. With a target latency it is first
-    timed what changes save at sites of every shape, and the search takes these savings to add up; in the end the plan's whole model is
-    timed beside the original, and where it misses the target the search goes on, at most three times. `max_drop` keeps the last state
-    within it.
+    Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
+    where it misses the target the search goes on, at most three times.
 
     Args:
         model: a LoadedModel, or a timm name.
         images: folder that the images to measure on are drawn from.
         budget: what the plan may cost, and how to search.
-        methods: how heads are frozen and blocks compacted, without shares, and the plan's bits (32 if not given), which are not measured.
+        methods: how heads are frozen and blocks compacted, without shares; and the plan's bits (32), which are not measured.
         statistics: those of the model, or their file.
         labels: CSV with the columns file and label. If not given: labels.csv in the folder, or class folders, one for each class.
         record: file for everything that is measured; beside `out`, named like it, if not given.
@@ -85,16 +84,9 @@ def search(
     whole, blocks, quantize = _methods(methods, budget)
     runtime = None if budget.runtime is None else find_runtime(budget.runtime, budget.threads or 1)
     over = frozenset(budget.over)
-    if out is not None:
-        refuse_unwritable(out)
-    place = record if record is not None or out is None else Path(out).with_suffix(SUFFIX)
-    if place is not None:
-        refuse_unwritable(place)
-        place = Path(place)
-    known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    loaded = open_model(model)
-    _check_fits(known, loaded)
-    sites = find_sites(loaded.model)
+    place = _place_of_record(record, out)
+    loaded, known = open_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    sites = _fitting_sites(known, loaded)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
@@ -214,6 +206,17 @@ class _Searching:
         self.progress.took(len(search.steps), taken)
 
 
+def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path | None:
+    """Where measurements are kept: beside the plan unless said otherwise. Raises VitfrostError for places that cannot be written."""
+    if out is not None:
+        refuse_unwritable(out)
+        record = Path(out).with_suffix(SUFFIX) if record is None else record
+    if record is None:
+        return None
+    refuse_unwritable(record)
+    return Path(record)
+
+
 def _subject(loaded: LoadedModel, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
     """What the measurements depend on."""
     constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
@@ -240,14 +243,17 @@ def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search
     return heads, replace(blocks, ratio=None), given.get(Quantize, UNQUANTIZED)
 
 
-def _check_fits(statistics: Statistics, loaded: LoadedModel) -> None:
+def _fitting_sites(statistics: Statistics, loaded: LoadedModel) -> ModelSites:
+    """The model's sites. Raises VitfrostError for statistics of another model, and for a model that is changed or no classifier."""
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
             "a search starts from a model as timm builds it, with statistics of it; give --model NAME and its own statistics"
         )
-    statistics.check_fits(loaded.identity(), find_sites(loaded.model).signature())
+    sites = find_sites(loaded.model)
+    statistics.check_fits(loaded.identity(), sites.signature())
     if loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
+    return sites
 
 
 def _draw(
