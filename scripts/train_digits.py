@@ -18,6 +18,7 @@ from vitfrost import train
 from vitfrost.artifact import WEIGHTS_FILE
 from vitfrost.example.data import write_digit_images
 from vitfrost.files import atomic_file
+from vitfrost.progress import messages_on_stderr
 from vitfrost.training.train import ARTIFACT, result_of
 from vitfrost.vit.digits import WEIGHTS
 
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    with tempfile.TemporaryDirectory() as folder:
+    with messages_on_stderr(), tempfile.TemporaryDirectory() as folder:
         write_digit_images(folder, ("training", "test"))
         run = train(RECIPE, Path(folder) / "run", variants=args.variant, data=folder, device="cpu")
         row = result_of(run)

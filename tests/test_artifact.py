@@ -130,9 +130,9 @@ def _cut(path: Path) -> None:
         (lambda folder: _cut(folder / WEIGHTS_FILE), "truncated or altered"),
         (lambda folder: _cut(folder / CONFIG_FILE), "not readable JSON"),
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), "has no model.safetensors"),
-        (lambda folder: (folder / CONFIG_FILE).write_text("{}"), "not of a vitfrost artifact"),
-        (lambda folder: _edit_config(folder, kind="something else"), "not of a vitfrost artifact"),
-        (lambda folder: _edit_config(folder, version=99), "format version 99.*update vitfrost"),
+        (lambda folder: (folder / CONFIG_FILE).write_text("{}"), "is not an artifact: it has no kind"),
+        (lambda folder: _edit_config(folder, kind="something else"), "is not an artifact"),
+        (lambda folder: _edit_config(folder, version=99), "artifact version 99.*update vitfrost"),
         (lambda folder: _edit_config(folder, plan={"kind": "nonsense"}), "config.json"),
     ],
 )

@@ -17,11 +17,12 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, deploy, evaluation, models, passes, plans, statistics
+artifact, keyed, deploy, evaluation, models, passes, plans, statistics
 methods
-configs, plans.criteria, plans.strict
+configs, plans.criteria
 images, runtime, vit
-distributed, errors, files, progress, spelling, threads
+files, records, strict
+distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

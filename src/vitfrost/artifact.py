@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 from torch import nn
 
 from .errors import VitfrostError
-from .files import atomic_folder, read_json, sha256_of_file
+from .files import atomic_folder, sha256_of_file
 from .images.preprocess import Preprocess
 from .methods.frozen_entries import FrozenMaps
 from .methods.quantize.modules import QuantizedLayer
@@ -30,11 +30,12 @@ from .methods.quantize.repq import QuantizationSettings, install_quantizers
 from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
+from .records import Format
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
 from .vit.load import LoadedModel, create_model
 
-KIND, VERSION = "vitfrost artifact", 1
+FORMAT = Format("an artifact", "vitfrost artifact", mend="compress again")
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -171,8 +172,8 @@ def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False)
     with atomic_folder(path, overwrite) as folder:
         (folder / WEIGHTS_FILE).write_bytes(save(pack_state(artifact.model)))
         config = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "model": {**artifact.identity(), "options": artifact.options, "preprocessing": artifact.preprocessing},
             "quantization": artifact.quantization,
             "statistics": artifact.statistics,
@@ -198,12 +199,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise VitfrostError(f"{path} is no vitfrost artifact: it has no {name}")
-    config = read_json(path / CONFIG_FILE)
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        raise VitfrostError(f"{path / CONFIG_FILE} is not of a vitfrost artifact")
-    version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise VitfrostError(f"{path} is an artifact of format version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
+    config = FORMAT.read(path / CONFIG_FILE)
     if sha256_of_file(path / WEIGHTS_FILE) != config.get("weights_sha256"):
         raise VitfrostError(f"{path / WEIGHTS_FILE} is not the file that was saved (truncated or altered); compress again")
     return config
@@ -234,7 +230,7 @@ def load_artifact(path: str | Path) -> Artifact:
         )  # fmt: skip
         tensors = load_file(path / WEIGHTS_FILE)
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; compress again") from error
+        raise FORMAT.damaged(path, f"{type(error).__name__} {error}") from error
     restore_state(model, plan, tensors)
     return artifact
 

@@ -22,12 +22,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
-def start() -> None:
-    """Join the other processes over gloo; does nothing when alone or already joined."""
+def start(backend: str = "gloo") -> None:
+    """Join the other processes; does nothing when alone or already joined."""
     import torch.distributed as dist
 
     if world() > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=1))
+        dist.init_process_group(backend, timeout=timedelta(days=1))
         atexit.register(dist.destroy_process_group)
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+_SHOWN = 60
+
 
 class VitfrostError(Exception):
     """Bad input or an accident outside the program. The command line prints it as one line and exits with 2."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split())
+        # What is quoted of a file must not steer the terminal.
+        super().__init__(line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class UnsupportedModel(VitfrostError):
     """A model with something in its attention that vitfrost does not know how to see."""
+
+
+def shown(value: Any) -> str:
+    """A value in few characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def field_path(location: tuple[Any, ...]) -> str:
+    """ "layers[0].heads[2].source"."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")

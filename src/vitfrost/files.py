@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VitfrostError
-from .spelling import american
+from .records import read_plain
 
 
 def _reason(error: OSError) -> str:
@@ -172,13 +172,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; raise VitfrostError naming the file when it is missing or damaged."""
+    """Plain data of a JSON file with today's spelling. Raises VitfrostError where it is missing, unreadable or out of bounds."""
     try:
-        return american(json.loads(Path(path).read_text(encoding="utf-8")))
+        return read_plain(path, "JSON")
     except FileNotFoundError as error:
         raise VitfrostError(f"no file {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VitfrostError(f"{path} is not readable JSON: {error}") from error
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -44,6 +44,41 @@ def messages_on_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
+class TimeLeft:
+    """How long is left, from the work that was done so far by this process."""
+
+    def __init__(self, work: int | float = 0):
+        self.left = float(work)
+        self._done = 0.0
+        self._start = time.monotonic()
+
+    def done(self, work: int | float) -> None:
+        """Some work was done now."""
+        self._done += work
+        self.left -= work
+
+    def skipped(self, work: int | float) -> None:
+        """Some work need not be done."""
+        self.left -= work
+
+    @property
+    def seconds(self) -> float:
+        """How long the rest takes at the speed so far; 0 while nothing was done."""
+        return self.elapsed * max(self.left, 0) / self._done if self._done > 0 else 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._start
+
+    def text(self) -> str:
+        """ ", about 41 min left", or nothing while there is nothing to tell."""
+        if self.seconds <= 0:
+            return ""
+        minutes = self.seconds / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+
+
 def track(iterable: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
     """Yield the items and show how far they are: a bar on a terminal, else a line with the time left every ten seconds."""
     if not enabled:
@@ -66,11 +101,10 @@ def _with_bar(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
 
 
 def _with_lines(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
-    start = last = time.monotonic()
+    clock, last = TimeLeft(total), 0.0
     for done, item in enumerate(iterable, 1):
         yield item
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            left = (now - start) / done * max(total - done, 0)
-            say(f"{text}: {done} of {total}, {left:.0f} s left")
+        clock.done(1)
+        if clock.elapsed - last >= SECONDS_BETWEEN_LINES:
+            last = clock.elapsed
+            say(f"{text}: {done} of {total}, {clock.seconds:.0f} s left")

@@ -21,6 +21,7 @@ from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
 from vitfrost.plans.file import load_plan
+from vitfrost.runtime import Runtime
 
 from . import searching
 
@@ -228,7 +229,7 @@ class MacsClock:
         return self.now
 
 
-class Counted:
+class Counted(Runtime):
     """A session that runs, and then tells the clock how long its model takes."""
 
     def __init__(self, session: Any, macs: int, clock: MacsClock):
@@ -296,7 +297,7 @@ def test_the_command_prints_what_was_measured(
 def test_a_real_clock_times_every_model_in_every_round(models: Any, pictures: Path) -> None:
     known = models["digits"]
     before = torch.get_num_threads()
-    runtime = runtimes.find_runtime("torch-fp32", 1)
+    runtime = runtimes.find_target("torch-fp32", 1)
     with RuntimeTimer(known.model, runtime, pictures, 0, False, clock=lambda: 100 * time.perf_counter()) as timer:  # fewer repetitions
         found = timer.time({"one": lambda: known.model, "two": lambda: known.model}, "", 0.0)
     assert torch.get_num_threads() == before
@@ -336,8 +337,8 @@ def test_refusals_are_one_line(
 def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "nncf" else find_spec("json"))
     with pytest.raises(VitfrostError, match=r"openvino-int8 needs nncf, which is not installed; pip install 'vitfrost\[export\]'"):
-        runtimes.find_runtime("openvino-int8", 1)
-    assert runtimes.find_runtime("openvino-fp32", 1).packages == ("openvino",)
+        runtimes.find_target("openvino-int8", 1)
+    assert runtimes.find_target("openvino-fp32", 1).packages == ("openvino",)
 
 
 @EXPORTS
@@ -345,7 +346,7 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(shallow: Any, picture
     import openvino
 
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    with RuntimeTimer(shallow.model, runtimes.find_runtime("openvino-bf16", 1), pictures, 0, False) as timer:
+    with RuntimeTimer(shallow.model, runtimes.find_target("openvino-bf16", 1), pictures, 0, False) as timer:
         if has_bf16:
             assert len(timer.time({}, "", 0.0).original) == 12
         else:

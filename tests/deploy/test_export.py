@@ -141,8 +141,8 @@ def test_hallucinated_heads_and_compact_blocks_export(shallow: Any, tmp_path: Pa
 def test_entry_wise_frozen_maps_export_with_a_warning(shallow: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = shallow.compress(tmp_path / "made", FreezeEntries(0.3, bits=32))
     folder = vitfrost.export(made, out=tmp_path / "out")
-    (warning,) = caplog.records
-    assert (warning.name, warning.levelname) == ("vitfrost.deploy.export", "WARNING")
+    (warning,) = [record for record in caplog.records if record.name == "vitfrost.deploy.export"]
+    assert warning.levelname == "WARNING"
     assert "entry-wise frozen maps save no time" in warning.message
     assert logits_differ(made, folder) < 1e-4
 

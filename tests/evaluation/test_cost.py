@@ -8,10 +8,7 @@ from torch import nn
 
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.cost import (
-    attention_complexity,
-    feed_forward_complexity,
     frozen_savings,
-    layer_complexity,
     logit_macs,
     macs_by_part,
     parameters_by_part,
@@ -124,9 +121,8 @@ def test_equations_6_to_9_are_the_layers_of_a_plain_transformer() -> None:
     macs = macs_by_part(*skeleton("vitfrost_digits", None))
     tokens, width, layers = 65, sites.attention[0].width, 6
     attention = sum(macs[part] for part in ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection"))
-    assert attention == layers * attention_complexity(tokens, width)
-    assert macs["feed_forward"] == layers * feed_forward_complexity(tokens, width)
-    assert layer_complexity(tokens, width) == 12 * tokens * width**2 + 2 * tokens**2 * width
+    assert attention == layers * (4 * tokens * width**2 + 2 * tokens**2 * width)  # EAM, equation 6
+    assert macs["feed_forward"] == layers * 8 * tokens * width**2  # equation 7
     assert softmax_elements(sites) == layers * 4 * tokens**2
 
 

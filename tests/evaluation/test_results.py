@@ -44,10 +44,13 @@ def test_rows_are_strict(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(kind="shopping list"), "not a vitfrost results file"),
+        (
+            lambda data: data.update(kind="shopping list"),
+            "is not a results file: its kind is 'shopping list', and should",
+        ),
         (lambda data: data.update(version=2), "update vitfrost"),
-        (lambda data: data["rows"][0].pop("kind"), r"damaged at rows\.0\.kind"),
-        (lambda data: data["rows"][0].update(top1="many"), r"damaged at rows\.0\.top1"),
+        (lambda data: data["rows"][0].pop("kind"), r"damaged: rows\[0\]\.kind is missing; measure again"),
+        (lambda data: data["rows"][0].update(top1="many"), r"damaged: rows\[0\]\.top1 is 'many'; it should be a valid number"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -64,7 +67,7 @@ def test_bad_files_are_named(tmp_path: Path, change: Any, message: str) -> None:
 
 def test_missing_and_truncated_files(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    with pytest.raises(VitfrostError, match="no file"):
+    with pytest.raises(VitfrostError, match="no results file"):
         load_results(path)
     save_results(Results(rows=[a_row()]), path)
     path.write_text(path.read_text()[:100])

@@ -78,7 +78,7 @@ def test_unknown_and_unsupported_models(refused, pictures: Path, tmp_path: Path,
         (lambda source, path: path.write_bytes(source.read_bytes()[:100]), "truncated"),
         (lambda source, path: path.write_bytes(b""), "truncated"),
         (lambda source, path: shutil.copy(WEIGHTS, path), "without attention statistics"),
-        (lambda source, path: _newer_statistics(source, path), "format version 99"),
+        (lambda source, path: _newer_statistics(source, path), "statistics file version 99"),
     ],
 )
 def test_damaged_statistics(refused, prepared, tmp_path: Path, write: Callable[[Path, Path], object], message: str) -> None:
@@ -168,8 +168,11 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda folder: _cut(folder / "config.json"), "is not readable JSON"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda folder: _edit(folder, lambda config: config.update(version=2)), "format version 2, this vitfrost reads up to 1; update"),
-        (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not of a vitfrost artifact"),
+        (
+            lambda folder: _edit(folder, lambda config: config.update(version=2)),
+            "artifact version 2, this vitfrost reads up to 1",
+        ),
+        (lambda folder: _edit(folder, lambda config: config.update(kind="other")), "is not an artifact: its kind is 'other'"),
         (lambda folder: _edit(folder, lambda config: config.pop("plan")), "config.json is not a plan"),
         (
             lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)),
@@ -210,9 +213,9 @@ evaluation: {images: IMAGES}
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: vitfrost recipe", "kind: soup", "is no recipe: its first line should be 'kind: vitfrost recipe'"),
+        ("kind: vitfrost recipe", "kind: soup", "is not a recipe: its kind is 'soup', and should say 'kind: vitfrost recipe'"),
         ("version: 1", "version: 2", "recipe version 2, this vitfrost reads up to 1; update vitfrost"),
-        ("freeze: 0.1", "frieze: 0.1", "plan.frieze is 0.1"),
+        ("freeze: 0.1", "frieze: 0.1", "plan.frieze is not known here"),
         ("freeze: 0.1", "freeze: 1.1", "plan.freeze is 1.1"),
         ("freeze: 0.1", "weight_bits: 9", "plan.weight_bits is 9; it should be 2, 3, 4, 5, 6, 7, 8 or 32"),
         ("freeze: 0.1", "by: taste", "plan.by is 'taste'"),

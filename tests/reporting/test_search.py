@@ -118,5 +118,5 @@ def test_a_search_of_another_model_is_refused(searched: Path, tmp_path: Path) ->
     with pytest.raises(VitfrostError, match="mixes runs"):
         report(folder)
     (folder / "plan.search.json").write_text('{"kind": "vitfrost search", "version": 2}')
-    with pytest.raises(VitfrostError, match="search version 2"):
+    with pytest.raises(VitfrostError, match="search of vitfrost version 2"):
         report(folder)

@@ -27,9 +27,9 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda about: about.update(version=2), "format version 2, this vitfrost reads up to 1; update vitfrost"),
-        (lambda about: about.update(version="1"), "format version 1"),
-        (lambda about: about.update(kind="vitfrost plan"), "is not of an exported model"),
+        (lambda about: about.update(version=2), "exported model version 2, this vitfrost reads up to 1; update vitfrost"),
+        (lambda about: about.update(version="1"), "version is '1'; it should be 1; export again"),
+        (lambda about: about.update(kind="vitfrost plan"), "is not an exported model: its kind is 'vitfrost plan'"),
         (lambda about: about.update(format="tflite"), "damaged"),
         (lambda about: about.update(classes=0), "damaged"),
         (lambda about: about.pop("preprocessing"), "damaged: KeyError 'preprocessing'"),

@@ -95,7 +95,7 @@ def test_other_shapes_and_types_are_refused(exported: dict[str, Path], pixels: n
 
 
 def test_hints_are_for_openvino(exported: dict[str, Path]) -> None:
-    with pytest.raises(VitfrostError, match="a precision hint goes with OpenVINO"):
+    with pytest.raises(VitfrostError, match="onnxruntime computes in fp32 on a CPU; the precision hint bf16 goes with openvino exports"):
         open_export(exported["onnx"], precision_hint="bf16")
     with pytest.raises(VitfrostError, match="'int4' is unknown; choose one of fp32, bf16"):
         open_export(exported["openvino"], precision_hint="int4")

@@ -70,10 +70,8 @@ def save_outcomes(folder: Path, pictures: Path) -> None:
         share = 0.0 if variant is None else variant.freeze
         rng = np.random.default_rng(0 if variant is None else int(variant.key, 16))
         correct = rng.random(12) < 0.8 - 0.3 * share
-        own = row.model_copy(
-            update={"top1": 100 * float(correct.mean()), "labeled": True, "macs": row.macs - (logits if share == 1 else 0)}
-        )
-        own.size_bytes = 1000 + int(100 * share)
+        saved, size = logits if share == 1 else 0, 1000 + int(100 * share)
+        own = row.model_copy(update={"top1": 100 * float(correct.mean()), "labeled": True, "macs": row.macs - saved, "size_bytes": size})
         return Outcome(variant, "context", own, correct, int(share * entries), entries)
 
     for variant in [None, *expand(load_study(folder / "recipe.yaml"))]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitfrost.studies.recipe import StudyRecipe
-from vitfrost.studies.roles import FULL, MOST_LINES, Line, Roles, assign, lines_of, names, told
+from vitfrost.studies.roles import FULL, MOST_LINES, Line, Roles, assign, line_title, lines_of, names
 from vitfrost.studies.variants import expand
 
 SHARES = [0.1, 0.2, 0.5]
@@ -94,7 +94,7 @@ def test_lines_of_a_single_share_are_ranked_at_it() -> None:
     assert [line.by for line in panel.lines] == ["entropy", "random", "fisher"]
     assert (ranking.bits, ranking.share) == ((4, 4), 0.5)
     assert ranking.lines[0] is roles.main
-    labels = [told(line, ranking.lines[0]) for line in ranking.lines]
+    labels = [line_title(line, ranking.lines[0]) for line in ranking.lines]
     assert labels[:2] == ["entropy", "random"]
     assert {"lowest mean, whole model", "entropy, whole model", "Fisher"} <= set(labels)
     assert len(labels) == len(set(labels)) == 4 + 1 + 3

@@ -12,7 +12,7 @@ import pytest
 import vitfrost
 from vitfrost.configs import Bench, FreezeEntries
 from vitfrost.errors import VitfrostError
-from vitfrost.timing import cells as cells_module
+from vitfrost.runtime.runtimes import OnnxRuntime, OpenVino
 from vitfrost.timing.benchmark import Benchmark, load_benchmark
 from vitfrost.timing.cells import plan_cells
 from vitfrost.timing.exports import with_exports
@@ -145,8 +145,8 @@ def test_exported_folders_are_measured_as_they_are(
     artifact_run: tuple[Path, Benchmark], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One way of each int8; the others are exported by other tests.
-    kinds = {("openvino", "int8"): [{"attention": "float"}], ("onnxruntime", "int8"): [{"ranges": "static"}]}
-    monkeypatch.setattr(cells_module, "_KINDS", kinds)
+    monkeypatch.setattr(OpenVino, "int8", ({"attention": "float"},))
+    monkeypatch.setattr(OnnxRuntime, "int8", ({"ranges": "static"},))
     pictures = write_pictures(tmp_path / "pictures", 8)
     graph = next(path for path in (artifact_run[0] / "exports").iterdir() if "onnx-int8-lean" in path.name)
     options = {"images": pictures, "progress": False, "json": tmp_path / "b.json"}

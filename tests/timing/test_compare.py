@@ -92,10 +92,10 @@ def test_the_file_the_tables_and_the_chart(row, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"kind": "vitfrost results"}, "is not a result of vitfrost bench"),
-        ({"version": 2}, "has version 2, this vitfrost reads version 1; update vitfrost"),
+        ({"version": 2}, "has result of vitfrost bench version 2, this vitfrost reads up to 1; update vitfrost"),
         ({"extra": 1}, "extra is not known here"),
-        ({"rows": []}, "damaged at rows"),
-        ({"rounds": 0}, "damaged at rounds"),
+        ({"rows": []}, r"is damaged: rows is \[\]"),
+        ({"rounds": 0}, "is damaged: rounds is 0"),
     ],
 )
 def test_files_that_are_no_results(row, tmp_path: Path, change: dict, message: str) -> None:

@@ -15,8 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from vitfrost.errors import VitfrostError
-from vitfrost.images.preprocess import Preprocess
-from vitfrost.training.augment import Augment, AugmentSettings, EvaluationTransform, color_jitter, erase, mix, sampling_maps, three_augment
+from vitfrost.training.augment import Augment, AugmentSettings, color_jitter, erase, mix, sampling_maps, three_augment
 from vitfrost.training.order import batches_of_rank, item_seeds, uniforms
 from vitfrost.vit.compat import import_timm
 
@@ -197,16 +196,6 @@ def test_erased_boxes_are_like_timms() -> None:
     assert set(erase(flat, 1.0, "const", seeds(3000)).unique().tolist()) == {0, 9}
 
 
-@pytest.mark.parametrize(("out", "crop_pct"), [(32, 1.0), (24, 1.0), (48, 1.0), (24, 0.875), (28, 0.9)])
-def test_evaluation_is_that_of_the_rest(out: int, crop_pct: float) -> None:
-    images = pictures(4)
-    config = {"input_size": (3, out, out), "mean": MEAN, "std": STD, "crop_mode": "center", "interpolation": "bicubic"}
-    preprocess = Preprocess(config | {"crop_pct": crop_pct})
-    expected = torch.stack([preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
-    found = EvaluationTransform(out, MEAN, STD, crop_pct)(images)
-    torch.testing.assert_close(found, expected, atol=1.6 / 255 / min(STD), rtol=0)
-
-
 MIX: dict[str, Any] = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_prob": 0.5, "label_smoothing": 0.1, "classes": 7}
 
 
@@ -288,7 +277,6 @@ def test_transforms_refuse_what_cannot_be() -> None:
         ((0, MEAN, STD), "size of the images"),
         ((8, MEAN, (1.0, 0.0, 1.0)), "three numbers each"),
         ((8, MEAN[:2], STD), "three numbers each"),
-        ((8, MEAN, STD, 1.1), "crop_pct 1.1 is out of range"),
     ):
         with pytest.raises(VitfrostError, match=message):
-            EvaluationTransform(*arguments)
+            Augment(AugmentSettings(), *arguments)

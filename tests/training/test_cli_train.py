@@ -37,7 +37,7 @@ def test_a_run_ends_with_a_table_and_the_artifact_can_be_evaluated(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("absent.yaml",), "no recipe absent.yaml"),
+        (("absent.yaml",), "no training recipe absent.yaml"),
         (("RECIPE", "--variant", "long"), "has no variant 'long'; its variants are taught"),
         (("RECIPE", "--data", "absent"), "no data absent"),
         (("RECIPE", "--weights", "absent.pt"), "no weights file"),

@@ -10,11 +10,11 @@ import torch
 
 from vitfrost.artifact import load_artifact
 from vitfrost.errors import VitfrostError
-from vitfrost.training.metrics import read_metrics
 from vitfrost.training.processes import check_norms, share_of_batch
 from vitfrost.training.train import train
 
 from ..processes import torchrun
+from .lines import read_metrics
 
 
 def trained_by_two(recipe: Path, out: Path) -> str:

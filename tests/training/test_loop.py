@@ -21,9 +21,10 @@ from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.training.checkpoint import load_checkpoint
-from vitfrost.training.metrics import read_metrics
 from vitfrost.training.train import train
 from vitfrost.vit.load import load_model
+
+from .lines import read_metrics
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 
@@ -276,6 +277,18 @@ def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[
     run = trained(written(data=source, teacher=teacher, model={"image_size": 24}, **shorter), tmp_path / "run")
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_teacher_is_built_with_its_own_options(written: Callable[..., Path], tmp_path: Path) -> None:
+    """The teacher has the weights that the student starts from, so there is nothing to imitate yet."""
+    narrow = {**SMALL, "embed_dim": 16}
+    save_file(load_model("vitfrost_digits", "random", seed=3, **narrow).model.state_dict(), tmp_path / "t.safetensors")
+    teacher = {"name": "vitfrost_digits", "weights": str(tmp_path / "t.safetensors"), "options": narrow, "weight": 1.0}
+    model = {"weights": str(tmp_path / "t.safetensors"), "options": narrow}
+    run = trained(written(model=model, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
+    assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5
+    with pytest.raises(VitfrostError, match=r"t\.safetensors"):
+        trained(written("plain.yaml", model=model, teacher={**teacher, "options": {}}), tmp_path / "plain")
 
 
 def test_the_original_as_teacher_starts_without_a_difference(written: Callable[..., Path], tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import torch
 
 from vitfrost.errors import VitfrostError
 from vitfrost.training.checkpoint import load_checkpoint, save_checkpoint
-from vitfrost.training.metrics import MetricsFile, read_metrics
+from vitfrost.training.metrics import MetricsFile
 from vitfrost.training.train import train
+
+from .lines import read_metrics
 
 OPTIONS = {"depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2, "patch_drop_rate": 0.25}
 MIXING = {"mixup": 0.8, "chunk": 4}

@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ..errors import VitfrostError
-from ..files import read_json, write_text
+from ..files import write_text
 from ..plans.schema import ModelIdentity
-from ..plans.strict import Count, Positive, Strict, describe
+from ..records import Format
+from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
-KIND, VERSION = "vitfrost search", 1
+FORMAT = Format("a search of vitfrost", "vitfrost search")
 SUFFIX = ".search.json"
 
 
@@ -40,7 +39,7 @@ class SearchSubject(Strict):
     compact: dict[str, Any]
 
 
-class Measured(Strict):
+class Measurement(Strict):
     """One measured state: the original (no `move`, empty `state`), or what `move` makes of the state after `step` steps.
 
     `kl`: mean KL(original || changed) in nats with its standard error; agreement and top-1 in percent; `macs` per image.
@@ -84,7 +83,7 @@ class Taken(Strict):
     latency_share: float | None = None
 
 
-class Outcome(Strict):
+class SearchEnd(Strict):
     """How the search ended: whether within its budget, and with what."""
 
     met: bool
@@ -103,13 +102,13 @@ class SearchRecord(Strict):
     budget: dict[str, Any]
     threads: Positive
     original_macs: Positive
-    measurements: tuple[Measured, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
     latencies: tuple[Latencies, ...] = ()
     steps: tuple[Taken, ...] = ()
-    outcome: Outcome | None = None
+    outcome: SearchEnd | None = None
 
     @property
-    def alone(self) -> tuple[Measured, ...]:
+    def alone(self) -> tuple[Measurement, ...]:
         """What every head, layer and rank does alone to the original."""
         return tuple(each for each in self.measurements if each.step == 0 and each.move is not None)
 
@@ -126,16 +125,7 @@ def save_search(record: SearchRecord, path: str | Path) -> None:
 
 def load_search(path: str | Path) -> SearchRecord:
     """Read a search. Raises VitfrostError, one line, for a file that is missing, damaged, of another kind or a newer version."""
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise VitfrostError(f"{path} is no search of vitfrost; name another file, or leave it out")
-    version = data.get("version")
-    if type(version) is int and version > VERSION:
-        raise VitfrostError(f"{path} has search version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
-    try:
-        return SearchRecord.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise VitfrostError(f"{path}: {describe(error)}") from error
+    return FORMAT.load(SearchRecord, path)
 
 
 class SearchLog:
@@ -145,16 +135,16 @@ class SearchLog:
         self.path, self.record = path, record
         self._known = {each.state: each for each in record.measurements}
 
-    def known(self, state: str) -> Measured | None:
+    def known(self, state: str) -> Measurement | None:
         """A measurement of this state, if there is one."""
         return self._known.get(state)
 
-    def add(self, measured: Measured) -> None:
+    def add(self, measured: Measurement) -> None:
         """Add a measurement and write the file."""
         self._known[measured.state] = measured
         self.change(measurements=(*self.record.measurements, measured))
 
-    def correct(self, measured: Measured) -> None:
+    def correct(self, measured: Measurement) -> None:
         """Put a measurement in the place of the one of the same state."""
         self._known[measured.state] = measured
         self.change(measurements=tuple(measured if each.state == measured.state else each for each in self.record.measurements))

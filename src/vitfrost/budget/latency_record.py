@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..plans.strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict
 
 
 class LatencySetup(Strict):

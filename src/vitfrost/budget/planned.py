@@ -11,7 +11,7 @@ from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import LatencyPlan, ModelIdentity, Plan, StatisticsIdentity
 from ..plans.structure import FeedForwardPlan
 from ..vit.sites import ModelSites
-from .history import Measured, SearchRecord, Taken
+from .history import Measurement, SearchRecord, Taken
 from .moves import State
 
 
@@ -119,7 +119,7 @@ def step_text(number: int, taken: Taken) -> str:
     return f"step {number}: KL {taken.increase:+.3g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}{latency}"
 
 
-def _with_kept(layer: LayerPlan, alone: dict[tuple[str | None, int | None], Measured], record: SearchRecord) -> LayerPlan:
+def _with_kept(layer: LayerPlan, alone: dict[tuple[str | None, int | None], Measurement], record: SearchRecord) -> LayerPlan:
     """The layer with what its computed heads would have done alone, or the whole layer where heads were not searched."""
     plans = list(layer.heads)
     for head, plan in enumerate(plans):
@@ -139,7 +139,7 @@ def _blocks(sites: ModelSites, state: State, record: SearchRecord, why: dict[str
     return tuple(made)
 
 
-def _kept(each: Measured, record: SearchRecord) -> str:
+def _kept(each: Measurement, record: SearchRecord) -> str:
     whole = "" if each.kind != "layer" else "with its layer, "
     latency = "" if each.latency_share is None else f", {100 * (1 - each.latency_share):.2f} % of the latency"
     return f"{whole}alone KL {each.kl:+.3g} nats for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs{latency}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,15 +10,15 @@ from typing import get_args
 from ..configs.verbs import SearchRuntime
 from ..errors import VitfrostError
 from ..evaluation.results import processor_name
+from ..runtime.runtimes import RUNTIMES, cores
 from ..timing.sessions import runtime_version
 from .latency_record import LatencySetup
 
 NAMES = get_args(SearchRuntime)
-_PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Target:
     """A runtime ("onnxruntime", "openvino", "torch") at a precision, with so many threads."""
 
     runtime: str
@@ -34,7 +33,7 @@ class Runtime:
     @property
     def packages(self) -> tuple[str, ...]:
         """What exporting to it and running there needs beside torch."""
-        return _PACKAGES[self.runtime] + (("nncf",) if self.name == "openvino-int8" else ())
+        return RUNTIMES[self.runtime].needs(self.precision) if self.runtime in RUNTIMES else ()
 
     def setup(self) -> LatencySetup:
         """What its times depend on beside the model."""
@@ -42,16 +41,15 @@ class Runtime:
         return LatencySetup(runtime=self.name, threads=self.threads, versions=", ".join(versions), cpu=processor_name())
 
 
-def find_runtime(name: str, threads: int) -> Runtime:
+def find_target(name: str, threads: int) -> Target:
     """The runtime of that name. Raises VitfrostError for another name, one that is not installed, and more threads than cores."""
     if name not in NAMES:
         raise VitfrostError(f"there is no runtime '{name}' to search for; give one of {', '.join(NAMES)}")
     runtime, _, precision = name.partition("-")
-    found = Runtime(runtime, precision, threads)
+    found = Target(runtime, precision, threads)
     absent = [package for package in found.packages if find_spec(package) is None]
     if absent:
         raise VitfrostError(f"{name} needs {absent[0]}, which is not installed; pip install 'vitfrost[export]'")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not 1 <= threads <= cores:
-        raise VitfrostError(f"threads is {threads}; give 1 to {cores}, the cores of this machine")
+    if not 1 <= threads <= cores():
+        raise VitfrostError(f"threads is {threads}; give 1 to {cores()}, the cores of this machine")
     return found

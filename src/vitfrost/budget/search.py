@@ -37,7 +37,7 @@ from ..vit.load import LoadedModel, device_of
 from ..vit.sites import ModelSites
 from .effects import Effect, EffectMeter
 from .greedy import Goal, GreedySearch, Step, drop_of
-from .history import SUFFIX, Measured, Outcome, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
+from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
 from .macs import MacsOfStates
 from .moves import Move, Moves, State
@@ -45,7 +45,7 @@ from .outcome import how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
 from .progress import SearchProgress
 from .replacements import Replacements
-from .runtimes import find_runtime
+from .runtimes import find_target
 from .timer import RuntimeTimer
 
 
@@ -82,7 +82,7 @@ def search(
     says how near it came).
     """
     whole, blocks, quantize = _methods(methods, budget)
-    runtime = None if budget.runtime is None else find_runtime(budget.runtime, budget.threads or 1)
+    target = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)
     over = frozenset(budget.over)
     place = _place_of_record(record, out)
     loaded, known = open_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
@@ -91,14 +91,14 @@ def search(
 
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
     batches = [part.to(device_of(loaded.model)) for part in batch.pixels.split(budget.batch_size)]
-    if not over & {"heads", "layers"} and not sites.feed_forward:
+    if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
     changed = copy.deepcopy(loaded.model).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.model, sites, kinds)
-    if runtime is None:
+    if target is None:
         refuse_below(budget, macs.floor(over))
     drawn = SearchImages(
         images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=budget.seed, skipped=len(batch.skipped),
@@ -114,11 +114,11 @@ def search(
 
     with ExitStack() as stack:
         latency = None
-        if runtime is not None:
+        if target is not None:
             scratch = None if place is None else scratch_of(place)
-            timer = stack.enter_context(RuntimeTimer(loaded, runtime, images, budget.seed, progress, scratch))
-            apart = None if runtime.runtime == "torch" else block_cut_short(loaded.model)
-            latency = Latency(timer, model_of, moves, log, runtime.setup(), progress, apart)
+            timer = stack.enter_context(RuntimeTimer(loaded, target, images, budget.seed, progress, scratch))
+            apart = None if target.runtime == "torch" else block_cut_short(loaded.model)
+            latency = Latency(timer, model_of, moves, log, target.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
         done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
         found = done.run(budget)
@@ -167,7 +167,7 @@ class _Searching:
         share, labeled = self.macs.total(search.state) / self.macs.original, self.meter.labels is not None
         ended = said(search, labeled, share, latency)
         drop = drop_of(search.effect, search.original)
-        self.log.change(outcome=Outcome(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
+        self.log.change(outcome=SearchEnd(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
         return _Ended(search.state, met, ended if met else how_near(search, budget, ended, labeled, corrections))
 
     def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
@@ -182,9 +182,9 @@ class _Searching:
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 
-    def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measured:
+    def _measured(self, effect: Effect, state: State, move: Move | None, step: int) -> Measurement:
         about = {} if move is None else {"kind": move.kind, "site": move.site, "head": move.head, "rank": move.rank}
-        return Measured(
+        return Measurement(
             step=step, move=None if move is None else move.name, **about, state=state.key, kl=effect.kl, kl_error=effect.kl_error,
             agreement=effect.agreement, top1=effect.top1, macs=self.macs.total(state), latency_share=self._latency_share(state),
             seconds=round(effect.seconds, 3),

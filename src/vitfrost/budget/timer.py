@@ -16,20 +16,17 @@ from ..configs import Export
 from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import scratch_folder
-from ..progress import say, track
+from ..progress import say
+from ..runtime.runtimes import RUNTIMES
 from ..threads import torch_threads
-from ..timing.eager import TorchSession
-from ..timing.load import OtherLoad
-from ..timing.rounds import Slot, slot_for, timed_rounds
-from ..timing.sessions import Opening, Session
+from ..timing.rounds import interleaved, tried_slot
+from ..timing.sessions import EAGER, Opened, Opening
 from ..vit.load import LoadedModel
-from .runtimes import Runtime
+from .runtimes import Target
 
 # int8 ranges for measurements of time come from so few of the search's images.
 CALIBRATION_IMAGES = 8
-WARM_UP = 2
 FEWEST_ROUNDS, MOST_ROUNDS = 12, 60
-FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 ORIGINAL = "original"
 
 
@@ -53,14 +50,14 @@ class RuntimeTimer:
     def __init__(
         self,
         original: LoadedModel,
-        runtime: Runtime,
+        target: Target,
         images: str | Path,
         seed: int,
         progress: bool,
         scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.original, self.runtime, self.images, self.seed, self.progress = original, runtime, Path(images), seed, progress
+        self.original, self.target, self.images, self.seed, self.progress = original, target, Path(images), seed, progress
         self.scratch, self.clock = scratch, clock
         self._stack = ExitStack()
         self._kept: Path | None = None
@@ -85,48 +82,39 @@ class RuntimeTimer:
                     if self.progress:
                         say(f"{text}: [{number + 1}/{len(made)}] {name}")
                     sessions[name] = self._open(name, make(), Path(folder) / str(number))
-                with torch_threads(self.runtime.threads):
+                with torch_threads(self.target.threads):
                     return self._timed(sessions, text, seconds)
             finally:
                 sessions.clear()
                 gc.collect()
 
-    def _open(self, name: str, loaded: LoadedModel, folder: Path) -> Session:
-        runtime = self.runtime
-        if runtime.runtime == "torch":
-            return TorchSession(loaded, runtime.threads, runtime.precision, False, "cpu")
-        path = self._kept if name == ORIGINAL else None
-        if path is None:
-            config = Export(FORMATS[runtime.runtime], runtime.precision, seed=self.seed)  # type: ignore[arg-type]
-            images = None
-            if runtime.precision == "int8":
-                config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
-            place = self._folder / ORIGINAL if name == ORIGINAL else folder
-            path = export_graph(loaded, config, place, images, time_only=True)
-            self._kept = path if name == ORIGINAL else self._kept
-        hint = "bf16" if runtime.precision == "bf16" else None
-        session = Opening(runtime.runtime, loaded.image_size, runtime.threads, export=str(path), hint=hint).open()
-        if session.precision != runtime.precision:
-            raise VitfrostError(f"this CPU computes {runtime.name} in {session.precision}; give another --runtime")
+    def _open(self, name: str, loaded: LoadedModel, folder: Path) -> Opened:
+        target = self.target
+        path = None if target.runtime in EAGER else str(self._export(name, loaded, folder))
+        session = Opening(target.runtime, loaded.image_size, target.threads, path, precision=target.precision).open(loaded)
+        if session.precision != target.precision:
+            raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another --runtime")
         return session
 
-    def _timed(self, sessions: Mapping[str, Session], text: str, seconds: float) -> Timed:
-        pixels = Opening(self.runtime.runtime, self.original.image_size).pixels(1, self.seed)
-        runs: dict[str, Callable[[], object]] = {name: partial(session.run, pixels) for name, session in sessions.items()}
-        slots: dict[str, Slot] = {}
-        for name, run in runs.items():
-            run()  # compiles, allocates
-            start = self.clock()
-            run()
-            slots[name] = slot_for(run, self.clock() - start)
-        start = self.clock()
-        for _ in timed_rounds(slots, WARM_UP, self.seed, self.clock):
-            pass
-        rounds = round(seconds * WARM_UP / (self.clock() - start))
-        rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
-        found: dict[str, list[float]] = {name: [] for name in slots}
-        others = OtherLoad()
-        for one in track(timed_rounds(slots, rounds, self.seed + 1, self.clock), rounds, f"{text}: rounds", self.progress):
-            for name, taken in one.items():
-                found[name].append(1e3 * statistics.median(taken))
-        return Timed(found.pop(ORIGINAL), found, others.cores())
+    def _export(self, name: str, loaded: LoadedModel, folder: Path) -> Path:
+        if name == ORIGINAL and self._kept is not None:
+            return self._kept
+        target = self.target
+        config, images = Export(RUNTIMES[target.runtime].format, target.precision, seed=self.seed), None  # type: ignore[arg-type]
+        if target.precision == "int8":
+            config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
+        place = self._folder / ORIGINAL if name == ORIGINAL else folder
+        path = export_graph(loaded, config, place, images, time_only=True)
+        self._kept = path if name == ORIGINAL else self._kept
+        return path
+
+    def _timed(self, sessions: Mapping[str, Opened], text: str, seconds: float) -> Timed:
+        pixels = Opening(self.target.runtime, self.original.image_size).pixels(1, self.seed)
+        slots = {name: tried_slot(partial(session.run, pixels), self.clock) for name, session in sessions.items()}
+
+        def rounds(taken: float) -> int:
+            return min(max(round(seconds / taken), FEWEST_ROUNDS), MOST_ROUNDS)
+
+        timed = interleaved(slots, rounds, self.seed, f"{text}: rounds", self.progress, self.clock)
+        found = {name: [1e3 * statistics.median(taken) for taken in each] for name, each in timed.seconds.items()}
+        return Timed(found.pop(ORIGINAL), found, timed.other_load)

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs
 
 from ..errors import VitfrostError
-from ..plans.strict import Positive, describe
+from ..strict import Positive, describe
 
 C = TypeVar("C")
 

@@ -23,8 +23,8 @@ from ..images.preprocess import Preprocess
 from ..methods.frozen_entries import FrozenMaps
 from ..models import open_model
 from ..plans.choose import summary
-from ..runtime.engines import import_runtime
-from ..runtime.folder import EXPORT_FILE, KIND, MODEL_FILES, VERSION
+from ..runtime.folder import EXPORT_FILE, FORMAT
+from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from ..vit.load import LoadedModel
@@ -45,7 +45,6 @@ from .pictures import draw, random_pixels
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 
 
 class Int8(NamedTuple):
@@ -105,7 +104,7 @@ def export_graph(
         also = ", or ranges dynamic" if format == "onnx" else ""
         raise VitfrostError(f"int8 is calibrated on real images; give images (--images DIR){also}")
     refuse_existing(out, overwrite)
-    for package in (*NEEDS[format], *(("nncf",) if (format, precision) == ("openvino", "int8") else ())):
+    for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
     loaded = open_model(model)
     _check_model(loaded)
@@ -120,8 +119,8 @@ def export_graph(
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "format": format,
             "precision": precision,
             "model": loaded.identity(),
@@ -135,7 +134,7 @@ def export_graph(
             **made,
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in MODEL_FILES[format]},
+            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -216,8 +215,7 @@ def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:
-    used = ["vitfrost", "torch", "timm", *NEEDS[form]] + (["nncf"] if (form, precision) == ("openvino", "int8") else [])
-    return {name: version(name) for name in used}
+    return {name: version(name) for name in ("vitfrost", "torch", "timm", *FORMATS[form].needs(precision))}
 
 
 def _write_json(folder: Path, fields: dict[str, Any]) -> None:

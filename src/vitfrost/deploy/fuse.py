@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..runtime.engines import import_runtime
+from ..runtime.runtimes import import_runtime
 
 DOMAIN = "com.microsoft"
 

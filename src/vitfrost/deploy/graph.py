@@ -14,7 +14,7 @@ from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
 from ..methods.quantize.modules import QuantizedLayer
 from ..passes.structure import merge_structure
-from ..runtime.engines import INPUT, OUTPUT, import_runtime
+from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
 from ..vit.load import LoadedModel
 from .tools import quiet_tools
 

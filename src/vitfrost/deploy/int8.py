@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..configs.verbs import AttentionProducts, WeightRange
-from ..runtime.engines import INPUT, import_runtime
+from ..runtime.runtimes import INPUT, import_runtime
 from .tools import quiet_tools
 
 BATCH_SIZE = 8

@@ -40,21 +40,6 @@ _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
 _PART_OF_SOURCE = {"hallucination": "hallucination", "constants": "constant_maps"}
 
 
-def attention_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one multi-head self-attention: 4 N d^2 + 2 N^2 d (EAM, equation 6)."""
-    return 4 * tokens * width**2 + 2 * tokens**2 * width
-
-
-def feed_forward_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one feed-forward block with hidden width 4 d: 8 N d^2 (EAM, equation 7)."""
-    return 8 * tokens * width**2
-
-
-def layer_complexity(tokens: int, width: int) -> int:
-    """Multiply-accumulates of one layer: equations 6 + 7 = 12 N d^2 + 2 N^2 d (EAM, equations 8 and 9)."""
-    return attention_complexity(tokens, width) + feed_forward_complexity(tokens, width)
-
-
 def logit_macs(site: AttentionSite) -> int:
     """Multiply-accumulates of Q K^T at a site if all its heads have queries and keys; A V costs the same."""
     return site.entries * site.head_dim

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..artifact import Artifact
-from ..deploy.exported import ExportedGraph, ExportedModel
+from ..deploy.exported import ExportedModel
 from ..methods.frozen_entries import FrozenMaps
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
@@ -22,7 +22,8 @@ FULL_PRECISION_BITS = 32
 
 @dataclass(frozen=True)
 class Description:
-    """What is written into a result row about a model."""
+    """What is written into a result row about a model. `runtime`: what runs it, and where ("torch 2.13.0 cpu", "openvino 2026.4.1 cpu");
+    `threads`: of a forward pass on the CPU."""
 
     kind: Literal["executed", "simulated"]
     precision: str
@@ -30,6 +31,8 @@ class Description:
     plan_hash: str | None
     size_bytes: int
     macs: int
+    runtime: str
+    threads: int
 
 
 def describe(loaded: LoadedModel) -> Description:
@@ -39,11 +42,15 @@ def describe(loaded: LoadedModel) -> Description:
     """
     if isinstance(loaded, ExportedModel):
         about, session = loaded.about, loaded.session
-        return Description("executed", session.precision, dict(about["seeds"]), about["plan_hash"], session.size_bytes, about["macs"])
-    macs = executed_macs(loaded)
+        return Description(
+            "executed", session.precision, dict(about["seeds"]), about["plan_hash"], session.size_bytes, about["macs"], session.runtime,
+            session.threads,
+        )  # fmt: skip
+    macs, threads = executed_macs(loaded), torch.get_num_threads()
+    runtime = f"torch {torch.__version__.partition('+')[0]} {device_of(loaded.model).type}"
     if not isinstance(loaded, Artifact):
         size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-        return Description("executed", "fp32", {}, None, size, macs)
+        return Description("executed", "fp32", {}, None, size, macs, runtime, threads)
     weight_bits, activation_bits = loaded.plan.quantize.weights, loaded.plan.quantize.activations
     full = weight_bits == activation_bits == FULL_PRECISION_BITS
     return Description(
@@ -53,6 +60,8 @@ def describe(loaded: LoadedModel) -> Description:
         plan_hash=loaded.plan_hash,
         size_bytes=loaded.size_bytes,
         macs=macs,
+        runtime=runtime,
+        threads=threads,
     )
 
 
@@ -69,15 +78,3 @@ def executed_macs(loaded: LoadedModel) -> int:
             saved += logit_macs(module.site) // module.site.heads * len(module.frozen.constant_heads)
     plain, sites = skeleton(loaded) if attention else (model, find_sites(model))
     return sum(macs_by_part(plain, sites).values()) - saved
-
-
-def runtime_of(model: nn.Module) -> str:
-    """ "torch 2.13.0 cpu", "openvino 2026.4.1 cpu": what runs the model, and where."""
-    if isinstance(model, ExportedGraph):
-        return model.session.runtime
-    return f"torch {torch.__version__.partition('+')[0]} {device_of(model).type}"
-
-
-def threads_of(model: nn.Module) -> int:
-    """How many threads a forward pass uses on the CPU."""
-    return model.session.threads if isinstance(model, ExportedGraph) else torch.get_num_threads()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,10 @@ from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..models import open_model, open_reference
 from ..vit.load import LoadedModel
-from .description import describe, runtime_of, threads_of
+from .description import describe
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
-from .results import Difference, Interval, Row, environment
+from .results import Interval, Row, environment
 
 BATCH_SIZE = 16
 
@@ -127,16 +128,28 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
     """The row of one measured model; `reference` is the name of the model that it was compared with."""
     about = describe(loaded)
     images = len(outcomes.positions)
-    row = Row(
+    labeled = len(outcomes.correct1) > 0
+    found: dict[str, Any] = {}
+    if labeled:
+        found["top1"], found["interval"] = _percent(outcomes.correct1)
+        found["top5"], _ = _percent(outcomes.correct5)
+    if measured.reference is not None:
+        found["reference"] = reference
+        found["agreement"], found["agreement_interval"] = _percent(outcomes.agrees)
+        found["kl"], found["kl_interval"] = mean(outcomes.divergence)
+        if labeled:
+            value, interval = paired_difference(outcomes.correct1, measured.reference.correct1)
+            found["top1_difference"] = {"value": value, "interval": interval}
+    return Row(
         name=name,
         kind=about.kind,
-        runtime=runtime_of(loaded.model),
-        threads=threads_of(loaded.model),
+        runtime=about.runtime,
+        threads=about.threads,
         precision=about.precision,
         images=images,
         images_hash=measured.images_hash,
         skipped=measured.skipped,
-        labeled=len(outcomes.correct1) > 0,
+        labeled=labeled,
         seeds=about.seeds,
         weight_tag=loaded.weight_tag,
         state_hash=loaded.state_hash,
@@ -146,18 +159,8 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
         seconds_per_image=float(np.median(outcomes.seconds)),
         preprocessing=Preprocess(loaded.preprocessing).describe(),
         environment=environment(),
+        **found,
     )
-    if row.labeled:
-        row.top1, row.interval = _percent(outcomes.correct1)
-        row.top5, _ = _percent(outcomes.correct5)
-    if measured.reference is not None:
-        row.reference = reference
-        row.agreement, row.agreement_interval = _percent(outcomes.agrees)
-        row.kl, row.kl_interval = mean(outcomes.divergence)
-        if row.labeled:
-            value, interval = paired_difference(outcomes.correct1, measured.reference.correct1)
-            row.top1_difference = Difference.model_validate({"value": value, "interval": interval})
-    return Row.model_validate(row.model_dump())
 
 
 def _percent(successes: np.ndarray) -> tuple[float, Interval | None]:

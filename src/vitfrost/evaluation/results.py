@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from ..errors import VitfrostError
-from ..files import read_json, write_json
+from ..files import write_json
+from ..records import Format
+from ..strict import Strict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,18 +25,17 @@ Nats = Annotated[float, AfterValidator(lambda value: round(value, 8)), Field(ge=
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+FORMAT = Format("a results file", "vitfrost results", mend="measure again")
 
 
-class Difference(_Strict):
+class Difference(Strict):
     """A paired difference in percentage points with its 95 % interval."""
 
     value: Percent
     interval: Interval
 
 
-class Row(_Strict):
+class Row(Strict):
     """One model on one set of images. Percent unless said; intervals are 95 %.
 
     `kind`: "executed" where the numbers come from arithmetic as deployed, "simulated" where quantization is imitated in
@@ -73,7 +73,7 @@ class Row(_Strict):
     variant: dict[str, Any] | None = None
 
 
-class Results(_Strict):
+class Results(Strict):
     """The results file: rows in the order in which they were measured."""
 
     kind: Literal["vitfrost results"] = "vitfrost results"
@@ -91,17 +91,7 @@ def load_results(path: str | Path) -> Results:
 
     Raises VitfrostError when the file is missing, damaged, of another kind, or from a newer vitfrost.
     """
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != "vitfrost results":
-        raise VitfrostError(f"{path} is not a vitfrost results file; give the results.json of a run")
-    if data.get("version") != 1:
-        raise VitfrostError(f"{path} has results version {data.get('version')}, this vitfrost reads version 1; update vitfrost")
-    try:
-        return Results.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise VitfrostError(f"{path} is damaged at {where}: {first['msg']}; measure again") from error
+    return FORMAT.load(Results, path)
 
 
 def format_rows(rows: Sequence[Row]) -> Table:

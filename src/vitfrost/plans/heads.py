@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ..configs.methods import Kind, Window
-from .strict import Count, Positive, Strict
+from ..strict import Count, Positive, Strict
 from .structure import NO_SWIN
 
 

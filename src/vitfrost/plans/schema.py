@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from ..configs.flat import Method
+from ..strict import Count, Positive, Strict
 from ..vit.names import has_relative_bias
 from .heads import HeadPlan, LayerPlan
-from .strict import Count, Positive, Strict
 from .structure import NO_SWIN, FeedForwardPlan
 
 KIND, VERSION = "vitfrost plan", 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from ..methods.low_rank.cost import largest_useful_rank
-from .strict import Positive, Strict
+from ..strict import Positive, Strict
 
 NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
 

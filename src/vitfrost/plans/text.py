@@ -6,8 +6,6 @@ from typing import Any
 
 import yaml
 
-from ..spelling import american
-
 HEADER = """\
 # A plan: what vitfrost does to every head of the model, and how the model is quantized. You may edit it.
 # - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
@@ -60,18 +58,6 @@ _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(_Inline, _represent_inline)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _layer_data(layer: dict[str, Any]) -> dict[str, Any]:
     heads = [_Inline((key, value) for key, value in head.items() if value != 0 or key == "like") for head in layer["heads"]]
     return {key: value for key, value in layer.items() if value is not None} | {"heads": heads}
@@ -87,11 +73,6 @@ def to_yaml(data: dict[str, Any]) -> str:
     for part, lines in PART_LINES.items():
         header = header.replace(f"{{{part}}}", lines if part in data else "")
     return header + yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def from_yaml(text: str) -> Any:
-    """Plain data from YAML text. Raises yaml.YAMLError, ValueError or RecursionError where it is none."""
-    return american(yaml.load(text, Loader=_Loader))
 
 
 def overlaid(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

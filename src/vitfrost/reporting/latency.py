@@ -23,11 +23,11 @@ class LatencyPart:
 def timed_for(record: SearchRecord) -> Latencies | None:
     """What was timed on the runtime that the search was for last; None where it was for none."""
     setup = record.outcome.latency.setup if record.outcome is not None and record.outcome.latency is not None else None
-    asked = (record.budget.get("runtime"), record.budget.get("threads"))
+    budget = (record.budget.get("runtime"), record.budget.get("threads"))
     found = [
         each
         for each in record.latencies
-        if each.changes and (each.setup == setup or (setup is None and (each.setup.runtime, each.setup.threads) == asked))
+        if each.changes and (each.setup == setup or (setup is None and (each.setup.runtime, each.setup.threads) == budget))
     ]
     return found[-1] if found else None
 

@@ -7,20 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from ..artifact import CONFIG_FILE, KIND, WEIGHTS_FILE
+from ..artifact import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from ..budget.history import SUFFIX, SearchRecord, load_search
 from ..errors import VitfrostError
 from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
 from ..evaluation.results import Results, Row, load_results
-from ..files import read_json
 from ..passes.structure import has_structure, install_structure
 from ..plans.file import load_plan, parse_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
-from ..plans.strict import describe
 from ..runs.recipe import Recipe, is_study, load_recipe, read_recipe
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, has_class_token
@@ -70,6 +68,10 @@ class StructureRecord(BaseModel):
     images: int | None = None
     relative_errors: dict[str, float] = {}
     heads: dict[str, list[HallucinatedHead]] = {}
+
+
+class _Structure(BaseModel):
+    structure: StructureRecord
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,9 @@ def read_parts(folder: Path) -> RunParts:
 
 
 def _read_artifact(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / CONFIG_FILE)
-    if not isinstance(config, dict) or config.get("kind") != KIND or not config.keys() >= ARTIFACT_KEYS:
-        raise VitfrostError(f"{folder / CONFIG_FILE} is not of a whole vitfrost artifact; compress again")
+    config = FORMAT.read(folder / CONFIG_FILE)
+    if not config.keys() >= ARTIFACT_KEYS:
+        raise FORMAT.damaged(folder / CONFIG_FILE, f"it has no {min(ARTIFACT_KEYS - config.keys())}")
     if not (folder / WEIGHTS_FILE).is_file():
         raise VitfrostError(f"the artifact {folder} has no {WEIGHTS_FILE}; compress again")
     return config
@@ -248,7 +250,4 @@ def _read_search(folder: Path) -> SearchRecord | None:
 def _read_record(config: dict[str, Any], path: Path) -> StructureRecord | None:
     if config.get("structure") is None:
         return None
-    try:
-        return StructureRecord.model_validate(config["structure"])
-    except ValidationError as error:
-        raise VitfrostError(f"{path} is damaged: structure.{describe(error)}; compress again") from error
+    return FORMAT.record(_Structure, {"structure": config["structure"]}, path).structure

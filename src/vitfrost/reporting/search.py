@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..budget.history import Measured, SearchRecord, Taken
+from ..budget.history import Measurement, SearchRecord, Taken
 from .curves import Axis, Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
 from .latency import LatencyPart, build_latency, timed_for
@@ -60,7 +60,7 @@ def _heads(record: SearchRecord) -> HeatMap | None:
 def _layers(record: SearchRecord) -> Table | None:
     """A row per layer: all its heads frozen, and the ranks of the feed-forward block behind it (of the same number)."""
     frozen = [each for each in record.alone if each.kind == "layer"]
-    ranks: dict[str, list[Measured]] = {}
+    ranks: dict[str, list[Measurement]] = {}
     for each in record.alone:
         if each.kind == "rank" and each.site is not None:
             ranks.setdefault(each.site, []).append(each)
@@ -79,7 +79,7 @@ def _layers(record: SearchRecord) -> Table | None:
     return Table("KL of each change alone, thousandths of a nat, and what it saves", "Layer", columns, rows)
 
 
-def _alone(each: Measured, record: SearchRecord, what: str = "") -> Cell:
+def _alone(each: Measurement, record: SearchRecord, what: str = "") -> Cell:
     saved = f"{what}{100 * (1 - each.macs / record.original_macs):.2f} % of MACs"
     timed = timed_for(record)
     if each.latency_share is not None and timed is not None and timed.original_ms is not None:
@@ -116,8 +116,8 @@ def _left(taken: Taken) -> float:
 def _title(number: int, taken: Taken) -> str:
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
     latency = "" if taken.latency_share is None else f", latency {100 * taken.latency_share:.1f} %"
-    said = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
-    return f"{said}, MACs {100 * taken.macs_share:.1f} %{latency}"
+    title = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
+    return f"{title}, MACs {100 * taken.macs_share:.1f} %{latency}"
 
 
 def _steps(record: SearchRecord) -> Table:

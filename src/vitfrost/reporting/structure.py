@@ -178,7 +178,7 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         all_blocks=len(anatomy.sites.feed_forward),
         error_of="weights" if plan.compact is not None and plan.compact.init == "weights" else "outputs",
         costs=_costs(Costs(anatomy.parameters, anatomy.macs), anatomy.planned),
-        change=_told(Costs(anatomy.parameters, anatomy.macs), anatomy.planned),
+        change=_totals(Costs(anatomy.parameters, anatomy.macs), anatomy.planned),
         images=parts.record.images if parts.record else None,
         trained=parts.trained,
         times=(1e3 * times[0], 1e3 * times[1]) if times[0] is not None and times[1] is not None else None,
@@ -201,15 +201,15 @@ def _made(settings: Hallucinate | None) -> str:
 
 def _start(plan: Plan, hallucinates: bool) -> str:
     """Where mixes and factors come from while nothing was trained."""
-    told = []
+    origins = []
     if any(layer.constant for layer in plan.layers):
-        told.append("constants are fitted to the mean maps" if plan.statistics is not None else "constant maps are uniform")
+        origins.append("constants are fitted to the mean maps" if plan.statistics is not None else "constant maps are uniform")
     if hallucinates and plan.hallucinate is not None:
-        told.append("mixes come in closed form from the heads' similarity" if plan.hallucinate.fits_mix else "mixes start as copies")
+        origins.append("mixes come in closed form from the heads' similarity" if plan.hallucinate.fits_mix else "mixes start as copies")
     if any(block.rank is not None for block in plan.feed_forward) and plan.compact is not None:
         closed = {"activations": "the original's weights and images", "weights": "the original's weights"}.get(plan.compact.init)
-        told.append("factors are random numbers" if closed is None else f"factors come in closed form from {closed}")
-    return ", ".join(told)
+        origins.append("factors are random numbers" if closed is None else f"factors come in closed form from {closed}")
+    return ", ".join(origins)
 
 
 def _source(layer: LayerPlan, head: int) -> Source:
@@ -279,7 +279,7 @@ def _blocks(parts: RunParts, plan: Plan) -> list[BlockBar]:
     return bars
 
 
-def _told(before: Costs, after: Costs) -> str:
+def _totals(before: Costs, after: Costs) -> str:
     """Both totals in words: how far parameters and multiply-accumulates go down or up."""
     changes = [("parameters", before.parameters, after.parameters), ("multiply-accumulates", before.macs, after.macs)]
     return " and ".join(f"{what} by {signed(100 * (sum(new.values()) / sum(old.values()) - 1), 1)} %" for what, old, new in changes)

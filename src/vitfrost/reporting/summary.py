@@ -129,8 +129,8 @@ def _structure_sentences(plan: Plan, counted: dict[str, Any]) -> list[str]:
         )
     if blocks:
         ranks = sorted({block.rank for block in plan.feed_forward if block.rank is not None})
-        told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
-        sentences.append(f"{blocks} of {len(plan.feed_forward)} feed-forward blocks are compact: their second projection has {told}.")
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks from {ranks[0]} to {ranks[-1]}"
+        sentences.append(f"{blocks} of {len(plan.feed_forward)} feed-forward blocks are compact: their second projection has {rank}.")
     return sentences
 
 

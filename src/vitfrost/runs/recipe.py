@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from ..configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize, Repair
 from ..configs.base import Option, options_of
@@ -15,20 +15,22 @@ from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
 from ..configs.methods import RepairMethod
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.strict import describe
-from ..plans.text import from_yaml, overlaid
+from ..plans.text import overlaid
+from ..records import Format
+from ..strict import Strict
 
 R = TypeVar("R", bound="Recipe")
-KIND, LIST_KIND, VERSION = "vitfrost recipe", "vitfrost recipes", 1
+FORMAT = Format("a recipe", "vitfrost recipe", language="YAML")
+LIST_FORMAT = Format("a list of recipes", "vitfrost recipes", language="YAML")
 
 
 P = TypeVar("P", bound="Part")
 
 
-class Part(BaseModel):
+class Part(Strict):
     """A part of a recipe: keys that it does not know are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=False)  # defaults that depend on each other, and paths, are filled in
 
 
 class _Flat(Part):
@@ -227,34 +229,23 @@ def load_recipe(path: str | Path, *, quick: bool = False) -> Recipe:
 
 def is_study(data: Any) -> bool:
     """Whether plain data are those of a grid of plans or of a list of recipes, which `python -m vitfrost.studies` runs."""
-    return isinstance(data, dict) and ("grid" in data or data.get("kind") == LIST_KIND)
+    return isinstance(data, dict) and ("grid" in data or data.get("kind") == LIST_FORMAT.kind)
 
 
 def read_recipe(path: str | Path) -> Any:
     """Plain data of a YAML file. Raises VitfrostError for a file that is missing or no YAML."""
-    try:
-        return from_yaml(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
+    return FORMAT.plain(path)
 
 
 def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -> R:
     """A recipe of this class from the plain data of the file `path`; see `load_recipe`."""
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise VitfrostError(f"{path} is no recipe: its first line should be 'kind: {KIND}'")
-    if isinstance(data.get("version"), int) and data["version"] > VERSION:
-        raise VitfrostError(f"{path} has recipe version {data['version']}, this vitfrost reads up to {VERSION}; update vitfrost")
+    data = dict(FORMAT.check(data, path))
     shorter = data.pop("quick", None)
     if quick:
         if not isinstance(shorter, dict):
             raise VitfrostError(f"{path} has no quick variant; run it without --quick")
         data = overlaid(data, shorter)
-    try:
-        return kind.model_validate(data).resolved(path.parent)
-    except ValidationError as error:
-        raise VitfrostError(f"{path}: {describe(error)}") from error
+    return FORMAT.record(kind, data, path).resolved(path.parent)
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

@@ -18,12 +18,13 @@ from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import CRITERIA
+from ..progress import TimeLeft
 from ..reporting.build import REPORT, report
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
 from ..vit.load import LoadedModel, find_device, find_weights, load_model
 from .recipe import Recipe, load_recipe, save_recipe
-from .stages import Stage, TimeLeft, run_stages
+from .stages import Stage, run_stages
 
 RECIPE_FILE = "recipe.yaml"
 R = TypeVar("R", bound=Recipe)

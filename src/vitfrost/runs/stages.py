@@ -6,18 +6,15 @@ run that is killed can be resumed and ends with the same bits as one that was no
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import CONFIG_FILE
 from ..errors import VitfrostError
-from ..files import read_json, sha256_of_file, write_json
-from ..progress import say
+from ..files import read_json, write_json
+from ..keyed import file_key, hash_of
+from ..progress import TimeLeft, say
 
 STAGES_FILE = "stages.json"
 
@@ -35,41 +32,6 @@ class Stage:
     settings: Any
     make: Callable[[Path], object]
     work: int | float = 0
-
-
-class TimeLeft:
-    """How long is left, from the work that was done so far by this process."""
-
-    def __init__(self, work: int | float = 0):
-        self.left = float(work)
-        self._done = 0.0
-        self._start = time.monotonic()
-
-    def done(self, work: int | float) -> None:
-        """Some work was done now."""
-        self._done += work
-        self.left -= work
-
-    def skipped(self, work: int | float) -> None:
-        """Some work need not be done."""
-        self.left -= work
-
-    def text(self) -> str:
-        """ ", about 41 min left", or nothing while there is nothing to tell."""
-        if self._done <= 0 or self.left <= 0:
-            return ""
-        minutes = (time.monotonic() - self._start) * self.left / self._done / 60
-        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-
-
-def file_key(path: Path) -> str:
-    """SHA-256 of a file, or of an artifact's configuration, which holds that of its tensors."""
-    return sha256_of_file(path / CONFIG_FILE if path.is_dir() else path)
-
-
-def hash_of(*values: Any) -> str:
-    """SHA-256 of plain values as JSON."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = None) -> None:

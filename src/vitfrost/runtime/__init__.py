@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .runtimes import Runtime
 from .session import Prediction, Session, open_export
 
-__all__ = ["Prediction", "Session", "open_export"]
+__all__ = ["Prediction", "Runtime", "Session", "open_export"]

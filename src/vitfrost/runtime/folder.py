@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VitfrostError
-from ..files import read_json, sha256_of_file
+from ..files import sha256_of_file
 from ..images.geometry import Geometry
+from ..records import Format
+from .runtimes import FORMATS, PRECISIONS
 
-KIND, VERSION = "vitfrost export", 1
+FORMAT = Format("an exported model", "vitfrost export", mend="export again")
 EXPORT_FILE = "export.json"
-MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
-PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def is_export(path: str | Path) -> bool:
@@ -30,14 +30,9 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise VitfrostError(f"no folder {path}; name one made by vitfrost export")
     if not is_export(path):
         raise VitfrostError(f"{path} is no exported model: it has no {EXPORT_FILE}; make one with vitfrost export")
-    about = read_json(path / EXPORT_FILE)
-    if not isinstance(about, dict) or about.get("kind") != KIND:
-        raise VitfrostError(f"{path / EXPORT_FILE} is not of an exported model")
-    version = about.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise VitfrostError(f"{path} is an export of format version {version}, this vitfrost reads up to {VERSION}; update vitfrost")
+    about = FORMAT.read(path / EXPORT_FILE)
     _check_fields(path, about)
-    for name in MODEL_FILES[about["format"]]:
+    for name in FORMATS[about["format"]].files:
         if not (path / name).is_file():
             raise VitfrostError(f"{path} has no {name}; export again")
         if sha256_of_file(path / name) != about["sha256"].get(name):
@@ -49,7 +44,7 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
     try:
         Geometry(about["preprocessing"])
         sound = (
-            about["format"] in MODEL_FILES
+            about["format"] in FORMATS
             and about["precision"] in PRECISIONS
             and isinstance(about["sha256"], dict)
             and isinstance(about["model"]["name"], str)
@@ -60,11 +55,11 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
             and isinstance(about["plan_hash"], str | None)
         )
     except (KeyError, TypeError, ValueError, VitfrostError) as error:
-        raise VitfrostError(f"{path / EXPORT_FILE} is damaged: {type(error).__name__} {error}; export again") from error
+        raise FORMAT.damaged(path / EXPORT_FILE, f"{type(error).__name__} {error}") from error
     if not sound:
-        raise VitfrostError(f"{path / EXPORT_FILE} is damaged: a field has a value without a meaning; export again")
+        raise FORMAT.damaged(path / EXPORT_FILE, "a field has a value without a meaning")
 
 
 def model_bytes(path: str | Path, about: dict[str, Any]) -> int:
     """Bytes of the graph's files."""
-    return sum((Path(path) / name).stat().st_size for name in MODEL_FILES[about["format"]])
+    return sum((Path(path) / name).stat().st_size for name in FORMATS[about["format"]].files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from PIL import Image
 from ..errors import VitfrostError
 from ..images.decode import decode_file, to_rgb
 from ..images.geometry import Geometry
-from .engines import HINTS, Engine, start_engine
 from .folder import model_bytes, read_export
+from .runtimes import FORMATS, RUNTIMES, Runtime, default_threads, start
 
 BATCH_SIZE = 16
 
@@ -32,29 +31,29 @@ class Prediction:
 class Session:
     """An exported model that is loaded. `about` is what `export.json` says, `size_bytes` the size of the graph's files."""
 
-    def __init__(self, folder: Path, about: dict[str, Any], engine: Engine):
+    def __init__(self, folder: Path, about: dict[str, Any], opened: Runtime):
         self.folder = folder
         self.about = about
         self.size_bytes = model_bytes(folder, about)
         self.geometry = Geometry(about["preprocessing"])
-        self._engine = engine
+        self._opened = opened
 
     @property
     def threads(self) -> int:
         """How many threads a forward pass uses."""
-        return self._engine.threads
+        return self._opened.threads
 
     @property
     def runtime(self) -> str:
         """What runs it, such as "openvino 2026.4.1 cpu"."""
-        return self._engine.runtime
+        return self._opened.label
 
     @property
     def precision(self) -> str:
         """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantized."""
         if self.about["precision"] != "int8":
-            return self._engine.precision
-        return "int8" if self._engine.precision == "fp32" else f"int8+{self._engine.precision}"
+            return self._opened.precision
+        return "int8" if self._opened.precision == "fp32" else f"int8+{self._opened.precision}"
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32. Raises VitfrostError for another shape or type."""
@@ -62,7 +61,7 @@ class Session:
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
             wanted = f"float32 [B, {', '.join(map(str, expected))}]"
             raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalized pixels, {wanted}")
-        return self._engine.run(pixels)
+        return self._opened.run(pixels)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """Normalized pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""
@@ -92,11 +91,12 @@ class Session:
         return decoded.pixels
 
 
-def open_export(folder: str | Path, threads: int | None = None, precision_hint: str | None = None) -> Session:
+def open_export(folder: str | Path, threads: int | None = None, precision_hint: str | None = None, runtime: str | None = None) -> Session:
     """Load a folder made by `vitfrost export`.
 
     `threads`: of a forward pass; OMP_NUM_THREADS, else all cores, if not given. `precision_hint`: "fp32" or "bf16" for what is not
     int8, on OpenVINO only; the export's own if not given. A CPU without bf16 computes in fp32: `Session.precision` tells.
+    `runtime`: one of `RUNTIMES` that reads the folder's format; the first of them if not given.
     Raises VitfrostError for a folder that is no export, is damaged or from a newer version, and where the runtime is not installed.
     """
     path = Path(folder)
@@ -104,13 +104,7 @@ def open_export(folder: str | Path, threads: int | None = None, precision_hint: 
     if threads is not None and threads < 1:
         raise VitfrostError(f"the number of threads must be at least 1, not {threads}")
     hint = precision_hint or ("bf16" if about["precision"] == "bf16" else "fp32")
-    if hint not in HINTS:
-        raise VitfrostError(f"the precision hint '{hint}' is unknown; choose one of {', '.join(HINTS)}")
-    return Session(path, about, start_engine(about["format"], path, threads or _threads(), hint))
-
-
-def _threads() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    kind = FORMATS[about["format"]] if runtime is None else RUNTIMES[runtime]
+    if kind.format != about["format"]:
+        raise VitfrostError(f"{path} is exported as {about['format']}, which {kind.name} does not read")
+    return Session(path, about, start(kind, path, threads or default_threads(), hint))

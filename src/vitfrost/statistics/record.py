@@ -5,26 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
+from pydantic import ConfigDict
 
 from ..errors import VitfrostError
 from ..files import atomic_file
-from ..spelling import american, hashed
+from ..records import Format, parse
+from ..spelling import hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 from .similarity import added, moments_of
 
 FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
+FORMAT = Format("a statistics file", "vitfrost.statistics", FORMAT_VERSION, mend="calibrate again")
 SIMILARITY = "similarity"
 VALUE_SCALE = 2.0**20
 _SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3, "structure": 3}
-_METADATA_KEY = "vitfrost.statistics"
 _ARRAYS = {
     "widths": np.uint16,
     "bins": np.uint8,
@@ -108,6 +110,8 @@ class StatisticsHeader:
     `structure`: the hallucinated heads and compact blocks that the observed model had already, as in its plan (None: none).
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     model: dict[str, Any]
     sites: list[dict[str, Any]]
     precision: str
@@ -175,7 +179,7 @@ class Statistics:
 
         header = json.dumps(_header_values(self.header), sort_keys=True, allow_nan=False)
         with atomic_file(path) as temporary:
-            temporary.write_bytes(save(self._tensors(), metadata={_METADATA_KEY: header}))
+            temporary.write_bytes(save(self._tensors(), metadata={FORMAT.kind: header}))
 
     @staticmethod
     def load(path: str | Path) -> Statistics:
@@ -187,11 +191,14 @@ class Statistics:
             raise VitfrostError(f"no statistics file {path}; vitfrost calibrate writes one")
         try:
             with safe_open(path, framework="numpy") as file:
-                header = _read_header((file.metadata() or {}).get(_METADATA_KEY), path)
+                header = _read_header((file.metadata() or {}).get(FORMAT.kind), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, OSError) as error:
             raise VitfrostError(f"{path} is no readable statistics file ({error}); it may be truncated: calibrate again") from error
-        return Statistics(header, _read_sites(header, tensors, path), _read_similarity(header, tensors, path))
+        try:
+            return Statistics(header, _read_sites(header, tensors, path), _read_similarity(header, tensors, path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FORMAT.damaged(path, f"a site: {type(error).__name__} {error}") from error
 
     @staticmethod
     def merge(parts: Iterable[Statistics]) -> Statistics:
@@ -267,19 +274,10 @@ def _header_values(header: StatisticsHeader) -> dict[str, Any]:
 def _read_header(text: str | None, path: Path) -> StatisticsHeader:
     if text is None:
         raise VitfrostError(f"{path} is a safetensors file without attention statistics; vitfrost calibrate writes one")
-    try:
-        values = american(json.loads(text))
-        version = int(values["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise VitfrostError(f"{path} has an unreadable header; calibrate again") from error
-    if version > FORMAT_VERSION:
-        raise VitfrostError(f"{path} has format version {version}, newer than {FORMAT_VERSION}, which this vitfrost reads; update vitfrost")
-    values = {"sensitivity": False, "similarity": False, "feed_forward": [], "structure": None} | values
-    complete = values.keys() == {field.name for field in fields(StatisticsHeader)}
-    kinds = {"sensitivity": bool, "similarity": bool, "feed_forward": list, "structure": dict | None}
-    if not complete or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
-        raise VitfrostError(f"{path} has an incomplete header; calibrate again")
-    return StatisticsHeader(**values)
+    values = parse(text, "JSON", f"the header of {path}")
+    if isinstance(values, dict):
+        FORMAT.check_version({"version": None} | values, path)
+    return FORMAT.record(StatisticsHeader, values, path)
 
 
 def _read_similarity(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> np.ndarray | None:

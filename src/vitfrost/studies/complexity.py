@@ -14,7 +14,7 @@ from ..vit.sites import ModelSites
 from .estimates import percent
 from .grid_parts import GridParts
 from .outcome_files import Outcome
-from .roles import Line, bits_word, told
+from .roles import Line, bits_word, line_title
 from .summary import Point
 from .variants import UNFROZEN
 
@@ -173,7 +173,7 @@ def savings(parts: GridParts) -> Savings | None:
 def _label(line: Line, lines: list[Line], main: Line | None) -> str:
     """Bits, criterion, and in what else a line differs from the paper's choice or, at other bits, from the first of its bits."""
     reference = main if main is not None and main.bits == line.bits else next(one for one in lines if one.bits == line.bits)
-    return f"{bits_word(line.bits)}, {told(line, reference)}"
+    return f"{bits_word(line.bits)}, {line_title(line, reference)}"
 
 
 def _mean(values: list[int]) -> float:

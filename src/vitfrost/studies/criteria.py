@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import VitfrostError
-from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, Reading, line_chart
+from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, line_chart
 from ..reporting.tables import EMPTY, Cell, Table
-from .estimates import estimate_title, gain, missing_seeds, percent
+from .estimates import gain, missing_seeds, percent, reading
 from .grid_parts import GridParts
 from .paper import DIFFERENCE, SPARSITY, numbered_curves
-from .roles import Line, Panel, Ranking, bits_word, names, told, word
+from .roles import Line, Panel, Ranking, bits_word, line_title, names, word
 from .summary import Point, between
 
 UNFROZEN_LEVEL = Level("unfrozen", 0.0, None)
@@ -97,12 +97,12 @@ def _ranking(ranking: Ranking) -> RankedLines:
     for line, one in zip(lines, found, strict=True):
         left, right = (place(end) for end in one.interval or (one.value, one.value))
         cell = _difference_cell(line, share)
-        rows.append(Ranked(told(line, first), cell.value, ", ".join(cell.notes), place(one.value), left, right - left, line is first))
+        rows.append(Ranked(line_title(line, first), cell.value, ", ".join(cell.notes), place(one.value), left, right - left, line is first))
     against = None
     if share in first.points:
         others = [line for line in lines if line is not first]
-        cells = [(told(line, first), [_against(line.points[share], first.points[share])]) for line in others]
-        against = Table("Paired difference to the first choice", "Plan", [f"less {told(first, first)}, points"], cells)
+        cells = [(line_title(line, first), [_against(line.points[share], first.points[share])]) for line in others]
+        against = Table("Paired difference to the first choice", "Plan", [f"less {line_title(first, first)}, points"], cells)
     return RankedLines(f"{bits_word(ranking.bits)}, {percent(share)} frozen", rows, place(0.0), against)
 
 
@@ -143,13 +143,9 @@ def _images_at(family: Sequence[Line], share: float) -> int:
 def _images_comparison(family: Sequence[Line], shares: Sequence[float], label: str) -> Comparison:
     curves = []
     for number, share in enumerate(shares, 1):
-        seen = []
-        for line in family:
-            if (point := line.points.get(share)) is not None:
-                title = estimate_title(
-                    f"{word('statistics_images', point.statistics_images)}, {percent(share)} frozen", point.difference, "points", True
-                )
-                seen.append(Reading(float(point.statistics_images), point.difference.value, point.difference.interval, title))
+        points = [point for line in family if (point := line.points.get(share)) is not None]
+        named = [(point, f"{word('statistics_images', point.statistics_images)}, {percent(share)} frozen") for point in points]
+        seen = [reading(float(point.statistics_images), what, point.difference, "points", True) for point, what in named]
         curves.append(Curve(f"{percent(share)} frozen", seen, number))
     name = ", ".join(part for part in (bits_word(family[0].bits), label) if part)
     chart = line_chart(name, curves, Axis("images behind the statistics", log=True), Axis(DIFFERENCE), levels=[UNFROZEN_LEVEL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..evaluation.intervals import Estimate
+from ..reporting.curves import Reading
 from ..reporting.summary import interval, signed
 from ..reporting.tables import Cell
 from .summary import Point
@@ -28,8 +29,8 @@ def missing_seeds(point: Point, expected: int) -> tuple[str, ...]:
     return () if len(point.seeds) >= expected else (f"{len(point.seeds)} of {expected} seeds",)
 
 
-def estimate_title(what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> str:
-    """An estimate as a title: "entropy: 61.38 % (58.02 to 64.71)"."""
+def reading(x: float, what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> Reading:
+    """An estimate as a point of a curve, entitled "entropy: 61.38 % (58.02 to 64.71)"."""
     value = signed(estimate.value) if with_sign else f"{estimate.value:.2f}"
     bounds = f" ({interval(estimate.interval, with_sign)})" if estimate.interval else ""
-    return f"{what}: {value} {unit}{bounds}"
+    return Reading(x, estimate.value, estimate.interval, f"{what}: {value} {unit}{bounds}")

@@ -63,9 +63,9 @@ def cards(parts: GridParts) -> list[KeyNumber]:
         made.append(KeyNumber("Top-1 accuracy", figures, f"Published on other images: {' and '.join(published)} %." if published else ""))
     for row in rows:
         if row.difference is not None:
-            told = None if row.published_difference is None else f"Published {signed(row.published_difference)} points."
+            closing = None if row.published_difference is None else f"Published {signed(row.published_difference)} points."
             figure = Figure(f"{row.difference.value} points", ", ".join(row.difference.notes), "simulated")
-            made.append(KeyNumber(f"{row.name}, less RepQ-ViT", [figure], told or ""))
+            made.append(KeyNumber(f"{row.name}, less RepQ-ViT", [figure], closing or ""))
     return made
 
 

@@ -57,7 +57,7 @@ class Evaluation:
     ) -> Outcome:
         """Write one outcome (by the first process only); `context` is what it depends on beside its variant."""
         row = result_row(ORIGINAL if variant is None else variant.title, loaded, outcomes, measured, ORIGINAL)
-        row.variant = None if variant is None else variant.as_dict()
+        row = row.model_copy(update={"variant": None if variant is None else variant.as_dict()})
         correct = outcomes.correct1.astype(bool) if row.labeled else None
         counts = {"frozen_entries": 0, "entries": 0} if made is None else summary(made)
         outcome = Outcome(variant, context, row, correct, counts["frozen_entries"], counts["entries"])

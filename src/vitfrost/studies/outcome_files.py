@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from pydantic import ValidationError
 
 from ..errors import VitfrostError
 from ..evaluation.results import Row
-from ..files import read_json, write_json
+from ..files import write_json
+from ..records import Format
 from .recipe import load_study
 from .variants import Variant, expand, variant_from
 
-KIND, VERSION = "vitfrost outcome", 1
+FORMAT = Format("an outcome of a grid", "vitfrost outcome", mend="remove it and resume the run")
 OUTCOMES = "outcomes"
 
 
@@ -44,8 +44,8 @@ class Outcome:
     def save(self, folder: Path) -> None:
         """Write it into the folder of outcomes."""
         data: dict[str, Any] = {
-            "kind": KIND,
-            "version": VERSION,
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
             "context": self.context,
             "variant": None if self.variant is None else self.variant.as_dict(),
             "row": self.row.model_dump(mode="json"),
@@ -63,9 +63,7 @@ def outcome_path(folder: Path, variant: Variant | None) -> Path:
 
 def load_outcome(path: Path) -> Outcome:
     """Read one outcome. Raises VitfrostError for a file that is missing, damaged or of another kind."""
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND or data.get("version") != VERSION:
-        raise VitfrostError(f"{path} is no outcome of a grid that this vitfrost reads; remove it and resume the run")
+    data = FORMAT.read(path)
     try:
         row = Row.model_validate(data["row"])
         variant = None if data["variant"] is None else variant_from(data["variant"])
@@ -74,8 +72,8 @@ def load_outcome(path: Path) -> Outcome:
             packed = np.frombuffer(bytes.fromhex(data["correct"]), dtype=np.uint8)
             correct = np.unpackbits(packed, count=row.images).astype(bool)
         return Outcome(variant, str(data["context"]), row, correct, int(data["frozen"]), int(data["entries"]))
-    except (KeyError, TypeError, ValueError, ValidationError, VitfrostError) as error:
-        raise VitfrostError(f"{path} is damaged ({str(error).splitlines()[0]}); remove it and resume the run") from error
+    except (KeyError, TypeError, ValueError, VitfrostError) as error:
+        raise FORMAT.damaged(path, str(error).splitlines()[0]) from error
 
 
 def load_outcomes(folder: Path, variants: Iterable[Variant]) -> list[Outcome]:

@@ -9,7 +9,7 @@ from ..evaluation.intervals import Estimate
 from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
 from ..reporting.summary import signed
 from ..reporting.tables import EMPTY, Cell, Table
-from .estimates import accuracy, estimate_title, gain, missing_seeds, percent
+from .estimates import accuracy, gain, missing_seeds, percent, reading
 from .grid_parts import GridParts
 from .recipe import PublishedPart
 from .roles import Line, bits_word, names
@@ -120,12 +120,11 @@ def table_one(parts: GridParts) -> Table | None:
 
 def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
     """The points of a line over its shares in percent: accuracies, or differences to the unfrozen model."""
-    found = []
-    for share, point in line.points.items():
-        estimate = point.difference if difference else point.top1
-        title = estimate_title(f"{name}, {percent(share)} frozen", estimate, "points" if difference else "% top-1", difference)
-        found.append(Reading(100 * share, estimate.value, estimate.interval, title))
-    return found
+    unit = "points" if difference else "% top-1"
+    return [
+        reading(100 * share, f"{name}, {percent(share)} frozen", point.difference if difference else point.top1, unit, difference)
+        for share, point in line.points.items()
+    ]
 
 
 def share_axis(lines: Sequence[Line]) -> Axis:
@@ -225,8 +224,7 @@ def figure_six(parts: GridParts) -> PaperFigure | None:
     entropy, random = pair
     chart = accuracy_chart(pair, numbered_curves(pair, ["entropy", "random"]), _unfrozen_level(parts))
     gaps = {share: between(point, random.points[share]) for share, point in entropy.points.items() if share in random.points}
-    told = {share: estimate_title(f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()}
-    curve = Curve(GAP, [Reading(100 * share, gap.value, gap.interval, told[share]) for share, gap in gaps.items()], 3)
+    curve = Curve(GAP, [reading(100 * share, f"gap, {percent(share)} frozen", gap, "points", True) for share, gap in gaps.items()], 3)
     table = share_table("Values of figure 6", pair, ["entropy", "random"])
     shares = sorted({*entropy.expected, *random.expected})
     rows = [

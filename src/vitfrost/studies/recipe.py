@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import VitfrostError
-from ..plans.strict import describe
-from ..runs.recipe import LIST_KIND, VERSION, EvaluationPart, Part, PlanPart, Recipe, is_study, parse_recipe, read_recipe
+from ..runs.recipe import LIST_FORMAT, EvaluationPart, Part, PlanPart, Recipe, is_study, parse_recipe, read_recipe
+from ..strict import Strict, describe
 
 STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
     "statistics": lambda value: value in ("fp32", "quantized"),
@@ -109,8 +109,14 @@ def load_study(path: str | Path, *, quick: bool = False) -> StudyRecipe:
     """Read a recipe with a grid. Raises VitfrostError as `load_recipe` does, and for a recipe without a grid."""
     data = read_recipe(path)
     if isinstance(data, dict) and not is_study(data):
-        raise VitfrostError(f"{path} is no study: it has no grid; run it with vitfrost run")
+        raise VitfrostError(f"{path} is no study, it has no grid; use vitfrost run or vitfrost report")
     return parse_recipe(StudyRecipe, data, Path(path), quick=quick)
+
+
+class _Names(Strict):
+    kind: str
+    version: Literal[1]
+    recipes: list[str] = Field(min_length=1)
 
 
 def load_study_list(path: str | Path) -> list[Path] | None:
@@ -119,13 +125,10 @@ def load_study_list(path: str | Path) -> list[Path] | None:
     Every recipe is read, so that a mistake in the last one is found before the first one runs. Raises VitfrostError as `load_study`.
     """
     path, data = Path(path), read_recipe(path)
-    if not isinstance(data, dict) or data.get("kind") != LIST_KIND:
+    if not isinstance(data, dict) or data.get("kind") != LIST_FORMAT.kind:
         return None
-    names = data.get("recipes")
-    unknown = set(data) - {"kind", "version", "recipes"}
-    if unknown or data.get("version") != VERSION or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise VitfrostError(f"{path}: a list of recipes has kind, version: {VERSION}, and recipes, the names of files")
-    paths = [(path.parent / name).resolve() for name in names]
+    named = LIST_FORMAT.record(_Names, LIST_FORMAT.check(data, path), path)
+    paths = [(path.parent / name).resolve() for name in named.recipes]
     if len({one.stem for one in paths}) < len(paths):
         raise VitfrostError(f"{path}: recipes has a name twice; every recipe runs in a folder of its name")
     for one in paths:

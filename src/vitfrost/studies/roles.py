@@ -230,7 +230,7 @@ def _order(options: dict[str, Any]) -> list[str]:
     return first + [name for name in options if name not in first]
 
 
-def told(line: Line, reference: Line) -> str:
+def line_title(line: Line, reference: Line) -> str:
     """A line's criterion, and in what else it differs from the reference."""
     return ", ".join([word("by", line.by), *(word(name, line.options[name]) for name in line.differs(reference) if name != "by")])
 

@@ -15,11 +15,12 @@ from ..errors import VitfrostError
 from ..evaluation.evaluate import BATCH_SIZE, find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
+from ..keyed import file_key, hash_of
 from ..models import open_model
 from ..plans.criteria import CRITERIA
-from ..progress import say
+from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
-from ..runs.stages import Stage, TimeLeft, file_key, hash_of
+from ..runs.stages import Stage
 from ..statistics.record import Statistics
 from ..vit.load import LoadedModel
 from .grid_page import report_study

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ..errors import VitfrostError
-from ..plans.strict import describe
 from ..runs.recipe import PlanPart
+from ..strict import describe
 from .recipe import BlockPart, StudyRecipe
 
 FULL = 32

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..configs import Bench
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
-from ..files import read_json, refuse_existing_run, refuse_unwritable, write_json
-from ..progress import say
-from ..runs.stages import TimeLeft, hash_of
+from ..files import refuse_existing_run, refuse_unwritable, write_json
+from ..keyed import found_or_made, hash_of
+from ..progress import TimeLeft, say, track
+from ..runtime.runtimes import cores
 from ..vit.load import find_device
-from .benchmark import Benchmark, BenchRow, LeftOut, MeasuredGroup, checked, save_benchmark
-from .cells import EAGER, Cell, plan_cells
+from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
+from .cells import Cell, plan_cells
 from .chart import draw_chart
 from .compare import compared
 from .exports import identity_of, with_exports
-from .group import WARM_UP, measure_group
+from .group import measure_group
 from .memory import peak_memory
-from .sessions import find_runtimes, runtime_version
+from .rounds import WARM_UP
+from .sessions import EAGER, find_runtimes, runtime_version
 from .subjects import open_subjects
 
 RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
@@ -113,31 +116,27 @@ class _Run:
             text = f"[{number}/{len(todo)}] {size[0]} px, batch {batch}, threads {count}"
             key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory)
             path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
-            if path.is_file():
-                say(f"{text}: already there")
-                found.append(checked(MeasuredGroup, read_json(path), path))
-                clock.skipped(_work(size, batch))
-                continue
-            say(f"{text}: {len(here)} rows{clock.text()}")
-            group = measure_group(here, batch, count, self.rounds, self.seed, self.device, text, self.progress)
-            if self.memory and self.device == "cpu":
-                group = group.model_copy(update={"rows": self._with_memory(group.rows, here, batch, min(threads), text)})
-            found.append(group)
-            write_json(path, group.model_dump(mode="json"))
-            clock.done(_work(size, batch))
+            there = path.is_file()
+            say(f"{text}: already there" if there else f"{text}: {len(here)} rows{clock.text()}")
+            measure = partial(self._measured, here, batch, count, min(threads), text)
+            found.append(FORMAT.record(MeasuredGroup, found_or_made(path, measure), path))
+            (clock.skipped if there else clock.done)(_work(size, batch))
         return found
+
+    def _measured(self, cells: Sequence[Cell], batch: int, threads: int, fewest_threads: int, text: str) -> dict[str, Any]:
+        group = measure_group(cells, batch, threads, self.rounds, self.seed, self.device, text, self.progress)
+        if self.memory and self.device == "cpu":
+            group = group.model_copy(update={"rows": self._with_memory(group.rows, cells, batch, fewest_threads, text)})
+        return group.model_dump(mode="json")
 
     def _with_memory(self, rows: list[BenchRow], cells: Sequence[Cell], batch: int, threads: int, text: str) -> list[BenchRow]:
         """The rows with their peak memory, which is measured once for all numbers of threads, with the smallest."""
-        from ..progress import track
-
         by_name = {cell.name: cell for cell in cells}
         made = []
         for row in track(rows, len(rows), f"{text}: memory", self.progress):
             path = self.folder / "memory" / f"{self._key([by_name[row.name]], batch, threads)}.json"
-            if not path.is_file():
-                write_json(path, peak_memory(by_name[row.name].opening(threads, self.device), batch))
-            made.append(row.model_copy(update={"peak_memory_bytes": read_json(path)}))
+            opening = by_name[row.name].opening(threads, self.device)
+            made.append(row.model_copy(update={"peak_memory_bytes": found_or_made(path, partial(peak_memory, opening, batch))}))
         return made
 
     def _key(self, cells: Sequence[Cell], *settings: int) -> str:
@@ -164,9 +163,8 @@ def _images(images: str | Path) -> Path:
 
 
 def _check(threads: Sequence[int], device: str, out: object, json: object) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if max(threads) > cores:
-        raise VitfrostError(f"{max(threads)} threads are more than the {cores} cores of this machine")
+    if max(threads) > cores():
+        raise VitfrostError(f"{max(threads)} threads are more than the {cores()} cores of this machine")
     if out is None and json is None:
         raise VitfrostError("nowhere to write the result; give --out RUN or --json FILE")
     find_device(device)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from ..errors import VitfrostError
-from ..files import read_json, write_json
-from ..plans.strict import Count, Positive, Strict
+from ..files import write_json
+from ..records import Format
+from ..strict import Count, Positive, Strict
 
-KIND, VERSION = "vitfrost bench", 1
+FORMAT = Format("a result of vitfrost bench", "vitfrost bench", mend="measure again")
 Figures = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}")), Field(ge=0)]
-T = TypeVar("T", bound=BaseModel)
 
 
 class Ratio(Strict):
@@ -136,19 +135,4 @@ def save_benchmark(benchmark: Benchmark, path: str | Path) -> None:
 
 def load_benchmark(path: str | Path) -> Benchmark:
     """Read a result file. Raises VitfrostError when it is missing, damaged, of another kind, or from a newer vitfrost."""
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("kind") != KIND:
-        raise VitfrostError(f"{path} is not a result of vitfrost bench")
-    if data.get("version") != VERSION:
-        raise VitfrostError(f"{path} has version {data.get('version')}, this vitfrost reads version {VERSION}; update vitfrost")
-    return checked(Benchmark, data, path)
-
-
-def checked(kind: type[T], data: Any, path: str | Path) -> T:
-    """Plain data as a record. Raises VitfrostError that names the file and the first field that is wrong."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise VitfrostError(f"{path} is damaged at {where}: {first['msg']}; measure again") from error
+    return FORMAT.load(Benchmark, path)

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VitfrostError
+from ..runtime.runtimes import FORMATS, RUNTIMES
 from .benchmark import LeftOut
-from .sessions import Opening
+from .sessions import EAGER, Opening
 from .subjects import Subject
-
-FORMATS = {"openvino": "openvino", "onnxruntime": "onnx"}
-RUNTIME_OF = {form: runtime for runtime, form in FORMATS.items()}
-EAGER = ("torch", "compiled")
-# The ways in which a runtime's int8 can be had.
-_KINDS: dict[tuple[str, str], list[dict[str, str]]] = {
-    ("openvino", "int8"): [{"attention": "int8"}, {"attention": "float"}],
-    ("onnxruntime", "int8"): [{"ranges": "static"}, {"ranges": "dynamic"}],
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +83,8 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
             own = ["fp32", "bf16"] if device != "cpu" and subject.kind == "executed" else ["fp32"]
             cells += [Cell(subject, runtime, precision) for precision in own if precision in precisions]
         else:
-            for precision, hint in (_openvino if runtime == "openvino" else _onnxruntime)(precisions):
-                kinds: list[dict[str, str]] = _KINDS.get((runtime, precision), [{}])
+            for precision, hint in _graphs(RUNTIMES[runtime].hints, precisions):
+                kinds: tuple[dict[str, str], ...] = RUNTIMES[runtime].int8 if precision == "int8" else ({},)
                 for graph in ("plain", "lean") if subject.unmodified else ("lean",):
                     # Dynamic ranges are measured as the peer that they make.
                     for kind in kinds:
@@ -101,27 +93,21 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
     return cells
 
 
-def _onnxruntime(precisions: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Its graphs; it takes no hint."""
-    return [(precision, None) for precision in ("fp32", "int8") if precision in precisions]
-
-
-def _openvino(precisions: Sequence[str]) -> list[tuple[str, str | None]]:
+def _graphs(hints: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
     """Graphs and hints that the precisions ask for; int8 has both hints where bf16 is asked for too."""
-    asked: dict[tuple[str, str | None], set[str]]
     asked = {("fp32", "fp32"): {"fp32"}, ("fp32", "bf16"): {"bf16"}, ("int8", "fp32"): {"int8"}, ("int8", "bf16"): {"int8", "bf16"}}
-    return [pair for pair, needs in asked.items() if needs <= set(precisions)]
+    return [pair for pair, needs in asked.items() if pair[1] in hints and needs <= set(precisions)]
 
 
 def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[str]) -> list[Cell]:
     """An exported folder is one graph: on its own runtime only, at its precision, with both hints on OpenVINO."""
     assert subject.about is not None
-    runtime = RUNTIME_OF[subject.about["format"]]
+    runtime = FORMATS[subject.about["format"]].name
     if runtime not in runtimes:
         raise VitfrostError(f"{subject.label} is exported for {runtime}, which is not among the runtimes {', '.join(runtimes)}")
     precision = "int8" if subject.about["precision"] == "int8" else "fp32"
     calibration = described(subject.about["calibration"]) if precision == "int8" else None
-    hints = [None] if runtime == "onnxruntime" else ["fp32", "bf16"] if "bf16" in precisions else ["fp32"]
+    hints = [hint for hint in RUNTIMES[runtime].hints if hint in ("fp32", *precisions)]
     attention, ranges, graph = subject.about.get("attention"), subject.about.get("ranges"), str(subject.about.get("graph", "plain"))
     return [Cell(subject, runtime, precision, hint, attention, graph, ranges, subject.export, calibration) for hint in hints]
 
@@ -134,8 +120,9 @@ def described(drawn: dict[str, Any] | None) -> str:
 def _never(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> list[LeftOut]:
     """What a runtime does not have at all."""
     left_out = []
-    if "onnxruntime" in runtimes and "bf16" in precisions:
-        left_out.append(LeftOut(name="onnxruntime bf16", why="its CPU kernels compute in fp32"))
+    if "bf16" in precisions:
+        without = [name for name in runtimes if name in RUNTIMES and "bf16" not in RUNTIMES[name].hints]
+        left_out += [LeftOut(name=f"{name} bf16", why="its CPU kernels compute in fp32") for name in without]
     eager = " and ".join(runtime for runtime in EAGER if runtime in runtimes)
     if eager and "bf16" in precisions and device == "cpu":
         left_out.append(LeftOut(name=f"{eager} bf16", why="measured on a GPU only; on a CPU the bf16 peer is OpenVINO's"))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
 from .benchmark import Benchmark, BenchRow
-from .sessions import RUNTIMES
+from .sessions import NAMES
 from .table import title_of
 
-COLORS = dict(zip(RUNTIMES, ("#14628c", "#c0662b", "#6b7a86", "#5b8f4e"), strict=True))
+COLORS = dict(zip(NAMES, itertools.cycle(("#14628c", "#c0662b", "#6b7a86", "#5b8f4e", "#8c5a9e")), strict=False))
 
 
 def draw_chart(benchmark: Benchmark, folder: Path) -> list[Path]:
@@ -33,7 +34,7 @@ def draw_chart(benchmark: Benchmark, folder: Path) -> list[Path]:
         _panel(panel, rows)
     for panel in panels[len(groups) :]:
         panel.set_visible(False)
-    used = [runtime for runtime in RUNTIMES if any(row.runtime == runtime for rows in groups for row in rows)]
+    used = [runtime for runtime in NAMES if any(row.runtime == runtime for rows in groups for row in rows)]
     bars = [Patch(color=COLORS[runtime], label=runtime) for runtime in used]
     bars.append(Patch(alpha=0, label="paler: unmodified models"))
     figure.legend(handles=bars, loc="outside lower center", ncols=len(bars), frameon=False)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..errors import VitfrostError
 from ..methods.constant_heads.cost import Form
 from ..methods.constant_heads.module import ConstantHeads
-from .rounds import Slot, timed_rounds
+from .rounds import Slot, interleaved
 
-ROUNDS, WARM_UP, REPETITIONS = 10, 2, 5
+ROUNDS, REPETITIONS = 10, 5
 # So many layers in a row are one run: what a call costs once (the guards of a compiled graph, waiting for the GPU) is then a small part.
 CHAIN = 8
 
@@ -102,8 +102,8 @@ def _choice(name: str, heads: ConstantHeads, images: int, compiled: bool, rounds
         if not runs:
             raise VitfrostError(f"no form of the constant heads of {name} can be run: {failed}")
         slots = {form: Slot(run, REPETITIONS, lead_in=True) for form, run in runs.items()}
-        timed = list(timed_rounds(slots, WARM_UP + rounds, seed))[WARM_UP:]
-    seconds = {form: statistics.median(taken for one in timed for taken in one[form]) / CHAIN for form in forms if form in runs}
+        timed = interleaved(slots, rounds, seed).seconds
+    seconds = {form: statistics.median(taken for one in timed[form] for taken in one) / CHAIN for form in forms if form in runs}
     return Choice(min(seconds, key=lambda form: seconds[form]), seconds, failed)
 
 

@@ -11,6 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..deploy.graph import inference_form
+from ..runtime import Runtime
 from ..threads import torch_threads
 from ..vit.load import LoadedModel, find_device
 from .constant_forms import choose_forms, constant_forms
@@ -18,20 +19,22 @@ from .constant_forms import choose_forms, constant_forms
 _LOG = logging.getLogger(__name__)
 
 
-class TorchSession:
+class Torch(Runtime):
     """A model that PyTorch runs (merged, and with fused attention where it has that). bf16 turns weights and activations into bfloat16.
 
     A run uses `threads` threads; whoever times runs has them set beforehand, so that a run need not.
     On a GPU constant heads take the form that is fastest for the batch of the first run, which finds it (see `constant_forms`).
     """
 
+    name = package = "torch"
+
     def __init__(self, loaded: LoadedModel, threads: int, precision: str, compiled: bool, device: str):
-        self.precision = precision
+        self.precision, self.threads = precision, threads
+        self.label = f"torch {torch.__version__.partition('+')[0]} {torch.device(device).type}"
         self._device = find_device(device)
         self._kind = torch.bfloat16 if precision == "bf16" else torch.float32
         self._model = inference_form(loaded).to(self._device, self._kind)
         self._compiled = compiled
-        self._threads = threads
         self._run: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -43,7 +46,7 @@ class TorchSession:
         """The logits, float32 [batch, classes]."""
         if self._run is None:
             self._run = self._prepared(len(pixels))
-        with torch_threads(self._threads), torch.inference_mode():
+        with torch_threads(self.threads), torch.inference_mode():
             logits = self._run(torch.from_numpy(pixels).to(self._device, self._kind))
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)

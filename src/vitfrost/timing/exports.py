@@ -13,11 +13,13 @@ from ..configs import Export
 from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file
+from ..keyed import file_key, hash_of
 from ..progress import say
-from ..runs.stages import file_key, hash_of
 from ..runtime.folder import EXPORT_FILE, read_export
+from ..runtime.runtimes import RUNTIMES
 from .benchmark import LeftOut
-from .cells import EAGER, FORMATS, Cell, described
+from .cells import Cell, described
+from .sessions import EAGER
 from .subjects import Subject
 
 NOISE_IMAGES = 4
@@ -66,9 +68,10 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
 
 def _key(cell: Cell, images: Path | None, seed: int) -> str:
     """A folder's name that says what is in it and differs where anything differs that it is made from."""
-    subject, form = cell.subject, FORMATS[cell.runtime]
+    subject, runtime = cell.subject, RUNTIMES[cell.runtime]
+    form = runtime.format
     drawn = None if cell.precision != "int8" or cell.ranges == "dynamic" else [ON_NOISE if images is None else str(images.resolve()), seed]
-    tools = [version(name) for name in ("torch", cell.runtime, *(["nncf"] if (form, cell.precision) == ("openvino", "int8") else []))]
+    tools = [version(name) for name in ("torch", *runtime.needs(cell.precision))]
     kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
     made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
     return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{kind}-{cell.graph}-{hash_of(made_of)[:12]}"
@@ -86,14 +89,14 @@ def identity_of(subject: Subject) -> list[object]:
 
 def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
     assert cell.subject.loaded is not None
+    form = RUNTIMES[cell.runtime].format
     if cell.precision != "int8":
-        config = Export(FORMATS[cell.runtime], cell.precision, seed=seed, graph=cell.graph)  # type: ignore[arg-type]
-        export_graph(cell.subject.loaded, config, path)
+        export_graph(cell.subject.loaded, Export(form, cell.precision, seed=seed, graph=cell.graph), path)  # type: ignore[arg-type]
         return
     drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
     ranges = cell.ranges or "static"
     config = Export(
-        FORMATS[cell.runtime], "int8", attention=cell.attention or "auto", graph=cell.graph, ranges=ranges, seed=seed,  # type: ignore[arg-type]
+        form, "int8", attention=cell.attention or "auto", graph=cell.graph, ranges=ranges, seed=seed,  # type: ignore[arg-type]
         calibration_images=NOISE_IMAGES if images is None and ranges == "static" else Export.calibration_images,
     )  # fmt: skip
     export_graph(cell.subject.loaded, config, path, drawn, time_only=images is None or cell.subject.random_weights)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 
 import torch
 
@@ -16,15 +14,13 @@ from ..evaluation.description import describe
 from ..evaluation.results import processor_name
 from ..progress import track
 from ..runtime.folder import model_bytes, read_export
+from ..runtime.runtimes import PRECISIONS
 from ..threads import torch_threads
 from .benchmark import BenchRow, LeftOut, MeasuredGroup, Rate
-from .cells import EAGER, Cell
-from .load import OtherLoad
+from .cells import Cell
 from .roofline import chain_macs, open_products
-from .rounds import Slot, percentile, slot_for, timed_rounds
-from .sessions import PRECISIONS, Session, runtime_version
-
-WARM_UP = 2
+from .rounds import Slot, interleaved, percentile, tried_slot
+from .sessions import EAGER, Opened, runtime_version
 
 
 def measure_group(
@@ -40,39 +36,20 @@ def measure_group(
         slots: dict[str, Slot] = {}
         for cell, session in list(sessions.items()):
             pixels = cell.opening(threads, device).pixels(batch, seed)
-            run = partial(session.run, pixels)
             try:
-                run()  # compiles, allocates
+                slots[cell.name] = tried_slot(partial(session.run, pixels))
             except Exception as error:  # runtimes raise types of their own; each means that this row cannot be had here
                 reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
                 left_out.append(LeftOut(name=cell.name, why=f"it cannot be run: {type(error).__name__} {reason.strip()}"))
                 del sessions[cell]
-                continue
-            start = time.perf_counter()
-            run()
-            slots[cell.name] = slot_for(run, time.perf_counter() - start)
         products = _products(cells, threads, device)
-        for name, multiply in products.items():
-            multiply()
-            start = time.perf_counter()
-            multiply()
-            slots[name] = slot_for(multiply, time.perf_counter() - start)
-        seconds: dict[str, list[list[float]]] = {name: [] for name in slots}
-        timed = track(timed_rounds(slots, WARM_UP + rounds, seed), WARM_UP + rounds, text, progress)
-        for _ in islice(timed, WARM_UP):
-            pass
-        others = OtherLoad()
-        for found in timed:
-            for name, taken in found.items():
-                seconds[name].append(taken)
-        load = others.cores()
+        slots |= {name: tried_slot(multiply) for name, multiply in products.items()}
+        timed = interleaved(slots, rounds, seed, text, progress)
         rows = [
-            _row(cell, session, seconds[cell.name], batch, threads, device, load)
-            for cell, session in sessions.items()
-            if seconds[cell.name]
+            _row(cell, session, timed.seconds[cell.name], batch, threads, device, timed.other_load) for cell, session in sessions.items()
         ]
-        rates = [_rate(name, seconds[name], cells[0].subject.image_size, batch, threads) for name in products]
-        del sessions, slots, timed, products
+        rates = [_rate(name, timed.seconds[name], cells[0].subject.image_size, batch, threads) for name in products]
+        del sessions, slots, products
         gc.collect()
         torch.compiler.reset()
     return MeasuredGroup(rows=rows, rates=rates, left_out=left_out)
@@ -95,8 +72,8 @@ def _rate(name: str, seconds: list[list[float]], image_size: tuple[int, int], ba
     })  # fmt: skip
 
 
-def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str) -> tuple[dict[Cell, Session], list[LeftOut]]:
-    sessions: dict[Cell, Session] = {}
+def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text: str) -> tuple[dict[Cell, Opened], list[LeftOut]]:
+    sessions: dict[Cell, Opened] = {}
     left_out: list[LeftOut] = []
     same: dict[tuple[str, str, str], Cell] = {}
     for cell in track(cells, len(cells), f"{text}: opening", progress):
@@ -115,7 +92,7 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
     return sessions, left_out
 
 
-def _row(cell: Cell, session: Session, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None) -> BenchRow:
+def _row(cell: Cell, session: Opened, seconds: list[list[float]], batch: int, threads: int, device: str, load: float | None) -> BenchRow:
     subject = cell.subject
     round_ms = [1e3 * statistics.median(taken) / batch for taken in seconds]
     single = [taken / batch for in_round in seconds for taken in in_round]

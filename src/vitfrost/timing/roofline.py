@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import VitfrostError
-from ..runtime.engines import import_runtime
+from ..runtime.runtimes import import_runtime
 from ..threads import torch_threads
 from .benchmark import BenchRow, Rate
 from .rounds import paired_ratio
@@ -41,7 +41,7 @@ def open_products(
     for runtime in runtimes:
         for precision in precisions:
             with contextlib.suppress(VitfrostError):
-                run = _OPEN[runtime](precision, threads, device)
+                run = _OPEN[runtime](precision, threads, device) if runtime in _OPEN else None
                 if run is not None:
                     opened[runtime, precision] = run
     return opened

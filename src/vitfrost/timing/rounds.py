@@ -1,6 +1,6 @@
 """Timing several variants against each other: interleaved in random order in one process, compared by paired ratios.
 
-Formulas only. A round runs every variant once, in an order of its own; what the machine does besides then meets all variants
+A round runs every variant once, in an order of its own; what the machine does besides then meets all variants
 alike, and the ratio of two times of one round hardly depends on it.
 """
 
@@ -10,9 +10,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 import numpy as np
 
+from ..progress import track
+from .load import OtherLoad
+
+WARM_UP = 2
 SLOT_SECONDS = 0.2
 MOST_REPETITIONS = 20
 DRAWS = 2000
@@ -37,12 +42,51 @@ def slot_for(run: Callable[[], object], seconds: float) -> Slot:
     return Slot(run, repetitions, lead_in=seconds < SLOT_SECONDS)
 
 
+def tried_slot(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> Slot:
+    """The slot of a variant that is run twice to see how long it takes: the first run may compile and allocate."""
+    run()
+    start = clock()
+    run()
+    return slot_for(run, clock() - start)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Seconds of every timed run of each round, by variant; and the cores that other processes kept busy meanwhile."""
+
+    seconds: dict[str, list[list[float]]]
+    other_load: float | None
+
+
+def interleaved(
+    slots: Mapping[str, Slot],
+    rounds: int | Callable[[float], int],
+    seed: int,
+    text: str = "",
+    progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Interleaved:
+    """Time variants in rounds. `WARM_UP` rounds are not kept; `rounds`: how many are, or how many for the seconds that one takes."""
+    running = timed_rounds(slots, None, seed, clock)
+    start = clock()
+    for _ in islice(running, WARM_UP):
+        pass
+    number = rounds if isinstance(rounds, int) else rounds((clock() - start) / WARM_UP)
+    seconds: dict[str, list[list[float]]] = {name: [] for name in slots}
+    others = OtherLoad()
+    for found in track(islice(running, number), number, text, progress):
+        for name, taken in found.items():
+            seconds[name].append(taken)
+    return Interleaved(seconds, others.cores())
+
+
 def timed_rounds(
-    slots: Mapping[str, Slot], rounds: int, seed: int, clock: Callable[[], float] = time.perf_counter
+    slots: Mapping[str, Slot], rounds: int | None, seed: int, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[dict[str, list[float]]]:
-    """Seconds of every timed run of each round, by variant, in the order in which the round ran them; the orders are drawn by `seed`."""
+    """Seconds of every timed run of each round (None: without end), by variant, in the order in which the round ran them; the orders are
+    drawn by `seed`."""
     order = random.Random(seed)
-    for _ in range(rounds):
+    for _ in count() if rounds is None else range(rounds):
         yield {name: _timed(slots[name], clock) for name in order.sample(list(slots), len(slots))}
 
 

@@ -1,6 +1,6 @@
-"""How a model is opened on a runtime: plain data that another process can be given, and what runs pixels.
+"""How a model is opened on a runtime: plain data that another process can be given.
 
-Every session takes a float32 array [B, 3, height, width] in memory and gives the logits [B, classes] in memory; what a runtime has to
+Every open model takes a float32 array [B, 3, height, width] in memory and gives the logits [B, classes] in memory; what a runtime has to
 copy or convert for that is part of its time.
 """
 
@@ -9,30 +9,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
 from ..errors import VitfrostError
+from ..runtime import Runtime, Session, open_export
+from ..runtime.runtimes import RUNTIMES
 
-RUNTIMES = ("openvino", "onnxruntime", "torch", "compiled")
-PRECISIONS = ("fp32", "bf16", "int8")
-
-
-@runtime_checkable
-class Session(Protocol):
-    """An open model."""
-
-    @property
-    def precision(self) -> str:
-        """What it truly computes in: "fp32", "bf16", "int8" or "int8+bf16"."""
-        ...
-
-    def run(self, pixels: Float32[ndarray, "batch 3 height width"]) -> ndarray:
-        """The logits."""
-        ...
+EAGER = ("torch", "compiled")
+NAMES = (*RUNTIMES, *EAGER)
+Opened = Runtime | Session
 
 
 @dataclass(frozen=True)
@@ -88,29 +77,25 @@ class Opening:
 
     def import_runtime(self) -> None:
         """Import what opening needs."""
-        names = {"openvino": ["openvino", "vitfrost.runtime"], "onnxruntime": ["onnxruntime", "vitfrost.runtime"]}
-        for name in names.get(self.runtime, ["torch", "vitfrost.artifact", "vitfrost.vit.load"]):
+        names = ["torch", "vitfrost.artifact", "vitfrost.vit.load"] if self.runtime in EAGER else [RUNTIMES[self.runtime].package]
+        for name in names:
             import_module(name)
 
-    def open(self, loaded: Any = None) -> Session:
+    def open(self, loaded: Any = None) -> Opened:
         """The open model; `loaded`: what `source` has loaded already. Raises VitfrostError where it cannot be opened."""
-        if self.source is None:
-            from ..runtime import open_export
+        if self.runtime not in EAGER:
+            return open_export(Path(str(self.export)), self.threads, self.hint, self.runtime)
+        from .eager import Torch
 
-            session: Session = open_export(Path(str(self.export)), threads=self.threads, precision_hint=self.hint)
-            return session
-        from .eager import TorchSession
-
-        return TorchSession(
-            self.source.load() if loaded is None else loaded, self.threads, self.precision, self.runtime == "compiled", self.device
-        )
+        assert loaded is not None or self.source is not None
+        return Torch(loaded or self.source.load(), self.threads, self.precision, self.runtime == "compiled", self.device)  # type: ignore[union-attr]
 
 
 def runtime_version(runtime: str) -> str:
     """Name and version of what runs the model, such as "openvino 2026.1.0" or "torch 2.13.0 compiled"."""
     from importlib.metadata import version
 
-    package = "torch" if runtime == "compiled" else runtime
+    package = "torch" if runtime in EAGER else RUNTIMES[runtime].package
     return f"{package} {version(package).partition('+')[0]}{' compiled' if runtime == 'compiled' else ''}"
 
 
@@ -123,12 +108,12 @@ def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str
 
     on_gpu = device != "cpu"
     for runtime in asked or ():
-        if runtime not in RUNTIMES:
-            raise VitfrostError(f"there is no runtime '{runtime}'; give some of {', '.join(RUNTIMES)}")
-        if on_gpu and runtime in ("openvino", "onnxruntime"):
-            raise VitfrostError(f"{runtime} is measured on the CPU only; with --device {device} give --runtime torch,compiled")
-    chosen = tuple(dict.fromkeys(asked)) if asked else RUNTIMES[2:] if on_gpu else RUNTIMES
-    absent = [runtime for runtime in chosen if runtime in ("openvino", "onnxruntime") and find_spec(runtime) is None]
+        if runtime not in NAMES:
+            raise VitfrostError(f"there is no runtime '{runtime}'; give some of {', '.join(NAMES)}")
+        if on_gpu and runtime not in EAGER:
+            raise VitfrostError(f"{runtime} is measured on the CPU only; with --device {device} give --runtime {','.join(EAGER)}")
+    chosen = tuple(dict.fromkeys(asked)) if asked else EAGER if on_gpu else NAMES
+    absent = [runtime for runtime in chosen if runtime not in EAGER and find_spec(RUNTIMES[runtime].package) is None]
     if absent and asked:
         raise VitfrostError(f"{absent[0]} is not installed; pip install 'vitfrost[export]', or leave it out of --runtime")
     return tuple(runtime for runtime in chosen if runtime not in absent), absent

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64, UInt8
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ..errors import VitfrostError
+from ..strict import Strict
 from ..vit.compat import import_timm
 from .order import uniforms
 
@@ -46,7 +47,7 @@ _Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
 _Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class AugmentSettings(BaseModel):
+class AugmentSettings(Strict):
     """What is done to training images; by default nothing.
 
     `crop_scale` (shares of the area) and `crop_ratio` (width to height): torchvision's random resized crop, without rounding to
@@ -57,8 +58,6 @@ class AugmentSettings(BaseModel):
     `erase`: probability of timm's random erasing after normalization, of one box with 2 % to a third of the area, by normal noise
     ("pixel") or by the mean ("const").
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     crop_scale: Annotated[_Range, AfterValidator(_within_the_image)] | None = None
     crop_ratio: _Range = (3 / 4, 4 / 3)
@@ -135,26 +134,6 @@ class Augment(_Normalize):
         if self.settings.fill == "zeros":  # by a mask: padding with zeros would darken the edge of an image that is only enlarged
             warped = warped * (grid.abs() <= 1).all(3)[:, None]
         return warped if samples == 1 else F.avg_pool2d(warped, samples)
-
-
-class EvaluationTransform(_Normalize):
-    """Resize (bicubic, antialiased) so that `crop_pct` of the side is `output_size`, cut the center out, normalize."""
-
-    def __init__(self, output_size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0):
-        super().__init__(output_size, mean, std)
-        if not 0 < crop_pct <= 1:
-            raise VitfrostError(f"crop_pct {crop_pct} is out of range; give a number above 0 and at most 1")
-        self._resized = int(output_size / crop_pct)
-
-    def __call__(self, pixels: UInt8[Tensor, "batch 3 side side"]) -> Float32[Tensor, "batch 3 out out"]:
-        """Images on any device."""
-        images = pixels.to(torch.float32) / 255
-        if images.shape[-1] != self._resized:
-            size = (self._resized, self._resized)
-            images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        begin = round((self._resized - self.output_size) / 2)
-        end = begin + self.output_size
-        return self._normalized(images[:, :, begin:end, begin:end])
 
 
 def sampling_maps(settings: AugmentSettings, item_seeds: Int64[Tensor, " batch"]) -> Tensor:

@@ -30,6 +30,7 @@ from .objective import objective, soft_labels, token_loss
 from .optimizer import build_optimizer, build_schedule, stop_dropping, total_steps
 from .order import batches_of_rank, item_seeds
 from .processes import check_norms, distributed, first_process, mean_of_processes, share_of_batch
+from .products import fast_products
 from .recipe import TrainingRecipe
 from .teacher import Teacher, WithTokens
 
@@ -204,7 +205,8 @@ class Trainer:
         torch.manual_seed(int(item_seeds(recipe.seed, self.step, _RANK + rank())[0]) & _POSITIVE)
         pixels, targets = self._batch(positions, epoch)
         bf16 = recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+        products = fast_products(recipe.products == "onednn", self.device)
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext(), products:
             taught = None if self.teacher is None else self.teacher(pixels)
             logits = self.runner(pixels)
         apart = None

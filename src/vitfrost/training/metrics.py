@@ -62,14 +62,3 @@ def _board(folder: Path) -> Any:
     except ImportError as error:
         raise VitfrostError("tensorboard is asked for, but not installed; pip install 'vitfrost[tensorboard]'") from error
     return SummaryWriter(str(folder))
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file. Raises VitfrostError where it is missing or damaged."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no metrics {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VitfrostError(f"{path} is no metrics file: {error}") from error

@@ -146,7 +146,7 @@ def load_teacher(recipe: TrainingRecipe, start: Start) -> LoadedModel | None:
         teacher = replace(start.loaded, model=copy.deepcopy(start.loaded.model))
     else:
         weights = None if part.weights == "timm" else part.weights
-        teacher = load_model(str(part.name), weights, part.image_size)
+        teacher = load_model(str(part.name), weights, part.image_size, **part.options)
     if teacher.classes != start.loaded.classes:
         raise VitfrostError(
             f"the teacher {teacher.name} has {teacher.classes} classes, the model {start.loaded.classes}; give an equal one"

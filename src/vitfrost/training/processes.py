@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..distributed import world
+from ..distributed import start, world
 from ..errors import VitfrostError
 from ..vit.load import find_device
 
@@ -25,12 +23,7 @@ def join_processes(name: str) -> torch.device:
         if world() > 1 and int(os.environ.get("LOCAL_RANK", "0")) >= torch.cuda.device_count():
             raise VitfrostError("there are more processes than CUDA devices; start as many as there are devices")
         torch.cuda.set_device(device)
-    if world() > 1:
-        import torch.distributed as dist
-
-        if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
-            atexit.register(dist.destroy_process_group)
+    start("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..configs import Compact, FreezeHeads, Hallucinate
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.strict import describe
-from ..plans.text import from_yaml, overlaid
+from ..plans.text import overlaid
+from ..records import Format
+from ..strict import Strict
 from .augment import AugmentSettings
 
-KIND, VERSION = "vitfrost training", 1
+FORMAT = Format("a training recipe", "vitfrost training", language="YAML")
 NAMED_WEIGHTS = ("timm", "random")
 RUN_ONLY = ("threads", "checkpoint_every", "log_every", "tensorboard", "time_limit")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ModelPart(_Part):
+class ModelPart(Strict):
     """What is trained. `weights`: none or "random" (untrained), a file, or "timm" for timm's pretrained weights.
 
     `options` are further arguments of timm's create_model, such as embed_dim, num_heads, depth or drop_path_rate.
@@ -39,7 +36,7 @@ class ModelPart(_Part):
     classes: int | None = Field(None, ge=1)
     crop_pct: float | None = Field(None, gt=0, le=1)
     crop_mode: Literal["center", "squash", "border"] | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("weights")
     @classmethod
@@ -47,7 +44,7 @@ class ModelPart(_Part):
         return None if value == "random" else value
 
 
-class StartPart(_Part):
+class StartPart(Strict):
     """Where trained weights take up a plan's structure: statistics with `similarity`, images for moments; or an artifact to go on from."""
 
     statistics: str | None = None
@@ -57,17 +54,19 @@ class StartPart(_Part):
     artifact: str | None = None
 
 
-class TeacherPart(_Part):
+class TeacherPart(Strict):
     """A model that is imitated: the one training starts from (`original`), or any other with the same classes.
 
     `weight` is the share of the distillation in the loss; the labels have the rest. `tokens` is what the mean squared difference
     of the last tokens (before pooling and classifier) counts beside it, for a teacher whose tokens are as many and as wide.
+    `options` are further arguments of timm's create_model, for a teacher that is no model of timm's as it stands.
     """
 
     original: bool = False
     name: str | None = None
     weights: str | None = None
     image_size: int | tuple[int, int] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
     kind: Literal["soft", "hard"] = "soft"
     temperature: float = Field(1.0, gt=0)
     weight: float = Field(0.5, gt=0, le=1)
@@ -77,10 +76,12 @@ class TeacherPart(_Part):
     def _names_one_model(self) -> TeacherPart:
         if self.original == (self.name is not None):
             raise ValueError("original is to be true, or name and weights given; a teacher is one model")
+        if self.original and self.options:
+            raise ValueError("options belong to a teacher with a name; the original is as model says")
         return self
 
 
-class SourcePart(_Part):
+class SourcePart(Strict):
     """Pictures: a folder or a pack (.npz), the part of it that is used, and whose numbers its labels are."""
 
     source: str
@@ -90,7 +91,7 @@ class SourcePart(_Part):
     seed: int = Field(0, ge=0)
 
 
-class DataPart(_Part):
+class DataPart(Strict):
     """Training pictures, several sources joined, decoded once to squares of `size` pixels (None: the model's), and evaluation pictures.
 
     Evaluation pictures are resized and cropped as `vitfrost evaluate` does. `cache`: a folder for decoded training pictures.
@@ -102,7 +103,7 @@ class DataPart(_Part):
     cache: str | None = None
 
 
-class MixingPart(_Part):
+class MixingPart(Strict):
     """Mixup and CutMix by their Beta parameters (0: off), within chunks of so many pictures; label smoothing."""
 
     mixup: float = Field(0.0, ge=0)
@@ -112,7 +113,7 @@ class MixingPart(_Part):
     chunk: int = Field(8, ge=1)
 
 
-class OptimizerPart(_Part):
+class OptimizerPart(Strict):
     """An optimizer by its name in timm; `clip` bounds the norm of the gradient.
 
     `constants_rate`: learning rate of frozen heads' maps relative to `lr`. Adam moves every number by about its learning rate at each
@@ -130,7 +131,7 @@ class OptimizerPart(_Part):
     branch_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((), max_length=4)
 
 
-class SchedulePart(_Part):
+class SchedulePart(Strict):
     """The learning rate by step, and the length in `epochs` or `steps`; `warmup` is in the same unit.
 
     `follow: time`: the rate follows the share of `time_limit` that has passed and training ends with it, however many steps that
@@ -153,7 +154,7 @@ class SchedulePart(_Part):
         return self
 
 
-class EveryPart(_Part):
+class EveryPart(Strict):
     """How often a checkpoint is written: every so many steps, or seconds."""
 
     steps: int | None = Field(None, ge=1)
@@ -166,7 +167,7 @@ class EveryPart(_Part):
         return self
 
 
-class InlinePlan(_Part):
+class InlinePlan(Strict):
     """A plan's structural parts, with the keys that they have in a plan. It is made from the start's statistics, or the model alone."""
 
     constants: FreezeHeads | None = None
@@ -174,11 +175,12 @@ class InlinePlan(_Part):
     compact: Compact | None = None
 
 
-class TrainingRecipe(_Part):
+class TrainingRecipe(Strict):
     """One training run. `batch_size` is that of all processes together; `time_limit` is in minutes.
 
     `drop_until`: after this share of the training nothing is dropped any more (dropout, stochastic depth, patches).
-    `evaluate_every` is in epochs; without it only the result is evaluated.
+    `evaluate_every` is in epochs; without it only the result is evaluated. `products`: what computes linear layers and depthwise
+    convolutions of fp32 steps on a CPU, torch's own choice or oneDNN (`products.fast_products`: the same to rounding, and faster).
     """
 
     kind: Literal["vitfrost training"] = "vitfrost training"
@@ -196,6 +198,7 @@ class TrainingRecipe(_Part):
     drop_until: float = Field(1.0, ge=0, le=1)
     batch_size: int = Field(64, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    products: Literal["torch", "onednn"] = "torch"
     compile: bool = False
     seed: int = Field(0, ge=0)
     evaluate_every: int | None = Field(None, ge=1)
@@ -211,6 +214,8 @@ class TrainingRecipe(_Part):
             raise ValueError("schedule.follow is 'time', but there is no time_limit; give one in minutes")
         if self.teacher is not None and self.teacher.original and self.model.weights is None:
             raise ValueError("teacher.original is true, but the model is untrained; give model.weights, or name another teacher")
+        if self.products == "onednn" and self.precision != "fp32":
+            raise ValueError("products onednn computes in fp32; set precision to fp32, or leave products out")
         if self.start.artifact is not None and self.plan is not None:
             raise ValueError("start.artifact brings its own plan; leave out plan, or the artifact")
         if self.teacher is None and all(source.labels == "none" for source in self.data.train):
@@ -262,16 +267,7 @@ def load_training_recipe(path: str | Path, variants: Sequence[str] = (), data: s
     Raises VitfrostError naming the key that is wrong and why.
     """
     path = Path(path)
-    try:
-        content = from_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no recipe {path}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise VitfrostError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise VitfrostError(f"{path} is no training recipe: its first line should be 'kind: {KIND}'")
-    if isinstance(content.get("version"), int) and content["version"] > VERSION:
-        raise VitfrostError(f"{path} has recipe version {content['version']}, this vitfrost reads up to {VERSION}; update vitfrost")
+    content = FORMAT.read(path)
     known = content.pop("variants", None) or {}
     if not isinstance(known, dict):
         raise VitfrostError(f"{path}: variants is a mapping of names to the keys that they change")
@@ -280,10 +276,7 @@ def load_training_recipe(path: str | Path, variants: Sequence[str] = (), data: s
             named = f"its variants are {', '.join(map(str, known))}" if known else "it has none"
             raise VitfrostError(f"{path} has no variant '{name}'; {named}")
         content = overlaid(content, known[name])
-    try:
-        recipe = TrainingRecipe.model_validate(content)
-    except ValidationError as error:
-        raise VitfrostError(f"{path}: {describe(error)}") from error
+    recipe = FORMAT.record(TrainingRecipe, content, path)
     if data is not None and not Path(data).exists():
         raise VitfrostError(f"no data {data}; name a folder that holds the recipe's sources, or a pack (.npz)")
     return recipe.resolved(path.parent, None if data is None else Path(data))

@@ -17,7 +17,7 @@ from ..evaluation.outcomes import Measured
 from ..evaluation.results import Results, Row, save_results
 from ..files import refuse_existing_run
 from ..passes.structure import merge_structure
-from ..plans.strict import describe
+from ..strict import describe
 from ..threads import torch_threads
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of

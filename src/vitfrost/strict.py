@@ -1,11 +1,13 @@
-"""The base of everything that stands in a plan: unknown fields are named, values do not change, and what is wrong is said in one line."""
+"""The base of what is written into files: unknown fields are named, values do not change, and what is wrong is said in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import field_path, shown
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -22,25 +24,20 @@ class Strict(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    raise ValueError(f"{key} is not known here; the fields are {', '.join(cls.model_fields)}")
+                    raise ValueError(f"{str(key)[:60]} is not known here; the fields are {', '.join(cls.model_fields)}")
         return data
-
-
-def _path(location: Sequence[int | str]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def describe(error: ValidationError, names: Mapping[str, str] | None = None) -> str:
     """The first problem in one line: field path, value, what is allowed. `names` renames fields to a caller's options."""
     first = error.errors(include_url=False)[0]
-    path = _path(first["loc"])
+    path = field_path(first["loc"])
     path = (names or {}).get(path, path)
     if first["type"] == "value_error":
         text = f"{path}.{first['ctx']['error']}" if path else str(first["ctx"]["error"])
     elif first["type"] == "missing":
         text = f"{path} is missing"
     else:
-        value = repr(first["input"])
-        text = f"{path or 'it'} is {value if len(value) <= 60 else value[:57] + '...'}; {first['msg'].replace('Input', 'it')}"
+        text = f"{path or 'it'} is {shown(first['input'])}; {first['msg'].replace('Input', 'it')}"
     more = error.error_count() - 1
     return text + (f" (and {more} more {'problems' if more > 1 else 'problem'})" if more else "")

@@ -1,0 +1,161 @@
+"""What executes an exported folder: every runtime is one class here, with all that the rest of vitfrost needs to know of it.
+
+PyTorch, which needs no export, is a runtime of the same kind in `vitfrost.timing.eager`.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import VitfrostError
+from .quiet import forbid_telemetry
+
+INPUT, OUTPUT = "pixels", "logits"
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+class Runtime(ABC):
+    """A runtime; an object of it is a model that is open on it.
+
+    `name`: what `bench` and searches call it. `package`: what is installed for it. `format`: of the exported folders that it reads, and
+    `files`, those of the graph in them. `hints`: what it can be asked to compute floating-point layers in. `int8`: options of `export`,
+    one set for each way in which its int8 can be had.
+    `label`: library, version and device, such as "openvino 2026.4.1 cpu"; `threads`: of a forward pass; `precision`: what floating-point
+    layers are truly computed in.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    format: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    hints: ClassVar[tuple[str, ...]] = ("fp32",)
+    int8: ClassVar[tuple[dict[str, str], ...]] = ({},)
+
+    label: str
+    threads: int
+    precision: str
+
+    @abstractmethod
+    def __init__(self, folder: Path, threads: int, hint: str):
+        """Open the graph in a folder; any error means that it cannot be run here."""
+
+    @abstractmethod
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [B, 3, H, W] -> float32 [B, classes]."""
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        """What its models can be exported for and computed in."""
+        return tuple(name for name in PRECISIONS if name in ("fp32", "int8", *cls.hints))
+
+    @classmethod
+    def needs(cls, precision: str) -> tuple[str, ...]:
+        """The packages that exporting for it takes beside torch."""
+        return (cls.package,)
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU."""
+
+    name = package = "onnxruntime"
+    format, files = "onnx", ("model.onnx",)
+    int8 = ({"ranges": "static"}, {"ranges": "dynamic"})
+
+    def __init__(self, folder: Path, threads: int, hint: str):
+        runtime = import_runtime("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores that decode pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = runtime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.label = f"onnxruntime {runtime.__version__} cpu"
+        self.threads = threads
+        self.precision = "fp32"
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(self._session.run([OUTPUT], {INPUT: pixels})[0], np.float32)
+
+    @classmethod
+    def needs(cls, precision: str) -> tuple[str, ...]:
+        return ("onnx", "onnxscript", "onnxruntime")
+
+
+class OpenVino(Runtime):
+    """OpenVINO's CPU plugin. `precision` is read back: a CPU without bf16 computes in fp32 whatever it is asked for."""
+
+    name = package = format = "openvino"
+    files = ("model.xml", "model.bin")
+    hints = ("fp32", "bf16")
+    int8 = ({"attention": "int8"}, {"attention": "float"})
+    _called: ClassVar[dict[str, str]] = {"fp32": "f32", "bf16": "bf16"}
+
+    def __init__(self, folder: Path, threads: int, hint: str):
+        ov = import_runtime("openvino")
+        core = ov.Core()
+        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": self._called[hint], "PERFORMANCE_HINT": "LATENCY"}
+        self._compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings)
+        self._request = self._compiled.create_infer_request()
+        self.label = f"openvino {ov.__version__.partition('-')[0]} cpu"
+        self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        effective = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        self.precision = next((name for name, called in self._called.items() if called == effective), effective)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        self._request.infer([np.ascontiguousarray(pixels)])
+        return np.array(self._request.get_output_tensor(0).data, np.float32)
+
+    @classmethod
+    def needs(cls, precision: str) -> tuple[str, ...]:
+        return ("openvino", "nncf") if precision == "int8" else ("openvino",)
+
+
+# Whoever adds a runtime names its class here. A format is run by the first that reads it, unless another is asked for.
+RUNTIMES: dict[str, type[Runtime]] = {each.name: each for each in (OpenVino, OnnxRuntime)}
+FORMATS: dict[str, type[Runtime]] = {each.format: each for each in reversed(RUNTIMES.values())}
+
+
+def start(kind: type[Runtime], folder: Path, threads: int, hint: str) -> Runtime:
+    """Open the graph of an exported folder; raises VitfrostError where the runtime refuses it."""
+    if hint not in PRECISIONS[:2]:
+        raise VitfrostError(f"the precision hint '{hint}' is unknown; choose one of {', '.join(PRECISIONS[:2])}")
+    if hint not in kind.hints:
+        able = " and ".join(f"{each.format} exports" for each in RUNTIMES.values() if hint in each.hints)
+        raise VitfrostError(f"{kind.name} computes in {' or '.join(kind.hints)} on a CPU; the precision hint {hint} goes with {able}")
+    try:
+        return kind(folder, threads, hint)
+    except VitfrostError:
+        raise
+    except Exception as error:  # the runtimes raise types of their own; each means that this graph cannot be run here
+        raise VitfrostError(f"{folder} cannot be loaded: {error}") from error
+
+
+def import_runtime(name: str, extra: str = "") -> Any:
+    """Import a runtime or one of its tools; raise VitfrostError that says what to install where it is missing."""
+    forbid_telemetry()
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        missing = error.name is None or error.name.partition(".")[0] == package
+        reason = "is not installed" if missing and isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+        also = extra and f" (or the extra: pip install 'vitfrost[{extra}]')"
+        raise VitfrostError(f"{package} {reason}; pip install {package}{also}") from error
+
+
+def cores() -> int:
+    """The cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS, else all cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else cores()
