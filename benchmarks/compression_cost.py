@@ -27,6 +27,7 @@ from torch import nn
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import FreezeEntries
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
 from vitfrost.model import Model
@@ -62,16 +63,14 @@ def main() -> None:
             vitfrost.Calibrate(limit=64),
             out=work / "statistics.safetensors",
         )
-        plan = vitfrost.plan(work / "statistics.safetensors", freeze=0.2)
+        plan = vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.2))
         seconds = []
         for number in range(3):
             start = time.perf_counter()
-            original = vitfrost.Model.open(MODEL, weights=options.weights)
-            given = {"statistics": work / "statistics.safetensors", "images": options.calibration}
-            vitfrost.compress(original, plan, out=work / f"frozen{number}", **given)
+            vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), plan, statistics=work / "statistics.safetensors", images=options.calibration, out=work / f"frozen{number}")  # fmt: skip
             seconds.append(time.perf_counter() - start)
         frozen = Artifact.load(work / "frozen0")
-        unfrozen = vitfrost.compress(original, vitfrost.plan(work / "statistics.safetensors", freeze=0.0), out=work / "unfrozen", **given)
+        unfrozen = vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), statistics=work / "statistics.safetensors", images=options.calibration, out=work / "unfrozen")  # fmt: skip
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
     models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.module, "frozen": frozen.module}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)

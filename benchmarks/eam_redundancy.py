@@ -30,6 +30,7 @@ from numpy import ndarray
 from scipy.stats import spearmanr
 
 from vitfrost.artifact import Artifact
+from vitfrost.configs import FreezeEntries
 from vitfrost.evaluation.intervals import paired_difference
 from vitfrost.evaluation.outcomes import measure_outcomes
 from vitfrost.evaluation.results import environment
@@ -41,8 +42,9 @@ from vitfrost.methods.frozen_entries import FrozenMaps
 from vitfrost.methods.quantize.modules import LogQuantizer
 from vitfrost.methods.quantize.quantizers import log_codes, zero_code
 from vitfrost.model import Model
-from vitfrost.plans.choose import frozen_maps, plan
+from vitfrost.plans.choose import plan
 from vitfrost.plans.criteria import CRITERIA
+from vitfrost.plans.freeze_entries import frozen_maps
 from vitfrost.statistics.record import Statistics
 from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
@@ -125,7 +127,7 @@ def constants(statistics: Statistics, counts: dict[str, tuple[np.ndarray, int]])
     }
     for by, scope in FROZEN:
         for share in SHARES:
-            made = plan(statistics, freeze=share, by=by, scope=scope)
+            made = plan(statistics, FreezeEntries(share, by=by, scope=scope))
             masks = {layer.site: frozen_maps(made, statistics.sites[layer.site], layer)[0].reshape(-1) for layer in made.layers}
             frozen = sum(int(mask.sum()) for mask in masks.values())
             found[f"{by}, {scope}, {share}"] = {

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitfrost.configs import Quantize
 from vitfrost.files import write_json
 from vitfrost.methods.constant_heads.constants import Kind, StructuredMap, dense_of, fit, resized, stretched_window
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.freeze_heads import fitted, freezing_error, shape_of, structure_error
 from vitfrost.plans.heads import LayerPlan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.statistics.record import SiteStatistics, Statistics
 
 KINDS: list[tuple[Kind, int | None]] = [("toeplitz", None), *(("local", window) for window in (3, 5, 7, 9, 11, 15))]  # type: ignore[list-item]
@@ -35,7 +35,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def layers_of(statistics: Statistics) -> tuple[LayerPlan, ...]:
-    return unfrozen_plan(statistics.header.model, statistics.header.sites, QuantizePlan()).layers
+    return unfrozen_plan(statistics.header.model, statistics.header.sites, Quantize()).layers
 
 
 def without_scales(constant: StructuredMap) -> StructuredMap:

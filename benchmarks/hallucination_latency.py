@@ -29,24 +29,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitfrost.configs import Compact, Hallucinate
+from vitfrost.configs.flat import Method
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.evaluation.results import environment
 from vitfrost.files import atomic_file, write_json
+from vitfrost.model import Model
 from vitfrost.passes.structure import install_structure
-from vitfrost.plans.scratch import plan_from_model
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
+from vitfrost.plans.choose import plan
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 
 RUNTIMES = ("eager", "compiled", "onnxruntime", "openvino")
 TOLERANCE = 1e-3  # of the outputs' size, between a runtime and PyTorch
-HALF = HallucinatePlan(share=0.5, by="first")
-VARIANTS: dict[str, dict[str, Any]] = {
-    "hMHSA": {"hallucinate": HALF},
-    "head copies": {"hallucinate": HallucinatePlan(share=0.5, by="first", inter_map="copy", intra_map="none")},
-    "cFFN": {"compact": CompactPlan(ratio=0.5)},
-    "hMHSA + cFFN": {"hallucinate": HALF, "compact": CompactPlan(ratio=0.5)},
+HALF = Hallucinate(share=0.5, by="first")
+VARIANTS: dict[str, list[Method]] = {
+    "hMHSA": [HALF],
+    "head copies": [Hallucinate(0.5, by="first", inter_map="copy", intra_map="none")],
+    "cFFN": [Compact(0.5)],
+    "hMHSA + cFFN": [HALF, Compact(0.5)],
 }
 
 
@@ -86,9 +88,9 @@ def variants_of(name: str) -> dict[str, tuple[nn.Module, int]]:
     torch.manual_seed(0)
     original = create_model(name).eval()
     made: dict[str, tuple[nn.Module, int]] = {"original": (original, macs_of(original))}
-    for title, options in VARIANTS.items():
+    for title, methods in VARIANTS.items():
         model = copy.deepcopy(original)
-        sites = install_structure(model, plan_from_model(name, **options))
+        sites = install_structure(model, plan(Model.open(name, weights="random"), *methods))
         made[title] = (model.eval(), macs_of(model, sites))
     control = narrow(name, made["hMHSA + cFFN"][1])
     if control is not None:

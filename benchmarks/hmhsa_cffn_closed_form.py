@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,27 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, Compress, Hallucinate
+from vitfrost.configs.flat import Method
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
 from vitfrost.model import Model
 
-HALF = {"share": 0.5}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "hMHSA: medoids, ridge": {"hallucinate": HALF},
-    "hMHSA: explained, ridge": {"hallucinate": HALF | {"by": "explained"}},
-    "hMHSA: medoids, one head times a scalar": {"hallucinate": HALF | {"inter_map": "pair"}},
-    "hMHSA: medoids, copies": {"hallucinate": HALF | {"mix": "copy"}},
-    "hMHSA: random heads, ridge": {"hallucinate": HALF | {"by": "random"}},
-    "hMHSA: first heads, ridge": {"hallucinate": HALF | {"by": "first"}},
-    "cFFN: rank 0.75 d": {"compact": 0.75},
-    "cFFN: rank 0.5 d": {"compact": 0.5},
-    "cFFN: rank 0.5 d, plain SVD": {"compact": {"ratio": 0.5, "init": "weights"}},
-    "cFFN: rank 0.25 d": {"compact": 0.25},
-    "hMHSA + cFFN: medoids, ridge, rank 0.5 d": {"hallucinate": HALF, "compact": 0.5},
-    "hMHSA + cFFN: explained, ridge, rank 0.5 d": {"hallucinate": HALF | {"by": "explained"}, "compact": 0.5},
+HALF = Hallucinate(0.5)
+VARIANTS: dict[str, list[Method]] = {
+    "hMHSA: medoids, ridge": [HALF],
+    "hMHSA: explained, ridge": [replace(HALF, by="explained")],
+    "hMHSA: medoids, one head times a scalar": [replace(HALF, inter_map="pair")],
+    "hMHSA: medoids, copies": [replace(HALF, mix="copy")],
+    "hMHSA: random heads, ridge": [replace(HALF, by="random")],
+    "hMHSA: first heads, ridge": [replace(HALF, by="first")],
+    "cFFN: rank 0.75 d": [Compact(0.75)],
+    "cFFN: rank 0.5 d": [Compact(0.5)],
+    "cFFN: rank 0.5 d, plain SVD": [Compact(0.5, init="weights")],
+    "cFFN: rank 0.25 d": [Compact(0.25)],
+    "hMHSA + cFFN: medoids, ridge, rank 0.5 d": [HALF, Compact(0.5)],
+    "hMHSA + cFFN: explained, ridge, rank 0.5 d": [replace(HALF, by="explained"), Compact(0.5)],
 }
 
 
@@ -61,9 +64,11 @@ def main() -> None:
         original, options.calibration, vitfrost.Calibrate(limit=options.limit, seed=options.seed, similarity=True)
     )
     models: dict[str, Model | Any] = {"original": original}
-    for title, settings in VARIANTS.items():
-        chosen = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32, **settings)
-        models[title] = vitfrost.compress(original, chosen, statistics=statistics, images=options.calibration, seed=options.seed)
+    for title, methods in VARIANTS.items():
+        chosen = vitfrost.plan(statistics, *methods)
+        models[title] = vitfrost.compress(
+            original, chosen, statistics=statistics, images=options.calibration, config=Compress(seed=options.seed)
+        )
     models |= {path.parent.name if path.name == "artifact" else path.name: Artifact.load(path) for path in options.also}
     rows = evaluate_many(models, options.images, reference="original")
     for row in rows:

@@ -14,34 +14,32 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import vitfrost
 from vitfrost.artifact import Artifact, is_artifact
+from vitfrost.configs import Compress, FreezeEntries, Quantize
+from vitfrost.configs.flat import Method
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.intervals import bootstrap_mean
 from vitfrost.evaluation.results import Row
 from vitfrost.files import read_json, write_json, write_text
 from vitfrost.model import Model
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.vit.families import find_sites
 
 MODEL = "deit_tiny_patch16_224"
 LIMIT = 1000
-FREEZING: dict[str, dict[str, Any]] = {
-    "entropy 20 %, literal equation 15": {"freeze": 0.2},
-    "entropy 20 %, rows scaled to one, 32-bit constants": {"freeze": 0.2, "renormalize": "mass", "frozen_bits": 32},
-    "entropy 20 %, CLS rows protected": {"freeze": 0.2, "protect": ("cls-rows",)},
-    "output error 20 %": {"freeze": 0.2, "by": "output-error"},
-    "random 20 %": {"freeze": 0.2, "by": "random"},
+FREEZING: dict[str, FreezeEntries] = {
+    "entropy 20 %, literal equation 15": FreezeEntries(0.2),
+    "entropy 20 %, rows scaled to one, 32-bit constants": FreezeEntries(0.2, renormalize="mass", bits=32),
+    "entropy 20 %, CLS rows protected": FreezeEntries(0.2, protect=("cls-rows",)),
+    "output error 20 %": FreezeEntries(0.2, by="output-error"),
+    "random 20 %": FreezeEntries(0.2, by="random"),
 }
-FREEZING_ALONE: dict[str, dict[str, Any]] = {
-    f"{by} {share:.0%}": {"freeze": share, "by": by, "frozen_bits": 32, "weight_bits": 32, "activation_bits": 32}
-    for by in ("entropy", "random")
-    for share in (0.2, 0.5)
-}
+FREEZING_ALONE = {f"{by} {share:.0%}": FreezeEntries(share, by, bits=32) for by in ("entropy", "random") for share in (0.2, 0.5)}
 
 READING = """
 ## How to read this
@@ -70,9 +68,9 @@ class Study:
         """The quantized model without freezing."""
         out = self.work / f"w{bits}a{bits}-{seed}"
         if not is_artifact(out):
-            quantize = QuantizePlan(weight_bits=bits, activation_bits=bits)
+            quantize = Quantize(bits, bits)  # type: ignore[arg-type]
             plan = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), quantize)
-            vitfrost.compress(self.original, plan, images=self.options.calibration, seed=seed, out=out)
+            vitfrost.compress(self.original, plan, images=self.options.calibration, out=out, config=Compress(seed=seed))
         return out
 
     def statistics(self, model: Model | Path, name: str) -> Path:
@@ -82,10 +80,10 @@ class Study:
             vitfrost.calibrate(model, self.options.calibration, vitfrost.Calibrate(limit=LIMIT), out=out)
         return out
 
-    def frozen(self, name: str, statistics: Path, seed: int, options: dict[str, Any]) -> Model:
+    def frozen(self, name: str, statistics: Path, seed: int, *methods: Method) -> Model:
         """A compressed model with frozen entries."""
-        plan = vitfrost.plan(statistics, out=self.work / f"{name}.yaml", **options)
-        return vitfrost.compress(self.original, plan, statistics=statistics, images=self.options.calibration, seed=seed)
+        plan = vitfrost.plan(statistics, *methods, out=self.work / f"{name}.yaml")
+        return vitfrost.compress(self.original, plan, statistics=statistics, images=self.options.calibration, config=Compress(seed=seed))
 
     def measure(self, key: str, models: dict[str, Model], reference: str | None) -> list[Row]:
         """Result rows, measured once and kept."""
@@ -120,8 +118,8 @@ def frozen_quantized(study: Study, seeds: range) -> dict[str, list[Row]]:
             base = study.unfrozen(4, seed)
             statistics = study.statistics(base, f"w4a4-{seed}")
             models["unfrozen"] = Artifact.load(base)
-            for index, (name, options) in enumerate(FREEZING.items()):
-                models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, {**options, "seed": seed})
+            for index, (name, method) in enumerate(FREEZING.items()):
+                models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, replace(method, seed=seed))
         for name, row in zip(FREEZING, study.measure(key, models, "unfrozen")[1:], strict=True):
             rows[name].append(row)
     return rows
@@ -133,7 +131,10 @@ def frozen_alone(study: Study) -> dict[str, Row]:
     if not study.has(key):
         statistics = study.statistics(study.original, "fp32")
         models = {"original": study.original}
-        models |= {name: study.frozen(f"alone-{i}", statistics, 0, options) for i, (name, options) in enumerate(FREEZING_ALONE.items())}
+        floating = Quantize(32, 32)
+        models |= {
+            name: study.frozen(f"alone-{i}", statistics, 0, method, floating) for i, (name, method) in enumerate(FREEZING_ALONE.items())
+        }
     return dict(zip(FREEZING_ALONE, study.measure(key, models, "original")[1:], strict=True))
 
 

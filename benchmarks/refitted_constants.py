@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitfrost.configs import Repair
 from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.repair.constants import MapSums
-from vitfrost.methods.repair.options import RepairOptions
 from vitfrost.model import Model
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     read: dict[int, Tensor] = {}
     for index, block in enumerate(model.blocks):
         block.attn.register_forward_pre_hook(lambda _, inputs, index=index: read.__setitem__(index, inputs[0]))
-    penalty = RepairOptions().constants_penalty
+    penalty = Repair().constants_penalty
     assert penalty is not None
     depth = len(model.blocks)
     means: list[Any] = [0.0] * depth

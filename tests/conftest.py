@@ -180,13 +180,15 @@ class Shallow:
     statistics: Statistics
     pictures: Path
 
-    def compress(self, out: Path, **options: Any) -> Artifact:
-        """The model compressed into `out` in full precision but for what `options` (of `vitfrost.plan`) say."""
+    def compress(self, out: Path, *methods: Any) -> Artifact:
+        """The model compressed into `out` by the methods, in full precision unless they say otherwise."""
         import vitfrost
+        from vitfrost.configs import Compress, Quantize
 
-        plan = vitfrost.plan(self.statistics, **{"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | options)
-        drawn = {"images": self.pictures, "calibration_images": 4, "compact_images": 8}
-        return vitfrost.compress(self.model, plan, statistics=self.statistics, **drawn, out=out)
+        quantized = any(isinstance(method, Quantize) for method in methods)
+        plan = vitfrost.plan(self.statistics, *methods, *(() if quantized else (Quantize(32, 32),)))
+        config = Compress(calibration_images=4, compact_images=8)
+        return vitfrost.compress(self.model, plan, statistics=self.statistics, images=self.pictures, config=config, out=out)
 
 
 @pytest.fixture(scope="session")
@@ -207,10 +209,11 @@ def shallow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Shallow
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bundled digits model as exported folders in fp32, by format."""
     import vitfrost
+    from vitfrost.configs import Export
 
     folder = tmp_path_factory.mktemp("exported")
-    forms = ("onnx", "openvino")
-    return {form: vitfrost.export("vitfrost_digits", format=form, precision="fp32", out=folder / form) for form in forms}
+    forms: tuple[Any, ...] = ("onnx", "openvino")
+    return {form: vitfrost.export("vitfrost_digits", Export(form), out=folder / form) for form in forms}
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 import vitfrost
 from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact
+from vitfrost.configs import Compress, FreezeEntries, Quantize
 from vitfrost.model import Model
 from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
@@ -193,12 +194,12 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
         module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     del explicit, module  # models are given up as soon as they are done with: the process stays at about 3 GB
-    unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
+    unchanged = vitfrost.plan(statistics, Quantize(32, 32))
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
     assert float((Artifact.load(tmp_path / "unchanged").module(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: every unmasked entry, no masked one
-    everything = vitfrost.plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
+    everything = vitfrost.plan(statistics, FreezeEntries(1.0, bits=32), Quantize(32, 32))
     whole = vitfrost.compress(loaded, everything, statistics=statistics)
     for name, entries in unmasked.items():
         frozen = whole.module.get_submodule(f"{name}.frozen")
@@ -207,9 +208,11 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     del whole, frozen
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
-    vitfrost.plan(measured, freeze=FREEZE, out=tmp_path / "plan.yaml")
+    vitfrost.plan(measured, FreezeEntries(FREEZE), out=tmp_path / "plan.yaml")
     chosen, out = load_plan(tmp_path / "plan.yaml"), tmp_path / "artifact"
-    made = vitfrost.compress(loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, calibration_images=2, out=out)
+    made = vitfrost.compress(
+        loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
+    )
     logits = made.module(pixels[:1])
     del made
     again = Artifact.load(out)
@@ -310,12 +313,12 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     for module in install_map_attention(explicit).values():
         module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
-    unchanged = vitfrost.plan(statistics, freeze=None, weight_bits=32, activation_bits=32)
+    unchanged = vitfrost.plan(statistics, Quantize(32, 32))
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
     assert float((Artifact.load(tmp_path / "unchanged").module(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: no image changes a map, so that only values and feed-forward blocks tell images apart
-    everything = vitfrost.plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32, frozen_bits=32)
+    everything = vitfrost.plan(statistics, FreezeEntries(1.0, bits=32), Quantize(32, 32))
     whole = vitfrost.compress(loaded, everything, statistics=statistics)
     for name, site in statistics.sites.items():
         frozen = whole.module.get_submodule(f"{name}.frozen")
@@ -324,9 +327,11 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     assert bool(torch.isfinite(whole.module(pixels)).all())
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
-    vitfrost.plan(measured, freeze=FREEZE, out=tmp_path / "plan.yaml")
+    vitfrost.plan(measured, FreezeEntries(FREEZE), out=tmp_path / "plan.yaml")
     chosen = load_plan(tmp_path / "plan.yaml")
-    made = vitfrost.compress(loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, calibration_images=2, out=out)
+    made = vitfrost.compress(
+        loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
+    )
     again = Artifact.load(out)
     assert torch.equal(again.module(pixels), made.module(pixels))
     tensors = load_file(out / WEIGHTS_FILE)

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact, frozen_bytes
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, Compress, FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.quantize.modules import QuantizedLayer
 from vitfrost.methods.quantize.packing import packed_size
@@ -35,21 +35,23 @@ def measured(request: pytest.FixtureRequest, pictures: Path) -> tuple[Model, Sta
 
 
 @pytest.mark.parametrize(
-    "options",
+    "methods",
     [
-        {"freeze": 0.2},
-        {"freeze": 0.2, "frozen_bits": 32, "renormalize": "mass"},
-        {"freeze": 0.5, "frozen_bits": 3, "frozen_grid": "head", "weight_bits": 6, "activation_bits": 8, "levels": "strict"},
-        {"freeze": 0.3, "weight_bits": 32, "activation_bits": 32, "frozen_bits": 8, "scope": "model"},
-        {"freeze": 0.0, "weight_bits": 5, "activation_bits": 32},
-        {"freeze": 0.4, "ties": "strict", "frozen_bits": 8, "order": "merge-quantize"},
+        [FreezeEntries(0.2)],
+        [FreezeEntries(0.2, bits=32, renormalize="mass")],
+        [FreezeEntries(0.5, bits=3, grid="head"), Quantize(6, 8, "strict")],
+        [FreezeEntries(0.3, bits=8, scope="model"), Quantize(32, 32)],
+        [FreezeEntries(0.0), Quantize(5, 32)],
+        [FreezeEntries(0.4, ties="strict", bits=8, order="merge-quantize")],
     ],
 )
 @torch.no_grad()
-def test_loading_gives_the_same_bits(measured: tuple[Model, Statistics, Path], options: dict, tmp_path: Path) -> None:
+def test_loading_gives_the_same_bits(measured: tuple[Model, Statistics, Path], methods: list, tmp_path: Path) -> None:
     loaded, statistics, pictures = measured
-    chosen = plan(statistics, **options)
-    made = compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / "artifact")
+    chosen = plan(statistics, *methods)
+    made = compress(
+        loaded, chosen, statistics=statistics, images=pictures, out=tmp_path / "artifact", config=Compress(calibration_images=8)
+    )
     again = Artifact.load(tmp_path / "artifact")
     pixels = torch.randn(3, 3, *loaded.image_size)
     assert torch.equal(made.module(pixels), again.module(pixels))
@@ -65,15 +67,24 @@ def test_loading_gives_the_same_bits(measured: tuple[Model, Statistics, Path], o
 def test_compressing_twice_gives_the_same_files(measured: tuple[Model, Statistics, Path], tmp_path: Path) -> None:
     loaded, statistics, pictures = measured
     for name in ("a", "b"):
-        compress(loaded, plan(statistics, freeze=0.2), statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / name)
+        compress(
+            loaded,
+            plan(statistics, FreezeEntries(0.2)),
+            statistics=statistics,
+            images=pictures,
+            out=tmp_path / name,
+            config=Compress(calibration_images=8),
+        )
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_packed_size_is_as_computed_by_hand(measured: tuple[Model, Statistics, Path], tmp_path: Path) -> None:
     loaded, statistics, pictures = measured
-    chosen = plan(statistics, freeze=0.2)
-    made = compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=8, out=tmp_path / "artifact")
+    chosen = plan(statistics, FreezeEntries(0.2))
+    made = compress(
+        loaded, chosen, statistics=statistics, images=pictures, out=tmp_path / "artifact", config=Compress(calibration_images=8)
+    )
     tensors = load_file(tmp_path / "artifact" / WEIGHTS_FILE)
     for name, module in made.module.named_modules():
         if isinstance(module, QuantizedLayer):
@@ -88,7 +99,7 @@ def test_packed_size_is_as_computed_by_hand(measured: tuple[Model, Statistics, P
 def test_masked_pairs_are_never_frozen(pictures: Path) -> None:
     loaded = MODELS["swin"]()
     statistics = calibrate(loaded, pictures, Calibrate(limit=8), progress=False)
-    made = compress(loaded, plan(statistics, freeze=1.0, weight_bits=32, activation_bits=32), statistics=statistics)
+    made = compress(loaded, plan(statistics, FreezeEntries(1.0), Quantize(32, 32)), statistics=statistics)
     for name, site in statistics.sites.items():
         mask = made.module.get_submodule(f"{name}.frozen").mask.numpy()
         expected = mask | True if site.allowed is None else site.allowed[:, None].repeat(mask.shape[1], 1)
@@ -99,7 +110,9 @@ def test_masked_pairs_are_never_frozen(pictures: Path) -> None:
 def saved(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     loaded = MODELS["digits"]()
     statistics = calibrate(loaded, pictures, Calibrate(limit=8), progress=False)
-    return compress(loaded, plan(statistics, freeze=0.1), statistics=statistics, images=pictures, calibration_images=4)
+    return compress(
+        loaded, plan(statistics, FreezeEntries(0.1)), statistics=statistics, images=pictures, config=Compress(calibration_images=4)
+    )
 
 
 def _edit_config(folder: Path, **changes: object) -> None:
@@ -152,6 +165,8 @@ def test_plans_and_statistics_of_something_else_are_refused(saved: Artifact, pic
     with pytest.raises(VitfrostError, match="made from other statistics"):
         compress(loaded, saved.plan, statistics=other, images=pictures)
     with pytest.raises(VitfrostError, match="needs calibration images"):
-        compress(loaded, plan(other, freeze=0.1), statistics=other)
+        compress(loaded, plan(other, FreezeEntries(0.1)), statistics=other)
     with pytest.raises(VitfrostError):
-        compress(Model.open("vitfrost_digits", weights="random", seed=3), plan(other, freeze=0.1), statistics=other, images=pictures)
+        compress(
+            Model.open("vitfrost_digits", weights="random", seed=3), plan(other, FreezeEntries(0.1)), statistics=other, images=pictures
+        )

@@ -40,13 +40,13 @@ def test_names_travel_from_the_command_line_to_predictions(
     ]  # fmt: skip
     measured = call("calibrate", *model, "--images", pictures, "--limit", 4, "--out", tmp_path / "s.safetensors")
     assert measured.status == 0, measured.err
-    vf.plan(tmp_path / "s.safetensors", freeze=None, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml")
+    vf.plan(tmp_path / "s.safetensors", vf.Quantize(32, 32), out=tmp_path / "plan.yaml")
     made = call("compress", *model, "--plan", tmp_path / "plan.yaml", "--out", tmp_path / "artifact")
     assert made.status == 0, made.err
     about = json.loads((tmp_path / "artifact" / "config.json").read_text())["model"]
     assert (about["class_names"], about["classes"], about["options"]) == (NAMES, 5, {"depth": 1, "num_classes": 5})
     assert about["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
-    exported = vf.export(tmp_path / "artifact", format="onnx", precision="fp32", out=tmp_path / "exported")
+    exported = vf.export(tmp_path / "artifact", out=tmp_path / "exported")
     found = vf.predict(exported, [pictures / "0000.png"], top=2)[0]
     assert found.names == tuple(NAMES[index] for index in found.classes)
     said = call("predict", exported, pictures / "0000.png", "--top", 1)

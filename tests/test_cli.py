@@ -24,8 +24,11 @@ FLAGS = {
     "calibrate": ["--model", "--weights", "--images", "--limit", "--seed", "--out"],
     "plan": [
         "--statistics", "--freeze", "--by", "--scope", "--unit", "--frozen-bits", "--weight-bits", "--activation-bits", "--seed", "--out",
-        "--max-drop", "--target-macs", "--images", "--labels", "--search-over", "--search-images", "--rescore", "--search", "--resume",
-        "--target-latency", "--runtime", "--threads",
+    ],
+    "search": [
+        "--statistics", "--model", "--max-drop", "--target-macs", "--target-latency", "--runtime", "--threads", "--images", "--labels",
+        "--search-over", "--search-images", "--rescore", "--seed", "--constants", "--window", "--tolerance", "--compact-init",
+        "--weight-bits", "--record", "--resume", "--out",
     ],
     "compress": ["--model", "--weights", "--plan", "--statistics", "--images", "--seed", "--out"],
     "evaluate": ["--model", "--weights", "--images", "--labels", "--reference", "--json"],
@@ -45,10 +48,10 @@ POSITIONAL = {
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
-        "--freeze": "None", "--by": "None", "--scope": "head", "--unit": "entry",
-        "--frozen-bits": "4", "--weight-bits": "None", "--activation-bits": "None", "--seed": "0",
-        "--search-images": "200", "--rescore": "lazy",
+        "--freeze": "0.2", "--by": "entropy", "--scope": "head", "--unit": "entry", "--frozen-bits": "4", "--seed": "0",
+        "--weight-bits": "4 where single weights are frozen, else 32",
     },
+    "search": {"--search-images": "200", "--rescore": "lazy"},
     "compress": {"--seed": "0"},
     "export": {"--calibration-images": "300", "--seed": "0"},
     "predict": {"--top": "5"},
@@ -112,7 +115,7 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     assert "30,42" in called.out
     made = load_plan(plan)
     assert (made.freeze.ratio, made.freeze.by, made.freeze.scope, made.freeze.bits, made.freeze.seed) == (0.3, "variance", "layer", 32, 2)
-    assert (made.quantize.weight_bits, made.quantize.activation_bits) == (6, 8)
+    assert (made.quantize.weights, made.quantize.activations) == (6, 8)
     called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artifact)
     assert called.status == 0, called.err
     assert Artifact.load(artifact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}

@@ -17,8 +17,9 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, configs, keyed, deploy, evaluation, models, passes, plans, statistics
+artifact, keyed, deploy, evaluation, models, passes, plans, statistics
 methods
+configs, plans.criteria
 images, runtime, vit
 files, records, strict
 distributed, errors, progress, spelling, threads

@@ -64,8 +64,8 @@ def test_a_fine_tuned_module_goes_the_whole_way_in_memory(pixels: torch.Tensor, 
     loader = DataLoader(Pairs(pixels, labels), batch_size=5)
     statistics = vf.calibrate(model, loader, vf.Calibrate(batch_size=4, similarity=True), progress=False)
     assert statistics.header.images == 12
-    plan = vf.plan(statistics, freeze=0.25, unit="head", weight_bits=8)
-    small = vf.compress(model, plan, statistics=statistics, images=loader, repair="ridge", repair_images=8)
+    plan = vf.plan(statistics, vf.FreezeHeads(0.25), vf.Quantize(8, 32))
+    small = vf.compress(model, plan, statistics=statistics, images=loader, repair=vf.Repair(images=8))
     assert isinstance(small, vf.Artifact)
     row = vf.evaluate(small, loader, reference=model, progress=False)
     assert (row.images, row.labeled, row.reference) == (12, True, "vitfrost_digits")
@@ -197,7 +197,7 @@ def test_a_subclass_of_a_supported_class_is_saved_and_loaded_with_build(pixels: 
     model = vf.Model.of(Renamed(**NARROW), name="mine")
     assert (model.name, model.registered, model.preprocessing.mean) == ("mine", False, (0.485, 0.456, 0.406))
     statistics = vf.calibrate(model, pixels, progress=False)
-    small = vf.compress(model, vf.plan(statistics, freeze=0.5, weight_bits=32, activation_bits=32), statistics=statistics)
+    small = vf.compress(model, vf.plan(statistics, vf.FreezeEntries(0.5), vf.Quantize(32, 32)), statistics=statistics)
     small.save(tmp_path / "artifact")
     with pytest.raises(VitfrostError, match=r"is made of a mine, which timm cannot make; give Artifact\.load\(folder, build=\.\.\.\)"):
         vf.Artifact.load(tmp_path / "artifact")
@@ -206,7 +206,7 @@ def test_a_subclass_of_a_supported_class_is_saved_and_loaded_with_build(pixels: 
     assert vf.inspect(loaded)["macs_total"] == vf.inspect(model)["macs_total"]
     with pytest.raises(VitfrostError, match="do not fit the plan"):
         vf.Artifact.load(tmp_path / "artifact", build=lambda: Renamed(**NARROW | {"embed_dim": 64}))
-    plain = vf.compress(model, vf.plan(statistics, freeze=None, weight_bits=32, activation_bits=32))
+    plain = vf.compress(model, vf.plan(statistics, vf.Quantize(32, 32)))
     with pytest.raises(VitfrostError, match="timm cannot make this mine"):
         vf.resize(plain, 64)
 
@@ -264,7 +264,7 @@ def test_timm_makes_a_model_again_from_its_options() -> None:
 def test_reprs_are_short(shallow: Any, pixels: torch.Tensor) -> None:
     statistics = shallow.statistics
     plan = vf.plan(statistics)
-    artifact = vf.compress(shallow.model, vf.plan(statistics, weight_bits=32, activation_bits=32, freeze=0.1), statistics=statistics)
+    artifact = vf.compress(shallow.model, vf.plan(statistics, vf.FreezeEntries(0.1), vf.Quantize(32, 32)), statistics=statistics)
     row = vf.evaluate(shallow.model, shallow.pictures, config=vf.Evaluate(limit=4), progress=False)
     for value in (statistics, statistics["blocks.0.attn"], plan, shallow.model, artifact, row):
         assert len(repr(value)) < 200, repr(value)

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import sympy  # noqa: F401
 import torch
 
 import vitfrost
+from vitfrost.configs import Compact, Compress, Export, FreezeHeads, Hallucinate, Repair
+from vitfrost.deploy.export import export_graph
 from vitfrost.example.data import write_digit_images
 
 TOOLS = ("nncf", "onnxscript", "onnx_ir", "torch.export", "torch.onnx")
@@ -56,23 +59,23 @@ def main(folder: Path) -> None:
 
     statistics = vitfrost.calibrate(name, images, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
     report("calibrate")
-    floating: dict[str, Any] = {"weight_bits": 32, "activation_bits": 32}
     plans = [
         vitfrost.plan(statistics),
-        vitfrost.plan(statistics, freeze=None, hallucinate=0.5, compact=0.5, **floating),
-        vitfrost.plan(statistics, unit="head", freeze=0.25, **floating),
+        vitfrost.plan(statistics, Hallucinate(0.5), Compact(0.5)),
+        vitfrost.plan(statistics, FreezeHeads(0.25)),
     ]
     report("plan")
-    drawn: dict[str, Any] = {"statistics": statistics, "images": images, "calibration_images": 4, "compact_images": 4}
+    drawn: dict[str, Any] = {"statistics": statistics, "images": images, "config": Compress(0, 4, 4)}
     for number, plan in enumerate(plans):
-        repair = "ridge" if plan.freeze is None else None
-        small = vitfrost.compress(name, plan, **drawn, repair=repair, repair_images=4, out=folder / f"artifact{number}")
+        repair = Repair(images=4) if plan.freeze is None else None
+        small = vitfrost.compress(name, plan, **drawn, repair=repair, out=folder / f"artifact{number}")
         report(f"compress {number}")
-    for form, ranges in (("onnx", "static"), ("onnx", "dynamic"), ("openvino", "static")):
-        vitfrost.export(
-            small, format=form, precision="int8", ranges=ranges, images=images, calibration_images=4, time_only=True,
-            out=folder / f"{form}-{ranges}",
-        )  # fmt: skip
+    forms: tuple[Any, ...] = (("onnx", "static"), ("onnx", "dynamic"), ("openvino", "static"))
+    for form, ranges in forms:
+        config = Export(form, "int8", ranges=ranges)
+        if ranges == "static":
+            config = replace(config, calibration_images=4)
+        export_graph(small, config, folder / f"{form}-{ranges}", images, time_only=True)
         report(f"export {form} {ranges}")
     vitfrost.evaluate(folder / "artifact0", images, config=vitfrost.Evaluate(limit=8), progress=False)
     report("evaluate")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import Artifact as Artifact
-    from .budget.under_budget import plan_under_budget as plan_under_budget
+    from .budget.search import search as search
     from .configs import Bench as Bench
     from .configs import Calibrate as Calibrate
     from .configs import Compact as Compact
@@ -54,7 +54,7 @@ _HOMES = {
         "Repair", "Search",
     ),
     "artifact": ("Artifact",),
-    "budget.under_budget": ("plan_under_budget",),
+    "budget.search": ("search",),
     "deploy.export": ("export",),
     "errors": ("VitfrostError",),
     "evaluation.evaluate": ("evaluate",),

@@ -164,7 +164,7 @@ def is_artifact(path: str | Path) -> bool:
 
 def settings_of(plan: Plan) -> QuantizationSettings:
     """The plan's quantization in the form the quantizer takes."""
-    return QuantizationSettings(plan.quantize.weight_bits, plan.quantize.activation_bits, plan.quantize.levels)
+    return QuantizationSettings(plan.quantize.weights, plan.quantize.activations, plan.quantize.levels)
 
 
 def build_frozen(plan: Plan, mask: torch.Tensor, allowed: torch.Tensor | None) -> FrozenMaps:

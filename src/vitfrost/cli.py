@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import tyro
 
-from .commands.bench import bench
-from .commands.calibrate import calibrate
-from .commands.compress import compress
-from .commands.demo import demo
-from .commands.evaluate import evaluate
-from .commands.export import export
-from .commands.inspect import inspect
-from .commands.plan import plan
-from .commands.predict import predict
-from .commands.report import report
-from .commands.resize import resize
-from .commands.run import run
-from .commands.train import train
 from .errors import VitfrostError
 from .progress import messages_on_stderr
 from .spelling import american_words
@@ -40,19 +30,48 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     return collect
 
 
-VERBS = (demo, inspect, calibrate, plan, compress, resize, evaluate, export, predict, bench, report, run, train)
+MODULES = {
+    "demo": "demo", "inspect": "inspect", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
+    "resize": "resize", "evaluate": "evaluate", "export": "export", "predict": "predict", "bench": "bench", "report": "report",
+    "run": "run", "train": "train",
+}  # fmt: skip
+"""The commands in the order of the help, and the module of each."""
+
+
+def command(name: str) -> Callable[..., None]:
+    """The function behind a command."""
+    found: Callable[..., None] = getattr(import_module(f".commands.{MODULES[name]}", __package__), name)
+    return found
+
+
 DESCRIPTION = "Make Vision Transformers smaller and faster by using what their attention maps repeat."
 
 
-def _parse(arguments: list[str] | None, verbs: Sequence[Callable[..., None]], program: str, description: str) -> Callable[[], None]:
+def _described(name: str) -> Callable[[], None]:
+    """Something with the help of a command, which is read and not imported."""
+
+    def described() -> None:
+        raise AssertionError(f"{name} was not loaded")
+
+    source = Path(__file__).with_name("commands") / f"{MODULES[name]}.py"
+    functions = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == name]
+    described.__doc__ = ast.get_docstring(functions[0])
+    return described
+
+
+def _parse(arguments: list[str] | None, verbs: Sequence[Callable[..., None]] | None, program: str, description: str) -> Callable[[], None]:
     """Turn the command line into something to do; a mistake in it ends in one line."""
     complaint = io.StringIO()
     words = american_words(sys.argv[1:] if arguments is None else arguments)
+    named = next((word for word in words if not word.startswith("-")), None)
+    if verbs is None:
+        commands = {name: _deferred(command(name)) if name == named else _described(name) for name in MODULES}
+    else:
+        commands = {verb.__name__: _deferred(verb) for verb in verbs}
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.extras.subcommand_cli_from_dict(
-                {verb.__name__: _deferred(verb) for verb in verbs}, prog=program, args=words, config=(tyro.conf.FlagCreatePairsOff,),
-                description=description,
+                commands, prog=program, args=words, config=(tyro.conf.FlagCreatePairsOff,), description=description,
             )  # fmt: skip
     except SystemExit as error:
         if error.code in (0, None):
@@ -76,7 +95,7 @@ def _without_frame(complaint: str) -> str:
 def main(
     arguments: list[str] | None = None,
     *,
-    verbs: Sequence[Callable[..., None]] = VERBS,
+    verbs: Sequence[Callable[..., None]] | None = None,
     program: str = "vitfrost",
     description: str = DESCRIPTION,
 ) -> None:

@@ -218,6 +218,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     if classes is not None:
         options["num_classes"] = classes
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)

@@ -11,15 +11,15 @@ import torch
 
 from vitfrost.budget.effects import MEMORY, EffectMeter
 from vitfrost.budget.replacements import Replacements
+from vitfrost.configs import Compact, FreezeHeads
 from vitfrost.plans.choose import computed_layer
-from vitfrost.plans.structure import CompactPlan, ConstantsPlan
 from vitfrost.vit.families import find_sites
 
 
 def meter_of(known: Any, memory: int) -> EffectMeter:
     model, sites = copy.deepcopy(known.model.model), find_sites(known.model.model)
     layers = [computed_layer(site, known.statistics.sites[site["name"]].allowed) for site in known.statistics.header.sites]
-    replacements = Replacements(model, sites, layers, known.statistics, ConstantsPlan(kind="dense"), CompactPlan(init="weights"), {})
+    replacements = Replacements(model, sites, layers, known.statistics, FreezeHeads(kind="dense"), Compact(init="weights"), {})
     pixels = torch.randn(5, 3, *known.model.image_size, generator=torch.Generator().manual_seed(0))
     return EffectMeter(replacements, pixels.split(3), labels=[0, 1, 2, 3, 4], memory=memory)
 

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.budget import latency, runtimes
-from vitfrost.budget import under_budget as verb
+from vitfrost.budget import search as verb
 from vitfrost.budget.history import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
+from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
 from vitfrost.plans.file import load_plan
 from vitfrost.runtime import Runtime
 
-QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 10, "progress": False}
+from . import searching
+
+QUICK: dict[str, Any] = {"images": 10, "batch_size": 10, "progress": False}
 EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino")
 EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), reason="the extra export is not installed")
 
@@ -64,9 +66,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> type[MadeUp]:
 
 
 def search(models: Any, pictures: Path, out: Path, target: float, **options: Any) -> Any:
-    known = models["digits"]
     options = {"runtime": "torch-fp32", "out": out} | QUICK | options
-    return vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_latency=target, **options)
+    return searching.search(models["digits"], pictures, target_latency=target, **options)
 
 
 def test_a_prediction_that_holds_ends_the_search(models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp]) -> None:
@@ -104,7 +105,7 @@ def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
 ) -> None:
     out, again = tmp_path / "plan.yaml", tmp_path / "again.yaml"
     made_up.mixed = 0.15
-    plan = search(models, pictures, out, 0.9, search_over=("heads",), max_drop=90.0, progress=True)
+    plan = search(models, pictures, out, 0.9, over=("heads",), max_drop=90.0, progress=True)
     record = load_search(out.with_suffix(".search.json"))
     outcome = record.outcome
     assert outcome is not None
@@ -124,7 +125,7 @@ def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(verb.EffectMeter, "measure", never)
-    options = {"search": out.with_suffix(".search.json"), "search_over": ("heads",), "max_drop": 90.0, "resume": True}
+    options = {"record": out.with_suffix(".search.json"), "over": ("heads",), "max_drop": 90.0, "resume": True}
     assert search(models, pictures, again, 0.9, **options) == plan
     assert again.read_bytes() == out.read_bytes()
     assert made_up.calls == calls
@@ -141,7 +142,7 @@ def test_a_target_that_is_missed_says_how_near(
     after = " after 1 correction of what was predicted" if corrections else ""
     timed = r"latency 0\.\d+ \(95 % .* predicted\) of the original on torch-fp32, 1 thread, MACs "
     with pytest.raises(VitfrostError, match=rf"came to {timed}.*{after}, and the target is 0\.77; give a higher --target-latency"):
-        search(models, pictures, out, 0.77, search_over=("layers", "ranks"))
+        search(models, pictures, out, 0.77, over=("layers", "ranks"))
     assert not out.exists()
     record = load_search(out.with_suffix(".search.json"))
     outcome = record.outcome
@@ -161,7 +162,7 @@ def test_what_all_changes_cannot_save_is_refused_before_the_search(
     with pytest.raises(VitfrostError, match=r"target of 0.5 of the latency on torch-fp32 .* predicted to leave 0\.730; give a higher"):
         search(models, pictures, out, 0.5)
     with pytest.raises(VitfrostError, match=r"leave 0\.760; give a higher --target-latency or search over more"):
-        search(models, pictures, out, 0.5, search_over=("layers",), resume=True)
+        search(models, pictures, out, 0.5, over=("layers",), resume=True)
     record = load_search(out.with_suffix(".search.json"))
     assert not record.measurements
     assert made_up.calls == 2  # heads and ranks; all heads of a layer are among the former
@@ -171,7 +172,7 @@ def test_a_killed_table_goes_on_and_another_setup_is_timed_anew(
     models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, messages: Any
 ) -> None:
     out = tmp_path / "plan.yaml"
-    options: dict[str, Any] = {"search_over": ("layers", "ranks")}
+    options: dict[str, Any] = {"over": ("layers", "ranks")}
     made_up.dies_at = 2
     with pytest.raises(KeyboardInterrupt):
         search(models, pictures, out, 0.9, **options)
@@ -197,7 +198,7 @@ def test_a_search_that_goes_on_removes_what_a_killed_one_left(
     scratch = tmp_path / ".plan.search.json.scratch"
     models["digits"].statistics.save(statistics)
     words = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "10", "--out", out)
-    process = started("plan", *words, "--target-latency", "0.9", "--runtime", "torch-fp32", "--search-over", "layers")
+    process = started("search", *words, "--target-latency", "0.9", "--runtime", "torch-fp32", "--search-over", "layers")
     while process.poll() is None and not (scratch.is_dir() and any(scratch.iterdir())):
         time.sleep(0.01)
     process.kill()
@@ -213,7 +214,7 @@ def test_a_search_that_goes_on_removes_what_a_killed_one_left(
             return Timed([10.0] * 12, {name: [self.ms(make())] * 12 for name, make in models.items()}, None)
 
     monkeypatch.setattr(verb, "RuntimeTimer", InScratch)
-    search(models, pictures, out, 0.9, search_over=("layers",), resume=True)
+    search(models, pictures, out, 0.9, over=("layers",), resume=True)
     assert found == [[], []]  # the table and the plan's model
     assert {path.name for path in tmp_path.iterdir()} == {statistics.name, "plan.yaml", "plan.search.json"}
 
@@ -260,8 +261,8 @@ class ByMacs(RuntimeTimer):
 def test_exported_models_are_timed_end_to_end(models: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "RuntimeTimer", ByMacs)
     known, out = models["distilled"], tmp_path / "plan.yaml"
-    options = {"target_latency": 0.97, "runtime": "onnxruntime-fp32", "search_over": ("layers",), "constants": "dense", "out": out} | QUICK
-    plan = vitfrost.plan_under_budget(known.statistics, known.model, pictures, **options)
+    options = {"target_latency": 0.97, "runtime": "onnxruntime-fp32", "over": ("layers",), "out": out} | QUICK
+    plan = searching.search(known, pictures, FreezeHeads(kind="dense"), **options)
     assert [len(layer.constant) for layer in plan.layers] in ([3, 0], [0, 3])
     record = load_search(tmp_path / "plan.search.json")
     assert record.outcome is not None
@@ -276,7 +277,7 @@ def test_exported_models_are_timed_end_to_end(models: Any, pictures: Path, tmp_p
     assert ByMacs.exports == 4  # the original once; the first layer changed, and the last, which lean graphs cut short; the plan's model
     before = out.read_bytes()
     out.unlink()
-    vitfrost.plan_under_budget(known.statistics, known.model, pictures, resume=True, **options)
+    searching.search(known, pictures, FreezeHeads(kind="dense"), resume=True, **options)
     assert (ByMacs.exports, out.read_bytes()) == (4, before)
 
 
@@ -286,7 +287,7 @@ def test_the_command_prints_what_was_measured(
     statistics, out = tmp_path / "statistics.safetensors", tmp_path / "plan.yaml"
     models["digits"].statistics.save(statistics)
     words = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "10", "--out", out)
-    ended = call("plan", *words, "--target-latency", "0.93", "--runtime", "torch-fp32", "--search-over", "layers")
+    ended = call("search", *words, "--target-latency", "0.93", "--runtime", "torch-fp32", "--search-over", "layers")
     assert ended.status == 0, ended.err
     assert "0.920 of the original's latency on torch-fp32 (95 % interval 0.920 to 0.920)" in ended.out
     assert "search: ended at latency 0.920" in ended.err
@@ -308,12 +309,15 @@ def test_a_real_clock_times_every_model_in_every_round(models: Any, pictures: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--target-latency", "0.9"), "--target-latency is of a runtime; give --runtime, one of onnxruntime-fp32"),
-        (("--target-latency", "1.2", "--runtime", "torch-fp32"), "target_latency is 1.2; give a share"),
-        (("--target-latency", "0.9", "--runtime", "tflite-int8"), "there is no runtime 'tflite-int8' to search for; give one of"),
-        (("--runtime", "torch-fp32"), "--runtime goes with --target-latency SHARE"),
-        (("--max-drop", "1", "--threads", "2"), "--threads goes with --target-latency SHARE"),
-        (("--target-latency", "0.9", "--runtime", "torch-fp32", "--threads", "0"), "threads is 0; give 1 to"),
+        (("--target-latency", "0.9"), "--target-latency needs a --runtime; give one, such as openvino-int8"),
+        (("--target-latency", "1.2", "--runtime", "torch-fp32"), "--target-latency is 1.2; it should be less than 1"),
+        (("--target-latency", "0.9", "--runtime", "tflite-int8"), "--runtime: 'tflite-int8' is none of onnxruntime-fp32"),
+        (("--runtime", "torch-fp32"), "--runtime goes with --target-latency; give that too"),
+        (("--max-drop", "1", "--threads", "2"), "--threads goes with --target-latency; give that too"),
+        (
+            ("--target-latency", "0.9", "--runtime", "torch-fp32", "--threads", "0"),
+            "--threads is 0; it should be greater than or equal to 1",
+        ),
         (("--target-latency", "0.9", "--runtime", "torch-fp32", "--target-macs", "0.9"), "are two searches; give one of them"),
     ],
 )
@@ -323,7 +327,7 @@ def test_refusals_are_one_line(
     statistics = tmp_path / "statistics.safetensors"
     models["digits"].statistics.save(statistics)
     given = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--out", tmp_path / "plan.yaml")
-    ended = call("plan", *given, *words)
+    ended = call("search", *given, *words)
     assert ended.status == 2
     assert said in ended.err
     assert len(ended.err.strip().splitlines()) == 1

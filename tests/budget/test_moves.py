@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from vitfrost.budget.effects import Effect
-from vitfrost.budget.greedy import Goal, Search
+from vitfrost.budget.greedy import Goal, GreedySearch
 from vitfrost.budget.macs import MacsOfStates
 from vitfrost.budget.moves import Move, Moves, State
+from vitfrost.configs import Compact, FreezeHeads, Quantize
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.identity import Identity
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
 from vitfrost.plans.freeze_heads import choose_kind, shape_of
-from vitfrost.plans.schema import Plan, QuantizePlan
-from vitfrost.plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
+from vitfrost.plans.schema import Plan
+from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import AttentionSite, FeedForwardSite
@@ -50,7 +51,7 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     loaded, statistics = models[which].model, models[which].statistics
     if which == "pvt" and constants == "local":
         pytest.skip("its maps have no patch grid")
-    settings = ConstantsPlan(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
+    settings = FreezeHeads(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
     sites = find_sites(loaded.module)
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in statistics.header.sites]
     size = statistics.header.model["image_size"]
@@ -62,8 +63,8 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     frozen = [{0}, set(range(sites.attention[1].heads)), *({1} if site.heads > 1 else set() for site in sites.attention[2:])]
     state = State(tuple(map(frozenset, frozen)), tuple(site.width // 2 for site in sites.feed_forward))
     plan = Plan(
-        model=Identity.model_validate(loaded.identity), constants=settings, compact=CompactPlan(ratio=None),
-        quantize=QuantizePlan(weight_bits=32, activation_bits=32),
+        model=Identity.model_validate(loaded.identity), constants=settings, compact=Compact(ratio=None),
+        quantize=Quantize(32, 32),
         layers=tuple(
             layer.model_copy(update={"heads": tuple(own[n] if n in chosen else head for n, head in enumerate(layer.heads))})
             for layer, own, chosen in zip(layers, heads, frozen, strict=True)
@@ -111,7 +112,7 @@ def test_with_all_scores_measured_every_step_is_the_best_one(seed: int) -> None:
         measured.append(state.key)
         return Effect(world[state.key], 0.0, 100.0, None)
 
-    search = Search(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(target=0.75), rescore="all")
+    search = GreedySearch(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(target=0.75), rescore="all")
     search.run()
     state = moves.start
     for step in search.steps:
@@ -139,7 +140,7 @@ def test_lazy_scores_give_the_same_where_effects_add_up_and_measure_less() -> No
             ranks = sum(0.07 * (16 - rank) * (place + 1) for place, rank in enumerate(state.ranks) if rank is not None)
             return Effect(heads + ranks, 0.0, 100.0, None)
 
-        search = Search(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(target=0.6), rescore=rescore)  # type: ignore[arg-type]
+        search = GreedySearch(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(target=0.6), rescore=rescore)  # type: ignore[arg-type]
         search.run()
         found[rescore] = ([step.move for step in search.steps], len(measured))
     assert found["lazy"][0] == found["all"][0]
@@ -153,7 +154,7 @@ def test_a_move_that_drops_too_much_is_left_out_and_the_search_goes_on() -> None
     def measure(state: State, near: State, move: Move, step: int) -> Effect:
         return Effect(0.001 * (100 - cost(state)), 0.0, 40.0 if 0 in state.heads[0] else 99.5, None)
 
-    search = Search(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(max_drop=0.5))
+    search = GreedySearch(moves, measure, cost, Effect(0.0, 0.0, 100.0, None), Goal(max_drop=0.5))
     search.run()
     assert search.state.heads[0] == {1}
     assert search.state.heads[1] == {0, 1}
@@ -167,6 +168,6 @@ def test_labels_count_where_there_are_some() -> None:
     def measure(state: State, near: State, move: Move, step: int) -> Effect:
         return Effect(0.1, 0.0, 50.0, 70.0 if state.ranks == (None, None) else 60.0)
 
-    search = Search(moves, measure, cost, Effect(0.0, 0.0, 100.0, 70.4), Goal(max_drop=0.5))
+    search = GreedySearch(moves, measure, cost, Effect(0.0, 0.0, 100.0, 70.4), Goal(max_drop=0.5))
     search.run()
     assert search.state == State((frozenset({0, 1}), frozenset({0, 1})), (None, None))

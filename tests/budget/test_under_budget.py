@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.budget import under_budget as verb
+from vitfrost.budget import search as verb
 from vitfrost.budget.effects import MEMORY
 from vitfrost.budget.history import load_search
+from vitfrost.configs import Compact, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.intervals import divergences
 from vitfrost.images.preprocess import Preprocess
@@ -23,7 +25,9 @@ from vitfrost.model import Model
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import Plan
 
-QUICK: dict[str, Any] = {"search_images": 10, "batch_size": 4, "progress": False}
+from .searching import QUICK, search
+
+SVD = Compact(init="weights")  # factors that do not depend on the draw of `compress`
 
 
 def outputs(model: Model, pixels: torch.Tensor) -> np.ndarray:
@@ -36,11 +40,11 @@ def drawn(model: Model, pictures: Path, count: int) -> torch.Tensor:
     return batch.pixels
 
 
-def checked(known: Any, pixels: torch.Tensor, plan: Plan, search: Path) -> None:
+def checked(known: Any, pixels: torch.Tensor, plan: Plan, record: Path) -> None:
     """The compressed model does to the images what the search says that it measured last."""
     artifact = vitfrost.compress(known.model, plan, statistics=known.statistics)
     before, after = outputs(known.model, pixels), outputs(artifact, pixels)
-    found = load_search(search)
+    found = load_search(record)
     assert found.outcome is not None
     assert found.outcome.met
     last = found.steps[-1]
@@ -53,14 +57,12 @@ def checked(known: Any, pixels: torch.Tensor, plan: Plan, search: Path) -> None:
 def test_what_is_measured_is_what_the_compressed_model_does(models: Any, pictures: Path, which: str, tmp_path: Path) -> None:
     known = models[which]
     target = {"swin": 0.97, "pvt": 0.97}.get(which, 0.93)
-    options = QUICK | ({} if which in ("cls", "distilled", "average") else {"search_over": ("layers",)})
+    options = QUICK | ({} if which in ("cls", "distilled", "average") else {"over": ("layers",)})
     out = tmp_path / "plan.yaml"
-    options = (
-        {"compact": {"init": "weights"}} | options | {"search_images": 4 if which == "pvt" else 10}
-    )  # factors that do not depend on the draw of `compress`
-    plan = vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=target, out=out, **options)
+    options |= {"images": 4 if which == "pvt" else 10}
+    plan = search(known, pictures, SVD, target_macs=target, out=out, **options)
     assert load_plan(out) == plan
-    checked(known, drawn(known.model, pictures, options["search_images"]), plan, tmp_path / "plan.search.json")
+    checked(known, drawn(known.model, pictures, options["images"]), plan, tmp_path / "plan.search.json")
     if which in ("swin", "pvt"):
         assert {len(layer.constant) for layer in plan.layers if layer.constant} <= {len(layer.heads) for layer in plan.layers}
         assert plan.constants is not None
@@ -86,7 +88,7 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
 
         original, verb.EffectMeter = verb.EffectMeter, Watched  # type: ignore[misc]
         try:
-            vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.96, search_over=("heads", "ranks"), **QUICK)
+            search(known, pictures, target_macs=0.96, over=("heads", "ranks"), **QUICK)
         finally:
             verb.EffectMeter = original  # type: ignore[misc]
     assert len(seen) > 36
@@ -99,7 +101,7 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
 def test_the_plan_says_why(models: Any, pictures: Path, tmp_path: Path) -> None:
     known = models["digits"]
     out = tmp_path / "plan.yaml"
-    plan = vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.9, out=out, **QUICK)
+    plan = search(known, pictures, target_macs=0.9, out=out, **QUICK)
     heads = [head for layer in plan.layers for head in layer.heads]
     assert all(head.why for head in heads)
     assert all(block.why for block in plan.feed_forward)
@@ -116,14 +118,14 @@ class _Killed(Exception):
     pass
 
 
-OF_HEADS: dict[str, Any] = {"target_macs": 0.92, "search_over": ("heads",), **QUICK}
+OF_HEADS: dict[str, Any] = {"target_macs": 0.92, "over": ("heads",), **QUICK}
 
 
 @pytest.fixture(scope="module")
 def whole(models: Any, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plan of a search that was left alone, with its search file beside it."""
     known, out = models["digits"], tmp_path_factory.mktemp("whole") / "whole.yaml"
-    vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=out, **OF_HEADS)
+    search(known, pictures, out=out, **OF_HEADS)
     return out
 
 
@@ -145,11 +147,11 @@ def test_a_killed_search_goes_on_to_the_same_plan(
 
     monkeypatch.setattr(verb.EffectMeter, "measure", dies)
     with pytest.raises(_Killed):
-        vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, **options)
+        search(known, pictures, out=cut, **options)
     assert not cut.exists()
     with pytest.raises(VitfrostError, match="holds a search already; add --resume"):
-        vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, **options)
-    vitfrost.plan_under_budget(known.statistics, known.model, pictures, out=cut, resume=True, **options)
+        search(known, pictures, out=cut, **options)
+    search(known, pictures, out=cut, resume=True, **options)
     assert cut.read_bytes() == whole.read_bytes()
     one, other = (json.loads(out.with_suffix(".search.json").read_text()) for out in (whole, cut))
     for record in (one, other):
@@ -161,18 +163,18 @@ def test_a_killed_search_goes_on_to_the_same_plan(
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_search_that_goes_on_with_another_budget_measures_nothing_twice(models: Any, pictures: Path, tmp_path: Path) -> None:
-    known, search = models["digits"], tmp_path / "s.json"
-    options: dict[str, Any] = {"search": search, **QUICK}
-    near = vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.95, **options)
-    before = load_search(search)
-    far = vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.85, resume=True, **options)
-    after = load_search(search)
+    known, record = models["digits"], tmp_path / "s.json"
+    options: dict[str, Any] = {"record": record, **QUICK}
+    near = search(known, pictures, target_macs=0.95, **options)
+    before = load_search(record)
+    far = search(known, pictures, target_macs=0.85, resume=True, **options)
+    after = load_search(record)
     assert after.measurements[: len(before.measurements)] == before.measurements
     assert after.steps[: len(before.steps)] == before.steps
     assert len({each.state for each in after.measurements}) == len(after.measurements)
     assert sum(len(layer.constant) for layer in far.layers) >= sum(len(layer.constant) for layer in near.layers)
     with pytest.raises(VitfrostError, match="is of a search with another images"):
-        vitfrost.plan_under_budget(known.statistics, known.model, pictures, target_macs=0.85, resume=True, **options | {"seed": 1})
+        search(known, pictures, target_macs=0.85, resume=True, **options | {"seed": 1})
 
 
 @pytest.fixture
@@ -190,10 +192,10 @@ def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pic
     known = models["digits"]
     drops = {}
     for name, folder in (("labeled", pictures), ("unlabeled", unlabeled)):
-        search = tmp_path / f"{name}.json"
-        options = QUICK | {"search_images": 20, "batch_size": 20, "search_over": ("layers", "ranks")}
-        vitfrost.plan_under_budget(known.statistics, known.model, folder, max_drop=10.0, search=search, **options)
-        found = load_search(search)
+        record = tmp_path / f"{name}.json"
+        options = QUICK | {"images": 20, "batch_size": 20, "over": ("layers", "ranks")}
+        search(known, folder, max_drop=10.0, record=record, **options)
+        found = load_search(record)
         assert found.outcome is not None
         original = found.measurements[0]
         last = found.steps[-1]
@@ -213,17 +215,16 @@ def test_a_drop_is_of_top1_with_labels_and_of_agreement_without(models: Any, pic
 
 def test_what_cannot_be_met_says_how_near_it_came(models: Any, unlabeled: Path, tmp_path: Path) -> None:
     known, out = models["cls"], tmp_path / "plan.yaml"
-    given: tuple[Any, ...] = (known.statistics, known.model, unlabeled)
     with pytest.raises(VitfrostError, match=r"target of 0.5 .* cannot be met: all heads, layers, ranks .* leave 0\.\d+"):
-        vitfrost.plan_under_budget(*given, target_macs=0.5, out=out, **QUICK)
+        search(known, unlabeled, target_macs=0.5, out=out, **QUICK)
     with pytest.raises(VitfrostError, match="search over more"):
-        vitfrost.plan_under_budget(*given, target_macs=0.5, out=out, search_over=("ranks",), **QUICK)
+        search(known, unlabeled, target_macs=0.5, out=out, over=("ranks",), **QUICK)
     assert not (tmp_path / "plan.search.json").exists()  # known before anything was measured
-    options = QUICK | {"search_images": 20, "batch_size": 20, "search_over": ("layers", "ranks")}
+    options = QUICK | {"images": 20, "batch_size": 20, "over": ("layers", "ranks")}
     with pytest.raises(
         VitfrostError, match=r"came to MACs 0\.\d+ of the original at a drop of \d+\.\d+ points of agreement; the target is 0\.76"
     ):
-        vitfrost.plan_under_budget(*given, target_macs=0.76, max_drop=0.0, out=out, **options)
+        search(known, unlabeled, target_macs=0.76, max_drop=0.0, out=out, **options)
     assert not out.exists()
     found = load_search(tmp_path / "plan.search.json")
     assert found.outcome is not None
@@ -236,13 +237,13 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
     statistics, out = tmp_path / "statistics.safetensors", tmp_path / "plan.yaml"
     models["digits"].statistics.save(statistics)
     model = ("--statistics", statistics, "--model", "vitfrost_digits", "--images", pictures, "--search-images", "8", "--out", out)
-    ended = call("plan", *model, "--target-macs", "0.93", "--search-over", "heads", "--constants", "dense")
+    ended = call("search", *model, "--target-macs", "0.93", "--search-over", "heads", "--constants", "dense")
     assert ended.status == 0, ended.err
     assert "heads frozen whole" in ended.out
     assert "search: step 1, " in ended.err
     plan = load_plan(out)
     assert {head.constant for layer in plan.layers for head in layer.heads} == {"dense", None}
-    assert (plan.quantize.weight_bits, plan.quantize.activation_bits) == (32, 32)
+    assert (plan.quantize.weights, plan.quantize.activations) == (32, 32)
     ended = call("compress", "--model", "vitfrost_digits", "--plan", out, "--statistics", statistics, "--out", tmp_path / "artifact")
     assert ended.status == 0, ended.err
 
@@ -250,13 +251,14 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--target-macs", "1.5"), "target_macs is 1.5; give a share"),
-        (("--max-drop", "-1"), "max_drop is -1.0; give percentage points"),
-        (("--target-macs", "0.9", "--freeze", "0.2"), "--freeze does not go with a search"),
-        (("--target-macs", "0.9", "--search-images", "1"), "search images must be at least 2"),
-        (("--target-macs", "0.9", "--compact-init", "random"), "compact_init is 'random'"),
-        (("--target-macs", "0.9", "--weight-bits", "9"), "weight_bits is 9"),
-        (("--search", "s.json"), "--search is of a search; give --max-drop POINTS, --target-macs or --target-latency"),
+        (("--target-macs", "1.5"), "--target-macs is 1.5; it should be less than 1"),
+        (("--max-drop", "-1"), "--max-drop is -1.0; it should be greater than or equal to 0"),
+        (("--target-macs", "0.9", "--freeze", "0.2"), "Unrecognized options: --freeze"),
+        (("--target-macs", "0.9", "--search-images", "1"), "--search-images is 1; it should be greater than or equal to 2"),
+        (("--target-macs", "0.9", "--compact-init", "random"), "Compact.init is 'random'"),
+        (("--target-macs", "0.9", "--weight-bits", "9"), "--weight-bits: '9' is none of 2, 3, 4, 5, 6, 7, 8, 32"),
+        (("--target-macs", "0.9", "--window", "3", "--constants", "dense"), "--window has no effect with --constants dense"),
+        ((), "a search needs a budget; give --max-drop, --target-macs or --target-latency"),
     ],
 )
 def test_refusals_are_one_line(
@@ -264,8 +266,8 @@ def test_refusals_are_one_line(
 ) -> None:
     statistics = tmp_path / "statistics.safetensors"
     models["digits"].statistics.save(statistics)
-    model = () if "--search" in words else ("--model", "vitfrost_digits", "--images", pictures)
-    ended = call("plan", "--statistics", statistics, *model, "--out", tmp_path / "plan.yaml", *words)
+    model = ("--model", "vitfrost_digits", "--images", pictures)
+    ended = call("search", "--statistics", statistics, *model, "--out", tmp_path / "plan.yaml", *words)
     assert ended.status == 2
     assert said in ended.err
     assert len(ended.err.strip().splitlines()) == 1
@@ -275,12 +277,12 @@ def test_refusals_are_one_line(
 def test_other_models_and_statistics_are_refused(models: Any, pictures: Path, call: Callable[..., Any], tmp_path: Path) -> None:
     cls, digits = models["cls"], models["digits"]
     with pytest.raises(VitfrostError, match="statistics belong to another model"):
-        vitfrost.plan_under_budget(cls.statistics, digits.module, pictures, target_macs=0.9, **QUICK)
+        search(replace(digits, statistics=cls.statistics), pictures, target_macs=0.9, **QUICK)
     statistics = copy.copy(digits.statistics)
-    artifact = vitfrost.compress(digits.module, vitfrost.plan(statistics, unit="head", freeze=0.2, weight_bits=32, activation_bits=32),
+    artifact = vitfrost.compress(digits.module, vitfrost.plan(statistics, FreezeHeads(0.2)),
                                  statistics=statistics)  # fmt: skip
     with pytest.raises(VitfrostError, match="a search starts from a model as timm builds it"):
-        vitfrost.plan_under_budget(statistics, artifact, pictures, target_macs=0.9, **QUICK)
-    ended = call("plan", "--model", "vitfrost_digits", "--target-macs", "0.9", "--out", tmp_path / "plan.yaml")
+        search(replace(digits, model=artifact), pictures, target_macs=0.9, **QUICK)
+    ended = call("search", "--model", "vitfrost_digits", "--target-macs", "0.9", "--out", tmp_path / "plan.yaml")
     assert ended.status == 2
-    assert "give --statistics FILE, --model NAME and --images DIR" in ended.err
+    assert "Missing required" in ended.err or "required" in ended.err

@@ -38,7 +38,7 @@ def test_positional_and_frozen() -> None:
     [
         (lambda: configs.FreezeEntries(1.5), "FreezeEntries.ratio is 1.5; it should be less than or equal to 1"),
         (lambda: configs.FreezeEntries(by="nothing"), "FreezeEntries.by is 'nothing'; it should be one of entropy, mean, variance"),
-        (lambda: configs.FreezeHeads(0.2, window=4), "window is 4; a kernel around a patch has an odd side"),
+        (lambda: configs.FreezeHeads(0.2, window=4), "FreezeHeads.window is 4; it should be odd, as a kernel around a patch is"),
         (lambda: configs.FreezeHeads(0.2, tolerance=float("nan")), "FreezeHeads.tolerance is nan; it should be a finite number"),
         (lambda: configs.Quantize(weights=9), "Quantize.weights is 9; it should be 2, 3, 4, 5, 6, 7, 8 or 32"),
         (lambda: configs.Quantize(bits=4), "Quantize.bits is not known here; the fields are weights, activations, levels"),  # type: ignore[call-arg]

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 import vitfrost
+from vitfrost.configs import Compact, Export, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.deploy.export import export_graph
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
 from vitfrost.files import sha256_of_file
 from vitfrost.methods.constant_heads.module import ConstantHeads
 from vitfrost.model import Model, as_model
 from vitfrost.plans.schema import HeadPlan
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.runtime import open_export
 from vitfrost.vit.families import install_map_attention
 
@@ -60,7 +61,7 @@ def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, 
 def test_swin_with_our_attention_exports(form: str, tmp_path: Path) -> None:
     loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2,), num_heads=(3,))  # the second layer shifts its windows
     install_map_attention(loaded.module)
-    folder = vitfrost.export(loaded, format=form, precision="fp32", out=tmp_path / "out")  # type: ignore[arg-type]
+    folder = vitfrost.export(loaded, Export(form), out=tmp_path / "out")  # type: ignore[arg-type]
     assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
 
@@ -75,7 +76,7 @@ def test_an_operator_that_onnx_does_not_have_is_named_and_nothing_is_written(tmp
     loaded = small("vit_tiny_patch16_224", 32, depth=1)
     loaded.module.norm = Bessel()
     with pytest.raises(VitfrostError, match=r"cannot be written as ONNX: .*; try --format openvino"):
-        vitfrost.export(loaded, format="onnx", precision="fp32", out=tmp_path / "out")
+        vitfrost.export(loaded, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +102,7 @@ TWO_STAGES = {"depths": (1, 1), "embed_dims": (32, 64), "num_heads": (1, 2), "ml
 )
 def test_every_family_exports(name: str, image_size: int | tuple[int, int], options: dict[str, Any], tmp_path: Path) -> None:
     loaded = small(name, image_size, **options)
-    folder = vitfrost.export(loaded, format="openvino", precision="fp32", out=tmp_path / "out")
+    folder = vitfrost.export(loaded, Export("openvino"), out=tmp_path / "out")
     assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
 
@@ -117,8 +118,8 @@ def test_other_families_have_lean_int8_graphs_too(
     name: str, image_size: int, options: dict[str, Any], pictures: Path, tmp_path: Path
 ) -> None:
     loaded = small(name, image_size, **options)
-    drawn = {"images": pictures, "calibration_images": 8, "time_only": True}  # the logits of untrained weights are tiny
-    folder = vitfrost.export(loaded, format="onnx", precision="int8", out=tmp_path / "out", **drawn)
+    config = Export("onnx", "int8", calibration_images=8)
+    folder = export_graph(loaded, config, tmp_path / "out", pictures, time_only=True)  # the logits of untrained weights are tiny
     about = json.loads((folder / "export.json").read_text())
     assert about["graph"] == "lean"
     assert b"MatMulIntegerToFloat" in (folder / "model.onnx").read_bytes()
@@ -127,9 +128,8 @@ def test_other_families_have_lean_int8_graphs_too(
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_hallucinated_heads_and_compact_blocks_export(shallow: Any, tmp_path: Path, form: str) -> None:
-    heads = {"share": 0.5, "by": "first", "mix": "copy"}
-    made = shallow.compress(tmp_path / "made", freeze=None, hallucinate=heads, compact={"ratio": 0.5})
-    folder = vitfrost.export(tmp_path / "made", format=form, precision="fp32", out=tmp_path / "out")
+    made = shallow.compress(tmp_path / "made", Hallucinate(0.5, by="first", mix="copy"), Compact(0.5))
+    folder = vitfrost.export(tmp_path / "made", Export(form), out=tmp_path / "out")
     assert logits_differ(made, folder) < 1e-4
     about = json.loads((folder / "export.json").read_text())
     assert about["plan_hash"] == made.plan_hash
@@ -138,8 +138,8 @@ def test_hallucinated_heads_and_compact_blocks_export(shallow: Any, tmp_path: Pa
 
 
 def test_entry_wise_frozen_maps_export_with_a_warning(shallow: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = shallow.compress(tmp_path / "made", freeze=0.3)
-    folder = vitfrost.export(made, format="onnx", precision="fp32", out=tmp_path / "out")
+    made = shallow.compress(tmp_path / "made", FreezeEntries(0.3, bits=32))
+    folder = vitfrost.export(made, out=tmp_path / "out")
     (warning,) = [record for record in caplog.records if record.name == "vitfrost.deploy.export"]
     assert warning.levelname == "WARNING"
     assert "entry-wise frozen maps save no time" in warning.message
@@ -147,8 +147,8 @@ def test_entry_wise_frozen_maps_export_with_a_warning(shallow: Any, tmp_path: Pa
 
 
 def test_weights_of_four_bits_export_as_they_dequantize(shallow: Any, tmp_path: Path) -> None:
-    made = shallow.compress(tmp_path / "made", freeze=None, weight_bits=4)
-    folder = vitfrost.export(made, format="openvino", precision="fp32", out=tmp_path / "out")
+    made = shallow.compress(tmp_path / "made", Quantize(4, 32))
+    folder = vitfrost.export(made, Export("openvino"), out=tmp_path / "out")
     assert logits_differ(made, folder) < 1e-4
     assert json.loads((folder / "export.json").read_text())["plan"]["weight_bits"] == 4
 
@@ -180,7 +180,7 @@ def test_a_graph_with_other_logits_leaves_nothing(
     about = describe(loaded)
     monkeypatch.setattr("vitfrost.deploy.export.describe", lambda _: about)  # the wrapper is no family of models
     with pytest.raises(VitfrostError, match=message):
-        vitfrost.export(replace(loaded, model=Other(loaded.module, offset)), format="onnx", precision="fp32", out=tmp_path / "out")
+        vitfrost.export(replace(loaded, model=Other(loaded.module, offset)), out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -206,7 +206,7 @@ def test_bad_options_are_one_line(call: Callable, tmp_path: Path, words: tuple[s
 def test_a_folder_with_content_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(VitfrostError, match="not empty"):
-        vitfrost.export("vitfrost_digits", format="onnx", precision="fp32", out=tmp_path)
+        vitfrost.export("vitfrost_digits", out=tmp_path)
 
 
 def test_an_export_is_no_model_to_compress(exported: dict[str, Path]) -> None:
@@ -215,7 +215,7 @@ def test_an_export_is_no_model_to_compress(exported: dict[str, Path]) -> None:
 
 
 def test_bf16_says_what_the_processor_computes_in(shallow: Any, tmp_path: Path) -> None:
-    folder = vitfrost.export(shallow.model, format="openvino", precision="bf16", out=tmp_path / "out")
+    folder = vitfrost.export(shallow.model, Export("openvino", "bf16"), out=tmp_path / "out")
     about = json.loads((folder / "export.json").read_text())
     session = open_export(folder, threads=1)
     assert about["precision"] == "bf16"
@@ -230,7 +230,7 @@ def test_bf16_says_what_the_processor_computes_in(shallow: Any, tmp_path: Path) 
 def test_frozen_heads_run_as_products_and_convolutions(form: str, tmp_path: Path) -> None:
     """Two layers: all heads of one frozen to a convolution, one head of the other to a product of its whole map."""
     loaded = small("vit_tiny_patch16_224", 160, depth=2)
-    plan = plan_from_model(loaded, constants={"unit": "layer", "ratio": 0.5, "kind": "local", "window": 3})
+    plan = vitfrost.plan(loaded, FreezeHeads(0.5, "layer", kind="local", window=3))
     mixed = (HeadPlan(source="computed"), HeadPlan(source="frozen", constant="toeplitz"), HeadPlan(source="computed"))
     layers = (plan.layers[0], plan.layers[1].model_copy(update={"heads": mixed}))
     artifact = vitfrost.compress(loaded, plan.model_copy(update={"layers": layers}))
@@ -242,6 +242,6 @@ def test_frozen_heads_run_as_products_and_convolutions(form: str, tmp_path: Path
             if isinstance(module, ConstantHeads):
                 for parameter in module.parameters():
                     parameter.copy_(torch.rand(parameter.shape, generator=generator) / 50)
-    folder = vitfrost.export(artifact, format=form, precision="fp32", out=tmp_path / "out")
+    folder = vitfrost.export(artifact, Export(form), out=tmp_path / "out")
     assert logits_differ(artifact, folder, (1, 3)) < 1e-4
     assert json.loads((folder / "export.json").read_text())["macs"] == describe(artifact).macs

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import vitfrost
+from vitfrost.configs import Export, Quantize
 from vitfrost.deploy.graph import to_openvino, trace
 from vitfrost.deploy.int8 import attention_products, keeps_attention_float, quantize_openvino, reduces_range
 from vitfrost.images.batches import images_hash, take_usable
@@ -26,8 +28,8 @@ from vitfrost.runtime import open_export
 def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Path, tmp_path: Path) -> None:
     import onnx
 
-    options = {"format": "onnx", "precision": "int8", "images": pictures, "calibration_images": 8, "seed": 3}
-    folder = vitfrost.export(shallow.model, weight_range="reduced", graph="plain", out=tmp_path / "out", **options)
+    config = Export("onnx", "int8", calibration_images=8, weight_range="reduced", graph="plain", seed=3)
+    folder = vitfrost.export(shallow.model, config, images=pictures, out=tmp_path / "out")
     about = json.loads((folder / "export.json").read_text())
     loaded, drawn = shallow.model, open_images(pictures).subset(40, 3)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), 8)
@@ -55,7 +57,7 @@ def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Pat
     differences = open_export(folder, threads=1).run(pixels) - loaded.module(batch.pixels).detach().numpy()
     assert 0 < np.abs(differences).max() < 1
 
-    lean = vitfrost.export(shallow.model, weight_range="reduced", out=tmp_path / "lean", **options)
+    lean = vitfrost.export(shallow.model, replace(config, graph="lean"), images=pictures, out=tmp_path / "lean")
     assert json.loads((lean / "export.json").read_text())["graph"] == "lean"
     kinds = Counter(node.op_type for node in onnx.load(lean / "model.onnx").graph.node)
     # Patches; queries, keys, values, their mix and two of the feed-forward block in both layers. The classifier stays a Gemm.
@@ -66,7 +68,7 @@ def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Pat
 
 
 def test_dynamic_ranges_need_no_pictures_and_look_at_the_whole_batch(shallow: Any, tmp_path: Path) -> None:
-    folder = vitfrost.export(shallow.model, format="onnx", precision="int8", ranges="dynamic", out=tmp_path / "out")
+    folder = vitfrost.export(shallow.model, Export("onnx", "int8", ranges="dynamic"), out=tmp_path / "out")
     about = json.loads((folder / "export.json").read_text())
     assert (about["ranges"], about["calibration"], about["graph"]) == ("dynamic", None, "lean")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -81,7 +83,7 @@ def test_dynamic_ranges_need_no_pictures_and_look_at_the_whole_batch(shallow: An
 def test_openvino_int8_sends_nothing_and_leaves_nothing_elsewhere(shallow: Any, pictures: Path, tmp_path: Path) -> None:
     home, out = tmp_path / "home", tmp_path / "out"
     home.mkdir()
-    shallow.compress(tmp_path / "artifact", freeze=None)
+    shallow.compress(tmp_path / "artifact", Quantize(32, 32))
     words = ["export", tmp_path / "artifact", "--format", "openvino", "--precision", "int8", "--images", pictures]
     code = """
 import socket, sys

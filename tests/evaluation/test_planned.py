@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.evaluation.inspect import inspect
+from vitfrost.model import Model
+from vitfrost.plans.choose import plan
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.scratch import plan_from_model
 
-from ..models import random_model
 from ..shapes import shapes_only
 
 # reductions in %: parameters / multiply-accumulates; None for the ratio: blocks stay as they are
@@ -43,7 +44,8 @@ LEFT = {"deit_tiny_patch16_224": (4.76e6, 1.04e9), "vitfrost_pvt_tiny": (11.27e6
 
 def planned(name: str, hallucinated: bool, ratio: float | None) -> tuple[dict[str, Any], Plan]:
     with shapes_only():
-        chosen = plan_from_model(random_model(name), hallucinate=0.5 if hallucinated else None, compact=ratio)
+        methods = [*([Hallucinate(0.5)] if hallucinated else []), *([Compact(ratio)] if ratio else [])]
+        chosen = plan(Model.open(name, weights="random"), *methods)
         return inspect(name, plan=chosen), chosen
 
 
@@ -63,7 +65,7 @@ def test_savings_are_those_of_the_table(name: str) -> None:
 def test_in_next_vit_blocks_after_attention_alone_save_little() -> None:
     for ratio, expected in ((0.5, (5.5, 3.2)), (0.25, (9.4, 5.9))):
         with shapes_only():
-            chosen = plan_from_model(random_model("nextvit_small"), hallucinate=0.5, compact={"ratio": ratio, "blocks": "transformer"})
+            chosen = plan(Model.open("nextvit_small", weights="random"), Hallucinate(0.5), Compact(ratio, blocks="transformer"))
             found = inspect("nextvit_small", plan=chosen)
         left = found["planned"]
         saved = [100 * (1 - left[key] / found[key]) for key in ("parameters_total", "macs_total")]

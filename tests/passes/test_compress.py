@@ -12,29 +12,28 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Quantize, Repair
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.repair.options import RepairOptions
 from vitfrost.passes.compress import artifact_of, passes_of, start_work
 from vitfrost.passes.work import Record, Work, apply_passes
 
-FLOATING = {"weight_bits": 32, "activation_bits": 32}
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("options", "order"),
+    ("methods", "order"),
     [
-        ({"freeze": 0.2}, ["repair", "quantization", "frozen entries"]),
-        ({"freeze": 0.2, **FLOATING, "frozen_bits": 32}, ["frozen entries", "repair"]),
-        ({"freeze": 0.2, "weight_bits": 8, "activation_bits": 32}, ["frozen entries", "repair", "quantization"]),
-        ({"unit": "head", "freeze": 0.25}, ["structure", "repair"]),
-        ({"unit": "head", "freeze": 0.25, "weight_bits": 8, "activation_bits": 8}, ["structure", "repair", "quantization"]),
-        ({"freeze": None, "compact": 0.5, **FLOATING}, ["structure", "repair"]),
+        ([FreezeEntries(0.2)], ["repair", "quantization", "frozen entries"]),
+        ([FreezeEntries(0.2, bits=32), Quantize(32, 32)], ["frozen entries", "repair"]),
+        ([FreezeEntries(0.2), Quantize(8, 32)], ["frozen entries", "repair", "quantization"]),
+        ([FreezeHeads(0.25)], ["structure", "repair"]),
+        ([FreezeHeads(0.25), Quantize(8, 8)], ["structure", "repair", "quantization"]),
+        ([Compact(0.5)], ["structure", "repair"]),
     ],
 )
-def test_frozen_entries_come_before_the_repair_but_after_quantized_maps(shallow: Any, options: dict[str, Any], order: list[str]) -> None:
-    plan = vitfrost.plan(shallow.statistics, **options)
-    assert [one.name for one in passes_of(plan, RepairOptions())] == order
+def test_frozen_entries_come_before_the_repair_but_after_quantized_maps(shallow: Any, methods: list[Any], order: list[str]) -> None:
+    plan = vitfrost.plan(shallow.statistics, *methods)
+    assert [one.name for one in passes_of(plan, Repair())] == order
     assert [one.name for one in passes_of(plan)] == [name for name in order if name != "repair"]
     assert [one.name for one in passes_of(plan, structured=True)] == [name for name in order if name not in ("repair", "structure")]
 
@@ -55,7 +54,7 @@ class Refuses:
 
 
 def test_nothing_is_applied_before_all_is_checked(shallow: Any) -> None:
-    plan = vitfrost.plan(shallow.statistics, unit="head", freeze=0.25, **FLOATING)
+    plan = vitfrost.plan(shallow.statistics, FreezeHeads(0.25))
     work = start_work(shallow.model, plan, shallow.statistics)
     before = {name: value.clone() for name, value in work.model.state_dict().items()}
     with pytest.raises(VitfrostError, match="this needs more"):
@@ -70,7 +69,7 @@ def test_the_pass_of_the_documentation_rounds_records_and_is_loaded_again(shallo
     (code,) = re.findall(r"```python\n(@dataclass.*?)```", (DOCS / "architecture.md").read_text(), re.S)
     names: dict[str, Any] = {"dataclass": dataclass, "Work": Work, "Record": Record}
     exec(code, names)
-    plan = vitfrost.plan(shallow.statistics, unit="head", freeze=0.25, **FLOATING)
+    plan = vitfrost.plan(shallow.statistics, FreezeHeads(0.25))
     work = start_work(shallow.model, plan, shallow.statistics)
     apply_passes([*passes_of(plan), names["RoundWeights"](bits=4)], work)
     made = artifact_of(work)

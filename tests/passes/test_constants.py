@@ -11,6 +11,7 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.passes.give_structure import fitted_constants
@@ -23,7 +24,6 @@ from vitfrost.statistics.record import Statistics
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import install_map_attention
 
-FLOATING = {"weight_bits": 32, "activation_bits": 32}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cls": ("vit_tiny_patch16_224", {"depth": 3, "img_size": 64}),
     "distilled": ("deit_tiny_distilled_patch16_224", {"depth": 2, "img_size": 64}),
@@ -84,12 +84,12 @@ def pixels_for(model: Model, count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("which", list(MODELS))
 def test_equals_explicit_constant_maps(calibrated: Any, which: str, constants: str) -> None:
     model, statistics = calibrated[which]
-    options: dict[str, Any] = {"unit": "head", "freeze": 0.5, "by": "output-error", "constants": constants, **FLOATING}
+    freezing = FreezeHeads(0.5, by="output-error", kind=constants)
     if which == "pvt" and constants in ("toeplitz", "local"):
         with pytest.raises(VitfrostError, match="patch grid"):
-            make_plan(statistics, **options)
+            make_plan(statistics, freezing)
         return
-    plan = make_plan(statistics, **options)
+    plan = make_plan(statistics, freezing)
     assert sum(len(layer.constant) for layer in plan.layers) == sum(len(layer.heads) for layer in plan.layers) // 2
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = pixels_for(model)
@@ -101,7 +101,7 @@ def test_equals_explicit_constant_maps(calibrated: Any, which: str, constants: s
 @pytest.mark.parametrize("which", ["cls", "swin", "pvt"])
 def test_all_heads_frozen_have_no_queries_and_come_back_from_disk(calibrated: Any, which: str, tmp_path: Path) -> None:
     model, statistics = calibrated[which]
-    plan = make_plan(statistics, unit="layer", freeze=1.0, **FLOATING)
+    plan = make_plan(statistics, FreezeHeads(1.0, "layer"))
     artifact = vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "artifact")
     pixels = pixels_for(model)
     attention = [module for module in artifact.module.modules() if isinstance(module, MapAttention)]
@@ -117,7 +117,7 @@ def test_all_heads_frozen_have_no_queries_and_come_back_from_disk(calibrated: An
 
 def test_what_it_costs_is_counted(calibrated: Any, tmp_path: Path) -> None:
     model, statistics = calibrated["cls"]
-    plan = make_plan(statistics, unit="layer", freeze=1.0, constants="dense", **FLOATING)
+    plan = make_plan(statistics, FreezeHeads(1.0, "layer", kind="dense"))
     before = vitfrost.inspect(model)
     after = vitfrost.inspect(vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "a"))
     tokens, layers = 17, 3
@@ -131,7 +131,7 @@ def test_what_it_costs_is_counted(calibrated: Any, tmp_path: Path) -> None:
 
 def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictures: Path) -> None:
     model, statistics = calibrated["distilled"]
-    plan = make_plan(statistics, unit="head", freeze=0.5, constants="local", window=3, **FLOATING)
+    plan = make_plan(statistics, FreezeHeads(0.5, kind="local", window=3))
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     again = vitfrost.calibrate(artifact, pictures, vitfrost.Calibrate(limit=4), progress=False)
     constants = fitted_constants(plan, statistics)
@@ -147,10 +147,10 @@ def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictu
 def test_mixes_with_hallucination_compaction_and_bits(calibrated: Any, pictures: Path, tmp_path: Path) -> None:
     model = loaded("cls")
     statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=6, similarity=True), progress=False)
-    plan = make_plan(statistics, unit="head", freeze=0.34, hallucinate=0.34, compact=0.5, weight_bits=4, activation_bits=8)
+    plan = make_plan(statistics, FreezeHeads(0.34), Hallucinate(0.34), Compact(0.5), Quantize(4, 8))
     assert all(len(layer.hallucinated) == 1 for layer in plan.layers)
-    artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, calibration_images=4, compact_images=4,
-                                 out=tmp_path / "a")  # fmt: skip
+    config = Compress(calibration_images=4, compact_images=4)
+    artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, out=tmp_path / "a", config=config)
     pixels = pixels_for(model)
     with torch.no_grad():
         out = artifact.module(pixels)
@@ -161,8 +161,10 @@ def test_mixes_with_hallucination_compaction_and_bits(calibrated: Any, pictures:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_wholly_frozen_model_is_quantized(calibrated: Any, pictures: Path, bits: int, tmp_path: Path) -> None:
     model, statistics = calibrated["cls"]
-    plan = make_plan(statistics, unit="layer", freeze=1.0, weight_bits=bits, activation_bits=bits)
-    artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, calibration_images=4, out=tmp_path / "a")
+    plan = make_plan(statistics, FreezeHeads(1.0, "layer"), Quantize(bits, bits))
+    artifact = vitfrost.compress(
+        model, plan, statistics=statistics, images=pictures, out=tmp_path / "a", config=Compress(calibration_images=4)
+    )
     with torch.no_grad():
         out = artifact.module(pixels_for(model))
         assert torch.equal(Artifact.load(tmp_path / "a").module(pixels_for(model)), out)
@@ -171,7 +173,7 @@ def test_a_wholly_frozen_model_is_quantized(calibrated: Any, pictures: Path, bit
 
 def test_a_plan_is_edited_line_by_line(calibrated: Any, tmp_path: Path) -> None:
     model, statistics = calibrated["cls"]
-    save_plan(make_plan(statistics, unit="head", freeze=0.5, **FLOATING), tmp_path / "plan.yaml")
+    save_plan(make_plan(statistics, FreezeHeads(0.5)), tmp_path / "plan.yaml")
     plan = load_plan(tmp_path / "plan.yaml")
     line = HeadPlan(source="frozen", constant="toeplitz")
     layers = [layer.model_copy(update={"heads": (line, line, HeadPlan(source="computed"))}) for layer in plan.layers]
@@ -182,14 +184,12 @@ def test_a_plan_is_edited_line_by_line(calibrated: Any, tmp_path: Path) -> None:
 
 def test_what_does_not_belong_together_is_refused(calibrated: Any) -> None:
     model, statistics = calibrated["cls"]
-    plan = make_plan(statistics, unit="head", freeze=0.5, **FLOATING)
+    plan = make_plan(statistics, FreezeHeads(0.5))
     with pytest.raises(VitfrostError, match="give --statistics FILE"):
         vitfrost.compress(model, plan)
-    with pytest.raises(VitfrostError, match="protect is of frozen entries"):
-        make_plan(statistics, unit="head", freeze=0.5, protect=("cls-rows",))
-    with pytest.raises(VitfrostError, match="window is of whole heads"):
-        make_plan(statistics, freeze=0.5, window=5)
-    with pytest.raises(VitfrostError, match="odd side"):
-        make_plan(statistics, unit="head", freeze=0.5, constants="local", window=4)
+    with pytest.raises(VitfrostError, match="exclude each other"):
+        make_plan(statistics, FreezeHeads(0.5), FreezeEntries(protect=("cls-rows",)))
+    with pytest.raises(VitfrostError, match="window is 4; it should be odd"):
+        make_plan(statistics, FreezeHeads(0.5, kind="local", window=4))
     with pytest.raises(VitfrostError, match="unit is 'row'"):
-        make_plan(statistics, unit="row")
+        make_plan(statistics, FreezeHeads(0.2, "row"))

@@ -9,10 +9,10 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan as make_plan
-from vitfrost.plans.scratch import plan_from_model
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model() -> Model:
 def test_another_size_by_the_command(model: Model, pictures: Path, kind: str, tmp_path: Path, call: object) -> None:
     statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
     window = 3 if kind == "local" else None
-    plan = make_plan(statistics, unit="head", freeze=0.5, constants=kind, window=window, weight_bits=32, activation_bits=32)
+    plan = make_plan(statistics, FreezeHeads(0.5, kind=kind, window=window))
     small = vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "small")
     called = call("resize", tmp_path / "small", "--image-size", 128, "--out", tmp_path / "large")  # type: ignore[operator]
     assert called.status == 0, called.err
@@ -52,7 +52,7 @@ def test_another_size_by_the_command(model: Model, pictures: Path, kind: str, tm
 @pytest.mark.parametrize("kind", ["toeplitz", "dense"])
 def test_the_same_size_is_the_same_model(model: Model, pictures: Path, kind: str) -> None:
     statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
-    plan = make_plan(statistics, unit="layer", freeze=1.0, constants=kind, weight_bits=32, activation_bits=32)
+    plan = make_plan(statistics, FreezeHeads(1.0, "layer", kind=kind))
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -61,14 +61,14 @@ def test_the_same_size_is_the_same_model(model: Model, pictures: Path, kind: str
 
 def test_what_belongs_to_its_size_is_refused(model: Model, pictures: Path) -> None:
     statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
-    entries = make_plan(statistics, freeze=0.5, weight_bits=32, activation_bits=32)
+    entries = make_plan(statistics, FreezeEntries(0.5), Quantize(32, 32))
     with pytest.raises(VitfrostError, match="frozen entries"):
         vitfrost.resize(vitfrost.compress(model, entries, statistics=statistics), 128)
 
 
 def test_constants_of_windows_are_refused() -> None:
     swin = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"depths": (1, 1), "num_heads": (3, 6)})
-    plan = plan_from_model(swin, constants={"unit": "layer", "ratio": 1.0, "kind": "dense"})
+    plan = vitfrost.plan(swin, FreezeHeads(1.0, "layer", kind="dense"))
     with pytest.raises(VitfrostError, match="has windows or reduced keys"):
         vitfrost.resize(vitfrost.compress(swin, plan), 112)
 
@@ -83,4 +83,4 @@ def test_a_plan_without_statistics_is_for_time_and_training(unit: str, tmp_path:
     kinds = {head.constant for layer in plan.layers for head in layer.heads}
     assert kinds == {None, "local"}
     with pytest.raises(VitfrostError, match="the first heads are frozen"):
-        plan_from_model("vitfrost_digits", constants={"ratio": 0.5, "by": "entropy"})
+        vitfrost.plan(Model.open("vitfrost_digits", weights="random"), FreezeHeads(0.5, by="entropy"))

@@ -13,6 +13,7 @@ from torch import nn
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.cost import macs_by_part, parameters_by_part
 from vitfrost.evaluation.description import executed_macs
@@ -21,7 +22,6 @@ from vitfrost.model import Model
 from vitfrost.passes.structure import changed_sites, has_structure, install_structure, merge_structure, start_from
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import hash_state
@@ -44,8 +44,8 @@ def loaded(request: pytest.FixtureRequest) -> Model:
     return MODELS[request.param]()
 
 
-def structured(loaded: Model, **options: Any) -> Plan:
-    return plan_from_model(loaded, **({"hallucinate": 0.5, "compact": 0.5} | options))
+def structured(loaded: Model, *methods: Any) -> Plan:
+    return vitfrost.plan(loaded, *(methods or (Hallucinate(0.5), Compact(0.5))))
 
 
 def pixels_of(loaded: Model, count: int = 2) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_counts_are_those_of_the_model_that_runs(loaded: Model) -> None:
 @torch.no_grad()
 def test_training_form_merges_into_what_it_computes(loaded: Model) -> None:
     model = copy.deepcopy(loaded.module)
-    install_structure(model, structured(loaded, compact={"ratio": 0.5, "branches": 3, "expand": True, "identity": True}), training=True)
+    install_structure(model, structured(loaded, Hallucinate(0.5), Compact(0.5, branches=3, expand=True, identity=True)), training=True)
     model.train()
     for module in model.modules():  # norms that are not what they started as
         if isinstance(module, nn.BatchNorm1d):
@@ -91,11 +91,16 @@ def test_training_form_merges_into_what_it_computes(loaded: Model) -> None:
 @torch.no_grad()
 def test_a_full_mix_of_sources_bits_and_ranks_is_saved_and_loaded_to_the_same_bits(loaded: Model, pictures: Path, tmp_path: Path) -> None:
     statistics = vitfrost.calibrate(loaded, pictures, vitfrost.Calibrate(limit=4, similarity=True), progress=False)
-    chosen = vitfrost.plan(statistics, hallucinate=0.5, compact=0.5, freeze=0.3, weight_bits=6, activation_bits=8)
+    chosen = vitfrost.plan(statistics, FreezeEntries(0.3), Hallucinate(0.5), Compact(0.5), Quantize(6, 8))
     sources = {head.source for layer in chosen.layers for head in layer.heads}
     assert sources == {"frozen", "hallucinated"}
     made = vitfrost.compress(
-        loaded, chosen, statistics=statistics, images=pictures, calibration_images=4, compact_images=4, out=tmp_path / "artifact"
+        loaded,
+        chosen,
+        statistics=statistics,
+        images=pictures,
+        out=tmp_path / "artifact",
+        config=Compress(calibration_images=4, compact_images=4),
     )
     again = Artifact.load(tmp_path / "artifact")
     assert torch.equal(again.module(pixels_of(loaded)), made.module(pixels_of(loaded)))
@@ -117,11 +122,11 @@ def test_a_full_mix_of_sources_bits_and_ranks_is_saved_and_loaded_to_the_same_bi
 def test_an_edited_plan_is_followed_line_by_line(pictures: Path, tmp_path: Path) -> None:
     loaded = MODELS["vit"]()
     path = tmp_path / "plan.yaml"
-    chosen = plan_from_model(loaded, hallucinate=0.5, compact=0.5, out=path)
+    chosen = vitfrost.plan(loaded, Hallucinate(0.5), Compact(0.5), out=path)
     site = chosen.layers[0].site
     text = path.read_text().replace("{source: hallucinated, like: 0}", "{source: computed}", 1).replace(", rank: 96}", ", rank: 11}", 1)
     path.write_text(text)
-    made = vitfrost.compress(loaded, path, images=pictures, compact_images=4)
+    made = vitfrost.compress(loaded, path, images=pictures, config=Compress(compact_images=4))
     assert made.module.get_submodule(site).hallucination is None
     assert made.module.get_submodule(chosen.layers[1].site).hallucination is not None
     assert [block.fc2.rank for block in (made.module.blocks[i].mlp for i in range(2))] == [11, 96]
@@ -135,7 +140,7 @@ def test_closed_form_factors_beat_plain_svd_where_it_counts(pictures: Path) -> N
     errors = {}
     for init in ("activations", "weights"):
         model = copy.deepcopy(loaded.module)
-        start_from(model, structured(loaded, hallucinate=None, compact={"ratio": 0.4, "init": init}), pixels, None)
+        start_from(model, structured(loaded, Compact(0.4, init=init)), pixels, None)
         errors[init] = float((model(pixels) - expected).square().mean())
     assert errors["activations"] < 0.5 * errors["weights"]
 
@@ -156,20 +161,22 @@ def test_a_training_start_is_close_to_the_merged_one() -> None:
 def test_a_trained_structure_is_quantized_and_frozen_afterwards(pictures: Path, tmp_path: Path) -> None:
     """An artifact as training leaves it: other weights than closed form would give; calibrate, plan and compress go on from it."""
     loaded = MODELS["vit"]()
-    made = vitfrost.compress(loaded, structured(loaded), images=pictures, compact_images=4)
+    made = vitfrost.compress(loaded, structured(loaded), images=pictures, config=Compress(compact_images=4))
     for parameter in made.module.parameters():
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     made.state_hash = hash_state(made.module)
     made.save(tmp_path / "trained")
     statistics = vitfrost.calibrate(tmp_path / "trained", pictures, vitfrost.Calibrate(limit=4), progress=False)
-    chosen = vitfrost.plan(statistics, freeze=0.2, weight_bits=8, activation_bits=32, frozen_bits=32)
+    chosen = vitfrost.plan(statistics, FreezeEntries(0.2, bits=32), Quantize(8, 32))
     assert [layer.hallucinated for layer in chosen.layers] == [layer.hallucinated for layer in made.plan.layers]
     assert chosen.feed_forward == made.plan.feed_forward
     out = tmp_path / "compressed"
-    compressed = vitfrost.compress(tmp_path / "trained", chosen, statistics=statistics, images=pictures, calibration_images=4, out=out)
+    compressed = vitfrost.compress(
+        tmp_path / "trained", chosen, statistics=statistics, images=pictures, out=out, config=Compress(calibration_images=4)
+    )
     pixels = pixels_of(loaded)
     assert torch.equal(Artifact.load(out).module(pixels), compressed.module(pixels))
-    bits_only = vitfrost.plan(statistics, freeze=None, weight_bits=8, activation_bits=32)
+    bits_only = vitfrost.plan(statistics, Quantize(8, 32))
     quantized = vitfrost.compress(made, bits_only).module(pixels)
     scale = float(made.module(pixels).abs().max())
     assert 0 < float((quantized - made.module(pixels)).abs().max()) < 0.1 * scale  # the trained weights, to 8 bits
@@ -178,7 +185,7 @@ def test_a_trained_structure_is_quantized_and_frozen_afterwards(pictures: Path, 
     with pytest.raises(VitfrostError, match="other hallucinated heads"):
         vitfrost.compress(made, unfrozen_plan(made.identity, find_sites(loaded.module).signature(), bits_only.quantize))
     with pytest.raises(VitfrostError, match="plan only bits"):
-        vitfrost.plan(statistics, hallucinate=0.5)
+        vitfrost.plan(statistics, Hallucinate(0.5), Quantize())
 
 
 def test_what_does_not_fit_is_refused(pictures: Path) -> None:
@@ -186,18 +193,18 @@ def test_what_does_not_fit_is_refused(pictures: Path) -> None:
         "swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
     )
     with pytest.raises(VitfrostError, match="Swin"):
-        plan_from_model(swin, hallucinate=0.5)
+        vitfrost.plan(swin, Hallucinate(0.5))
     loaded = MODELS["vit"]()
     with pytest.raises(VitfrostError, match="--images DIR"):
-        vitfrost.compress(loaded, plan_from_model(loaded, compact=0.5))
+        vitfrost.compress(loaded, vitfrost.plan(loaded, Compact(0.5)))
     with pytest.raises(VitfrostError, match="largest useful rank"):
-        plan_from_model(loaded, compact=0.9)
+        vitfrost.plan(loaded, Compact(0.9))
     nextvit = MODELS["nextvit"]()
     with pytest.raises(VitfrostError, match="largest useful rank"):
-        plan_from_model(nextvit, compact=0.75)  # its MLP ratios are 3 and 2
-    chosen = plan_from_model(loaded, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
+        vitfrost.plan(nextvit, Compact(0.75))  # its MLP ratios are 3 and 2
+    chosen = vitfrost.plan(loaded, Hallucinate(0.5, by="first", intra_map="key-grid"))
     assert torch.isfinite(vitfrost.compress(loaded, chosen).module(pixels_of(loaded))).all()
-    pooled = plan_from_model(nextvit, hallucinate={"share": 0.5, "by": "first", "intra_map": "key-grid"})
+    pooled = vitfrost.plan(nextvit, Hallucinate(0.5, by="first", intra_map="key-grid"))
     first = next(site.name for site in find_sites(nextvit.module).attention if site.keys < site.queries)
     said = rf"^{re.escape(first)} has keys that lie on no patch grid .*; plan with --intra-map 3x3 or none"
     with pytest.raises(VitfrostError, match=said):  # means of consecutive tokens
@@ -212,7 +219,7 @@ def test_windows_of_a_picture_that_is_not_square_take_compact_blocks(tmp_path: P
         image_size=(56, 112),
         options={"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)},
     )
-    chosen = plan_from_model(swin, compact={"ratio": 0.5, "init": "weights"})
+    chosen = vitfrost.plan(swin, Compact(0.5, init="weights"))
     made = vitfrost.compress(swin, chosen, out=tmp_path / "artifact")
     assert [block.rank for block in chosen.feed_forward] == [12, 12, 24, 24]
     assert torch.equal(Artifact.load(tmp_path / "artifact").module(pixels_of(swin)), made.module(pixels_of(swin)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vitfrost.configs import FreezeEntries
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan
 from vitfrost.plans.criteria import CRITERIA
@@ -63,10 +64,10 @@ def test_joint_errors_equal_the_expectations_about_the_mean(draw_site):
 @pytest.mark.parametrize("name", ["fisher", "output-error-joint"])
 def test_criteria_that_need_sensitivity_say_so(name, draw_record):
     record = draw_record([SHAPE])
-    plan(record, by=name)
+    plan(record, FreezeEntries(by=name))
     record.sites["blocks.0.attn"].sensitivity = None
     with pytest.raises(VitfrostError, match=f"criterion {name} needs statistics taken with --sensitivity; calibrate again with it"):
-        plan(record, by=name)
+        plan(record, FreezeEntries(by=name))
 
 
 def test_entries_that_tie_at_zero_fisher_go_by_variance(draw_record):
@@ -75,7 +76,7 @@ def test_entries_that_tie_at_zero_fisher_go_by_variance(draw_record):
     site = record.sites["blocks.0.attn"]
     for sums in (site.sensitivity.gradient_zeroth, site.sensitivity.gradient_first, site.sensitivity.gradient_second):
         sums[:] = 0
-    assert plan(record, freeze=0.4, by="fisher").layers == plan(record, freeze=0.4, by="variance").layers
+    assert plan(record, FreezeEntries(0.4, by="fisher")).layers == plan(record, FreezeEntries(0.4, by="variance")).layers
 
 
 def test_a_heads_random_scores_depend_on_seed_site_and_head_but_not_on_the_other_heads(draw_site):

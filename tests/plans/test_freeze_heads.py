@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.constant_heads.constants import Shape, dense_of, uniform
 from vitfrost.plans.freeze_heads import (
@@ -21,7 +22,6 @@ from vitfrost.plans.freeze_heads import (
     with_constants,
 )
 from vitfrost.plans.heads import HeadPlan, LayerPlan
-from vitfrost.plans.structure import ConstantsPlan
 
 COMPUTED = HeadPlan(source="computed")
 
@@ -78,18 +78,18 @@ def test_the_cheapest_constant_within_the_budget_is_taken() -> None:
     shape, known = Shape((3, 3), 1), site()
     even = dense_of(uniform(shape, "local", 3), shape)
     known.mean[:, 0] = even  # a 3 x 3 window holds it exactly
-    assert choose_kind(ConstantsPlan(), layer(), known, shape, 0)[0].window == 3
-    strict = choose_kind(ConstantsPlan(tolerance=0.0), layer(), known, shape, 1)
+    assert choose_kind(FreezeHeads(), layer(), known, shape, 0)[0].window == 3
+    strict = choose_kind(FreezeHeads(tolerance=0.0), layer(), known, shape, 1)
     assert (strict[0].constant, strict[1]) == ("dense", 0.0)
-    loose, error = choose_kind(ConstantsPlan(tolerance=1e9), layer(), known, shape, 1)
+    loose, error = choose_kind(FreezeHeads(tolerance=1e9), layer(), known, shape, 1)
     assert loose.window == 3
     assert error > 0
 
 
 def test_a_map_without_a_grid_is_dense() -> None:
-    assert candidates(ConstantsPlan(), None) == [("dense", None)]
-    assert candidates(ConstantsPlan(kind="local", window=5), Shape((9, 9))) == [("local", 5)]
-    assert candidates(ConstantsPlan(kind="toeplitz"), Shape((9, 9))) == [("toeplitz", None)]
+    assert candidates(FreezeHeads(), None) == [("dense", None)]
+    assert candidates(FreezeHeads(kind="local", window=5), Shape((9, 9))) == [("local", 5)]
+    assert candidates(FreezeHeads(kind="toeplitz"), Shape((9, 9))) == [("toeplitz", None)]
 
 
 def test_errors_add_up_and_others_are_averaged() -> None:
@@ -104,21 +104,21 @@ def test_errors_add_up_and_others_are_averaged() -> None:
 def test_the_lowest_heads_of_the_model_are_frozen() -> None:
     scores = [np.array([3.0, 1.0, 9.0]), np.array([2.0, 8.0, 4.0])]
     layers = [layer(), layer().model_copy(update={"site": "blocks.1.attn"})]
-    assert chosen_heads(scores, layers, ConstantsPlan(ratio=0.5)) == [{0, 1}, {0}]
-    assert chosen_heads(scores, layers, ConstantsPlan(ratio=0.5, unit="layer")) == [{0, 1, 2}, set()]
-    assert chosen_heads(scores, layers, ConstantsPlan(ratio=0.0)) == [set(), set()]
-    assert chosen_heads(scores, layers, ConstantsPlan(ratio=1.0)) == [{0, 1, 2}, {0, 1, 2}]
+    assert chosen_heads(scores, layers, FreezeHeads(ratio=0.5)) == [{0, 1}, {0}]
+    assert chosen_heads(scores, layers, FreezeHeads(ratio=0.5, unit="layer")) == [{0, 1, 2}, set()]
+    assert chosen_heads(scores, layers, FreezeHeads(ratio=0.0)) == [set(), set()]
+    assert chosen_heads(scores, layers, FreezeHeads(ratio=1.0)) == [{0, 1, 2}, {0, 1, 2}]
 
 
 def test_what_hallucinated_maps_are_made_of_stays() -> None:
     scores = [np.array([1.0, 2.0, 3.0])]
-    assert chosen_heads(scores, [layer(hallucinated=1)], ConstantsPlan(ratio=0.3334)) == [{0}]
+    assert chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.3334)) == [{0}]
     with pytest.raises(VitfrostError, match="only 1 can be frozen whole"):
-        chosen_heads(scores, [layer(hallucinated=1)], ConstantsPlan(ratio=0.7))
+        chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.7))
 
 
 def test_plans_say_why() -> None:
-    made = with_constants([layer()], [{1}], ConstantsPlan(), {"blocks.0.attn": site()}, (48, 48), {(0, 1): "KL 0.002"})
+    made = with_constants([layer()], [{1}], FreezeHeads(), {"blocks.0.attn": site()}, (48, 48), {(0, 1): "KL 0.002"})
     assert made[0].heads[0] == COMPUTED
     assert made[0].heads[1].why is not None
     assert made[0].heads[1].why.startswith("KL 0.002; structure adds ")
@@ -132,7 +132,7 @@ def test_plans_say_why() -> None:
         ({"source": "frozen", "constant": "dense", "entries": 5}, "leave one of them out"),
         ({"source": "frozen", "constant": "local"}, "window is missing"),
         ({"source": "frozen", "constant": "toeplitz", "window": 3}, "only local ones"),
-        ({"source": "frozen", "constant": "local", "window": 4}, "odd side"),
+        ({"source": "frozen", "constant": "local", "window": 4}, "it should be odd"),
         ({"source": "frozen"}, "entries is 0"),
     ],
 )

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, FreezeEntries
 from vitfrost.model import Model
-from vitfrost.plans.choose import frozen_maps, plan, summary
+from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
+from vitfrost.plans.freeze_entries import frozen_maps
 from vitfrost.plans.select import share
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
@@ -36,8 +37,8 @@ def calibrated(request, pictures, tmp_path_factory):
 @pytest.mark.parametrize("by", ["entropy", "output-error", "random"])
 def test_a_plan_from_a_statistics_file_fits_its_model_and_gives_its_entries_back(calibrated, tmp_path, by):
     identity, sites, path, statistics = calibrated
-    made = plan(path, freeze=0.2, by=by, out=tmp_path / "plan.yaml")
-    assert load_plan(tmp_path / "plan.yaml") == made == plan(statistics, freeze=0.2, by=by)
+    made = plan(path, FreezeEntries(0.2, by=by), out=tmp_path / "plan.yaml")
+    assert load_plan(tmp_path / "plan.yaml") == made == plan(statistics, FreezeEntries(0.2, by=by))
     check_fits(made, identity, sites.signature())
     assert made.statistics.hash == Statistics.load(path).content_hash
     for layer in made.layers:
@@ -52,7 +53,7 @@ def test_a_plan_from_a_statistics_file_fits_its_model_and_gives_its_entries_back
 
 def test_everything_but_the_masked_pairs_can_be_frozen(calibrated):
     *_, statistics = calibrated
-    found = summary(plan(statistics, freeze=1.0, scope="model"))
+    found = summary(plan(statistics, FreezeEntries(1.0, scope="model")))
     assert found["frozen_heads"] == found["heads"]
     assert found["frozen_entries"] == sum(
         (site.allowed.sum() * site.maps_shape[1]) if site.allowed is not None else site.mean.size for site in statistics.sites.values()

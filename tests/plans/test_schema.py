@@ -7,12 +7,13 @@ import re
 import pytest
 import yaml
 
+from vitfrost.configs import FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
-from vitfrost.plans.schema import Plan, QuantizePlan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
 
 SHAPES = [(1, 2, 5, 5), (1, 2, 5, 5)]
@@ -20,7 +21,7 @@ SHAPES = [(1, 2, 5, 5), (1, 2, 5, 5)]
 
 @pytest.fixture(scope="module")
 def made(draw_record):
-    return plan(draw_record(SHAPES), freeze=0.2, protect=["cls-columns", "cls-rows"])
+    return plan(draw_record(SHAPES), FreezeEntries(0.2, protect=["cls-columns", "cls-rows"]))
 
 
 @pytest.fixture
@@ -39,12 +40,18 @@ def refusal(path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"freeze": None}, {"freeze": 0.0}, {"ties": "strict", "scope": "model", "freeze": 1 / 3}, {"weight_bits": 32, "frozen_bits": 32}],
+    "methods",
+    [
+        [],
+        [Quantize()],
+        [FreezeEntries(0.0)],
+        [FreezeEntries(1 / 3, ties="strict", scope="model")],
+        [FreezeEntries(bits=32), Quantize(32, 4)],
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_plan_survives_its_file_with_the_same_bytes_and_hash(draw_record, tmp_path, options, masked):
-    made = plan(draw_record(SHAPES, masked=masked), **options)
+def test_a_plan_survives_its_file_with_the_same_bytes_and_hash(draw_record, tmp_path, methods, masked):
+    made = plan(draw_record(SHAPES, masked=masked), *methods)
     save_plan(made, tmp_path / "one.yaml")
     loaded = load_plan(tmp_path / "one.yaml")
     assert loaded == made
@@ -84,9 +91,7 @@ def test_the_hash_ignores_comments_layout_and_key_order_but_no_value(made, writt
 def test_the_hash_is_the_same_in_every_version(identity):
     """Artifacts and results hold it, so a change needs a new plan version."""
     signature = [{"name": "blocks.0.attn", "heads": 2, "maps": [1, 2, 5, 5], "prefix_tokens": 1}]
-    assert (
-        plan_hash(unfrozen_plan(identity, signature, QuantizePlan())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
-    )
+    assert plan_hash(unfrozen_plan(identity, signature, Quantize())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def digits():
 
 def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
     identity, signature = digits
-    made = unfrozen_plan(identity, signature, QuantizePlan())
+    made = unfrozen_plan(identity, signature, Quantize())
     check_fits(made, identity, signature)
     check_fits(made, identity.model_copy(update={"weight_tag": "file:elsewhere.safetensors"}), signature)
 
@@ -182,12 +187,12 @@ def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
 def test_another_model_is_told_apart(digits, changes, message):
     identity, signature = digits
     with pytest.raises(VitfrostError, match=message):
-        check_fits(unfrozen_plan(identity, signature, QuantizePlan()), identity.model_copy(update=changes), signature)
+        check_fits(unfrozen_plan(identity, signature, Quantize()), identity.model_copy(update=changes), signature)
 
 
 def test_other_sites_are_told_apart(digits):
     identity, signature = digits
-    made = unfrozen_plan(identity, signature, QuantizePlan())
+    made = unfrozen_plan(identity, signature, Quantize())
     with pytest.raises(VitfrostError, match="6 layers, but vitfrost_digits has 5 attention sites"):
         check_fits(made, identity, signature[:-1])
     wider = signature[0] | {"maps": [1, 4, 66, 66]}

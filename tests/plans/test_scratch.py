@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, Compact, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
+from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import sources
-from vitfrost.plans.scratch import plan_from_model
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 
 from ..models import random_model
 
 ALL = [
-    "--hallucinate", 0.4, "--mix", "copy", "--ridge", 0.5, "--space", "post-softmax", "--inter-map", "copy", "--intra-map", "5x5",
+    "--hallucinate", 0.4, "--mix", "ridge", "--ridge", 0.5, "--space", "logits", "--inter-map", "pair", "--intra-map", "5x5",
     "--prefix", "include", "--map-bias", "no", "--compact", 0.25, "--compact-init", "weights", "--compact-blocks", "transformer",
-    "--branches", 3, "--branch-norm", "batch", "--expand", "--identity", "--noise", 0.5, "--seed", 4,
+    "--branches", 3, "--branch-norm", "batch", "--expand", "--identity", "--noise", 0.5, "--hallucinate-seed", 4,
 ]  # fmt: skip
 HALLUCINATED = {
-    "share": 0.4, "mix": "copy", "ridge": 0.5, "space": "post-softmax", "inter_map": "copy", "intra_map": "5x5", "prefix": "include",
+    "share": 0.4, "mix": "ridge", "ridge": 0.5, "space": "logits", "inter_map": "pair", "intra_map": "5x5", "prefix": "include",
     "bias": False, "seed": 4,
 }  # fmt: skip
-COMPACTED = CompactPlan(
+COMPACTED = Compact(
     ratio=0.25, init="weights", blocks="transformer", branches=3, norm="batch", expand=True, identity=True, noise=0.5
 )  # fmt: skip
 
@@ -43,22 +42,30 @@ def statistics(pictures, tmp_path_factory):
 
 
 def test_a_model_alone_gives_a_plan_that_fits_it():
-    made = plan_from_model("vitfrost_digits", hallucinate=0.5, compact=0.5)
-    loaded = Model.open("vitfrost_digits")
+    made = plan(Model.open("vitfrost_digits", weights="random"), Hallucinate(0.5), Compact(0.5))
+    loaded = Model.open("vitfrost_digits", weights="random")
     sites = find_sites(loaded.module)
     check_fits(made, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
-    assert made == plan_from_model(loaded, hallucinate=HallucinatePlan(share=0.5, by="first"), compact=CompactPlan())
+    assert made == plan(loaded, Hallucinate(share=0.5, by="first"), Compact())
     assert (made.statistics, made.freeze) == (None, None)
-    assert (made.quantize.weight_bits, made.quantize.activation_bits) == (32, 32)
+    assert (made.quantize.weights, made.quantize.activations) == (32, 32)
     for layer, site in zip(made.layers, sites.attention, strict=True):
         assert layer.logit_heads == tuple(range(-(-site.heads // 2)))
         assert sources(layer) == tuple(range(site.heads // 2))
     assert all(block.rank == round(0.5 * block.width) for block in made.feed_forward)
-    assert plan_from_model("vitfrost_digits").plain().keys() == {"kind", "version", "model", "statistics", "freeze", "quantize", "layers"}
+    assert plan(Model.open("vitfrost_digits", weights="random"), Quantize(32, 32)).plain().keys() == {
+        "kind",
+        "version",
+        "model",
+        "statistics",
+        "freeze",
+        "quantize",
+        "layers",
+    }
 
 
 def test_pooled_blocks_and_convolution_blocks_are_told_apart():
-    made = plan_from_model(random_model("nextvit_small", 64), compact={"ratio": 0.25, "blocks": "transformer"})
+    made = plan(Model.open("nextvit_small", weights="random", image_size=64), Compact(0.25, blocks="transformer"))
     ranks = [block.rank for block in made.feed_forward]
     assert None in ranks
     assert sum(rank is not None for rank in ranks) == len(made.layers)
@@ -66,34 +73,34 @@ def test_pooled_blocks_and_convolution_blocks_are_told_apart():
 
 def test_what_takes_statistics_and_swin_are_refused(tmp_path):
     with pytest.raises(VitfrostError, match="choosing heads by medoids needs their similarity"):
-        plan_from_model("vitfrost_digits", hallucinate={"share": 0.5, "by": "medoids"})
+        plan(Model.open("vitfrost_digits", weights="random"), Hallucinate(0.5, by="medoids"))
     swin = random_model("swin_tiny_patch4_window7_224", 64, window_size=2, depths=(1, 1), num_heads=(2, 4), embed_dim=16)
     with pytest.raises(VitfrostError, match="hallucination does not support Swin"):
-        plan_from_model(swin, hallucinate=0.5, out=tmp_path / "plan.yaml")
+        plan(random_model("swin_tiny_patch4_window7_224", **tiny), Hallucinate(0.5), out=tmp_path / "plan.yaml")
     assert not (tmp_path / "plan.yaml").exists()
-    assert plan_from_model(swin, compact=0.5).feed_forward[0].rank == 8
+    assert plan(random_model("swin_tiny_patch4_window7_224", **tiny), Compact(0.5)).feed_forward[0].rank == 8
 
 
 def test_the_command_reaches_every_option(call, statistics, tmp_path):
     called = call("plan", "--statistics", statistics / "with.safetensors", *ALL, "--hallucinate-by", "random", "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
     made = load_plan(tmp_path / "p.yaml")
-    assert made.hallucinate == HallucinatePlan(**HALLUCINATED, by="random")
+    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="random")
     assert made.compact == COMPACTED
-    assert (made.freeze, made.quantize.weight_bits) == (None, 4)
+    assert (made.freeze, made.quantize.weights) == (None, 32)
     heads, blocks = sum(len(layer.hallucinated) for layer in made.layers), len(made.feed_forward)
     assert f"{heads} of {sum(len(layer.heads) for layer in made.layers)} heads hallucinated" in called.out
     assert f"{blocks} feed-forward blocks compact" in called.out
 
 
 def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
-    arguments = ["plan", "--model", "vitfrost_digits", "--weights", "random", "--levels", "strict", *ALL]
+    arguments = ["plan", "--model", "vitfrost_digits", "--weights", "random", "--weight-bits", 8, "--levels", "strict", *ALL]
     called = call(*arguments, "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
     made = load_plan(tmp_path / "p.yaml")
-    assert made.hallucinate == HallucinatePlan(**HALLUCINATED, by="first")
+    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="first")
     assert made.compact == COMPACTED
-    assert (made.statistics, made.freeze, made.quantize.weight_bits, made.quantize.levels) == (None, None, 32, "strict")
+    assert (made.statistics, made.freeze, made.quantize.weights, made.quantize.levels) == (None, None, 8, "strict")
     assert made.model.state_hash == Model.open("vitfrost_digits", weights="random").state_hash
 
 
@@ -119,7 +126,7 @@ def test_nothing_is_frozen_unasked_once_something_else_is_done(call, statistics,
     ("arguments", "message"),
     [
         (["--hallucinate", 0.5], "give either --statistics FILE or --model NAME"),
-        (["--model", "vitfrost_digits", "--weights", "random", "--freeze", 0.2], "freezing maps needs their statistics"),
+        (["--model", "vitfrost_digits", "--weights", "random", "--freeze", 0.2], "freezing by what maps are takes their statistics"),
         (
             ["--model", "vitfrost_digits", "--weights", "random", "--hallucinate", 0.5, "--hallucinate-by", "medoids"],
             "needs their similarity",

@@ -10,15 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitfrost.configs import Compact, FreezeEntries, Hallucinate
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.hallucination.options import HallucinationOptions
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import HeadPlan, LayerPlan, sources
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.structure import CompactPlan, HallucinatePlan
 
 SHAPES = [(1, 4, 5, 5), (1, 3, 5, 5)]
 OLD = {
@@ -37,7 +35,7 @@ OLD = {
 
 @pytest.fixture(scope="module")
 def made(draw_record):
-    return plan(draw_record(SHAPES), hallucinate={"share": 0.5, "by": "first"}, compact=0.5, freeze=0.2)
+    return plan(draw_record(SHAPES), FreezeEntries(0.2), Hallucinate(0.5, by="first"), Compact(0.5))
 
 
 @pytest.fixture
@@ -108,15 +106,6 @@ def test_order_and_sources_of_any_layer(kinds, random):
     for head, source in zip(layer.hallucinated, sources(layer), strict=True):
         below = [other for other in with_logits if other < head]
         assert source == (likes[head] if likes[head] is not None else below[-1] if below else with_logits[0])
-
-
-def test_the_parts_are_the_options_of_the_layers():
-    assert HallucinatePlan(share=0.5).options() == HallucinationOptions()
-    asked = {"space": "post-softmax", "inter_map": "copy", "intra_map": "5x5", "prefix": "include", "bias": False}
-    assert HallucinatePlan(share=0.5, **asked).options() == HallucinationOptions(None, **asked)
-    assert CompactPlan().options() == CompactionOptions()
-    asked = {"ratio": 0.25, "branches": 3, "norm": "batch", "expand": True, "identity": True, "noise": 0.5}
-    assert CompactPlan(**asked).options() == CompactionOptions(**asked)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +221,4 @@ def test_a_plan_fits_a_model_with_its_feed_forward_blocks_only(made, draw_record
 
 def test_an_old_plan_still_loads_after_every_part_was_added():
     assert isinstance(parse_plan(OLD, "old"), Plan)
-    assert parse_plan(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == HallucinatePlan(share=0.0)
+    assert parse_plan(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == Hallucinate(share=0.0)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def portable() -> dict[str, str]:
@@ -29,6 +30,8 @@ def main(folder: Path) -> dict[str, str]:
     import torch
 
     import vitfrost
+    from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
+    from vitfrost.configs.flat import Method
     from vitfrost.example.data import write_digit_images
     from vitfrost.plans.file import plan_hash
 
@@ -44,32 +47,26 @@ def main(folder: Path) -> dict[str, str]:
     )
     plain = vitfrost.calibrate("vitfrost_digits", images, vitfrost.Calibrate(limit=64), progress=False)
     found["statistics"] = plain.content_hash
-    cases = {
-        "entries": ({"freeze": 0.2}, {}),
+    cases: dict[str, tuple[list[Method], dict[str, Any]]] = {
+        "entries": ([FreezeEntries(0.2)], {}),
         "entries-model": (
-            {
-                "freeze": 0.5,
-                "scope": "model",
-                "by": "fisher",
-                "ties": "strict",
-                "protect": ("cls-rows",),
-                "renormalize": "mass",
-                "frozen_grid": "head",
-                "order": "merge-quantize",
-                "levels": "strict",
-                "frozen_bits": 3,
-            },
+            [
+                FreezeEntries(
+                    0.5, "fisher", scope="model", ties="strict", protect=("cls-rows",), renormalize="mass", grid="head",
+                    order="merge-quantize", bits=3,
+                ),
+                Quantize(4, 4, levels="strict"),
+            ],
             {},
         ),
-        "heads": ({"unit": "head", "freeze": 0.25, "by": "entropy"}, {"repair": "ridge", "repair_images": 50}),
-        "layers": ({"unit": "layer", "freeze": 0.5, "constants": "local", "window": 3, "weight_bits": 8}, {}),
-        "structure": ({"hallucinate": 0.5, "compact": 0.5}, {"compact_images": 32}),
-    }
-    for name, (options, how) in cases.items():
-        plan = vitfrost.plan(statistics, **options)
-        vitfrost.compress(
-            "vitfrost_digits", plan, statistics=statistics, images=images, seed=3, calibration_images=16, out=folder / name, **how
-        )
+        "heads": ([FreezeHeads(0.25, by="entropy")], {"repair": Repair(images=50)}),
+        "layers": ([FreezeHeads(0.5, "layer", kind="local", window=3), Quantize(8, 32)], {}),
+        "structure": ([Hallucinate(0.5), Compact(0.5), Quantize()], {"config": Compress(3, 16, compact_images=32)}),
+    }  # fmt: skip
+    for name, (methods, how) in cases.items():
+        plan = vitfrost.plan(statistics, *methods)
+        options = {"config": Compress(3, 16)} | how
+        vitfrost.compress("vitfrost_digits", plan, statistics=statistics, images=images, out=folder / name, **options)
         found[f"plan {name}"] = plan_hash(plan)
         found[f"weights {name}"] = hashlib.sha256((folder / name / "model.safetensors").read_bytes()).hexdigest()
     return found

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Calibrate, Evaluate
+from vitfrost.configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import Results, save_results
 from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan, unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.reporting.build import report
 from vitfrost.runs.recipe import Recipe, save_recipe
 from vitfrost.statistics.calibrate import calibrate
@@ -46,12 +45,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
     calibrate(Model.open(MODEL, weights="random"), pictures, Calibrate(limit=12), out=statistics, progress=False)
     loaded = Model.open(MODEL, weights="random")
-    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
-    compress(loaded, unfrozen, images=pictures, calibration_images=4, out=folder / "quantized")
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), Quantize())
+    compress(loaded, unfrozen, images=pictures, out=folder / "quantized", config=Compress(calibration_images=4))
     calibrate(folder / "quantized", pictures, Calibrate(limit=12), out=quantized, progress=False)
-    plan(quantized, freeze=0.2, scope="model", out=folder / "plan.yaml")
-    compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, calibration_images=4,
-             out=folder / "artifact")  # fmt: skip
+    plan(quantized, FreezeEntries(0.2, scope="model"), out=folder / "plan.yaml")
+    drawn = Compress(calibration_images=4)
+    compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, out=folder / "artifact", config=drawn)
     models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
     save_results(
         Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),
@@ -80,8 +79,10 @@ def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
     loaded, statistics = Model.open(MODEL, weights="random"), folder / "statistics.safetensors"
     calibrate(loaded, pictures, Calibrate(limit=12, similarity=True), out=statistics, progress=False)
-    plan(statistics, freeze=None, out=folder / "plan.yaml", **options)
-    compress(loaded, folder / "plan.yaml", statistics=statistics, images=pictures, compact_images=4, out=folder / "artifact")
+    plan(statistics, Hallucinate(0.5), Compact(0.5), out=folder / "plan.yaml")
+    compress(
+        loaded, folder / "plan.yaml", statistics=statistics, images=pictures, out=folder / "artifact", config=Compress(compact_images=4)
+    )
     models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
     save_results(
         Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.model import Model
-from vitfrost.plans.choose import frozen_maps, plan
+from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan, plan_hash
+from vitfrost.plans.freeze_entries import frozen_maps
 from vitfrost.reporting.build import report
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
@@ -135,7 +136,7 @@ def test_statistics_of_another_calibration_leave_the_frozen_entries_undrawn(run_
 
 def test_an_edited_plan_is_noted_and_the_artifacts_own_is_shown(run_folder: Path, page_of: PageOf) -> None:
     before = page_of(run_folder)
-    plan(run_folder / "statistics.quantized.safetensors", freeze=0.5, out=run_folder / "plan.yaml")
+    plan(run_folder / "statistics.quantized.safetensors", FreezeEntries(0.5), out=run_folder / "plan.yaml")
     after = page_of(run_folder)
     assert "plan.yaml was changed" in after.text
     assert "plan.yaml was changed" not in before.text
@@ -145,7 +146,7 @@ def test_an_edited_plan_is_noted_and_the_artifacts_own_is_shown(run_folder: Path
 def test_windowed_models_show_the_mean_over_windows(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
     model = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112)
     calibrate(model, pictures, Calibrate(limit=1), out=tmp_path / "statistics.safetensors", progress=False)
-    plan(tmp_path / "statistics.safetensors", freeze=1.0, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml")
+    plan(tmp_path / "statistics.safetensors", FreezeEntries(1.0), Quantize(32, 32), out=tmp_path / "plan.yaml")
     page = page_of(tmp_path)
     assert "every map is the mean over the windows of its layer" in page.text
     assert "there is no CLS row" in page.text

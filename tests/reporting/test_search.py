@@ -12,11 +12,11 @@ import pytest
 import vitfrost
 from vitfrost.budget.history import load_search, save_search
 from vitfrost.budget.latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
+from vitfrost.configs import Search
 from vitfrost.errors import VitfrostError
 from vitfrost.reporting.build import report
 from vitfrost.reporting.parts import read_parts
 from vitfrost.reporting.search import build_search
-from vitfrost.statistics.record import Statistics
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def searched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with statistics, plan and search of the digits model."""
     folder = tmp_path_factory.mktemp("searched")
     vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=6), progress=False, out=folder / "statistics.safetensors")
-    vitfrost.plan_under_budget(
-        Statistics.load(folder / "statistics.safetensors"), "vitfrost_digits", pictures, target_macs=0.93, search_images=8,
+    vitfrost.search(
+        "vitfrost_digits", pictures, Search(target_macs=0.93, images=8), statistics=folder / "statistics.safetensors",
         out=folder / "plan.yaml", progress=False,
     )  # fmt: skip
     return folder
@@ -47,7 +47,7 @@ def test_page_shows_every_measurement_and_step(searched: Path, tmp_path: Path, p
         assert f"step {number}, {taken.move}: KL {taken.kl:.4g} nats" in page.source
         assert taken.move in page.text
     assert "labeled images" in page.text
-    command = " ".join(line for line in page.text.replace("\\", " ").split("vitfrost plan ")[-1].split())
+    command = " ".join(line for line in page.text.replace("\\", " ").split("vitfrost search ")[-1].split())
     assert command.startswith("--statistics STATISTICS --model vitfrost_digits --weights WEIGHTS --images SEARCH_IMAGES --target-macs 0.93")
     assert "--search-over heads layers ranks --search-images 8 --seed 0" in command
     marks = [len(drawn.marks) for chart in found.charts for drawn in chart.curves]
@@ -104,7 +104,7 @@ def test_a_search_for_a_latency_shows_what_was_timed(searched: Path, tmp_path: P
     assert found.steps is not None
     assert [row[1][-1].value for row in found.steps.rows] == ["95.5"] * len(steps)
     assert ", latency 95.5 %" in page.source
-    command = " ".join(page.text.replace("\\", " ").split("vitfrost plan ")[-1].split())
+    command = " ".join(page.text.replace("\\", " ").split("vitfrost search ")[-1].split())
     assert "--target-latency 0.94 --runtime openvino-int8 --threads 2" in command
     assert "--target-macs" not in command
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.inspect import inspect
 from vitfrost.evaluation.results import load_results
@@ -167,7 +167,7 @@ def test_statistics_that_compare_no_heads(finished_run: Path, tmp_path: Path, pa
 def test_frozen_and_hallucinated_heads_side_by_side(tmp_path: Path, pictures: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics = tmp_path / "statistics.safetensors"
     statistics.write_bytes((structured_run / "statistics.safetensors").read_bytes())
-    made = plan(statistics, hallucinate=0.25, freeze=0.2, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml")
+    made = plan(statistics, FreezeEntries(0.2), Hallucinate(0.25), Quantize(32, 32), out=tmp_path / "plan.yaml")
     page = page_of(tmp_path)
     parts = read_parts(tmp_path)
     assert parts.savings is not None
@@ -188,7 +188,7 @@ def test_frozen_and_hallucinated_heads_side_by_side(tmp_path: Path, pictures: Pa
 
 def test_compact_blocks_alone(tmp_path: Path, pictures: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics = structured_run / "statistics.safetensors"
-    chosen = plan(statistics, compact={"ratio": 0.25, "init": "weights"}, freeze=None, weight_bits=32, activation_bits=32)
+    chosen = plan(statistics, Compact(0.25, init="weights"))
     compress(Model.open("vitfrost_digits", weights="random"), chosen, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "rank 16 of 64" in text
@@ -199,9 +199,8 @@ def test_compact_blocks_alone(tmp_path: Path, pictures: Path, structured_run: Pa
 
 
 def test_copies_and_random_factors_are_called_so(tmp_path: Path, structured_run: Path, page_of: PageOf) -> None:
-    statistics, options = structured_run / "statistics.safetensors", {"share": 0.5, "inter_map": "copy", "mix": "copy"}
-    random = {"ratio": 0.5, "init": "random"}
-    chosen = plan(statistics, hallucinate=options, compact=random, freeze=None, weight_bits=32, activation_bits=32)
+    statistics, options = structured_run / "statistics.safetensors", {"inter_map": "copy", "mix": "copy"}
+    chosen = plan(statistics, Hallucinate(0.5, **options), Compact(0.5, init="random"))
     compress(Model.open("vitfrost_digits", weights="random"), chosen, statistics=statistics, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "the logits of their maps are copies of those of another head of their layer" in text
@@ -230,9 +229,7 @@ def test_a_damaged_record_is_one_line(structured_folder: Path) -> None:
 def test_the_command_makes_the_plan_again(structured_run: Path, tmp_path: Path, call: Callable[..., Any]) -> None:
     statistics = structured_run / "statistics.safetensors"
     options = {"share": 0.5, "by": "random", "mix": "copy", "intra_map": "none", "bias": False, "seed": 3}
-    chosen = plan(
-        statistics, hallucinate=options, compact={"ratio": 0.25, "expand": True}, freeze=None, weight_bits=32, activation_bits=8,
-    )  # fmt: skip
+    chosen = plan(statistics, Hallucinate(**options), Compact(0.25, expand=True), Quantize(32, 8))  # fmt: skip
     words = plan_command(chosen).replace("\\\n", " ").replace("STATISTICS", str(statistics)).replace("plan.yaml", str(tmp_path / "p.yaml"))
     assert call(*words.split()[1:]).status == 0
     assert load_plan(tmp_path / "p.yaml") == chosen
@@ -249,9 +246,7 @@ def test_a_browser_shows_the_page(structured_run: Path, tmp_path: Path, browser:
 def test_heads_that_are_frozen_whole(tmp_path: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics = tmp_path / "statistics.safetensors"
     statistics.write_bytes((structured_run / "statistics.safetensors").read_bytes())
-    made = plan(
-        statistics, unit="head", freeze=0.5, constants="local", window=5, weight_bits=32, activation_bits=32, out=tmp_path / "plan.yaml"
-    )
+    made = plan(statistics, FreezeHeads(0.5, kind="local", window=5), out=tmp_path / "plan.yaml")
     page = page_of(tmp_path)
     whole = sum(len(layer.constant) == HEADS for layer in made.layers)
     assert "12 of 24 attention heads are frozen whole" in page.text

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, Compress, FreezeEntries
 from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
@@ -51,7 +51,13 @@ def test_after_the_map_quantizer_only_its_levels_are_left(quantized: Path, pictu
 
 def test_a_plan_of_the_quantized_model_fits_the_original(quantized: Path, pictures: Path) -> None:
     statistics = calibrate(quantized, pictures, Calibrate(limit=8), progress=False)
-    made = compress("vitfrost_digits", plan(statistics, freeze=0.2), statistics=statistics, images=pictures, calibration_images=8)
+    made = compress(
+        "vitfrost_digits",
+        plan(statistics, FreezeEntries(0.2)),
+        statistics=statistics,
+        images=pictures,
+        config=Compress(calibration_images=8),
+    )
     assert made.statistics is not None
     assert made.statistics["precision"] == "quantized"
     base = Artifact.load(quantized)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vitfrost import calibrate
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
@@ -22,7 +22,7 @@ from vitfrost.images.source import open_images
 from vitfrost.methods.hallucination.fit import head_moments
 from vitfrost.model import Model
 from vitfrost.passes.structure import install_structure
-from vitfrost.plans.scratch import plan_from_model
+from vitfrost.plans.choose import plan
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY, MAX_IMAGES
 from vitfrost.statistics.record import Statistics
@@ -30,6 +30,8 @@ from vitfrost.statistics.similarity import LARGEST, SCALE, SimilaritySums, added
 from vitfrost.vit.attention import FusedAttention
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.sites import AttentionSite
+
+from ..models import random_model
 
 
 def site_of(number: int, heads: int, queries: int, keys: int, windows: int = 1) -> AttentionSite:
@@ -202,7 +204,7 @@ def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no
         {"name": site.name, "width": site.width, "hidden": site.hidden, "block": "transformer"}
         for site in find_sites(loaded.module).feed_forward
     ]
-    made = plan_from_model(loaded, hallucinate=0.5)
+    made = plan(loaded, Hallucinate(0.5))
     install_structure(loaded.module, made)
     with pytest.raises(VitfrostError, match=r"blocks\.0\.attn has hallucinated heads"):
         calibrate(loaded, pictures, Calibrate(limit=2, similarity=True), progress=False)
@@ -217,7 +219,7 @@ def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no
     ],
 )
 def test_other_families_are_compared_where_maps_have_one_shape(name, options):
-    loaded = Model.open(name, weights="random", image_size=64, options=options)
+    loaded = random_model(name, **options)
     sites = list(find_sites(loaded.module).attention)
     sums = SimilaritySums(sites)
     generator = torch.Generator().manual_seed(0)

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitfrost.configs import Calibrate, Evaluate
+from vitfrost.configs import Calibrate, Compress, Evaluate, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.schema import QuantizePlan
 from vitfrost.runs.recipe import save_recipe
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.studies.grid_page import report_study
@@ -85,11 +84,11 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
     loaded = Model.open(MODEL, weights="random")
-    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), QuantizePlan(weight_bits=4, activation_bits=4))
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), Quantize())
     calibrate(loaded, pictures, Calibrate(limit=12), out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
-        compress(loaded, unfrozen, images=pictures, calibration_images=4, seed=seed, out=folder / "quantized" / name)
+        compress(loaded, unfrozen, images=pictures, config=Compress(seed, 4), out=folder / "quantized" / name)
         calibrate(
             folder / "quantized" / name, pictures, Calibrate(limit=12), out=folder / "statistics" / f"{name}-12.safetensors", progress=False
         )

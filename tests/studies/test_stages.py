@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import vitfrost
+from vitfrost.configs import Compress, FreezeEntries
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.studies.__main__ import main
@@ -80,8 +81,10 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     statistics = vitfrost.calibrate(
         whole / "quantized" / "w4a4-seed1", pictures, vitfrost.Calibrate(limit=8, sensitivity=True), progress=False
     )
-    plan = vitfrost.plan(statistics, freeze=0.6, seed=1)
-    model = vitfrost.compress("vitfrost_digits", plan, statistics=statistics, images=pictures, seed=1, calibration_images=4)
+    plan = vitfrost.plan(statistics, FreezeEntries(0.6, seed=1))
+    model = vitfrost.compress(
+        "vitfrost_digits", plan, statistics=statistics, images=pictures, config=Compress(seed=1, calibration_images=4)
+    )
     row = vitfrost.evaluate(model, pictures, config=vitfrost.Evaluate(limit=20), reference="vitfrost_digits", progress=False)
     assert row is not None
     ours = point.outcomes[1].row

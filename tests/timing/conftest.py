@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import vitfrost
+from vitfrost.configs import Bench
 from vitfrost.timing import roofline
 from vitfrost.timing import rounds as timing
 from vitfrost.timing.benchmark import Benchmark, BenchRow
@@ -28,7 +29,7 @@ def small_products() -> None:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Benchmark]:
     """The folder and the result of `vitfrost_digits` on PyTorch at two batch sizes, with memory."""
     folder = tmp_path_factory.mktemp("bench") / "run"
-    made = vitfrost.bench("timm:vitfrost_digits", runtime=["torch"], batch=[1, 3], rounds=3, out=folder, progress=False)
+    made = vitfrost.bench("timm:vitfrost_digits", Bench(runtime=("torch",), batch=(1, 3), rounds=3), out=folder, progress=False)
     return folder, made
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vitfrost
+from vitfrost.configs import Bench, FreezeEntries
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.runtime.runtimes import OnnxRuntime, OpenVino
@@ -100,10 +101,8 @@ def test_artifacts_are_measured_beside_their_model(call: Callable, prepared, tmp
 
 
 def test_two_sizes_of_a_model_are_groups_of_their_own(tmp_path: Path) -> None:
-    made = vitfrost.bench(
-        ["timm:vitfrost_digits"], weights="random", runtime=["torch"], image_size=[32, 48], rounds=2, memory=False,
-        json=tmp_path / "b.json", progress=False,
-    )  # fmt: skip
+    config = Bench(("torch",), image_size=(32, 48), rounds=2, memory=False)
+    made = vitfrost.bench(["timm:vitfrost_digits"], config, weights="random", json=tmp_path / "b.json", progress=False)
     assert [[row.image_size for row in rows] for rows in made.groups()] == [[(32, 32)], [(48, 48)]]
     assert made.rows[1].macs > made.rows[0].macs
 
@@ -112,7 +111,7 @@ def test_two_sizes_of_a_model_are_groups_of_their_own(tmp_path: Path) -> None:
 def artifact_run(shallow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Benchmark]:
     """The folder and the result of an artifact, every head frozen, beside its model on ONNX Runtime and PyTorch."""
     folder = tmp_path_factory.mktemp("exported")
-    shallow.compress(folder / "frozen", freeze=1.0)
+    shallow.compress(folder / "frozen", FreezeEntries(1.0, bits=32))
     options = {"runtime": ["onnxruntime", "torch"], "rounds": 2, "memory": False, "progress": False}
     return folder / "run", vitfrost.bench(folder / "frozen", weights="random", out=folder / "run", **options)
 
@@ -150,8 +149,8 @@ def test_exported_folders_are_measured_as_they_are(
     monkeypatch.setattr(OnnxRuntime, "int8", ({"ranges": "static"},))
     pictures = write_pictures(tmp_path / "pictures", 8)
     graph = next(path for path in (artifact_run[0] / "exports").iterdir() if "onnx-int8-lean" in path.name)
-    options = {"images": pictures, "rounds": 2, "memory": False, "progress": False, "json": tmp_path / "b.json"}
-    made = vitfrost.bench(graph, runtime=["openvino", "onnxruntime"], precision=["bf16", "int8"], **options)
+    options = {"images": pictures, "progress": False, "json": tmp_path / "b.json"}
+    made = vitfrost.bench(graph, Bench(("openvino", "onnxruntime"), ("bf16", "int8"), rounds=2, memory=False), **options)
     rows = {row.name: row for row in made.rows}
     assert rows[f"{graph.name}, onnxruntime int8, lean graph"].calibration.startswith("4 pictures")
     for kind in ("openvino int8 (float attention)", "onnxruntime int8"):
@@ -166,7 +165,7 @@ def test_exported_folders_are_measured_as_they_are(
     name = "vitfrost_digits, openvino int8 (float attention) + bf16 hint"
     assert rows[name].effective_precision == "int8+bf16" if name in rows else "this CPU has no bf16" in absent[name]
     with pytest.raises(VitfrostError, match="is exported for onnxruntime, which is not among the runtimes openvino"):
-        vitfrost.bench(graph, runtime=["openvino"], precision=["bf16"], json=tmp_path / "c.json", progress=False)
+        vitfrost.bench(graph, Bench(runtime=("openvino",), precision=("bf16",)), json=tmp_path / "c.json", progress=False)
 
 
 @EXPORTS

@@ -13,11 +13,11 @@ from rich.console import Console
 from torch import nn
 
 import vitfrost
+from vitfrost.configs import Bench, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.constant_heads.constants import Shape
 from vitfrost.methods.constant_heads.module import ConstantHeads
 from vitfrost.model import Model
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.timing.benchmark import load_benchmark
 from vitfrost.timing.constant_forms import choose_forms, constant_forms
 from vitfrost.timing.table import format_benchmark
@@ -86,9 +86,11 @@ def test_copies_made_in_inference_mode_are_folded() -> None:
 
 def test_rows_say_which_form_ran(tmp_path: Path) -> None:
     loaded = Model.open("vitfrost_digits", weights="random", options={"depth": 2})
-    plan = plan_from_model(loaded, constants={"unit": "layer", "ratio": 0.5, "kind": "local", "window": 3})
+    plan = vitfrost.plan(loaded, FreezeHeads(0.5, "layer", kind="local", window=3))
     vitfrost.compress(loaded, plan, out=tmp_path / "frozen")
-    made = vitfrost.bench(tmp_path / "frozen", runtime=["torch"], rounds=1, memory=False, json=tmp_path / "bench.json", progress=False)
+    made = vitfrost.bench(
+        tmp_path / "frozen", Bench(runtime=("torch",), rounds=1, memory=False), json=tmp_path / "bench.json", progress=False
+    )
     forms = {row.subject: row.constant_forms for row in made.rows}
     (peer,) = set(forms) - {"frozen"}
     assert forms["frozen"] in ("matmul", "convolution")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Calibrate
+from vitfrost.configs import Calibrate, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.evaluate import evaluate
 from vitfrost.evaluation.results import load_results
@@ -221,7 +221,7 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
 def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artifact, by imitation of the original, without labels."""
     statistics = calibrate("vitfrost_digits", pictures, Calibrate(limit=12), progress=False)
-    chosen = plan(statistics, unit="head", freeze=0.5, constants="local", window=3, weight_bits=32, activation_bits=32)
+    chosen = plan(statistics, FreezeHeads(0.5, kind="local", window=3))
     frozen = compress("vitfrost_digits", chosen, statistics=statistics, out=tmp_path / "frozen")
     recipe = written(
         model={"options": None}, teacher={"name": "vitfrost_digits", "weights": "timm", "weight": 1.0}, schedule={"epochs": 6},

@@ -10,6 +10,7 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.vit.load import device_of, find_device
@@ -44,8 +45,10 @@ def test_a_gpu_gives_what_the_cpu_gives(pictures: Path, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         loaded = Model.open("vitfrost_digits", device=device)
         statistics = vitfrost.calibrate(loaded, pictures, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
-        chosen = vitfrost.plan(statistics, freeze=0.2, hallucinate=0.5, compact=0.5, weight_bits=8, activation_bits=8)
-        made = vitfrost.compress(loaded, chosen, statistics=statistics, images=pictures, calibration_images=4, out=tmp_path / device)
+        chosen = vitfrost.plan(statistics, FreezeEntries(0.2), Hallucinate(0.5), Compact(0.5), Quantize(8, 8))
+        made = vitfrost.compress(
+            loaded, chosen, statistics=statistics, images=pictures, out=tmp_path / device, config=Compress(calibration_images=4)
+        )
         assert device_of(made.module).type == "cpu"
         artifact = Model.open(tmp_path / device, device=device)
         row = vitfrost.evaluate(artifact, pictures, reference=loaded, progress=False)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vitfrost.configs import Hallucinate
 from vitfrost.methods.hallucination.maps import HeadHallucination
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.vit.attention import FusedAttention, MapAttention
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.reduced_attention import PooledAttention, PyramidAttention
@@ -110,7 +110,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 def with_copies(ours: MapAttention, order: list[int], computed: int, seed: int) -> dict[int, int]:
     """Hallucinate the heads behind the first `computed` of `order` as copies; says whose copy each head is."""
     sources = [(seed + j) % computed for j in range(HEADS - computed)]
-    options = HallucinationOptions(computed, intra_map="none", inter_map=("linear", "copy", "pair")[seed % 3])
+    options = Hallucinate(0.5, intra_map="none", inter_map=("linear", "copy", "pair")[seed % 3])
     ours.hallucinate(HeadHallucination(computed, sources, options).double())
     ours.keep_logits(order, computed)
     return {order[computed + j]: order[source] for j, source in enumerate(sources)}

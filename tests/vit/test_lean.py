@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import vitfrost
+from vitfrost.configs import Compact, FreezeHeads, Hallucinate, Quantize
 from vitfrost.deploy.graph import inference_form, with_float_weights
 from vitfrost.model import Model
 from vitfrost.plans.schema import HeadPlan
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.lean import LastBlock, PatchProduct, SeparateAttention, cuts_patches, is_lean, make_lean
 
 
@@ -63,7 +63,7 @@ def test_a_lean_model_computes_the_same(name: str, options: dict[str, Any], read
 def test_frozen_heads_stay_what_they_are_in_every_layer(heads: str, constant: str, window: int | None) -> None:
     """Also where the last layer asks for one token only."""
     loaded = small(image_size=160 if constant == "local" else 48)
-    plan = plan_from_model(loaded, constants={"unit": "layer", "ratio": 1.0, "kind": "dense"})
+    plan = vitfrost.plan(loaded, FreezeHeads(1.0, "layer", kind="dense"))
     kinds = {"c": HeadPlan(source="computed"), "f": HeadPlan(source="frozen", constant=constant, window=window)}
     layers = tuple(layer.model_copy(update={"heads": tuple(kinds[letter] for letter in heads)}) for layer in plan.layers)
     artifact = vitfrost.compress(loaded, plan.model_copy(update={"layers": layers}))
@@ -82,8 +82,7 @@ def test_frozen_heads_stay_what_they_are_in_every_layer(heads: str, constant: st
 
 
 def test_hallucinated_heads_and_compact_blocks_keep_their_attention(shallow: Any, tmp_path: Any) -> None:
-    heads = {"share": 0.5, "by": "first", "mix": "copy"}
-    made = shallow.compress(tmp_path / "made", freeze=None, hallucinate=heads, compact={"ratio": 0.5})
+    made = shallow.compress(tmp_path / "made", Hallucinate(0.5, by="first", mix="copy"), Compact(0.5))
     lean, original = lean_and_original(made)
     assert_alike(lean, original, made.image_size)
     assert isinstance(lean.blocks[-1], LastBlock)
@@ -91,7 +90,7 @@ def test_hallucinated_heads_and_compact_blocks_keep_their_attention(shallow: Any
 
 
 def test_weights_of_four_bits_are_the_values_that_they_stand_for(shallow: Any, tmp_path: Any) -> None:
-    made = shallow.compress(tmp_path / "made", freeze=None, weight_bits=4)
+    made = shallow.compress(tmp_path / "made", Quantize(4, 32))
     lean, original = lean_and_original(made)
     assert_alike(lean, original, made.image_size)
     assert sum(isinstance(module, SeparateAttention) for module in lean.modules()) == 2

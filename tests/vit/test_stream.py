@@ -68,14 +68,14 @@ def test_what_runs_from_a_block_on_is_the_whole_model(kind: str) -> None:
 
 
 def test_a_layer_is_found_in_its_block() -> None:
-    stream = ResidualStream(MODELS["swin"]().model)
+    stream = ResidualStream(MODELS["swin"]().module)
     assert [stream.block_of(f"{name}.attn.qkv") for name in stream.names] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="in no block"):
         stream.block_of("patch_embed.proj")
 
 
 def test_a_model_that_does_more_than_its_blocks_is_refused() -> None:
-    model = MODELS["distilled"]().model
+    model = MODELS["distilled"]().module
     ResidualStream(model)
     model.register_forward_hook(lambda _, inputs, output: 2 * output)
     with pytest.raises(UnsupportedModel, match="something else than its blocks"):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ..configs.verbs import Rescore
 from .effects import Effect
 from .moves import Move, Moves, State
 
-Rescore = Literal["lazy", "all"]
 # Moves in a row that would break --max-drop before the search ends.
 PATIENCE = 8
 
@@ -65,7 +64,7 @@ class _Scored:
 
 
 @dataclass
-class Search:
+class GreedySearch:
     """The state of a search: `steps` taken so far, moves `set_aside` because they would break the drop."""
 
     moves: Moves

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from ..configs.verbs import Unit
 from ..model import Model
 from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
-from .greedy import Search, Step
+from .greedy import GreedySearch, Step
 from .history import SearchLog
 from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
-from .moves import Moves, State, Unit, ranks_of
+from .moves import Moves, State, ranks_of
 from .timer import Timed
 
 # Seconds of timed rounds, beside what exporting takes: of the whole table, and of one whole model.
@@ -109,7 +110,7 @@ class Latency:
         """The share that a search over these units can come down to."""
         return self.model.floor(single="heads" in over, whole="layers" in over, factorize="ranks" in over)
 
-    def settle(self, search: Search, target: float, on_step: Callable[[Step], None]) -> bool:
+    def settle(self, search: GreedySearch, target: float, on_step: Callable[[Step], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
         predicted was more than what was saved, at most `CORRECTIONS` times. Whether the target is met."""
         while search.steps:

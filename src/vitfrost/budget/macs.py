@@ -10,13 +10,14 @@ from functools import cache
 
 from torch import nn
 
+from ..configs.verbs import Unit
 from ..evaluation.cost import logit_macs, macs_by_part
 from ..methods.constant_heads.constants import Kind
 from ..methods.constant_heads.cost import constant_macs
 from ..methods.low_rank.cost import feed_forward_macs
 from ..passes.structure import shape_of
 from ..vit.sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
-from .moves import State, Unit, ranks_of
+from .moves import State, ranks_of
 
 # Of the projections that a layer stacks, how many make queries or keys.
 _QUERY_KEY_SHARE = {"qkv": 2 / 3, "query": 1.0, "key": 1.0, "key_value": 0.5}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
+from ..configs.verbs import Unit
 from ..methods.low_rank.cost import largest_useful_rank
 from ..vit.sites import AttentionSite, FeedForwardSite
 
-Unit = Literal["heads", "layers", "ranks"]
-UNITS: tuple[Unit, ...] = ("heads", "layers", "ranks")
+UNITS: tuple[Unit, ...] = get_args(Unit)
 # Ranks that a projection may get, relative to its width; others would add measurements, not choice.
 RATIOS = (0.75, 2 / 3, 0.5)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..configs import Compact, FreezeHeads, Quantize
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import with_constants
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.schema import LatencyPlan, Plan, QuantizePlan, StatisticsIdentity
-from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
+from ..plans.schema import LatencyPlan, Plan, StatisticsIdentity
+from ..plans.structure import FeedForwardPlan
 from ..vit.sites import ModelSites
 from .history import Measurement, SearchRecord, Taken
 from .moves import State
@@ -20,9 +21,9 @@ def planned(
     layers: Sequence[LayerPlan],
     state: State,
     record: SearchRecord,
-    constants: ConstantsPlan,
-    compact: CompactPlan,
-    quantize: QuantizePlan,
+    constants: FreezeHeads,
+    compact: Compact,
+    quantize: Quantize,
 ) -> Plan:
     """The plan of a state. `layers` are those of the plan with all heads computed; `record` tells how the state came about."""
     heads, blocks = reasons(record)
@@ -40,8 +41,8 @@ def bare_plan(
     layers: Sequence[LayerPlan],
     frozen: Sequence[Sequence[HeadPlan]],
     state: State,
-    constants: ConstantsPlan,
-    compact: CompactPlan,
+    constants: FreezeHeads,
+    compact: Compact,
 ) -> Plan:
     """The plan of a state in 32 bits, without reasons: what the model of a state is made by. `frozen[place][head]`: how each head is
     frozen."""
@@ -53,7 +54,7 @@ def bare_plan(
         FeedForwardPlan(site=block.name, width=block.width, hidden=block.hidden, rank=rank)
         for block, rank in zip(sites.feed_forward, state.ranks, strict=True)
     )
-    return _plan(statistics, state, made, blocks, constants, compact, QuantizePlan(weight_bits=32, activation_bits=32), None)
+    return _plan(statistics, state, made, blocks, constants, compact, Quantize(32, 32), None)
 
 
 def _plan(
@@ -61,9 +62,9 @@ def _plan(
     state: State,
     layers: Sequence[LayerPlan],
     blocks: tuple[FeedForwardPlan, ...],
-    constants: ConstantsPlan,
-    compact: CompactPlan,
-    quantize: QuantizePlan,
+    constants: FreezeHeads,
+    compact: Compact,
+    quantize: Quantize,
     latency: LatencyPlan | None,
 ) -> Plan:
     header, factorizes = statistics.header, any(rank is not None for rank in state.ranks)

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import nn
 
+from ..configs import Compact, FreezeHeads
 from ..methods.low_rank.moments import InputMoments
 from ..passes.structure import compact_projection, freeze_heads
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import Constant, choose_kind, fitted, shape_of
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
+from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import ModelSites
@@ -36,8 +37,8 @@ class Replacements:
         sites: ModelSites,
         layers: Sequence[LayerPlan],
         statistics: StatisticsRecord,
-        constants: ConstantsPlan,
-        compact: CompactPlan,
+        constants: FreezeHeads,
+        compact: Compact,
         moments: Mapping[str, InputMoments],
     ):
         self.model, self.layers, self.compact, self.moments = model, tuple(layers), compact, moments

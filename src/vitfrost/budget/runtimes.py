@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import get_args
 
+from ..configs.verbs import SearchRuntime
 from ..errors import VitfrostError
 from ..evaluation.results import processor_name
 from ..runtime.runtimes import RUNTIMES, cores
 from ..timing.sessions import runtime_version
 from .latency_record import LatencySetup
 
-NAMES = (*(f"{name}-{precision}" for name in sorted(RUNTIMES) for precision in RUNTIMES[name].precisions()), "torch-fp32")
+NAMES = get_args(SearchRuntime)
 
 
 @dataclass(frozen=True)

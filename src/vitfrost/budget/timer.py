@@ -8,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..deploy.export import export
+from ..configs import Export
+from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import scratch_folder
 from ..images.given import ImagesLike
@@ -100,10 +100,12 @@ class RuntimeTimer:
     def _export(self, name: str, loaded: Model, folder: Path) -> Path:
         if name == ORIGINAL and self._kept is not None:
             return self._kept
-        form, precision = RUNTIMES[self.target.runtime].format, self.target.precision
-        int8: dict[str, Any] = {"images": self.images, "calibration_images": CALIBRATION_IMAGES} if precision == "int8" else {}
+        target = self.target
+        config, images = Export(RUNTIMES[target.runtime].format, target.precision, seed=self.seed), None  # type: ignore[arg-type]
+        if target.precision == "int8":
+            config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
         place = self._folder / ORIGINAL if name == ORIGINAL else folder
-        path = export(loaded, format=form, precision=precision, out=place, seed=self.seed, time_only=True, **int8)  # type: ignore[arg-type]
+        path = export_graph(loaded, config, place, images, time_only=True)
         self._kept = path if name == ORIGINAL else self._kept
         return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -16,7 +16,6 @@ from ..errors import VitfrostError
 if TYPE_CHECKING:
     from ..model import Model
 
-Criterion = Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"]
 ArtifactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTIFACT", help="an artifact folder (or give --model)")]
 Weights = Annotated[
     str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")

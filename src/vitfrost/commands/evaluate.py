@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..configs import Evaluate
 from ..errors import VitfrostError
 from .arguments import ArtifactOrNone, Flags, ModelFlags, Weights, show
+from .flags import Given, Group, takes
 
 
+@takes(Group.of(Evaluate))
 def evaluate(
     artifact: ArtifactOrNone = None,
     /,
     *,
+    given: Given,
     images: Path,
     model: Flags = ModelFlags(),
     labels: Path | None = None,
     reference: str | None = None,
     reference_weights: Weights = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
     json: Path | None = None,
 ) -> None:
     """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference.
@@ -30,13 +31,10 @@ def evaluate(
         labels: CSV with the columns file and label, if not labels.csv in the folder.
         reference: timm name or artifact folder to compare with on the same images.
         reference_weights: weights of the reference; for an artifact, --weights is taken as well.
-        limit: how many images, a seeded draw; all if not given.
-        seed: seed of the draw.
-        batch_size: images per forward pass.
         json: write the result row to this file.
     """
+    config = given.config(Evaluate)
     from .. import evaluate as verb
-    from ..configs import Evaluate
     from ..distributed import rank
     from ..evaluation.evaluate import open_reference
     from ..evaluation.results import format_rows
@@ -50,7 +48,6 @@ def evaluate(
     loaded = model.open(artifact, exports=True)
     crops = {"crop_pct": model.crop_pct, "crop_mode": model.crop_mode}
     compared = None if reference is None else open_reference(reference, loaded, weights=reference_weights, device=model.device, **crops)
-    config = Evaluate(limit=limit, seed=seed, batch_size=batch_size)
     row = verb(loaded, images, labels=labels, reference=compared, config=config, json=json)
     if rank() == 0:
         show(format_rows([row]))

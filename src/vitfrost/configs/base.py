@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_args, get_origin
@@ -12,7 +13,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs
 
 from ..errors import VitfrostError
-from ..plans.strict import Positive, describe
+from ..strict import Positive, describe
 
 C = TypeVar("C")
 
@@ -30,13 +31,14 @@ class Flag:
 
     name: of the flag, if not the field's. metavar: what stands for the value in the help. choices: allowed words that a registry knows.
     form: "value"; "words" (several, with spaces); "commas" (several, with commas); "yes-no"; "off" (a switch that turns a field off);
-    "none" (not on the command line).
+    "none" (not on the command line). default: what the help says of it, where it depends on other options.
     """
 
     name: str | None = None
     metavar: str | None = None
     choices: Callable[[], Sequence[str]] | None = None
     form: str = "value"
+    default: str | None = None
 
 
 PYTHON_ONLY = Flag(form="none")
@@ -52,6 +54,12 @@ class Option:
     default: Any
     help: str
     flag: Flag
+    checks: tuple[Any, ...] = ()
+
+    @property
+    def checked_type(self) -> Any:
+        """The type with its checks, for a field of another class."""
+        return Annotated[(self.type, *self.checks)] if self.checks else self.type
 
     @property
     def name(self) -> str:
@@ -73,8 +81,7 @@ def _literals(kind: Any) -> tuple[Any, ...] | None:
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, UnionType, tuple):
-        found = [_literals(part) for part in get_args(kind)]
-        return next((choices for choices in found if choices), None)
+        return tuple(choice for part in get_args(kind) for choice in _literals(part) or ()) or None
     return None
 
 
@@ -128,7 +135,8 @@ def options_of(cls: type) -> list[Option]:
     made = []
     for name, info in cls.__pydantic_fields__.items():  # type: ignore[attr-defined]
         flag = next((each for each in info.metadata if isinstance(each, Flag)), Flag())
-        made.append(Option(cls, name, info.annotation, info.default, " ".join((info.description or "").split()), flag))
+        text = " ".join((info.description or "").split())
+        made.append(Option(cls, name, info.annotation, info.default, text, flag, tuple(info.metadata)))
     return made
 
 
@@ -142,7 +150,12 @@ def parsed(cls: type[C], data: Any, names: Mapping[str, str] | None = None) -> C
     try:
         return TypeAdapter(cls).validate_python(data)
     except ValidationError as error:
-        raise VitfrostError(describe(error, names) if names else _named(cls, describe(error))) from error
+        if names is None:
+            raise VitfrostError(_named(cls, describe(error))) from error
+        text = describe(error, names)
+        if not error.errors(include_url=False)[0]["loc"]:  # of several fields, which the text names
+            text = re.sub(rf"\b({'|'.join(names)})\b", lambda field: names[field[0]], text)
+        raise VitfrostError(text) from error
 
 
 def idle_fields(config: Any) -> dict[str, str]:

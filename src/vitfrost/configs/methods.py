@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, AliasChoices, Field, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..plans.criteria import CRITERIA
 from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
@@ -18,7 +19,7 @@ IntraMap = Literal["none", "3x3", "5x5", "key-grid"]
 Norm = Literal["batch", "none"]
 ProtectedPart = Literal["cls-rows", "cls-columns"]
 KERNEL_SIZES: dict[IntraMap, int] = {"none": 0, "3x3": 3, "5x5": 5, "key-grid": 3}
-FULL_PRECISION = 32
+FULL_PRECISION: Literal[32] = 32
 
 
 def _known(name: str) -> str:
@@ -33,7 +34,7 @@ def _criteria() -> Sequence[str]:
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
-        raise ValueError(f"the window is {value}; a kernel around a patch has an odd side")
+        raise PydanticCustomError("odd", "it should be odd, as a kernel around a patch is")
     return value
 
 
@@ -48,7 +49,7 @@ class FreezeEntries:
     TITLE: ClassVar[str] = "frozen attention weights"
     SWITCH: ClassVar[str] = "ratio"
 
-    ratio: Annotated[Share, Flag("freeze", "SHARE")] = 0.2
+    ratio: Annotated[Share, Flag("freeze", "SHARE", default="0.2, or none where heads are hallucinated or blocks compacted")] = 0.2
     """Share of the attention weights that are frozen (tau of EAM equation 15), 0 to 1."""
     by: Annotated[str, Flag(choices=_criteria)] = "entropy"
     """Criterion; the weights with the lowest values are frozen."""
@@ -75,7 +76,9 @@ class FreezeEntries:
     def of_file(data: dict[str, Any]) -> dict[str, Any]:
         """The fields out of the part of a plan file, which also names the unit."""
         if data.get("unit", "entry") != "entry":
-            raise ValueError(f"unit is '{data['unit']}'; it should be entry (whole heads stand in constants)")
+            raise ValueError(f"unit is '{data['unit']}'; it should be 'entry' (whole heads stand in constants)")
+        if "ratio" not in data:
+            raise ValueError("ratio is missing")
         return {key: value for key, value in data.items() if key != "unit"}
 
     @model_validator(mode="after")
@@ -86,7 +89,7 @@ class FreezeEntries:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data = handler(self)
-        return {"unit": "entry", "by": data["by"]} | data
+        return {"unit": "entry", "by": data["by"]} | data if "by" in data else data
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
@@ -120,7 +123,7 @@ class FreezeHeads:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data = handler(self)
-        return {"unit": data["unit"], "by": data["by"]} | data
+        return {key: data[key] for key in ("unit", "by") if key in data} | data
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
@@ -137,8 +140,9 @@ class Hallucinate:
 
     share: Annotated[float, Field(strict=True, ge=0, lt=1), Flag("hallucinate", "SHARE")]
     """Share of every layer's heads, rounded down, that lose their queries and keys; their maps are made of the other heads'."""
-    by: Annotated[Literal["medoids", "explained", "first", "random"], Flag("hallucinate-by")] = "medoids"
-    """Which heads are computed: medoids of the heads' similarity, those that explain the others' logits best, the first ones, or a draw."""
+    by: Annotated[Literal["medoids", "explained", "first", "random"] | None, Flag("hallucinate-by")] = None
+    """Which heads are computed: medoids of the heads' similarity, those that explain the others' logits best, the first ones, or a draw. If
+    not given: medoids; without statistics the first ones."""
     mix: Literal["ridge", "copy"] = "ridge"
     """How the mix across heads starts where trained weights are there: ridge regression of logits, or a copy of one head."""
     ridge: Nonnegative = 1e-3
@@ -171,7 +175,7 @@ class Hallucinate:
     @property
     def compares_heads(self) -> bool:
         """Whether heads are chosen by second moments of their logits."""
-        return self.by in ("medoids", "explained")
+        return self.by in (None, "medoids", "explained")
 
     @property
     def fits_mix(self) -> bool:
@@ -190,7 +194,7 @@ class Hallucinate:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {"mix": "inter_map"} if self.inter_map == "copy" else {}
+        found = {"mix": "inter_map"} if self.inter_map == "copy" and self.mix == "ridge" else {}
         if not self.fits_mix and self.by != "explained":
             found["ridge"] = "inter_map" if self.inter_map == "copy" else "mix"
         if self.intra_map == "none":
@@ -240,13 +244,13 @@ class Quantize:
     weights: Annotated[
         Bits,
         Field(validation_alias=AliasChoices("weights", "weight_bits"), serialization_alias="weight_bits"),
-        Flag("weight-bits"),
+        Flag("weight-bits", default="4 where single weights are frozen, else 32"),
     ] = 4
     """Bits of the weights; 32 leaves them in floating point."""
     activations: Annotated[
         Bits,
         Field(validation_alias=AliasChoices("activations", "activation_bits"), serialization_alias="activation_bits"),
-        Flag("activation-bits"),
+        Flag("activation-bits", default="4 where single weights are frozen, else 32"),
     ] = 4
     """Bits of the activations; 32 leaves them in floating point."""
     levels: Literal["published", "strict"] = "published"

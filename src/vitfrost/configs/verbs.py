@@ -47,7 +47,7 @@ class Calibrate:
 class Evaluate:
     """On which images a model is measured."""
 
-    TITLE: ClassVar[str] = "images"
+    TITLE: ClassVar[str] = "drawn images"
 
     limit: Annotated[Images | None, Flag(metavar="COUNT")] = None
     """How many images, a seeded draw; all if not given."""
@@ -61,7 +61,7 @@ class Evaluate:
 class Compress:
     """Which images a plan is applied with."""
 
-    TITLE: ClassVar[str] = "images"
+    TITLE: ClassVar[str] = "drawn images"
 
     seed: Seed = 0
     """Seed of the draws of images."""
@@ -104,7 +104,7 @@ class Search:
         if self.target_latency is not None and self.target_macs is not None:
             raise ValueError("target_macs and target_latency are two searches; give one of them, and max_drop beside it if you like")
         if self.target_latency is not None and self.runtime is None:
-            raise ValueError("target_latency is that of a runtime; give runtime as well, such as openvino-int8")
+            raise ValueError("target_latency needs a runtime; give one, such as openvino-int8")
         for field in ("runtime", "threads"):
             if self.target_latency is None and getattr(self, field) is not None:
                 raise ValueError(f"{field} goes with target_latency; give that too, or leave {field} out")
@@ -150,7 +150,8 @@ class Export:
         """Fields without effect."""
         if self.precision != "int8":
             return dict.fromkeys(("calibration_images", "weight_range", "attention"), "precision")
-        return {"calibration_images": "ranges"} if self.ranges == "dynamic" else {}
+        found = {"attention": "format"} if self.format == "onnx" else {}
+        return found | ({"calibration_images": "ranges"} if self.ranges == "dynamic" else {})
 
 
 @config

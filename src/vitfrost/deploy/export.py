@@ -8,12 +8,14 @@ import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from numpy import ndarray
 
 from ..artifact import Artifact
+from ..configs import Export, refuse_idle
+from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
 from ..evaluation.description import FULL_PRECISION_BITS, describe
 from ..files import atomic_folder, refuse_existing, sha256_of_file
@@ -22,16 +24,13 @@ from ..methods.frozen_entries import FrozenMaps
 from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..runtime.folder import EXPORT_FILE, FORMAT
-from ..runtime.runtimes import FORMATS, PRECISIONS, import_runtime
+from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
     PRODUCTS,
-    Attention,
-    Ranges,
-    WeightRange,
     attention_products,
     keeps_attention_float,
     quantize_onnx,
@@ -43,10 +42,7 @@ from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
 _LOG = logging.getLogger(__name__)
-Format = Literal["onnx", "openvino"]
-Precision = Literal["fp32", "bf16", "int8"]
-Graph = Literal["lean", "plain"]
-CALIBRATION_IMAGES = 300
+DEFAULTS = Export()
 INT8_CHECKS = 36
 
 
@@ -55,45 +51,57 @@ class Int8(NamedTuple):
 
     pixels: ndarray | None
     reduced: bool
-    attention: Attention
+    attention: AttentionProducts
     lean: bool
 
 
 @torch.random.fork_rng(devices=[])
 def export(
     model: ModelLike,
+    config: Export = DEFAULTS,
     *,
-    format: Format,
-    precision: Precision,
     out: str | Path,
     images: ImagesLike | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
-    weight_range: WeightRange = "auto",
-    attention: Attention = "auto",
-    graph: Graph = "lean",
-    ranges: Ranges = "static",
-    seed: int = 0,
-    time_only: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Write a model as an ONNX or OpenVINO graph; returns the folder `out`.
 
-    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. `precision`: "fp32"; "bf16" (OpenVINO:
-    an fp32 graph that CPUs with bf16 instructions compute in bf16); "int8", calibrated on `calibration_images` drawn from `images` by
-    `seed`. `images` also serve to compare with the original; without them random pixels do. `weight_range`: see `reduces_range`.
-    `attention`: whether OpenVINO's int8 covers the products of attention, see `keeps_attention_float`; ONNX Runtime's does not.
-    `graph`: "lean" computes the same with less work (see `vit.lean` and `fuse`): int8 for ONNX Runtime is written in its own operators;
-    "plain" is the model as PyTorch has it, quantized as the runtime's own tool does by default. export.json says what was written:
+    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
-    `ranges`: "static" ranges come from the calibration images; "dynamic" ones, of ONNX Runtime's int8, are taken in every run from the
-    whole batch, and need no images.
-    `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained weights;
-    export.json says how far they differ.
+
+    Args:
+        model: as of every verb.
+        config: what graph is written.
+        out: folder for the exported model.
+        images: a folder or an iterable, to calibrate int8 and to compare with the original; random pixels do the latter without it.
+        overwrite: replace an existing folder.
+
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
     model's logits are not the original's; nothing is written then.
     """
+    return export_graph(model, config, out, images, overwrite=overwrite)
+
+
+def export_graph(
+    model: ModelLike,
+    config: Export,
+    out: str | Path,
+    images: ImagesLike | None = None,
+    *,
+    time_only: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """What `export` does.
+
+    `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained
+    weights; export.json says how far they differ.
+    """
     out = Path(out)
-    _check_options(format, precision, images, calibration_images, attention, graph, ranges)
+    refuse_idle(config)
+    format, precision, ranges, seed = config.format, config.precision, config.ranges, config.seed
+    if precision == "int8" and ranges == "static" and images is None:
+        also = ", or ranges dynamic" if format == "onnx" else ""
+        raise VitfrostError(f"int8 is calibrated on real images; give images (--images DIR){also}")
     refuse_existing(out, overwrite)
     for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
@@ -102,12 +110,12 @@ def export(
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
     static = precision == "int8" and ranges == "static"
-    calibration, compared, record = _drawn(loaded, images, calibration_images if static else 0, checks, seed)
+    calibration, compared, record = _drawn(loaded, images, config.calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(with_float_weights(copy.deepcopy(ready))) if graph == "lean" else ready
-    reduced = precision == "int8" and reduces_range(weight_range)
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
+    reduced = precision == "int8" and reduces_range(config.weight_range)
     with atomic_folder(out, overwrite) as folder:
-        int8 = Int8(calibration if static else None, reduced, attention, graph == "lean") if precision == "int8" else None
+        int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
@@ -139,33 +147,11 @@ def export(
     return out
 
 
-def _check_options(form: str, precision: str, images: ImagesLike | None, count: int, attention: str, graph: str, ranges: str) -> None:
-    if form not in FORMATS:
-        raise VitfrostError(f"the format '{form}' is unknown; choose one of {', '.join(FORMATS)}")
-    if precision not in PRECISIONS:
-        raise VitfrostError(f"the precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
-    if (form, precision) == ("onnx", "bf16"):
-        raise VitfrostError("ONNX Runtime has no bf16 kernels for the CPU; export bf16 for openvino, or onnx in fp32 or int8")
-    if (form, attention) == ("onnx", "int8"):
-        raise VitfrostError("ONNX Runtime's int8 covers layers with weights only; give --attention float or leave it out")
-    if graph not in get_args(Graph):
-        raise VitfrostError(f"the graph '{graph}' is unknown; choose one of {', '.join(get_args(Graph))}")
-    if ranges not in get_args(Ranges):
-        raise VitfrostError(f"the ranges '{ranges}' are unknown; choose one of {', '.join(get_args(Ranges))}")
-    if ranges == "dynamic" and (form, precision) != ("onnx", "int8"):
-        raise VitfrostError("only ONNX Runtime's int8 has dynamic ranges; give --format onnx --precision int8, or --ranges static")
-    if precision == "int8" and ranges == "static" and images is None:
-        also = ", or --ranges dynamic" if form == "onnx" else ""
-        raise VitfrostError(f"int8 is calibrated on real images; give --images DIR{also}")
-    if count < 1:
-        raise VitfrostError(f"calibration images must be at least 1, got {count}")
-
-
 def _check_model(loaded: Model) -> None:
     """Refuse simulated quantization; warn of frozen entries that save nothing."""
-    if isinstance(loaded, Artifact) and loaded.plan.quantize.activation_bits != FULL_PRECISION_BITS:
+    if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
-            f"the artifact quantizes activations to {loaded.plan.quantize.activation_bits} bits, which is simulated in floating point and "
+            f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
             "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
@@ -225,7 +211,7 @@ def _plan_of(loaded: Model) -> dict[str, Any] | None:
         return None
     found = summary(loaded.plan)
     del found["layers"]
-    return found | {"weight_bits": loaded.plan.quantize.weight_bits}
+    return found | {"weight_bits": loaded.plan.quantize.weights}
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:

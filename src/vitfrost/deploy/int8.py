@@ -10,17 +10,15 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from numpy import ndarray
 
+from ..configs.verbs import AttentionProducts, WeightRange
 from ..runtime.runtimes import INPUT, import_runtime
 from .tools import quiet_tools
 
-WeightRange = Literal["auto", "full", "reduced"]
-Ranges = Literal["static", "dynamic"]
-Attention = Literal["auto", "int8", "float"]
 BATCH_SIZE = 8
 # ONNX operators with weights; outputs of products can stay in floating point at no cost.
 PRODUCTS = ("MatMul", "Gemm")
@@ -36,7 +34,7 @@ def reduces_range(asked: WeightRange) -> bool:
     return not multiplies_bytes() if asked == "auto" else asked == "reduced"
 
 
-def keeps_attention_float(asked: Attention) -> bool:
+def keeps_attention_float(asked: AttentionProducts) -> bool:
     """Whether NNCF is to leave the products of attention in floating point; "auto": where it was measured to be faster, without VNNI."""
     return not multiplies_bytes() if asked == "auto" else asked == "float"
 

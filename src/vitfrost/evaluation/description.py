@@ -52,7 +52,7 @@ def describe(loaded: Model) -> Description:
     if not isinstance(loaded, Artifact):
         size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
         return Description("executed", "fp32", {}, None, size, macs, runtime, threads)
-    weight_bits, activation_bits = loaded.plan.quantize.weight_bits, loaded.plan.quantize.activation_bits
+    weight_bits, activation_bits = loaded.plan.quantize.weights, loaded.plan.quantize.activations
     full = weight_bits == activation_bits == FULL_PRECISION_BITS
     return Description(
         kind="executed" if full else "simulated",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact, settings_of
+from ..configs import Compress, Repair, refuse_idle
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.given import ImagesLike, find_given
-from ..methods.repair.options import RepairOptions, repair_options
 from ..model import Model, ModelLike, as_model
 from ..plans.file import load_plan
 from ..plans.fits import check_fits
@@ -25,21 +25,11 @@ from .repair_layers import RepairLayers
 from .structure import changed_sites, has_structure
 from .work import Pass, Work, apply_passes
 
-CALIBRATION_IMAGES = 32
-COMPACT_IMAGES = 256
-REPAIR_IMAGES = 300
+DEFAULTS = Compress()
 DRAWS = ("calibration", "structure", "repair")  # in which order an artifact lists their seeds
 
 
-def passes_of(
-    plan: Plan,
-    repair: RepairOptions | None = None,
-    *,
-    structured: bool = False,
-    calibration_images: int = CALIBRATION_IMAGES,
-    compact_images: int = COMPACT_IMAGES,
-    repair_images: int = REPAIR_IMAGES,
-) -> list[Pass]:
+def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAULTS, *, structured: bool = False) -> list[Pass]:
     """The passes that apply a plan, in order. `structured`: the model has the plan's structure already.
 
     Frozen entries lie on the grids of the map quantizers, so they come last where maps are quantized. Where activations stay in
@@ -48,13 +38,13 @@ def passes_of(
     settings = settings_of(plan)
     passes: list[Pass] = []
     if has_structure(plan) and not structured:
-        passes.append(GiveStructure(compact_images))
+        passes.append(GiveStructure(config.compact_images))
     if plan.freeze is not None and not settings.activations:
         passes.append(FreezeEntries())
     if repair is not None:
-        passes.append(RepairLayers(repair, repair_images))
+        passes.append(RepairLayers(repair))
     if settings.any:
-        passes.append(QuantizeRepQ(settings, calibration_images))
+        passes.append(QuantizeRepQ(settings, config.calibration_images))
     if plan.freeze is not None and settings.activations:
         passes.append(FreezeEntries())
     return passes
@@ -127,12 +117,8 @@ def compress(
     *,
     statistics: Statistics | str | Path | None = None,
     images: ImagesLike | None = None,
-    seed: int = 0,
-    calibration_images: int = CALIBRATION_IMAGES,
-    compact_images: int = COMPACT_IMAGES,
-    repair: str | RepairOptions | None = None,
-    repair_images: int = REPAIR_IMAGES,
-    repair_penalty: float | None = None,
+    repair: Repair | None = None,
+    config: Compress = DEFAULTS,
     progress: bool = False,
     recipe: dict[str, Any] | None = None,
     out: str | Path | None = None,
@@ -140,29 +126,29 @@ def compress(
 ) -> Artifact:
     """Apply a plan to a model: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save the artifact to `out`.
 
-    `images` is the folder from which, with `seed`, `calibration_images` images are drawn where activations are quantized and
-    `compact_images` where compact blocks fit activations; `statistics` the ones the plan was made from (needed where it freezes
-    or hallucinates). `repair` ("ridge" or "bias") re-fits output projections and second feed-forward projections on `repair_images`
-    images (see repair.refit), to the structure alone where activations are quantized, else to frozen maps too; `repair_penalty` (None:
-    the default of RepairOptions) holds the weights to what they were. The model itself is not changed. It may be an artifact (or its
-    folder), such as a trained one, that is neither quantized nor frozen: its structure stays, the plan has to be made from statistics
-    of it, and a repair aims at it. `passes_of` gives the order of the passes.
+    Args:
+        statistics: those that the plan was made from; needed where it freezes or hallucinates.
+        images: a folder or an iterable (see images.given) that images are drawn from where activations are quantized, compact blocks
+            fitted, or the model repaired.
+        repair: re-fit output projections and second feed-forward projections (see methods.repair.refit): to the structure alone where
+            activations are quantized, else to frozen maps too.
+        config: how many images are drawn, and by which seed.
+
+    The model itself is not changed. It may be an artifact (or its folder), such as a trained one, that is neither quantized nor frozen:
+    its structure stays, the plan has to be made from statistics of it, and a repair aims at it. `passes_of` gives the order of the passes.
     Raises VitfrostError when plan, statistics and model do not belong together.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
-    counts = {"calibration_images": calibration_images, "compact_images": compact_images, "repair_images": repair_images}
-    for what, number in counts.items():
-        if number < 1:
-            raise VitfrostError(f"{what.replace('_', ' ')} must be at least 1, got {number}")
-    repairs = repair_options(repair, repair_penalty)
+    if repair is not None:
+        refuse_idle(repair)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
     loaded = as_model(model)
     images = None if images is None else find_given(images, several=True)
-    work = start_work(loaded, plan, statistics, Draws(loaded, images, seed), progress)
-    apply_passes(passes_of(plan, repairs, structured=isinstance(loaded, Artifact), **counts), work)
+    work = start_work(loaded, plan, statistics, Draws(loaded, images, config.seed), progress)
+    apply_passes(passes_of(plan, repair, config, structured=isinstance(loaded, Artifact)), work)
     artifact = artifact_of(work, recipe)
     if out is not None:
         artifact.save(out, overwrite)

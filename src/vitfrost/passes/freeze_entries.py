@@ -10,7 +10,7 @@ from torch import nn
 from ..artifact import build_frozen
 from ..methods.frozen_entries import FrozenMaps, frozen_step
 from ..methods.quantize.repq import map_quantizers
-from ..plans.choose import frozen_maps
+from ..plans.freeze_entries import frozen_maps
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention

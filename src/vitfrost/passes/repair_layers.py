@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+from ..configs import Repair
+from ..configs.base import plain
 from ..errors import VitfrostError
-from ..methods.repair.options import RepairOptions
-from ..methods.repair.refit import Repair
+from ..methods.repair.refit import Refit
 from .work import Record, Work
 
 BATCH_SIZE = 25
@@ -15,13 +16,12 @@ BATCH_SIZE = 25
 
 @dataclass(frozen=True)
 class RepairLayers:
-    """`images`: how many are drawn at most, in batches; they need no labels. See `methods.repair.refit`.
+    """Images are drawn in batches; they need no labels. See `methods.repair.refit`.
 
     The record: the options, the draw, and what was left of the stream at every layer before and after.
     """
 
-    options: RepairOptions
-    images: int
+    options: Repair
     name = "repair"
 
     def check(self, work: Work) -> None:
@@ -31,8 +31,8 @@ class RepairLayers:
 
     def apply(self, work: Work) -> Record:
         """What has been done to the model by now is repaired; what comes later is not."""
-        drawn = work.draws.batches(self.name, self.images, BATCH_SIZE)
+        drawn = work.draws.batches(self.name, self.options.images, BATCH_SIZE)
         original = copy.deepcopy(work.original.module).cpu()  # where the changed model is, and without what a caller has hooked to it
-        repair = Repair(work.model, original, work.sites, self.options)
-        layers = repair.run(drawn, drawn.expected, work.progress)
-        return self.options.plain() | {"skip_last": repair.skipped} | drawn.record() | {"layers": layers}
+        refit = Refit(work.model, original, work.sites, self.options)
+        layers = refit.run(drawn, drawn.expected, work.progress)
+        return plain(self.options) | {"skip_last": refit.skipped} | drawn.record() | {"layers": layers}

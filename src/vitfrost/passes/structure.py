@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..configs import Compact, Hallucinate
 from ..errors import VitfrostError
 from ..methods.constant_heads.constants import Kind, Shape
 from ..methods.constant_heads.cost import constant_macs
@@ -24,7 +25,7 @@ from ..methods.low_rank.moments import InputMoments
 from ..methods.low_rank.projection import CompactProjection, Layout
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
-from ..plans.structure import CompactPlan, FeedForwardPlan, HallucinatePlan
+from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.sites import AttentionSite, LinearSite, ModelSites
@@ -64,7 +65,7 @@ def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> Attention
     macs = 0
     if made:
         assert plan.hallucinate is not None
-        macs = generation_macs(site.queries, site.keys, count, made, plan.hallucinate.options(), site.prefix_tokens)
+        macs = generation_macs(site.queries, site.keys, count, made, plan.hallucinate, site.prefix_tokens)
     applied = constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds_of(layer)) if constant else 0
     return replace(site, logit_heads=count, generation_macs=macs, constant_heads=constant, constant_macs=applied)
 
@@ -147,19 +148,19 @@ def mixed_moments(moments: Float[Tensor, "heads heads"], layer: LayerPlan) -> tu
     return moments[mixed][:, mixed], HeadChoice(kept, places)
 
 
-def _hallucination(module: MapAttention, layer: LayerPlan, settings: HallucinatePlan, moments: Tensor | None) -> HeadHallucination:
-    site, options = module.site, settings.options()
-    if options.intra_map == "key-grid" and site.grid_of_keys is None:
+def _hallucination(module: MapAttention, layer: LayerPlan, settings: Hallucinate, moments: Tensor | None) -> HeadHallucination:
+    site = module.site
+    if settings.intra_map == "key-grid" and site.grid_of_keys is None:
         raise VitfrostError(
             f"{site.name} has keys that lie on no patch grid (each is a mean of consecutive tokens), which intra_map key-grid needs; "
             "plan with --intra-map 3x3 or none, or leave this layer's heads computed"
         )
     kept = layer.logit_heads
     places = tuple(kept.index(source) for source in sources(layer))
-    made = HeadHallucination(len(kept), places, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
+    made = HeadHallucination(len(kept), places, settings, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
     if moments is not None:
         moments, choice = mixed_moments(moments, layer)
-        made.mix.set_mix(fit_pairs(moments, choice) if options.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
+        made.mix.set_mix(fit_pairs(moments, choice) if settings.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
     return made.to(module.proj.weight)
 
 
@@ -215,7 +216,7 @@ def install_compaction(
 def compact_projection(
     layer: nn.Linear | nn.Conv2d,
     block: FeedForwardPlan,
-    settings: CompactPlan,
+    settings: Compact,
     moments: InputMoments | None = None,
     *,
     training: bool = False,
@@ -226,15 +227,14 @@ def compact_projection(
     weight itself without them; untrained (and no error) where the settings say `random`, or with `fill` unset."""
     assert block.rank is not None
     layout: Layout = "channels-first" if isinstance(layer, nn.Conv2d) else "tokens"
-    options = settings.options()
     if not fill or settings.init == "random":
         made = CompactProjection(
-            block.hidden, block.width, block.rank, options, layout=layout, bias=layer.bias is not None, merged=not training
+            block.hidden, block.width, block.rank, settings, layout=layout, bias=layer.bias is not None, merged=not training
         )
         return made.to(layer.weight.dtype), None
     second, mean = (None, None) if moments is None else (moments.second_moment, moments.mean)
     factors = factorize(layer.weight.detach().flatten(1), layer.bias, block.rank, second, mean)
-    made = CompactProjection.from_factors(factors, options, like=layer, merged=not training, second_moment=second, mean=mean, seed=seed)
+    made = CompactProjection.from_factors(factors, settings, like=layer, merged=not training, second_moment=second, mean=mean, seed=seed)
     return made, factors.relative_error
 
 

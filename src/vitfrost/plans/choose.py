@@ -1,38 +1,35 @@
-"""The verb `plan`: from statistics to the number of entries frozen in every head, and back to the entries themselves.
-
-Shapes: W windows, H heads, Q queries, K keys. A head's entries are ranked by the criterion, ties by variance, mean and
-position; a plan keeps only how many are frozen, so a person can change any head's number.
-"""
+"""The verb `plan`: from statistics, or without them from a model, to what is done to every head, block and bit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
-from pydantic import BaseModel
 
+from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, refuse_idle
+from ..configs.base import parsed
+from ..configs.flat import UNQUANTIZED, Method
+from ..configs.methods import FULL_PRECISION
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
 from .compact import compact_blocks
-from .criteria import CRITERIA, SiteArrays
+from .criteria import SiteArrays
 from .file import save_plan
-from .freeze_heads import frozen_by_criterion
-from .hallucinate import COMPUTED, hallucinated_layers
-from .heads import HeadPlan, LayerPlan
-from .options import checked, compact_part, hallucinate_part
-from .schema import FreezePlan, Plan, QuantizePlan, StatisticsIdentity
-from .select import lowest, share, up_to_threshold
-from .structure import CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
+from .freeze_entries import with_frozen_entries
+from .freeze_heads import first_heads, frozen_by_criterion
+from .hallucinate import hallucinated_layers
+from .heads import COMPUTED, LayerPlan
+from .schema import Plan, StatisticsIdentity
+from .structure import FeedForwardPlan
 
-FREEZE_NAMES = {"ratio": "freeze", "bits": "frozen_bits", "grid": "frozen_grid"}
-CONSTANTS_NAMES = {"ratio": "freeze", "kind": "constants"}
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..model import Model, ModelLike
 
 
 @runtime_checkable
@@ -48,102 +45,47 @@ class StatisticsRecord(Protocol):
     def head_moments(self, site: str) -> np.ndarray: ...
 
 
-@dataclass
-class _Candidates:
-    """Entries that compete with each other, and how many unmasked ones there are in all."""
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a plan, at most one of each class."""
 
-    scores: Shaped[np.ndarray, "*shape"]
-    variance: Shaped[np.ndarray, "*shape"]
-    mean: Shaped[np.ndarray, "*shape"]
-    eligible: Bool[np.ndarray, "*shape"]
-    unmasked: int
+    entries: FreezeEntries | None
+    heads: FreezeHeads | None
+    hallucinate: Hallucinate | None
+    compact: Compact | None
+    quantize: Quantize
 
     @classmethod
-    def joined(cls, parts: Sequence[_Candidates]) -> _Candidates:
-        """All entries of several heads in one row."""
-        if len(parts) == 1:
-            return parts[0]
+    def of(cls, methods: Sequence[Method]) -> Methods:
+        """Sorted and checked. Raises VitfrostError for two of a class, for classes that exclude each other, and for changed fields that
+        have no effect."""
+        given: dict[type, Any] = {}
+        for method in methods or (FreezeEntries(),):
+            if not isinstance(method, Method):
+                raise VitfrostError(f"{method!r} is no method of a plan; give {', '.join(each.__name__ for each in get_args(Method))}")
+            if type(method) in given:
+                raise VitfrostError(f"{type(method).__name__} is given twice; a plan has one of a kind")
+            given[type(method)] = method
+            refuse_idle(method)
+        if FreezeEntries in given and FreezeHeads in given:
+            raise VitfrostError("FreezeEntries and FreezeHeads exclude each other; a plan freezes single weights or whole heads")
+        if FreezeHeads in given and given[FreezeHeads].ratio is None:
+            raise VitfrostError("FreezeHeads.ratio is missing; give the share of heads or layers to freeze (only a search finds it itself)")
+        if Compact in given and given[Compact].ratio is None:
+            raise VitfrostError("Compact.ratio is missing; give a ratio between 0 and 1 (only a search finds ranks itself)")
+        entries = given.get(FreezeEntries)
+        quantize = given.get(Quantize, Quantize() if entries is not None else UNQUANTIZED)
+        made = cls(entries, given.get(FreezeHeads), given.get(Hallucinate), given.get(Compact), quantize)
+        made._refuse_idle_together()
+        return made
 
-        def row(name: str) -> np.ndarray:
-            return np.concatenate([getattr(part, name).reshape(-1) for part in parts])
-
-        return cls(row("scores"), row("variance"), row("mean"), row("eligible"), sum(part.unmasked for part in parts))
-
-    def rank(self, count: int) -> Bool[np.ndarray, "*shape"]:
-        """Mask of the `count` entries that rank lowest."""
-        return lowest(self.scores, self.variance, self.mean, self.eligible, count)
-
-
-def _eligible(layer: LayerPlan, allowed: np.ndarray | None, protect: Sequence[str]) -> Bool[np.ndarray, "windows queries keys"]:
-    """Entries of a head that may be frozen: neither masked, nor in a protected row or column of a prefix token."""
-    windows, _, queries, keys = layer.maps
-    eligible = np.ones((windows, queries, keys), dtype=bool) if allowed is None else allowed.astype(bool)
-    if "cls-rows" in protect:
-        eligible[:, : layer.prefix_tokens] = False
-    if "cls-columns" in protect:
-        eligible[:, :, : layer.prefix_tokens] = False
-    return eligible
-
-
-def _heads(site: SiteArrays, layer: LayerPlan, index: int, freeze: FreezePlan) -> list[_Candidates]:
-    """The candidates [W, Q, K] of every head of the site at position `index` in the model."""
-    if tuple(site.maps_shape) != layer.maps:
-        raise VitfrostError(f"the statistics of {layer.site} have maps {list(site.maps_shape)}, the plan has {list(layer.maps)}")
-    eligible = _eligible(layer, site.allowed, freeze.protect)
-    scores = CRITERIA[freeze.by](site, freeze.seed, index)
-    heads = [
-        _Candidates(scores[:, head], site.variance[:, head], site.mean[:, head], eligible, layer.entries_per_head)
-        for head in range(layer.maps[1])
-    ]
-    for head in heads:
-        if not all(np.isfinite(key[eligible]).all() for key in (head.scores, head.variance, head.mean)):
-            raise VitfrostError(f"the statistics of {layer.site} hold values that are not finite; calibrate again")
-    return heads
-
-
-def _check_ratio(groups: Iterable[_Candidates], ratio: float) -> None:
-    """Raise VitfrostError naming the highest possible ratio where protected entries leave too few."""
-    possible = [(int(group.eligible.sum()), group.unmasked) for group in groups]
-    if any(share(ratio, unmasked) > eligible for eligible, unmasked in possible):
-        highest = min(Fraction(eligible, unmasked) for eligible, unmasked in possible)
-        raise VitfrostError(
-            f"freeze is {ratio}, but so many entries are protected that at most {math.floor(highest * 10_000) / 10_000} can be frozen"
-        )
-
-
-def _select(group: _Candidates, freeze: FreezePlan) -> tuple[np.ndarray, np.ndarray]:
-    """Masks, flat, of the group's frozen entries and of those among them that become literal zeros."""
-    count = share(freeze.ratio, group.unmasked)
-    if freeze.ties == "rank":
-        chosen = group.rank(count)
-        tied = np.zeros_like(chosen)
-    else:
-        chosen, tied = up_to_threshold(group.scores, group.eligible, count)
-        if freeze.ties == "le":
-            tied = np.zeros_like(chosen)
-    return chosen.reshape(-1), tied.reshape(-1)
-
-
-def _head_plans(heads: list[list[_Candidates]], freeze: FreezePlan) -> list[list[HeadPlan]]:
-    """Per layer and head, how many entries are frozen when `freeze.ratio` of every scope's entries are."""
-    if freeze.scope == "head":
-        groups = [[head] for layer in heads for head in layer]
-    elif freeze.scope == "layer":
-        groups = list(heads)
-    else:
-        groups = [[head for layer in heads for head in layer]]
-    joined = [_Candidates.joined(group) for group in groups]
-    _check_ratio(joined, freeze.ratio)
-    plans: list[HeadPlan] = []
-    if not groups:
-        return [[] for _ in heads]
-    for group, together in zip(groups, joined, strict=True):
-        ends = np.cumsum([head.eligible.size for head in group])[:-1]
-        for chosen, tied in zip(*(np.split(mask, ends) for mask in _select(together, freeze)), strict=True):
-            entries = int(chosen.sum())
-            plans.append(HeadPlan(source="frozen", entries=entries, zeros=int(tied.sum())) if entries else COMPUTED)
-    ordered = iter(plans)
-    return [[next(ordered) for _ in layer] for layer in heads]
+    def _refuse_idle_together(self) -> None:
+        full = self.quantize.activations == FULL_PRECISION
+        if self.entries is not None and self.entries.order != FreezeEntries.order and full:
+            raise VitfrostError("FreezeEntries.order has no effect where Quantize.activations is 32; leave it out")
+        on_levels = not full or self.quantize.weights != FULL_PRECISION or (self.entries and self.entries.bits != FULL_PRECISION)
+        if self.quantize.levels != Quantize.levels and not on_levels:
+            raise VitfrostError("Quantize.levels has no effect where all bits are 32; leave it out")
 
 
 def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -> LayerPlan:
@@ -155,7 +97,7 @@ def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -
     )
 
 
-def unfrozen_plan(identity: Identity, signature: Sequence[Mapping[str, Any]], quantize: QuantizePlan) -> Plan:
+def unfrozen_plan(identity: Identity, signature: Sequence[Mapping[str, Any]], quantize: Quantize) -> Plan:
     """The plan that computes every head and only quantizes.
 
     `identity` and `signature` are Model.identity and ModelSites.signature().
@@ -165,106 +107,42 @@ def unfrozen_plan(identity: Identity, signature: Sequence[Mapping[str, Any]], qu
 
 
 def plan(
-    statistics: StatisticsRecord | str | Path,
-    *,
-    hallucinate: float | Mapping[str, Any] | HallucinatePlan | None = None,
-    compact: float | Mapping[str, Any] | CompactPlan | None = None,
-    freeze: float | Literal["auto"] | None = "auto",
-    by: str | None = None,
-    scope: str = "head",
-    unit: str = "entry",
-    constants: str = "auto",
-    window: int | None = None,
-    tolerance: float = 0.1,
-    ties: str = "rank",
-    protect: Sequence[str] = (),
-    renormalize: str = "none",
-    frozen_bits: int = 4,
-    frozen_grid: str = "layer",
-    order: str = "quantize-merge",
-    weight_bits: int | None = None,
-    activation_bits: int | None = None,
-    levels: str = "published",
-    seed: int = 0,
+    source: StatisticsRecord | Model | nn.Module | str | Path,
+    *methods: Method,
     out: str | Path | None = None,
 ) -> Plan:
-    """Choose the heads to hallucinate, the feed-forward blocks to compact, the attention weights to freeze (EAM section 4.4) and the
-    bits; save the plan where `out` is given.
+    """Choose the heads to hallucinate, the feed-forward blocks to compact, the attention weights or heads to freeze, and the bits.
 
-    `hallucinate`: the share of every layer's heads, or the fields of HallucinatePlan; `compact`: the ratio of the rank to the width,
-    or the fields of CompactPlan. Heads are hallucinated first; only entries of the remaining heads count and are frozen.
-    Choosing medoids, and a mix that starts as a regression, take statistics with `similarity`.
-    `unit`: what is frozen, entries of maps, or whole heads or layers, which lose their queries and keys; then `freeze` is a share of
-    the model's heads or layers, `constants`, `window` and `tolerance` are fields of ConstantsPlan, and `by` is "fisher" where the
-    statistics have sensitivity, else "entropy", if not given. Of entries:
-    `freeze` is the share of each scope's unmasked entries: of every head's map over all its windows, of each layer, or of
-    the model; None leaves the freezing out, and "auto" is 0.2, or None where heads are hallucinated or blocks compacted. Bits are 4
-    if not given, and 32 with whole heads or layers. `by` names the criterion in CRITERIA. `ties`: "rank" freezes exactly
-    floor(freeze * n) entries; with eps the score of the last of them, "strict" freezes H < eps and makes H == eps zero
-    (equation 15 as printed), "le" freezes H <= eps. `protect` keeps "cls-rows" and "cls-columns", those of all prefix
-    tokens, computed. The other options are fields of FreezePlan and QuantizePlan.
-    Raises VitfrostError, one line, for options out of range and statistics that cannot be read.
+    Args:
+        source: statistics (of `vitfrost.calibrate`, or their file). Without them a model: a Model, or a timm name; such a plan is for
+            training or timing. It freezes and computes the first heads, and no single weights.
+        methods: at most one of FreezeEntries, FreezeHeads, Hallucinate, Compact and Quantize. None at all means FreezeEntries(0.2). Without
+            Quantize, weights and activations have 4 bits where single weights are frozen, else 32. Heads are hallucinated first; only
+            what remains counts and is frozen.
+        out: file for the plan.
+
+    Raises VitfrostError, one line, for methods that do not go together or do not fit the model, and statistics that cannot be read.
     """
-    if unit not in ("entry", "head", "layer"):
-        raise VitfrostError(f"unit is '{unit}'; the units that can be frozen are entry, head and layer")
+    chosen = Methods.of(methods)
     if out is not None:
         refuse_unwritable(out)
-    known = _read(statistics)
-    if freeze == "auto":
-        freeze = 0.2 if hallucinate is None and compact is None else None
-    bits = 4 if unit == "entry" else 32
-    weight_bits, activation_bits = bits if weight_bits is None else weight_bits, bits if activation_bits is None else activation_bits
-    quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-    settings, whole = None, None
-    entry_options = {
-        "scope": scope, "ties": ties, "protect": tuple(protect), "renormalize": renormalize, "bits": frozen_bits, "grid": frozen_grid,
-        "order": order,
-    }  # fmt: skip
-    head_options = {"kind": constants, "window": window, "tolerance": tolerance}
-    if unit == "entry":
-        _refuse_changed(ConstantsPlan, head_options, CONSTANTS_NAMES, "is of whole heads; give unit head or layer as well")
-        if freeze is not None:
-            settings = checked(FreezePlan, entry_options | {"by": by or "entropy", "ratio": freeze, "seed": seed}, FREEZE_NAMES)
+    if hasattr(source, "head_moments"):
+        made = _from_statistics(source, chosen)  # type: ignore[arg-type]
+    elif isinstance(source, str | Path) and (Path(source).is_file() or Path(source).suffix == ".safetensors"):
+        from ..statistics.record import Statistics
+
+        made = _from_statistics(Statistics.load(source), chosen)
     else:
-        _refuse_changed(FreezePlan, entry_options, FREEZE_NAMES, "is of frozen entries; leave it out, or give unit entry")
-        if freeze is not None:
-            chosen_by = by or ("fisher" if known.header.sensitivity else "entropy")
-            fields = head_options | {"unit": unit, "by": chosen_by, "ratio": freeze, "seed": seed}
-            whole = checked(ConstantsPlan, fields, CONSTANTS_NAMES)
-    heads = None if hallucinate is None else hallucinate_part(hallucinate)
-    blocks = None if compact is None else compact_part(compact)
-    made = _chosen_plan(known, settings, quantize, heads, blocks, whole)
+        made = _from_model(source, chosen)  # type: ignore[arg-type]
     if out is not None:
         save_plan(made, out)
     return made
 
 
-def _refuse_changed(part: type[BaseModel], options: Mapping[str, Any], names: Mapping[str, str], reason: str) -> None:
-    """Raise VitfrostError naming the first option that is not left at its default, where the part is not used."""
-    for field, value in options.items():
-        if value != part.model_fields[field].default:
-            raise VitfrostError(f"{names.get(field, field)} {reason}")
-
-
-def _read(statistics: StatisticsRecord | str | Path) -> StatisticsRecord:
-    if not isinstance(statistics, (str, Path)):
-        return statistics
-    from ..statistics.record import Statistics
-
-    return Statistics.load(statistics)
-
-
-def _chosen_plan(
-    statistics: StatisticsRecord,
-    freeze: FreezePlan | None,
-    quantize: QuantizePlan,
-    hallucinate: HallucinatePlan | None = None,
-    compact: CompactPlan | None = None,
-    constants: ConstantsPlan | None = None,
-) -> Plan:
-    """The plan that these statistics give for these settings; see `plan`."""
+def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     header = statistics.header
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
+    hallucinate, constants, compact = chosen.hallucinate, chosen.heads, chosen.compact
     feed_forward: tuple[FeedForwardPlan, ...] = ()
     if header.structure is not None:
         if hallucinate is not None or compact is not None or constants is not None:
@@ -275,48 +153,73 @@ def _chosen_plan(
         constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
     else:
         if hallucinate is not None:
+            hallucinate = replace(hallucinate, by=hallucinate.by or "medoids")
             layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model.name)
             _check_mix(layers, hallucinate, statistics)
         if constants is not None:
+            constants = replace(constants, by=constants.by or ("fisher" if header.sensitivity else "entropy"))
             layers = frozen_by_criterion(layers, constants, statistics.sites, header.model.image_size)
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
-    if freeze is not None:
-        if freeze.protect and not any(layer.prefix_tokens for layer in layers):
-            raise VitfrostError(f"protect is {', '.join(freeze.protect)}, but the model has no class token or other prefix token")
-        heads = [_heads(statistics.sites[layer.site], layer, index, freeze) for index, layer in enumerate(layers)]
-        kept = [[candidates[head] for head in layer.logit_heads] for layer, candidates in zip(layers, heads, strict=True)]
-        layers = [_with_heads(layer, plans) for layer, plans in zip(layers, _head_plans(kept, freeze), strict=True)]
-    source = StatisticsIdentity(
-        hash=statistics.content_hash,
-        images_hash=header.images_hash,
-        images=header.images,
-        precision=header.precision,
-        observed=header.observed,
-    )
-    model = header.model
+    if chosen.entries is not None:
+        layers = with_frozen_entries(layers, chosen.entries, statistics.sites)
     return Plan(
-        model=model, statistics=source, freeze=freeze, constants=constants, hallucinate=hallucinate, compact=compact, quantize=quantize,
+        model=header.model,
+        statistics=StatisticsIdentity(
+            hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
+            observed=header.observed,
+        ),
+        freeze=chosen.entries, constants=constants, hallucinate=hallucinate, compact=compact, quantize=chosen.quantize,
         layers=tuple(layers), feed_forward=feed_forward,
+    )  # fmt: skip
+
+
+def _from_model(model: ModelLike, chosen: Methods) -> Plan:
+    """Without statistics: the first heads are computed, or drawn, and the first ones are frozen, to uniform maps."""
+    from ..artifact import Artifact
+    from ..model import as_model
+    from ..vit.families import find_sites
+
+    heads, constants = chosen.hallucinate, chosen.heads
+    if chosen.entries is not None or (constants is not None and constants.by not in (None, "first")):
+        raise VitfrostError(
+            "freezing by what maps are takes their statistics; plan from statistics, or freeze whole heads, of which the first are taken"
+        )
+    loaded = as_model(model)
+    if isinstance(loaded, Artifact):
+        raise VitfrostError("an artifact has a structure already; calibrate it and plan from its statistics")
+    sites = find_sites(loaded.module)
+    made = unfrozen_plan(loaded.identity, sites.signature(), chosen.quantize)
+    layers: Sequence[LayerPlan] = made.layers
+    if heads is not None:
+        heads = replace(heads, by=heads.by or "first")
+        layers = hallucinated_layers(layers, heads, None, loaded.name)
+    if constants is not None:
+        constants = replace(constants, by="first")
+        layers = first_heads(layers, constants, loaded.image_size)
+    known = [site.signature() | {"block": site.block} for site in sites.feed_forward]
+    return Plan(
+        model=made.model, constants=constants, hallucinate=heads, compact=chosen.compact, quantize=chosen.quantize, layers=tuple(layers),
+        feed_forward=() if chosen.compact is None else compact_blocks(known, chosen.compact),
     )  # fmt: skip
 
 
 def _given_structure(
     structure: Mapping[str, Any], layers: Sequence[LayerPlan]
-) -> tuple[ConstantsPlan | None, HallucinatePlan | None, CompactPlan | None, tuple[FeedForwardPlan, ...], list[LayerPlan]]:
+) -> tuple[FreezeHeads | None, Hallucinate | None, Compact | None, tuple[FeedForwardPlan, ...], list[LayerPlan]]:
     """The parts of the plan that the observed model was made with, and the layers with its frozen and hallucinated heads."""
     heads = structure["heads"]
     with_heads = [
         LayerPlan.model_validate(layer.model_dump() | {"heads": heads[layer.site]}) if layer.site in heads else layer for layer in layers
     ]
-    constants = ConstantsPlan.model_validate(structure["constants"]) if "constants" in structure else None
-    hallucinate = HallucinatePlan.model_validate(structure["hallucinate"]) if "hallucinate" in structure else None
-    compact = CompactPlan.model_validate(structure["compact"]) if "compact" in structure else None
+    constants = parsed(FreezeHeads, structure["constants"]) if "constants" in structure else None
+    hallucinate = parsed(Hallucinate, structure["hallucinate"]) if "hallucinate" in structure else None
+    compact = parsed(Compact, structure["compact"]) if "compact" in structure else None
     blocks = tuple(FeedForwardPlan.model_validate(block) for block in structure.get("feed_forward", ()))
     return constants, hallucinate, compact, blocks, with_heads
 
 
-def _check_mix(layers: Sequence[LayerPlan], settings: HallucinatePlan, statistics: StatisticsRecord) -> None:
+def _check_mix(layers: Sequence[LayerPlan], settings: Hallucinate, statistics: StatisticsRecord) -> None:
     """Raise VitfrostError where the mix is to start as a regression on what the statistics do not hold."""
     hallucinated = [layer.site for layer in layers if layer.hallucinated]
     if hallucinated and settings.fits_mix:
@@ -326,44 +229,10 @@ def _check_mix(layers: Sequence[LayerPlan], settings: HallucinatePlan, statistic
             raise VitfrostError(f"{error}; or let the mix start as copies (--mix copy)") from error
 
 
-def _with_heads(layer: LayerPlan, plans: Sequence[HeadPlan]) -> LayerPlan:
-    """The layer with plans for its heads with logits, in order; hallucinated ones stay."""
-    heads = list(layer.heads)
-    for number, head in zip(layer.logit_heads, plans, strict=True):
-        heads[number] = head
-    return layer.model_copy(update={"heads": tuple(heads)})
-
-
-def _compact(sites: Sequence[Mapping[str, Any]], settings: CompactPlan) -> tuple[FeedForwardPlan, ...]:
+def _compact(sites: Sequence[Mapping[str, Any]], settings: Compact) -> tuple[FeedForwardPlan, ...]:
     if not sites:
         raise VitfrostError("the statistics do not name the model's feed-forward blocks (an older file); calibrate again to compact them")
     return compact_blocks(sites, settings)
-
-
-def frozen_maps(
-    plan: Plan, site_statistics: SiteArrays, layer: LayerPlan
-) -> tuple[Bool[np.ndarray, "windows heads queries keys"], Float[np.ndarray, "windows heads queries keys"]]:
-    """Which entries of a layer the plan freezes, and their constants (float32, not yet quantized; 0 outside the mask).
-
-    A head's frozen entries are its `entries` lowest in rank: those that were chosen, whatever the scope, unless the plan was
-    edited since. Constants are the means over images, literal zeros for the last `zeros` in rank.
-    Raises VitfrostError when a head is to freeze more entries than are neither masked nor protected.
-    """
-    mask = np.zeros(layer.maps, dtype=bool)
-    values = np.zeros(layer.maps, dtype=np.float32)
-    if plan.freeze is None:
-        return mask, values
-    index = next(number for number, other in enumerate(plan.layers) if other.site == layer.site)
-    candidates = _heads(site_statistics, layer, index, plan.freeze)
-    for number, (head, entries) in enumerate(zip(layer.heads, candidates, strict=True)):
-        possible = int(entries.eligible.sum())
-        if head.entries > possible:
-            where = f"layers[{index}].heads[{number}].entries"
-            raise VitfrostError(f"{where} is {head.entries}, but only {possible} can be frozen; the others are masked or protected")
-        mask[:, number] = entries.rank(head.entries)
-        kept = entries.rank(head.entries - head.zeros) if head.zeros else mask[:, number]
-        values[:, number][kept] = entries.mean[kept]
-    return mask, values
 
 
 def summary(plan: Plan) -> dict[str, Any]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import VitfrostError
+from ..configs import Compact
 from ..methods.low_rank.cost import rank_of
-from .structure import CompactPlan, FeedForwardPlan
+from .structure import FeedForwardPlan
 
 
-def compact_blocks(sites: Sequence[Mapping[str, Any]], settings: CompactPlan) -> tuple[FeedForwardPlan, ...]:
+def compact_blocks(sites: Sequence[Mapping[str, Any]], settings: Compact) -> tuple[FeedForwardPlan, ...]:
     """One line per feed-forward site (name, width, hidden, block): rank round(ratio width), or none for blocks that are left out.
 
     Raises VitfrostError for a ratio whose factors are no smaller than their product.
     """
-    if settings.ratio is None:
-        raise VitfrostError("compact has no ratio; give one, from 0 to 1 (only a search under a budget chooses ranks without)")
+    assert settings.ratio is not None
     return tuple(
         FeedForwardPlan(
             site=site["name"],

@@ -12,20 +12,18 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float
 
+from ..configs import FreezeHeads
 from ..errors import VitfrostError
 from ..methods.constant_heads.constants import Kind, Shape, StructuredMap, dense_of, fit
 from ..methods.constant_heads.cost import head_cost
 from .criteria import CRITERIA, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share
-from .structure import ConstantsPlan
 
 Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
 
 WINDOWS = (3, 5, 7, 9, 11, 15)
 DEFAULT_WINDOW = 7
-# Criteria that are errors add up over a head's entries; the others are averaged.
-ADDITIVE = frozenset({"output-error", "output-error-joint", "fisher"})
 # Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
 HEAD_DIM = 64
 
@@ -72,7 +70,7 @@ def freezing_error(site: SiteArrays, head: int) -> float:
     return float((site.variance[:, head] * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
-def candidates(settings: ConstantsPlan, shape: Shape | None) -> list[tuple[Kind, int | None]]:
+def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[Kind, int | None]]:
     """Kinds and windows that a head may get, unless its map has no patch grid: then only dense ones."""
     if shape is None and settings.kind in ("auto", "dense"):
         return [("dense", None)]
@@ -84,7 +82,7 @@ def candidates(settings: ConstantsPlan, shape: Shape | None) -> list[tuple[Kind,
     return [*(("local", window) for window in windows), ("toeplitz", None), ("dense", None)]  # type: ignore[list-item]
 
 
-def choose_kind(settings: ConstantsPlan, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
+def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
     """The cheapest constant whose error stays within the head's budget, and that error relative to the layer's freezing error.
 
     The budget is `tolerance` times what freezing a head of this layer does to its output on average.
@@ -113,10 +111,10 @@ def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.nd
         scores = scores * site.allowed[:, None]
         count = int(site.allowed.sum())
     total = scores.sum(axis=(0, 2, 3))
-    return total if by in ADDITIVE else total / max(count, 1)
+    return total if CRITERIA[by].additive else total / max(count, 1)
 
 
-def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[LayerPlan], settings: ConstantsPlan) -> list[set[int]]:
+def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[LayerPlan], settings: FreezeHeads) -> list[set[int]]:
     """Per layer, which heads are frozen: the lowest in score, `ratio` of all heads, or of all layers with all their heads.
 
     A layer that hallucinates heads keeps one whose logits they are made of. Raises VitfrostError where too few are left.
@@ -145,7 +143,7 @@ def chosen_heads(scores: Sequence[Float[np.ndarray, heads]], layers: Sequence[La
     return chosen
 
 
-def first_heads(layers: Sequence[LayerPlan], settings: ConstantsPlan, image_size: Sequence[int]) -> list[LayerPlan]:
+def first_heads(layers: Sequence[LayerPlan], settings: FreezeHeads, image_size: Sequence[int]) -> list[LayerPlan]:
     """The layers with the first heads of each, or the first layers, frozen whole: without statistics, for a model that is only timed or
     that is going to be trained. `auto` takes local kernels where there is a patch grid."""
     assert settings.ratio is not None
@@ -176,7 +174,7 @@ def _check_count(wanted: int, possible: int, what: str, ratio: float) -> None:
 def with_constants(
     layers: Sequence[LayerPlan],
     chosen: Sequence[Iterable[int]],
-    settings: ConstantsPlan,
+    settings: FreezeHeads,
     sites: Mapping[str, SiteArrays],
     image_size: Sequence[int],
     why: Mapping[tuple[int, int], str] | None = None,
@@ -198,9 +196,10 @@ def with_constants(
 
 
 def frozen_by_criterion(
-    layers: Sequence[LayerPlan], settings: ConstantsPlan, sites: Mapping[str, SiteArrays], image_size: Sequence[int]
+    layers: Sequence[LayerPlan], settings: FreezeHeads, sites: Mapping[str, SiteArrays], image_size: Sequence[int]
 ) -> list[LayerPlan]:
     """The layers with the share of heads (or layers) frozen that ranks lowest by the settings' criterion."""
+    assert settings.by is not None
     scores = [head_scores(sites[layer.site], settings.by, settings.seed, index) for index, layer in enumerate(layers)]
     chosen = chosen_heads(scores, layers, settings)
     why = {(place, head): f"{settings.by} {scores[place][head]:.4g}" for place, heads in enumerate(chosen) for head in heads}

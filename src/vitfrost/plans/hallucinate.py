@@ -7,18 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ..configs import Hallucinate
 from ..errors import VitfrostError
 from ..vit.names import has_relative_bias
-from .heads import HeadPlan, LayerPlan
+from .heads import COMPUTED, HeadPlan, LayerPlan
 from .select import share
-from .structure import NO_SWIN, HallucinatePlan
-
-COMPUTED = HeadPlan(source="computed")
+from .structure import NO_SWIN
 
 
 def hallucinated_layers(
     layers: Sequence[LayerPlan],
-    settings: HallucinatePlan,
+    settings: Hallucinate,
     moments_of: Callable[[str], Float[np.ndarray, "heads heads"]] | None,
     model_name: str,
 ) -> list[LayerPlan]:
@@ -49,7 +48,7 @@ def hallucinated_layers(
 
 
 def choose(
-    heads: int, computed: int, settings: HallucinatePlan, index: int, moments: Float[np.ndarray, "heads heads"] | None
+    heads: int, computed: int, settings: Hallucinate, index: int, moments: Float[np.ndarray, "heads heads"] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The computed heads of the layer at position `index`, and for each other head, ascending, the computed one it starts as."""
     if settings.compares_heads:

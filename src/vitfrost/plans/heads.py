@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ..methods.constant_heads.constants import Kind
+from ..configs.methods import Kind, Window
 from ..strict import Count, Positive, Strict
-from .structure import NO_SWIN, Window
+from .structure import NO_SWIN
 
 
 class HeadPlan(Strict):
@@ -56,6 +56,9 @@ class HeadPlan(Strict):
         if self.zeros > self.entries:
             raise ValueError(f"zeros is {self.zeros}, more than the {self.entries} frozen entries")
         return self
+
+
+COMPUTED = HeadPlan(source="computed")
 
 
 class LayerPlan(Strict):

@@ -5,56 +5,20 @@ The lines of the layers are in heads.py, the parts that change layers in structu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from ..configs.flat import Method
 from ..identity import Identity
 from ..strict import Count, Positive, Strict
 from ..vit.names import has_relative_bias
-from .criteria import CRITERIA
 from .heads import HeadPlan, LayerPlan
-from .structure import NO_SWIN, CompactPlan, ConstantsPlan, FeedForwardPlan, HallucinatePlan
+from .structure import NO_SWIN, FeedForwardPlan
 
 KIND, VERSION = "vitfrost plan", 1
 STRUCTURE_PARTS = ("constants", "hallucinate", "compact", "feed_forward")
-
-Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-Protected = Annotated[tuple[Literal["cls-rows", "cls-columns"], ...], AfterValidator(lambda parts: tuple(sorted(set(parts))))]
-
-
-class FreezePlan(Strict):
-    """How entries were chosen (EAM section 4.4) and how their constants are stored and merged.
-
-    `by`, `seed` and `protect` rank the entries of a head; `ratio`, `scope` and `ties` gave the counts in the layers.
-    `grid`: constants on the log grid of the layer's attention quantizer, or on one fitted per head.
-    """
-
-    unit: Literal["entry"] = "entry"
-    by: str = "entropy"
-    ratio: float = Field(strict=True, ge=0, le=1)
-    scope: Literal["head", "layer", "model"] = "head"
-    ties: Literal["rank", "strict", "le"] = "rank"
-    protect: Protected = ()
-    renormalize: Literal["none", "mass", "renorm"] = "none"
-    bits: Bits = 4
-    grid: Literal["layer", "head"] = "layer"
-    order: Literal["quantize-merge", "merge-quantize"] = "quantize-merge"
-    seed: Count = 0
-
-    @model_validator(mode="after")
-    def _criterion_is_known(self) -> FreezePlan:
-        if self.by not in CRITERIA:
-            raise ValueError(f"by is '{self.by}'; it should be one of {', '.join(CRITERIA)}")
-        return self
-
-
-class QuantizePlan(Strict):
-    """Bits of weights and activations (32: left in floating point), and RepQ-ViT's levels as published or strict."""
-
-    weight_bits: Bits = 4
-    activation_bits: Bits = 4
-    levels: Literal["published", "strict"] = "published"
 
 
 class StatisticsIdentity(Strict):
@@ -84,12 +48,12 @@ class Plan(Strict):
     version: Literal[1] = 1
     model: Identity
     statistics: StatisticsIdentity | None = None
-    freeze: FreezePlan | None = None
-    constants: ConstantsPlan | None = None
-    hallucinate: HallucinatePlan | None = None
-    compact: CompactPlan | None = None
+    freeze: FreezeEntries | None = None
+    constants: FreezeHeads | None = None
+    hallucinate: Hallucinate | None = None
+    compact: Compact | None = None
     latency: LatencyPlan | None = None
-    quantize: QuantizePlan
+    quantize: Quantize
     layers: tuple[LayerPlan, ...]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
 
@@ -103,7 +67,7 @@ class Plan(Strict):
         made = [f"{count} of {len(heads)} heads {what}" for what, count in counts.items() if count]
         compact = sum(block.rank is not None for block in self.feed_forward)
         made += [f"{compact} compact blocks"] if compact else []
-        bits = f"W{self.quantize.weight_bits}/A{self.quantize.activation_bits}"
+        bits = f"W{self.quantize.weights}/A{self.quantize.activations}"
         return f"Plan({', '.join([self.model.name, f'{len(self.layers)} layers', *made, bits])})"
 
     __str__ = __repr__
@@ -152,7 +116,7 @@ class Plan(Strict):
 
     def plain(self) -> dict[str, Any]:
         """Plain data for YAML and JSON, without the parts that are not used, so that plans keep their hash when parts are added."""
-        data = self.model_dump(mode="json")
+        data = self.model_dump(mode="json", by_alias=True)
         for part in (*STRUCTURE_PARTS, "latency"):
             if not data[part]:
                 del data[part]
@@ -165,6 +129,12 @@ class Plan(Strict):
             if block["why"] is None:
                 del block["why"]
         return data
+
+
+def methods_in(plan: Plan) -> tuple[Method, ...]:
+    """The methods that the plan was made by."""
+    parts = (plan.freeze, plan.constants, plan.hallucinate, plan.compact, plan.quantize)
+    return tuple(part for part in parts if part is not None)
 
 
 def structure_of(plan: Plan | None) -> dict[str, Any] | None:

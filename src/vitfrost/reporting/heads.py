@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..plans.choose import frozen_maps
+from ..plans.freeze_entries import frozen_maps
 from ..plans.freeze_heads import constants_of, shape_of, whole_map
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan

@@ -9,10 +9,10 @@ from itertools import chain
 
 import numpy as np
 
+from ..configs import Hallucinate
 from ..evaluation.cost import MAC_PARTS, PARAMETER_PARTS
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
-from ..plans.structure import HallucinatePlan
 from .curves import Chart
 from .figures import Scale
 from .likeness import Pair, Twins, closest_pairs, cosines_of, count_twins, explained_by_others
@@ -185,11 +185,11 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
     )
 
 
-def _chosen(settings: HallucinatePlan | None) -> str:
-    return CHOSEN_BY[settings.by] if settings else ""
+def _chosen(settings: Hallucinate | None) -> str:
+    return CHOSEN_BY[settings.by or "medoids"] if settings else ""
 
 
-def _made(settings: HallucinatePlan | None) -> str:
+def _made(settings: Hallucinate | None) -> str:
     """What the maps of hallucinated heads are, as the end of a sentence."""
     if settings is None:
         return ""

@@ -10,6 +10,7 @@ import yaml
 from ..evaluation.cost import MAC_PARTS
 from ..evaluation.results import Interval, Row
 from ..plans.choose import summary as count_frozen
+from ..plans.criteria import CRITERIA
 from ..plans.file import plan_hash
 from ..plans.schema import Plan
 from ..runs.recipe import Recipe
@@ -30,16 +31,6 @@ MAC_NAMES = {
     "spatial_reduction": "Spatial reduction of keys",
     "convolution": "Convolutions in blocks",
     "head": "Classifier",
-}
-CRITERIA = {
-    "entropy": "those of lowest entropy",
-    "mean": "those of lowest mean",
-    "variance": "those of lowest variance",
-    "random": "chosen at random",
-    "largest-entropy": "those of highest entropy",
-    "output-error-joint": "those of lowest squared error at the layer's output, taken jointly",
-    "fisher": "those whose freezing moves the outputs least, by the Fisher information",
-    "output-error": "those with the lowest estimated output error",
 }
 SCOPES = {"head": "in every head", "layer": "in every layer", "model": "in the whole model"}
 FULL_PRECISION = 32
@@ -108,10 +99,10 @@ def what_was_done(plan: Plan) -> str:
         sentences.append(
             f"{100 * counted['fraction']:.1f} % of the attention weights ({counted['frozen_entries']:,} of {counted['entries']:,}) "
             f"are frozen to their means over {plan.statistics.images:,} images{source}: "
-            f"{CRITERIA.get(plan.freeze.by, plan.freeze.by)}, {SCOPES[plan.freeze.scope]}, stored {kept}."
+            f"{CRITERIA[plan.freeze.by].chosen}, {SCOPES[plan.freeze.scope]}, stored {kept}."
         )
     sentences += _structure_sentences(plan, counted)
-    weight, activation = plan.quantize.weight_bits, plan.quantize.activation_bits
+    weight, activation = plan.quantize.weights, plan.quantize.activations
     if weight == activation == FULL_PRECISION:
         sentences.append("Nothing is quantized." if sentences else "The plan leaves the model as it is.")
     else:
@@ -273,7 +264,9 @@ def settings(parts: RunParts) -> str:
     if parts.plan is None:
         return ""
     return _yaml(
-        parts.plan.model_dump(mode="json", include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True)
+        parts.plan.model_dump(
+            mode="json", by_alias=True, include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True
+        )
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from ..configs.model import ModelPart
+from ..configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize, Repair
+from ..configs.base import Option, options_of
+from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
+from ..configs.methods import RepairMethod
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.schema import Bits
-from ..plans.structure import CompactPlan, HallucinatePlan
 from ..plans.text import overlaid
 from ..records import Format
 from ..strict import Strict
@@ -23,58 +26,75 @@ FORMAT = Format("a recipe", "vitfrost recipe", language="YAML")
 LIST_FORMAT = Format("a list of recipes", "vitfrost recipes", language="YAML")
 
 
+P = TypeVar("P", bound="Part")
+
+
 class Part(Strict):
     """A part of a recipe: keys that it does not know are refused."""
 
     model_config = ConfigDict(frozen=False)  # defaults that depend on each other, and paths, are filled in
 
 
-class CalibrationPart(Part):
-    """Images behind the statistics. `precision` says on which model the plan's statistics are taken (EAM section 4.3)."""
+class _Flat(Part):
+    """A part with fields that `with_options` adds."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+def with_options(*options: Option, **renamed: str) -> Callable[[type[P]], type[P]]:
+    """Give a part one field per option, under its flat name or another one; types, checks and defaults are the option's."""
+    names = [renamed.get(option.field, option.name.replace("-", "_")) for option in options]
+
+    def add(part: type[P]) -> type[P]:
+        own = {name: (option.checked_type, option.default) for name, option in zip(names, options, strict=True)}
+        fields: dict[str, Any] = {name: field for name, field in own.items() if name not in part.model_fields}
+        return create_model(part.__name__, __base__=part, __doc__=part.__doc__, __module__=part.__module__, **fields)
+
+    return add
+
+
+def _options(config: type, *without: str) -> list[Option]:
+    return [option for option in options_of(config) if option.field not in without and option.flag.form != "none"]
+
+
+@with_options(*_options(Calibrate, "batch_size", "memory_limit"), maps="observed")
+class CalibrationPart(_Flat):
+    """Images behind the statistics. `precision` says on which model the plan's statistics are taken (EAM section 4.3); `observed` is what
+    Calibrate calls maps."""
 
     images: str
-    limit: int = Field(1000, ge=1)
-    seed: int = Field(0, ge=0)
     precision: Literal["fp32", "quantized"] = "fp32"
-    observed: Literal["before", "after"] = "before"
-    sensitivity: bool = False
-    similarity: bool = False
+
+    def config(self, **changes: Any) -> Calibrate:
+        """How statistics are taken."""
+        own = {"limit": self.limit, "seed": self.seed, "sensitivity": self.sensitivity, "similarity": self.similarity}
+        return Calibrate(**own | changes)
 
 
-class PlanPart(Part):
-    """Options of `vitfrost plan`, under the same names and with the same defaults.
+@with_options(*(option for name, option in flat_options().items() if option.config not in (Hallucinate, Compact)))
+class PlanPart(_Flat):
+    """The methods of a plan, under the flat names of `vitfrost plan` and with the same defaults.
 
-    `hallucinate` and `compact` are a share and a ratio, or the fields of those parts of a plan; with one of them and without `freeze`
-    nothing is frozen. Whole heads (`unit` head or layer) are frozen in floating point unless bits are given.
+    `hallucinate` and `compact` are a share and a ratio, or the fields of Hallucinate and Compact; with one of them and without `freeze`
+    nothing is frozen. Bits are 32 where no single weights are frozen and none are given.
     """
 
-    hallucinate: Annotated[float, Field(gt=0, lt=1)] | HallucinatePlan | None = None
-    compact: Annotated[float, Field(gt=0, lt=1)] | CompactPlan | None = None
-    freeze: float | None = Field(0.2, ge=0, le=1)
-    by: Literal["entropy", "mean", "variance", "random", "output-error", "largest-entropy", "output-error-joint", "fisher"] = "entropy"
-    scope: Literal["head", "layer", "model"] = "head"
-    unit: Literal["entry", "head", "layer"] = "entry"
-    constants: Literal["auto", "dense", "toeplitz", "local"] = "auto"
-    window: int | None = Field(None, ge=1)
-    tolerance: float = Field(0.1, ge=0)
-    ties: Literal["rank", "strict", "le"] = "rank"
-    protect: list[Literal["cls-rows", "cls-columns"]] = []
-    renormalize: Literal["none", "mass", "renorm"] = "none"
-    frozen_bits: Bits = 4
-    frozen_grid: Literal["layer", "head"] = "layer"
-    order: Literal["quantize-merge", "merge-quantize"] = "quantize-merge"
-    weight_bits: Bits = 4
-    activation_bits: Bits = 4
-    levels: Literal["published", "strict"] = "published"
-    seed: int = Field(0, ge=0)
+    freeze: float | None = Field(FreezeEntries.ratio, ge=0, le=1)
+    hallucinate: Annotated[float, Field(gt=0, lt=1)] | Hallucinate | None = None
+    compact: Annotated[float, Field(gt=0, lt=1)] | Compact | None = None
 
     @model_validator(mode="after")
-    def _structure_alone_freezes_nothing(self) -> PlanPart:
+    def _resolve(self) -> PlanPart:
         if (self.hallucinate is not None or self.compact is not None) and "freeze" not in self.model_fields_set:
             self.freeze = None
-        if self.unit != "entry":
-            for bits in {"weight_bits", "activation_bits"} - self.model_fields_set:
-                setattr(self, bits, 32)
+        try:
+            quantize = next(method for method in self.methods() if isinstance(method, Quantize))
+        except VitfrostError as error:
+            raise ValueError(str(error)) from error
+        for name, bits in (("weight_bits", quantize.weights), ("activation_bits", quantize.activations)):
+            setattr(self, name, bits)
         return self
 
     @property
@@ -85,12 +105,29 @@ class PlanPart(Part):
     @property
     def similarity(self) -> bool:
         """Whether the heads' similarity is needed: to choose heads, or to fit the mix."""
-        if not isinstance(self.hallucinate, HallucinatePlan):
-            return self.hallucinate is not None
-        return self.hallucinate.compares_heads or self.hallucinate.mix == "ridge"
+        found = [method for method in self.methods() if isinstance(method, Hallucinate)]
+        return any(method.compares_heads or method.fits_mix for method in found)
+
+    def methods(self) -> tuple[Method, ...]:
+        """The arguments of the verb `plan`. Raises VitfrostError for options that have no effect."""
+        given: dict[str, Any] = {"freeze": NONE if self.freeze is None else self.freeze}
+        for name, option in flat_options().items():
+            key = name.replace("-", "_")
+            if key in type(self).model_fields and key not in ("freeze", "hallucinate", "compact") and key in self.model_fields_set:
+                value = getattr(self, key)
+                if value != option.default or name.endswith("-bits") or (name == "by" and self.unit != UNIT.default):
+                    given[name] = value
+        if self.freeze is None:
+            given.pop("seed", None)
+        made = list(methods_of(given, lambda name: name.replace("-", "_")))
+        if self.compact is not None:
+            made.append(self.compact if isinstance(self.compact, Compact) else Compact(self.compact))
+        if self.hallucinate is not None:
+            made.append(self.hallucinate if isinstance(self.hallucinate, Hallucinate) else Hallucinate(self.hallucinate))
+        return tuple(made)
 
     def options(self) -> dict[str, Any]:
-        """The arguments of the verb `plan`, without the parts that are not used."""
+        """What the plan depends on as plain data, without the parts that are not used."""
         data = self.model_dump(mode="json")
         unused = {key for key in ("hallucinate", "compact") if data[key] is None}
         if self.unit == "entry":
@@ -100,26 +137,29 @@ class PlanPart(Part):
         return {key: value for key, value in data.items() if key not in unused}
 
 
-class CompressPart(Part):
+@with_options(*_options(Compress), *_options(Repair, "method"))
+class CompressPart(_Flat):
     """The images of RepQ-ViT's calibration, of compact blocks and of the repair, drawn from the calibration folder unless another one is
     named; and whether and how the model is repaired."""
 
     images: str | None = None
-    seed: int = Field(0, ge=0)
-    calibration_images: int = Field(32, ge=1)
-    compact_images: int = Field(256, ge=1)
-    repair: Literal["ridge", "bias"] | None = None
-    repair_images: int = Field(300, ge=1)
-    repair_penalty: float | None = Field(None, ge=0)
+    repair: RepairMethod | None = None
+
+    def config(self) -> Compress:
+        """How many images are drawn, and by which seed."""
+        return Compress(self.seed, self.calibration_images, self.compact_images)
+
+    def repair_config(self) -> Repair | None:
+        """How the model is repaired, if it is."""
+        return None if self.repair is None else Repair(self.repair, self.repair_images, self.repair_penalty)
 
 
-class EvaluationPart(Part):
+@with_options(*_options(Evaluate, "batch_size"))
+class EvaluationPart(_Flat):
     """Images and labels on which original and compressed model are compared."""
 
     images: str
     labels: str | None = None
-    limit: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
 
 
 class Recipe(Part):

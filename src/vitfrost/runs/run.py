@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..configs import Calibrate, Evaluate
+from ..configs import Compress, Quantize
+from ..configs.base import parsed
 from ..errors import VitfrostError
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
@@ -16,9 +18,8 @@ from ..files import refuse_existing_run
 from ..images.source import open_images
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
-from ..plans.criteria import NEED_SENSITIVITY
+from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft
-from ..plans.schema import QuantizePlan
 from ..reporting.build import REPORT, report
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
@@ -90,21 +91,20 @@ class RecipeRun(ABC, Generic[R]):
     def calibrate(self, model: Model | Path, out: Path, maps: str, **options: Any) -> None:
         """Statistics of a model over the recipe's calibration images."""
         part = self.recipe.calibration
-        given: dict[str, Any] = {"limit": part.limit, "seed": part.seed, "maps": maps} | options
-        calibrate(self.open(model), part.images, Calibrate(**given), out=out, progress=self.progress)
+        calibrate(self.open(model), part.images, part.config(maps=maps, **options), out=out, progress=self.progress)
 
-    def compress(self, out: Path, chosen: Any, **options: Any) -> None:
+    def compress(self, out: Path, chosen: Any, config: Compress, **options: Any) -> None:
         """The original compressed by a plan, with the recipe's images."""
-        part = self.recipe.compress
-        options = {"seed": part.seed, "calibration_images": part.calibration_images, "progress": self.progress} | options
         compress(
-            self.original, chosen, images=self.compression_images, recipe=self.recipe.without_paths(), out=out, overwrite=True, **options
-        )
+            self.original, chosen, images=self.compression_images, config=config, out=out, overwrite=True, progress=self.progress,
+            recipe=self.recipe.without_paths(), **options,
+        )  # fmt: skip
 
     def quantize(self, out: Path, seed: int, weight_bits: int, activation_bits: int, levels: str) -> None:
         """The original quantized by RepQ-ViT, with nothing frozen."""
-        settings = QuantizePlan.model_validate({"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-        self.compress(out, unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), settings), seed=seed)
+        settings = parsed(Quantize, {"weights": weight_bits, "activations": activation_bits, "levels": levels})
+        chosen = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), settings)
+        self.compress(out, chosen, Compress(seed, self.recipe.compress.calibration_images))
 
 
 class SingleRun(RecipeRun[Recipe]):
@@ -121,7 +121,7 @@ class SingleRun(RecipeRun[Recipe]):
     @property
     def sensitivity(self) -> bool:
         """Whether the statistics need gradients."""
-        return self.recipe.calibration.sensitivity or self.recipe.plan.by in NEED_SENSITIVITY
+        return self.recipe.calibration.sensitivity or CRITERIA[self.recipe.plan.by].needs_sensitivity
 
     @property
     def similarity(self) -> bool:
@@ -133,10 +133,7 @@ class SingleRun(RecipeRun[Recipe]):
 
     def _compress(self, source: str, out: Path) -> None:
         part = self.recipe.compress
-        self.compress(
-            out, self.folder / "plan.yaml", statistics=self.folder / source, compact_images=part.compact_images, repair=part.repair,
-            repair_images=part.repair_images, repair_penalty=part.repair_penalty,
-        )  # fmt: skip
+        self.compress(out, self.folder / "plan.yaml", part.config(), statistics=self.folder / source, repair=part.repair_config())
 
     def _quantize(self, out: Path) -> None:
         part = self.recipe.plan
@@ -175,7 +172,7 @@ class SingleRun(RecipeRun[Recipe]):
         stages += [
             Stage(
                 "plan", "plan.yaml", (source,), recipe.plan.options(),
-                lambda out: plan(folder / source, **recipe.plan.options(), out=out),
+                lambda out: plan(folder / source, *recipe.plan.methods(), out=out),
             ),
             Stage(
                 "compress", "artifact", (source, "plan.yaml"), [self.model, drawn, taken["images"]],

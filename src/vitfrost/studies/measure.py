@@ -17,6 +17,7 @@ from ..model import Model
 from ..passes.freeze_entries import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
+from ..runs.recipe import PlanPart
 from ..statistics.record import Statistics
 from .outcome_files import Outcome
 from .shared import Remembered, SharedModel, VariantModel
@@ -99,7 +100,7 @@ def _artifact(base: Model, shared: SharedModel, variant: Variant, statistics: St
         made = base.plan
     else:
         assert statistics is not None
-        made = plan(statistics, **variant.plan)
+        made = plan(statistics, *PlanPart.model_validate(variant.plan).methods())
         frozen = frozen_modules(base.module, made, statistics)
     size = base.size_bytes if isinstance(base, Artifact) else sum(p.numel() * p.element_size() for p in base.module.parameters())
     seeds = dict(base.seeds) if isinstance(base, Artifact) else {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..plans.criteria import CRITERIA
 from .summary import Point
 from .variants import UNFROZEN, Variant
 
@@ -20,11 +21,7 @@ OPTIONS = {
     "protect": "what stays computed", "order": "order of merging", "frozen_grid": "grid of the constants",
 }  # fmt: skip
 WORDS: dict[str, dict[Any, str]] = {
-    "by": {
-        "entropy": "entropy", "random": "random", "mean": "lowest mean", "variance": "lowest variance",
-        "largest-entropy": "largest entropy",
-        "output-error": "output error", "output-error-joint": "output error, joint", "fisher": "Fisher",
-    },
+    "by": {name: criterion.label for name, criterion in CRITERIA.items()},
     "scope": {"head": "per head", "layer": "per layer", "model": "whole model"},
     "statistics": {"fp32": "statistics of the original", "quantized": "statistics of the quantized model"},
     "renormalize": {"none": "rows as they are", "mass": "computed weights rescaled", "renorm": "rows rescaled"},

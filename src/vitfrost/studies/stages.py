@@ -18,7 +18,7 @@ from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..keyed import file_key, hash_of
 from ..model import Model
-from ..plans.criteria import NEED_SENSITIVITY
+from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
 from ..runs.stages import Stage
@@ -105,7 +105,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         part = self.recipe.calibration
         quantized = source.statistics == "quantized"
         same = [variant for variant in self.variants if variant.source.observed == source.observed]
-        sensitivity = part.sensitivity or any(variant.plan["by"] in NEED_SENSITIVITY for variant in same)
+        sensitivity = part.sensitivity or any(CRITERIA[variant.plan["by"]].needs_sensitivity for variant in same)
         model: Model | Path = self.folder / "quantized" / source.model if quantized else self.original
 
         def make(out: Path) -> None:

@@ -186,8 +186,6 @@ def _baseline(variant: Variant) -> Variant | None:
     if not variant.source.quantizes:
         return None
     source = variant.source
-    plan = PlanPart(
-        freeze=0.0, weight_bits=variant.plan["weight_bits"], activation_bits=variant.plan["activation_bits"], levels=variant.plan["levels"],
-        seed=source.seed,
-    )  # fmt: skip
+    bits = {name: variant.plan[name] for name in ("weight_bits", "activation_bits", "levels")}
+    plan = PlanPart.model_validate({"freeze": 0.0, "seed": source.seed} | bits)
     return Variant.of(UNFROZEN, Source(source.weight_bits, source.activation_bits, source.levels, source.seed, "fp32", 0), plan)

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..configs import Bench
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import refuse_existing_run, refuse_unwritable, write_json
 from ..keyed import found_or_made, hash_of
 from ..progress import TimeLeft, say, track
-from ..runtime.runtimes import PRECISIONS, cores
+from ..runtime.runtimes import cores
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
 from .cells import Cell, plan_cells
@@ -28,24 +29,16 @@ from .sessions import EAGER, find_runtimes, runtime_version
 from .subjects import open_subjects
 
 RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
-ROUNDS = 20
+DEFAULTS = Bench()
 
 
 def bench(
     what: str | Path | Sequence[str | Path],
+    config: Bench = DEFAULTS,
     *,
-    runtime: Sequence[str] | None = None,
-    precision: Sequence[str] = PRECISIONS,
-    batch: Sequence[int] = (1,),
-    threads: Sequence[int] = (1,),
-    image_size: Sequence[int] | None = None,
     images: str | Path | None = None,
     weights: str | Path | None = None,
-    rounds: int = ROUNDS,
-    seed: int = 0,
-    against: str | None = None,
     device: str = "cpu",
-    memory: bool = True,
     out: str | Path | None = None,
     json: str | Path | None = None,
     resume: bool = False,
@@ -53,25 +46,28 @@ def bench(
 ) -> Benchmark:
     """Measure the time of models, each beside its unmodified model on every runtime, and return (and write) what was found.
 
-    `what`: artifact folders, exported folders, and "timm:NAME" for a timm model. `runtime`: of "openvino", "onnxruntime", "torch",
-    "compiled" (torch.compile); None for those that are installed. `weights`: of timm models and unmodified peers, "random" for
-    untrained ones, which peers have where none are given. `images`: what int8 is calibrated on; noise if not given. `image_size`: of
-    timm models. `against`: the model or row that all are compared with, instead of the fastest int8 row of their unmodified model.
-    `memory`: also measure the peak memory of every row, in a process of its own. `out`: folder of the run; exported graphs and what
-    was measured are kept there, and with `resume` a run that was stopped goes on. `json`: file for the result.
+    Args:
+        what: artifact folders, exported folders, and "timm:NAME" for a timm model.
+        config: what is timed, and how often.
+        images: folder that int8 is calibrated on; noise if not given.
+        weights: of timm models and unmodified peers; "random" for untrained ones, which peers have where none are given.
+        device: "cpu" or "cuda".
+        out: folder of the run; exported graphs and what was measured are kept there, and with `resume` a run that was stopped goes on.
+        json: file for the result.
+
     Raises VitfrostError for anything that cannot be opened or is out of range, and where not a single row can be measured.
     """
-    batches, threads_asked = _numbers(batch, "batch size"), _numbers(threads, "number of threads")
-    sizes = None if image_size is None else _numbers(image_size, "image size")
-    _check(precision, threads_asked, rounds, seed, device, out, json)
-    runtimes, absent = find_runtimes(None if runtime is None else tuple(runtime), device)
+    batches, threads_asked = tuple(dict.fromkeys(config.batch)), tuple(dict.fromkeys(config.threads))
+    sizes, rounds, seed, against = config.image_size, config.rounds, config.seed, config.against
+    _check(threads_asked, device, out, json)
+    runtimes, absent = find_runtimes(config.runtime, device)
     if out is not None:
         refuse_existing_run(Path(out), resume, SETTINGS_FILE, "run of vitfrost bench")
     if json is not None:
         refuse_unwritable(json)
     images = None if images is None else _images(images)
     subjects = open_subjects([what] if isinstance(what, str | Path) else list(what), weights, sizes)
-    cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(precision)), device)
+    cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(config.precision)), device)
     left_out += [LeftOut(name=name, why="not installed; it comes with vitfrost[export]") for name in absent]
     if not cells:
         raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
@@ -81,7 +77,7 @@ def bench(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
         write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
         cells, failed = with_exports(cells, folder, images, seed)
-        run = _Run(folder, rounds, seed, device, memory, progress)
+        run = _Run(folder, rounds, seed, device, config.memory, progress)
         groups = run.groups(cells, batches, threads_asked)
         left_out += [*failed, *(left for group in groups for left in group.left_out)]
         rows = [row for group in groups for row in compared(group.rows, group.rates, seed, against)]
@@ -166,27 +162,9 @@ def _images(images: str | Path) -> Path:
     return Path(images)
 
 
-def _numbers(numbers: Sequence[int], what: str) -> tuple[int, ...]:
-    if not numbers:
-        raise VitfrostError(f"no {what} is given; give at least one")
-    for number in numbers:
-        if number < 1:
-            raise VitfrostError(f"the {what} {number} is out of range; give 1 or more")
-    return tuple(dict.fromkeys(numbers))
-
-
-def _check(precisions: Sequence[str], threads: Sequence[int], rounds: int, seed: int, device: str, out: object, json: object) -> None:
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise VitfrostError(f"there is no precision '{precision}'; give some of {', '.join(PRECISIONS)}")
-    if not precisions:
-        raise VitfrostError(f"no precision is given; give some of {', '.join(PRECISIONS)}")
+def _check(threads: Sequence[int], device: str, out: object, json: object) -> None:
     if max(threads) > cores():
         raise VitfrostError(f"{max(threads)} threads are more than the {cores()} cores of this machine")
-    if rounds < 1:
-        raise VitfrostError(f"the number of rounds {rounds} is out of range; give 1 or more; intervals want 10")
-    if seed < 0:
-        raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
     if out is None and json is None:
         raise VitfrostError("nowhere to write the result; give --out RUN or --json FILE")
     find_device(device)

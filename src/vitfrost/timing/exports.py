@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..deploy.export import export
+from ..configs import Export
+from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file
 from ..keyed import file_key, hash_of
@@ -90,17 +91,15 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
     assert cell.subject.loaded is not None
     form = RUNTIMES[cell.runtime].format
     if cell.precision != "int8":
-        export(
-            cell.subject.loaded, format=form, precision=cell.precision, out=path, seed=seed,  # type: ignore[arg-type]
-            graph=cell.graph,  # type: ignore[arg-type]
-        )  # fmt: skip
+        export_graph(cell.subject.loaded, Export(form, cell.precision, seed=seed, graph=cell.graph), path)  # type: ignore[arg-type]
         return
     drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
-    options = {"calibration_images": NOISE_IMAGES, "time_only": True} if images is None else {"time_only": cell.subject.random_weights}
-    export(
-        cell.subject.loaded, format=form, precision="int8", images=drawn, out=path, seed=seed,  # type: ignore[arg-type]
-        attention=cell.attention or "auto", graph=cell.graph, ranges=cell.ranges or "static", **options,  # type: ignore[arg-type]
+    ranges = cell.ranges or "static"
+    config = Export(
+        form, "int8", attention=cell.attention or "auto", graph=cell.graph, ranges=ranges, seed=seed,  # type: ignore[arg-type]
+        calibration_images=NOISE_IMAGES if images is None and ranges == "static" else Export.calibration_images,
     )  # fmt: skip
+    export_graph(cell.subject.loaded, config, path, drawn, time_only=images is None or cell.subject.random_weights)
 
 
 def noise_pictures(folder: Path, image_size: tuple[int, int], seed: int) -> Path:

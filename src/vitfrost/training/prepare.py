@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..artifact import Artifact
+from ..configs.flat import UNQUANTIZED
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..model import Model
@@ -19,8 +20,7 @@ from ..passes.structure import has_structure, install_structure, start_from
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
-from ..plans.schema import Plan, QuantizePlan
-from ..plans.scratch import plan_from_model
+from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from ..vit.checkpoint import read_weights
 from ..vit.families import find_sites
@@ -29,7 +29,6 @@ from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
 from .recipe import SourcePart, TrainingRecipe
 
-FLOATING = QuantizePlan(weight_bits=32, activation_bits=32)
 DECODING_THREADS = 2
 
 
@@ -79,7 +78,7 @@ def _of_artifact(recipe: TrainingRecipe) -> Start:
 
 
 def _refuse_untrainable(chosen: Plan) -> None:
-    if chosen.freeze is not None or (chosen.quantize.weight_bits, chosen.quantize.activation_bits) != (32, 32):
+    if chosen.freeze is not None or (chosen.quantize.weights, chosen.quantize.activations) != (32, 32):
         raise VitfrostError(
             "the plan freezes entries or quantizes, which is not trained through; plan with 32 bits and whole heads frozen at most, train, "
             "then compress"
@@ -110,19 +109,12 @@ def _with_weights(loaded: Model, path: str) -> Model:
 
 def _plan(recipe: TrainingRecipe, loaded: Model) -> Plan:
     if recipe.plan is None:
-        return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), FLOATING)
+        return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), UNQUANTIZED)
     if isinstance(recipe.plan, str):
         return load_plan(recipe.plan)
-    if recipe.start.statistics is not None:
-        heads, blocks = (None if part is None else part.model_dump() for part in (recipe.plan.hallucinate, recipe.plan.compact))
-        whole: dict[str, Any] = {"freeze": None}
-        if (part := recipe.plan.constants) is not None:
-            whole = {
-                "unit": part.unit, "by": part.by, "freeze": part.ratio, "constants": part.kind, "window": part.window,
-                "tolerance": part.tolerance, "seed": part.seed,
-            }  # fmt: skip
-        return plan(recipe.start.statistics, hallucinate=heads, compact=blocks, weight_bits=32, activation_bits=32, **whole)
-    return plan_from_model(loaded, hallucinate=recipe.plan.hallucinate, compact=recipe.plan.compact, constants=recipe.plan.constants)
+    methods = (recipe.plan.constants, recipe.plan.hallucinate, recipe.plan.compact)
+    source: Any = recipe.start.statistics or loaded
+    return plan(source, *(method for method in methods if method is not None), UNQUANTIZED)
 
 
 def _take_up(start: Start, recipe: TrainingRecipe) -> None:

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from ..configs import Compact, FreezeHeads, Hallucinate
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.structure import CompactPlan, ConstantsPlan, HallucinatePlan
 from ..plans.text import overlaid
 from ..records import Format
 from ..strict import Strict
@@ -152,9 +152,9 @@ class EveryPart(Strict):
 class InlinePlan(Strict):
     """A plan's structural parts, with the keys that they have in a plan. It is made from the start's statistics, or the model alone."""
 
-    constants: ConstantsPlan | None = None
-    hallucinate: HallucinatePlan | None = None
-    compact: CompactPlan | None = None
+    constants: FreezeHeads | None = None
+    hallucinate: Hallucinate | None = None
+    compact: Compact | None = None
 
 
 class TrainingRecipe(Strict):

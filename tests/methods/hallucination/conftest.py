@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from vitfrost.configs import Hallucinate
 from vitfrost.methods.hallucination.maps import HeadHallucination
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.vit.attention import FusedAttention, MapAttention
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.reduced_attention import PooledAttention, PyramidAttention
@@ -24,7 +24,10 @@ HEADS, DIM, GRID, PREFIX = 5, 3, (4, 6), 1
 WIDTH, PATCHES = HEADS * DIM, 24
 
 
-def hallucinated(kind: str, options: HallucinationOptions, sources: list[int] | None = None) -> MapAttention:
+HALF = -(-HEADS // 2)
+
+
+def hallucinated(kind: str, options: Hallucinate, sources: list[int] | None = None, computed: int = HALF) -> MapAttention:
     """`kind`: `fused` (25 tokens with a class token), `pyramid` (24 tokens, 2 x 3 keys) or `means` (24 tokens, 6 keys, no grid)."""
     prefix = PREFIX if kind == "fused" else 0
     keys, key_grid = {"fused": (PATCHES + PREFIX, None), "pyramid": (6, (2, 3)), "means": (6, None)}[kind]
@@ -36,7 +39,6 @@ def hallucinated(kind: str, options: HallucinationOptions, sources: list[int] | 
         module = PyramidAttention(SpatialAttention(WIDTH, HEADS, sr_ratio=2), site)
     else:
         module = PooledAttention(EfficientAttention(WIDTH, head_dim=DIM, sr_ratio=2), site)
-    computed = options.computed_heads(HEADS)
     if computed == HEADS:
         return module
     sources = [j % computed for j in range(HEADS - computed)] if sources is None else sources

@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vitfrost.configs import Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.hallucination.cost import attention_parameters
 from vitfrost.methods.hallucination.fit import choose_heads, correlations, fit_mix, head_moments
 from vitfrost.methods.hallucination.maps import HeadHallucination
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.reduced_attention import PyramidAttention
 
 HEADS, WIDTH, DIM = 5, 15, 3
 GRIDS = {"fused": (4, 6), "pyramid": (2, 3), "means": None}
 ALL = [
-    (kind, HallucinationOptions(computed, space, inter, intra, prefix, bias))
+    (kind, computed, Hallucinate(0.5, space=space, inter_map=inter, intra_map=intra, prefix=prefix, bias=bias))
     for kind in GRIDS
-    for computed in (None, 1)
+    for computed in (3, 1)
     for space in ("logits", "post-softmax")
     for inter in ("linear", "copy", "pair")
     for intra in ("none", "3x3", "5x5", "key-grid")
@@ -44,11 +44,11 @@ def randomized(module: Any, seed: int) -> Any:
     return module
 
 
-@pytest.mark.parametrize(("kind", "options"), ALL, ids=str)
+@pytest.mark.parametrize(("kind", "computed", "options"), ALL, ids=str)
 def test_rows_sum_to_one_whatever_was_learned_and_parameters_are_those_of_the_formula(
-    kind: str, options: HallucinationOptions, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
+    kind: str, computed: int, options: Hallucinate, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
 ) -> None:
-    module, seen = randomized(attention(kind, options), 3), []
+    module, seen = randomized(attention(kind, options, computed=computed), 3), []
     module.observe(lambda maps, values: seen.append(maps))
     run(module)
     assert seen[0].shape == (2, *module.site.maps_shape[1:])
@@ -56,14 +56,14 @@ def test_rows_sum_to_one_whatever_was_learned_and_parameters_are_those_of_the_fo
     assert torch.allclose(seen[0].sum(-1), torch.ones((), dtype=torch.float64), rtol=0, atol=1e-12)
     reduction = [part for name in ("sr", "norm") if (part := getattr(module, name, None)) is not None]
     beside = sum(parameter.numel() for part in reduction for parameter in part.parameters())
-    assert sum(p.numel() for p in module.parameters()) - beside == attention_parameters(WIDTH, HEADS, DIM, options)
+    assert sum(p.numel() for p in module.parameters()) - beside == attention_parameters(WIDTH, HEADS, computed, DIM, options)
 
 
-@pytest.mark.parametrize(("kind", "options"), ALL, ids=str)
+@pytest.mark.parametrize(("kind", "computed", "options"), ALL, ids=str)
 def test_gradients_reach_everything_that_is_learned(
-    kind: str, options: HallucinationOptions, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
+    kind: str, computed: int, options: Hallucinate, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
 ) -> None:
-    module: Any = attention(kind, options).double()
+    module: Any = attention(kind, options, computed=computed).double()
     run(module).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
@@ -77,14 +77,14 @@ def test_gradients_reach_everything_that_is_learned(
 @given(st.integers(0, 999), st.sampled_from(["logits", "post-softmax"]))
 def test_one_hot_mixes_copy_maps(seed: int, space: str) -> None:
     sources, logits = [(seed + j) % 3 for j in range(2)], drawn(seed, 2, 3, 4, 6)
-    made = HeadHallucination(3, sources, HallucinationOptions(3, space, "copy")).double()
+    made = HeadHallucination(3, sources, Hallucinate(0.5, space=space, inter_map="copy")).double()
     maps = torch.softmax(logits, -1)
     assert torch.allclose(made(logits), maps[:, [0, 1, 2, *sources]], rtol=1e-12, atol=1e-12)
 
 
 def test_mix_and_convolution_before_the_softmax_written_out() -> None:
     """Two grids of 4 x 6 logits; every entry of the hallucinated map by hand from the logits around it."""
-    made = randomized(HeadHallucination(2, [0], HallucinationOptions(2, prefix="include")), 7)
+    made = randomized(HeadHallucination(2, [0], Hallucinate(0.5, prefix="include")), 7)
     logits = drawn(1, 1, 2, 4, 6)
     mix, kernel = made.mix.weight[0], made.convolution.weight[0, 0]
     mixed = mix[0] * logits[0, 0] + mix[1] * logits[0, 1] + made.mix.bias[0]
@@ -101,7 +101,7 @@ def test_mix_and_convolution_before_the_softmax_written_out() -> None:
 
 def test_reduced_keys_are_convolved_on_their_own_grid(attention: Callable[..., MapAttention], run: Callable[..., Tensor]) -> None:
     """A PVT layer with 2 x 3 keys: what one key adds to its neighbors on that grid, for each query alone."""
-    module: Any = attention("pyramid", HallucinationOptions(4, intra_map="key-grid", bias=False), sources=[1]).double()
+    module: Any = attention("pyramid", Hallucinate(0.5, intra_map="key-grid", bias=False), sources=[1], computed=4).double()
     module.hallucination.convolution.weight.data = drawn(5, 1, 1, 3, 3)
     seen: list[Tensor] = []
     module.observe(lambda maps, values: seen.append(maps), logits=seen.append)
@@ -119,7 +119,7 @@ def test_an_attention_whose_logits_depend_linearly_is_hallucinated_exactly(
     kind: str, attention: Callable[..., MapAttention], run: Callable[..., Tensor]
 ) -> None:
     """Three heads' queries and keys span the others' logits: S_2 = 2 S_0 and S_3 = S_1, so choice and fit lose nothing."""
-    module: Any = randomized(attention(kind, HallucinationOptions(HEADS)), 11).eval()
+    module: Any = randomized(attention(kind, Hallucinate(0.0), computed=HEADS), 11).eval()
     queries, keys = head_rows(module)
     for own, source, factor in ((2, 0, 2.0), (3, 1, 1.0)):
         for parameter, first, scale in ((*queries, factor), (*keys, 1.0)):
@@ -132,7 +132,7 @@ def test_an_attention_whose_logits_depend_linearly_is_hallucinated_exactly(
     moments = head_moments(seen[0])
     choice = choose_heads(correlations(moments), 3)
     assert choice.others in {(0, 1), (0, 3), (1, 2), (2, 3)}
-    hallucination = HeadHallucination(3, choice.sources, HallucinationOptions(3)).double()
+    hallucination = HeadHallucination(3, choice.sources, Hallucinate(0.5)).double()
     hallucination.mix.set_mix(fit_mix(moments, choice, 0.0))
     module.observe()
     module.hallucinate(hallucination)
@@ -149,20 +149,18 @@ def head_rows(module: Any) -> tuple[tuple[Any, int], tuple[Any, int]]:
 
 def test_a_given_mix_is_taken_over() -> None:
     mix = drawn(4, 2, 3)
-    made = HeadHallucination(3, [0, 1], HallucinationOptions()).double()
+    made = HeadHallucination(3, [0, 1], Hallucinate(0.5)).double()
     made.mix.set_mix(mix)
     assert torch.equal(made.mix.weight, mix)
 
 
 def test_what_does_not_fit_is_refused(attention: Callable[..., MapAttention], run: Callable[..., Tensor]) -> None:
-    with pytest.raises(VitfrostError, match="6 computed heads do not fit a layer of 5 heads"):
-        attention("fused", HallucinationOptions(6))
     with pytest.raises(VitfrostError, match="needs the patch grid"):
-        attention("means", HallucinationOptions(intra_map="key-grid"))
+        attention("means", Hallucinate(0.5, intra_map="key-grid"))
     with pytest.raises(VitfrostError, match="pair-wise scalar has no effect"):
-        HallucinationOptions(space="post-softmax", inter_map="pair")
+        Hallucinate(0.5, space="post-softmax", inter_map="pair")
     with pytest.raises(ValueError, match="are not among the 3 computed heads"):
-        attention("fused", HallucinationOptions(), sources=[0, 3])
-    made = HeadHallucination(3, [0, 1], HallucinationOptions(intra_map="key-grid"), key_grid=(2, 3))
+        attention("fused", Hallucinate(0.5), sources=[0, 3])
+    made = HeadHallucination(3, [0, 1], Hallucinate(0.5, intra_map="key-grid"), key_grid=(2, 3))
     with pytest.raises(VitfrostError, match="7 keys do not fill a patch grid of 2 x 3"):
         made(torch.zeros(1, 3, 7, 7))

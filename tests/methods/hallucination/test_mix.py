@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitfrost.configs import Hallucinate
+from vitfrost.configs.methods import InterMap
 from vitfrost.methods.hallucination.mix import COPY_SHARE, HeadMix, MapConvolution, renormalize
-from vitfrost.methods.hallucination.options import HallucinationOptions, InterMap
 
 PREFIX, GRID = 2, (3, 4)
 TOKENS = PREFIX + 12
@@ -20,14 +21,14 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize("inter", ["linear", "copy", "pair"])
 def test_every_mix_starts_as_a_copy(inter: InterMap) -> None:
-    mix, maps = HeadMix(3, [2, 0, 2], HallucinationOptions(inter_map=inter)).double(), drawn(1, 2, 3, 4, 5)
+    mix, maps = HeadMix(3, [2, 0, 2], Hallucinate(0.5, inter_map=inter)).double(), drawn(1, 2, 3, 4, 5)
     assert torch.equal(mix(maps), maps[:, [2, 0, 2]])
     assert torch.equal(mix.matrix().double(), F.one_hot(torch.tensor([2, 0, 2]), 3).double())
 
 
 @pytest.mark.parametrize("inter", ["linear", "copy", "pair"])
 def test_the_mix_is_the_matrix_plus_a_constant_per_map(inter: InterMap) -> None:
-    mix, maps = HeadMix(3, [2, 0], HallucinationOptions(inter_map=inter)).double(), drawn(1, 2, 3, 4, 5)
+    mix, maps = HeadMix(3, [2, 0], Hallucinate(0.5, inter_map=inter)).double(), drawn(1, 2, 3, 4, 5)
     for parameter in mix.parameters():
         parameter.data = drawn(2, *parameter.shape)
     bias = torch.zeros(2) if mix.bias is None else mix.bias
@@ -36,7 +37,7 @@ def test_the_mix_is_the_matrix_plus_a_constant_per_map(inter: InterMap) -> None:
 
 
 def test_after_the_softmax_a_mix_is_convex_and_starts_close_to_what_it_is_given() -> None:
-    mix = HeadMix(3, [1, 0], HallucinationOptions(space="post-softmax")).double()
+    mix = HeadMix(3, [1, 0], Hallucinate(0.5, space="post-softmax")).double()
     assert torch.allclose(mix.matrix()[0, 1], torch.tensor(COPY_SHARE + (1 - COPY_SHARE) / 3, dtype=torch.float64))
     mix.set_mix(torch.tensor([[2.0, -1.0, 2.0], [0.0, 0.0, 0.0]]))
     assert torch.allclose(mix.matrix(), torch.tensor([[0.5, 0.0, 0.5], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64), atol=0.01)
@@ -47,7 +48,7 @@ def test_after_the_softmax_a_mix_is_convex_and_starts_close_to_what_it_is_given(
 
 def test_pair_keeps_the_largest_entry_and_copy_the_head_of_the_largest() -> None:
     given = torch.tensor([[0.5, -2.0, 1.0]])
-    pair, copy = (HeadMix(3, [0], HallucinationOptions(inter_map=kind)) for kind in ("pair", "copy"))
+    pair, copy = (HeadMix(3, [0], Hallucinate(0.5, inter_map=kind)) for kind in ("pair", "copy"))
     pair.set_mix(given)
     copy.set_mix(given)
     assert pair.matrix().tolist() == [[0.0, -2.0, 0.0]]
@@ -57,7 +58,7 @@ def test_pair_keeps_the_largest_entry_and_copy_the_head_of_the_largest() -> None
 @pytest.mark.parametrize("intra", ["3x3", "5x5", "key-grid"])
 @pytest.mark.parametrize("prefix", ["skip", "include"])
 def test_the_convolution_starts_at_zero_and_leaves_out_what_it_should(intra: str, prefix: str) -> None:
-    options = HallucinationOptions(intra_map=intra, prefix=prefix)
+    options = Hallucinate(0.5, intra_map=intra, prefix=prefix)
     layer, maps = MapConvolution(2, options, PREFIX, GRID).double(), drawn(1, 3, 2, TOKENS, TOKENS)
     assert torch.equal(layer(maps), maps)
     layer.weight.data = drawn(2, *layer.weight.shape)
@@ -68,7 +69,7 @@ def test_the_convolution_starts_at_zero_and_leaves_out_what_it_should(intra: str
 
 
 def test_on_the_key_grid_each_query_sees_its_keys_as_a_picture() -> None:
-    layer, maps = MapConvolution(2, HallucinationOptions(intra_map="key-grid"), PREFIX, GRID).double(), drawn(1, 1, 2, TOKENS, TOKENS)
+    layer, maps = MapConvolution(2, Hallucinate(0.5, intra_map="key-grid"), PREFIX, GRID).double(), drawn(1, 1, 2, TOKENS, TOKENS)
     layer.weight.data = drawn(2, *layer.weight.shape)
     out = layer(maps)
     for head in range(2):
@@ -79,7 +80,7 @@ def test_on_the_key_grid_each_query_sees_its_keys_as_a_picture() -> None:
 
 
 def test_a_convolution_does_not_mix_heads() -> None:
-    layer, maps = MapConvolution(2, HallucinationOptions(intra_map="5x5")).double(), drawn(1, 1, 2, 6, 9)
+    layer, maps = MapConvolution(2, Hallucinate(0.5, intra_map="5x5")).double(), drawn(1, 1, 2, 6, 9)
     layer.weight.data = drawn(2, *layer.weight.shape)
     other = maps.clone()
     other[:, 0] += drawn(3, 6, 9)

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitfrost.configs import Compact, Hallucinate
 from vitfrost.methods.hallucination.maps import HeadHallucination
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.methods.low_rank.cost import rank_of
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.methods.low_rank.projection import CompactProjection
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.families import find_sites, install_map_attention
@@ -24,10 +23,10 @@ from ...shapes import shapes_only
 
 def hallucinate_half(model: nn.Module) -> None:
     """Leave queries and keys to the first half of every layer's heads (rounded up)."""
-    options = HallucinationOptions()
+    options = Hallucinate(0.5)
     for module in install_map_attention(model).values():
         site = module.site
-        computed = options.computed_heads(site.heads)
+        computed = -(-site.heads // 2)
         if computed < site.heads:
             sources = range(site.heads - computed)
             module.hallucinate(HeadHallucination(computed, sources, options, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys))
@@ -42,7 +41,7 @@ def compact(model: nn.Module, ratio: float, everywhere: bool) -> None:
             convolution = isinstance(mlp.fc2, nn.Conv2d)
             outputs, inputs = mlp.fc2.weight.shape[:2]
             rank, layout = rank_of(ratio, outputs, inputs), "channels-first" if convolution else "tokens"
-            mlp.fc2 = CompactProjection(inputs, outputs, rank, CompactionOptions(), layout=layout, merged=True)
+            mlp.fc2 = CompactProjection(inputs, outputs, rank, Compact(), layout=layout, merged=True)
 
 
 @cache

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from vitfrost.configs import Compact
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.low_rank.batch_norm import TokenBatchNorm
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.methods.low_rank.projection import CompactProjection
 
 CHANNELS, RANK, OUTPUTS = 6, 3, 5
 SPLITS = {"unequal": (5, 3), "one token each": (1, 1), "none in one process": (0, 4)}
-OPTIONS = CompactionOptions(branches=2, expand=True, identity=True)
+OPTIONS = Compact(branches=2, expand=True, identity=True)
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from vitfrost.configs import Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.hallucination.cost import attention_macs, attention_parameters
-from vitfrost.methods.hallucination.options import HallucinationOptions
 from vitfrost.methods.low_rank.cost import feed_forward_macs, feed_forward_parameters, largest_useful_rank, rank_of
 
 TOKENS, DEPTH = 197, 12
@@ -67,9 +67,12 @@ def saved(size: str, hallucinated: bool, ratio: float | None, derived: bool) -> 
     width, hidden = 64 * heads, 256 * heads
     rank = None if ratio is None else rank_of(ratio, width, hidden)
     prefix: Literal["skip", "include"] = "include" if derived else "skip"
-    forms = [(HallucinationOptions(heads), None), (HallucinationOptions(None if hallucinated else heads, prefix=prefix), rank)]
-    parameters = [attention_parameters(width, heads, 64, o, not derived) + feed_forward_parameters(width, hidden, r) for o, r in forms]
-    macs = [attention_macs(TOKENS, TOKENS, width, heads, 64, o, 1) + feed_forward_macs(TOKENS, width, hidden, r) for o, r in forms]
+    options = Hallucinate(0.5, prefix=prefix)
+    forms = [(heads, None), (-(-heads // 2) if hallucinated else heads, rank)]
+    parameters = [
+        attention_parameters(width, heads, g, 64, options, not derived) + feed_forward_parameters(width, hidden, r) for g, r in forms
+    ]
+    macs = [attention_macs(TOKENS, TOKENS, width, heads, g, 64, options, 1) + feed_forward_macs(TOKENS, width, hidden, r) for g, r in forms]
     return DEPTH * (parameters[0] - parameters[1]), DEPTH * (macs[0] - macs[1])
 
 

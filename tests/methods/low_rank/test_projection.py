@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitfrost.configs import Compact
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.low_rank.factorize import factorize
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.methods.low_rank.projection import CompactProjection
 from vitfrost.methods.quantize.modules import QuantizedLayer, UniformQuantizer
 
 INPUTS, OUTPUTS, RANK = 24, 8, 4
 OPTIONS = [
-    CompactionOptions(branches=branches, norm=norm, expand=expand, identity=identity)
+    Compact(branches=branches, norm=norm, expand=expand, identity=identity)
     for branches, norm, expand, identity in product((1, 2, 3, 4), ("batch", "none"), (False, True), (False, True))
     if norm == "batch" or not identity
 ]
@@ -31,7 +31,7 @@ def drawn(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def trained(options: CompactionOptions, seed: int, inputs: int = INPUTS, outputs: int = OUTPUTS, rank: int = RANK, **form: Any):
+def trained(options: Compact, seed: int, inputs: int = INPUTS, outputs: int = OUTPUTS, rank: int = RANK, **form: Any):
     """A projection in training form whose every parameter and statistic is drawn, in eval mode."""
     made = CompactProjection(inputs, outputs, rank, options, **form).double()
     for index, (name, value) in enumerate(made.state_dict().items()):
@@ -73,7 +73,7 @@ def test_the_merged_projection_computes_the_same(options, inputs, outputs, data,
 
 
 def test_merging_again_changes_nothing() -> None:
-    made = trained(CompactionOptions(), 1).merge()
+    made = trained(Compact(), 1).merge()
     before = copy.deepcopy(made.state_dict())
     assert set(before) == {"down.weight", "up.weight", "up.bias"}
     assert made.merge() is made
@@ -82,7 +82,7 @@ def test_merging_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_the_start_is_the_factorized_layer(options: CompactionOptions, calibrated: bool) -> None:
+def test_the_start_is_the_factorized_layer(options: Compact, calibrated: bool) -> None:
     layer = nn.Linear(INPUTS, OUTPUTS).double()
     inputs = F.gelu(drawn(5, 200, 6) @ drawn(1, 6, INPUTS) + drawn(2, INPUTS))
     known = {"second_moment": inputs.T @ inputs / len(inputs), "mean": inputs.mean(0)} if calibrated else {}
@@ -103,7 +103,7 @@ def test_branches_differ_at_the_start_by_the_noise_and_the_seed_decides() -> Non
     factors = factorize(layer.weight, layer.bias, RANK)
 
     def branches(noise: float, seed: int) -> list[Tensor]:
-        made = CompactProjection.from_factors(factors, CompactionOptions(noise=noise), like=layer, seed=seed)
+        made = CompactProjection.from_factors(factors, Compact(noise=noise), like=layer, seed=seed)
         return [part.matrix().detach() for part in made.down.parts]
 
     first, second = branches(0.01, 1)
@@ -115,7 +115,7 @@ def test_branches_differ_at_the_start_by_the_noise_and_the_seed_decides() -> Non
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_channel_first_is_two_convolutions(merged: bool) -> None:
-    made, tokens = trained(CompactionOptions(), 1, layout="channels-first"), trained(CompactionOptions(), 1)
+    made, tokens = trained(Compact(), 1, layout="channels-first"), trained(Compact(), 1)
     x = drawn(2, 2, INPUTS, 3, 5)
     (down, inner), (up, bias) = made.down.merged(), made.up.merged()
     expected = F.conv2d(F.conv2d(x, down[:, :, None, None], inner), up[:, :, None, None], bias)
@@ -129,7 +129,7 @@ def test_channel_first_is_two_convolutions(merged: bool) -> None:
 def test_it_takes_layout_dtype_and_mode_of_the_layer_it_replaces(merged: bool) -> None:
     for layer in (nn.Linear(INPUTS, OUTPUTS).bfloat16().eval(), nn.Conv2d(INPUTS, OUTPUTS, 1).double()):
         factors = factorize(layer.weight.flatten(1), layer.bias, OUTPUTS)
-        made = CompactProjection.from_factors(factors, CompactionOptions(), like=layer, merged=merged)
+        made = CompactProjection.from_factors(factors, Compact(), like=layer, merged=merged)
         assert made.layout == ("channels-first" if isinstance(layer, nn.Conv2d) else "tokens")
         assert {value.dtype for value in made.state_dict().values() if value.is_floating_point()} == {layer.weight.dtype}
         assert (made.merged, made.training) == (merged, layer.training)
@@ -140,7 +140,7 @@ def test_it_takes_layout_dtype_and_mode_of_the_layer_it_replaces(merged: bool) -
 
 @pytest.mark.parametrize("layout", ["tokens", "channels-first"])
 def test_both_layers_can_be_quantized(layout: str) -> None:
-    made = trained(CompactionOptions(), 1, layout=layout).merge().float()
+    made = trained(Compact(), 1, layout=layout).merge().float()
     x = drawn(2, *((2, 7, INPUTS) if layout == "tokens" else (2, INPUTS, 3, 5))).float()
     expected = made(x)
     for part in ("down", "up"):
@@ -157,12 +157,12 @@ def test_both_layers_can_be_quantized(layout: str) -> None:
     again = copy.deepcopy(made)
     again.load_state_dict(made.state_dict())
     with pytest.raises(VitfrostError, match="is in inference form, its layer in training form"):
-        trained(CompactionOptions(), 1, layout=layout).load_state_dict(made.state_dict())
+        trained(Compact(), 1, layout=layout).load_state_dict(made.state_dict())
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("layout", ["tokens", "channels-first"])
-def test_gradients_reach_every_branch(options: CompactionOptions, layout: str) -> None:
+def test_gradients_reach_every_branch(options: Compact, layout: str) -> None:
     made = trained(options, 1, layout=layout).train()
     made(drawn(0, 7, INPUTS, 1, 1).squeeze() if layout == "tokens" else drawn(0, 7, INPUTS, 1, 1)).square().sum().backward()
     for name, parameter in made.named_parameters():
@@ -173,7 +173,7 @@ def test_gradients_reach_every_branch(options: CompactionOptions, layout: str) -
 
 
 def test_the_other_form_is_refused_in_one_line_that_names_the_layer() -> None:
-    sizes, options = (INPUTS, OUTPUTS, RANK), CompactionOptions()
+    sizes, options = (INPUTS, OUTPUTS, RANK), Compact()
     training, inference = CompactProjection(*sizes, options), CompactProjection(*sizes, options, merged=True)
     with pytest.raises(VitfrostError, match="projection is in training form, its layer in inference form; merge the trained layer first"):
         inference.load_state_dict(training.state_dict())
@@ -186,17 +186,17 @@ def test_the_other_form_is_refused_in_one_line_that_names_the_layer() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    options = CompactionOptions()
+    options = Compact()
     for rank in (0, OUTPUTS + 1):
         with pytest.raises(VitfrostError, match=f"from 24 to 8 channels has no factors of rank {rank}; give 1 to 8"):
             CompactProjection(INPUTS, OUTPUTS, rank, options)
-    with pytest.raises(VitfrostError, match=r"5 branches .* give 1 to 4"):
-        CompactProjection(INPUTS, OUTPUTS, RANK, CompactionOptions(branches=5))
-    with pytest.raises(VitfrostError, match="identity branch needs the norm batch"):
-        CompactProjection(INPUTS, OUTPUTS, RANK, CompactionOptions(norm="none", identity=True))
+    with pytest.raises(VitfrostError, match=r"Compact\.branches is 5; it should be less than or equal to 4"):
+        CompactProjection(INPUTS, OUTPUTS, RANK, Compact(branches=5))
+    with pytest.raises(VitfrostError, match=r"Compact\.identity is true, which needs norm"):
+        CompactProjection(INPUTS, OUTPUTS, RANK, Compact(norm="none", identity=True))
     bare, factors = nn.Linear(INPUTS, OUTPUTS, bias=False), factorize(drawn(1, OUTPUTS, INPUTS), drawn(2, OUTPUTS), RANK)
     with pytest.raises(VitfrostError, match="factors with a bias do not fit a layer without one"):
-        CompactProjection.from_factors(factors, CompactionOptions(norm="none"), like=bare)
+        CompactProjection.from_factors(factors, Compact(norm="none"), like=bare)
     with pytest.raises(VitfrostError, match=r"factors of a weight \(8, 24\) do not fit a layer with a weight \(8, 23\)"):
         CompactProjection.from_factors(factors, options, like=nn.Linear(INPUTS - 1, OUTPUTS))
     with pytest.raises(VitfrostError, match="not a plain 1 x 1 convolution"):
@@ -207,16 +207,16 @@ def test_what_cannot_work_is_refused() -> None:
 def test_a_layer_without_bias_is_met_as_well(norm: Any) -> None:
     bare, inputs = nn.Linear(INPUTS, OUTPUTS, bias=False).double(), drawn(1, 50, INPUTS)
     factors = factorize(bare.weight, None, RANK)
-    made = CompactProjection.from_factors(factors, CompactionOptions(norm=norm), like=bare).eval()
+    made = CompactProjection.from_factors(factors, Compact(norm=norm), like=bare).eval()
     expected = inputs @ (factors.up @ factors.down).T
-    for form in (made, copy.deepcopy(made).merge(), CompactProjection.from_factors(factors, CompactionOptions(), like=bare, merged=True)):
+    for form in (made, copy.deepcopy(made).merge(), CompactProjection.from_factors(factors, Compact(), like=bare, merged=True)):
         assert torch.allclose(form(inputs), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_one_token_has_no_variance() -> None:
-    made = CompactProjection(INPUTS, OUTPUTS, RANK, CompactionOptions())
+    made = CompactProjection(INPUTS, OUTPUTS, RANK, Compact())
     with pytest.raises(VitfrostError, match=r"training batch of one token .* give more tokens, or set norm to none"):
         made(torch.zeros(1, 1, INPUTS))
     assert made(torch.randn(2, 1, INPUTS)).shape == (2, 1, OUTPUTS)
     assert made.eval()(torch.zeros(1, 1, INPUTS)).shape == (1, 1, OUTPUTS)
-    assert CompactProjection(INPUTS, OUTPUTS, RANK, CompactionOptions(norm="none"))(torch.zeros(1, 1, INPUTS)).shape == (1, 1, OUTPUTS)
+    assert CompactProjection(INPUTS, OUTPUTS, RANK, Compact(norm="none"))(torch.zeros(1, 1, INPUTS)).shape == (1, 1, OUTPUTS)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from vitfrost.configs import Compact
 from vitfrost.methods.low_rank.cost import rank_of
 from vitfrost.methods.low_rank.factorize import factorize
 from vitfrost.methods.low_rank.moments import InputMoments
-from vitfrost.methods.low_rank.options import CompactionOptions
 from vitfrost.methods.low_rank.projection import CompactProjection
 from vitfrost.vit.compat import import_timm
 
@@ -58,7 +58,7 @@ def compact(block: Block, rank: int, **form: Any) -> tuple[Block, torch.Tensor]:
     known = {"second_moment": moments.second_moment, "mean": moments.mean}
     factors = factorize(fc2.weight.flatten(1), fc2.bias, rank, **known)
     made = copy.deepcopy(block)
-    made.mlp.fc2 = CompactProjection.from_factors(factors, CompactionOptions(), like=fc2, **known, **form)
+    made.mlp.fc2 = CompactProjection.from_factors(factors, Compact(), like=fc2, **known, **form)
     return made, x
 
 

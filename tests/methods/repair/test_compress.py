@@ -10,11 +10,12 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize, Repair
+from vitfrost.configs.flat import UNQUANTIZED
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.plans.heads import HeadPlan
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.statistics.record import Statistics
 
 
@@ -24,9 +25,9 @@ def measured(pictures: Path) -> tuple[Model, Statistics]:
     return loaded, vitfrost.calibrate(loaded, pictures, vitfrost.Calibrate(limit=20, similarity=True), progress=False)
 
 
-def whole_heads_frozen(statistics: Statistics, layers: set[int], **bits: int) -> Plan:
+def whole_heads_frozen(statistics: Statistics, layers: set[int], quantize: Quantize = UNQUANTIZED) -> Plan:
     """All entries of all heads of some layers."""
-    plan = vitfrost.plan(statistics, freeze=0.0, **({"weight_bits": 32, "activation_bits": 32, "frozen_bits": 32} | bits))
+    plan = vitfrost.plan(statistics, FreezeEntries(0.0, bits=32), quantize)
     changed = []
     for number, layer in enumerate(plan.layers):
         queries, keys = layer.maps[-2:]
@@ -43,15 +44,8 @@ def logits(made: Model) -> torch.Tensor:
 
 
 def compressed(measured: tuple[Model, Statistics], plan: Plan, pictures: Path, **options: Any) -> Artifact:
-    return vitfrost.compress(
-        measured[0],
-        plan,
-        statistics=measured[1],
-        images=pictures,
-        calibration_images=4,
-        compact_images=8,
-        **({"repair_images": 16} | options),
-    )
+    config = Compress(calibration_images=4, compact_images=8)
+    return vitfrost.compress(measured[0], plan, statistics=measured[1], images=pictures, config=config, **options)
 
 
 def test_frozen_layers_are_repaired_recorded_and_loaded_to_the_same_bits(
@@ -59,7 +53,7 @@ def test_frozen_layers_are_repaired_recorded_and_loaded_to_the_same_bits(
 ) -> None:
     plan = whole_heads_frozen(measured[1], {1})
     without = compressed(measured, plan, pictures)
-    made = compressed(measured, plan, pictures, repair="ridge", out=tmp_path / "artifact")
+    made = compressed(measured, plan, pictures, repair=Repair(images=16), out=tmp_path / "artifact")
     again = Artifact.load(tmp_path / "artifact")
     assert torch.equal(logits(again), logits(made))
     assert not torch.equal(logits(made), logits(without))
@@ -73,29 +67,29 @@ def test_frozen_layers_are_repaired_recorded_and_loaded_to_the_same_bits(
     assert all(layer["after"] < layer["before"] for layer in record["layers"].values())
     own, other = made.module.blocks[0].state_dict(), measured[0].module.blocks[0].state_dict()
     assert all(torch.equal(value, other[name]) for name, value in own.items())
-    once_more = compressed(measured, plan, pictures, repair="ridge")
+    once_more = compressed(measured, plan, pictures, repair=Repair(images=16))
     assert torch.equal(logits(once_more), logits(made))
 
 
 def test_the_structure_is_repaired_before_it_is_quantized(measured: tuple[Model, Statistics], pictures: Path, tmp_path: Path) -> None:
-    plan = vitfrost.plan(measured[1], hallucinate=0.5, compact=0.5, freeze=0.2, weight_bits=8, activation_bits=8)
-    made = compressed(measured, plan, pictures, repair="bias", out=tmp_path / "artifact")
+    plan = vitfrost.plan(measured[1], FreezeEntries(0.2), Hallucinate(0.5), Compact(0.5), Quantize(8, 8))
+    made = compressed(measured, plan, pictures, repair=Repair("bias", images=16), out=tmp_path / "artifact")
     assert torch.equal(logits(Artifact.load(tmp_path / "artifact")), logits(made))
     assert {"blocks.0.attn.proj", "blocks.0.mlp.fc2.up"} <= set(made.repair["layers"])
     assert made.quantization is not None
-    floats = vitfrost.plan(measured[1], hallucinate=0.5, compact=0.5, freeze=None, weight_bits=32, activation_bits=32)
-    unquantized = compressed(measured, floats, pictures, repair="bias")
+    floats = vitfrost.plan(measured[1], Hallucinate(0.5), Compact(0.5))
+    unquantized = compressed(measured, floats, pictures, repair=Repair("bias", images=16))
     assert unquantized.repair["layers"] == made.repair["layers"]
 
 
 def test_weights_alone_are_quantized_after_the_repair_of_frozen_maps(measured: tuple[Model, Statistics], pictures: Path) -> None:
-    plan = whole_heads_frozen(measured[1], {0}, weight_bits=8)
-    assert compressed(measured, plan, pictures, repair="ridge").repair["layers"]
+    plan = whole_heads_frozen(measured[1], {0}, Quantize(8, 32))
+    assert compressed(measured, plan, pictures, repair=Repair(images=16)).repair["layers"]
 
 
 def test_the_command(prepared: Any, pictures: Path, call: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
-    plan_from_model(Model.open("vitfrost_digits"), compact=0.5, out=plan)
+    vitfrost.plan(Model.open("vitfrost_digits"), Compact(0.5), out=plan)
     words = ["compress", "--model", "vitfrost_digits", "--plan", plan, "--images", pictures, "--compact-images", 8]
     done = call(*words, "--repair", "ridge", "--repair-images", 8, "--repair-penalty", 0.5, "--out", tmp_path / "artifact")
     assert done.status == 0
@@ -107,17 +101,18 @@ def test_what_is_refused(measured: tuple[Model, Statistics], pictures: Path) -> 
     loaded, statistics = measured
     frozen = whole_heads_frozen(statistics, {1})
     with pytest.raises(VitfrostError, match="--images DIR"):
-        vitfrost.compress(loaded, frozen, statistics=statistics, repair="ridge")
-    for options, message in (
-        ({"repair": "gradient"}, "choose ridge or bias"),
-        ({"repair": "ridge", "repair_penalty": -1.0}, "out of range"),
-        ({"repair": "ridge", "repair_penalty": float("nan")}, "out of range"),
-        ({"repair": "bias", "repair_penalty": 1.0}, "has no penalty"),
-        ({"repair_penalty": 1.0}, "without a repair"),
-        ({"repair": "ridge", "repair_images": 0}, "repair images must be at least 1"),
-    ):
+        vitfrost.compress(loaded, frozen, statistics=statistics, repair=Repair())
+    options: list[tuple[dict[str, Any], str]] = [
+        ({"method": "gradient"}, "Repair.method is 'gradient'; it should be 'ridge' or 'bias'"),
+        ({"penalty": -1.0}, "Repair.penalty is -1.0; it should be greater than or equal to 0"),
+        ({"penalty": float("nan")}, "Repair.penalty is nan"),
+        ({"images": 0}, "Repair.images is 0; it should be greater than or equal to 1"),
+    ]
+    for fields, message in options:
         with pytest.raises(VitfrostError, match=message):
-            compressed(measured, frozen, pictures, **options)
-    quantized = whole_heads_frozen(statistics, {1}, weight_bits=8, activation_bits=8)
+            Repair(**fields)
+    with pytest.raises(VitfrostError, match=r"Repair\.penalty has no effect where method is bias"):
+        compressed(measured, frozen, pictures, repair=Repair("bias", penalty=1.0))
+    quantized = whole_heads_frozen(statistics, {1}, Quantize(8, 8))
     with pytest.raises(VitfrostError, match="nothing to repair"):
-        compressed(measured, quantized, pictures, repair="ridge")
+        compressed(measured, quantized, pictures, repair=Repair(images=16))

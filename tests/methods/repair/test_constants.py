@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tests.methods.repair.test_refit import MODELS, batches, distance, lively, repaired
 from torch import Tensor, nn
 
+import vitfrost
+from vitfrost.configs import FreezeHeads
 from vitfrost.methods.constant_heads.module import ConstantHeads
 from vitfrost.methods.repair.constants import MapSums
 from vitfrost.model import Model
 from vitfrost.passes.structure import install_constants
-from vitfrost.plans.scratch import plan_from_model
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(2, 5), st.integers(2, 5), st.integers(0, 10_000))
@@ -49,7 +50,7 @@ def test_a_penalty_holds_the_maps_and_bad_ones_are_refused() -> None:
 
 def frozen(loaded: Model, unit: str = "head", kind: str = "dense") -> nn.Module:
     """The model with half of its heads (or layers) frozen to uniform maps."""
-    plan = plan_from_model(loaded, constants={"unit": unit, "ratio": 0.5, "kind": kind})
+    plan = vitfrost.plan(loaded, FreezeHeads(0.5, unit, kind=kind))
     model = copy.deepcopy(loaded.module)
     install_constants(model, plan)
     return model

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vitfrost
+from vitfrost.configs import Compact, Hallucinate, Repair
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.low_rank.projection import CompactProjection
-from vitfrost.methods.repair.options import RepairOptions
-from vitfrost.methods.repair.refit import Repair
+from vitfrost.methods.repair.refit import Refit
 from vitfrost.model import Model
 from vitfrost.passes.structure import changed_sites, start_from
-from vitfrost.plans.scratch import plan_from_model
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.stream import ResidualStream
 
@@ -86,7 +86,7 @@ def distance(model: nn.Module, loaded: Model, pictures: list[Tensor]) -> float:
 
 
 def repaired(model: nn.Module, loaded: Model, pictures: list[Tensor], sites: Any = None, **options: Any) -> dict[str, Any]:
-    made = Repair(model, loaded.module, sites or find_sites(loaded.module), RepairOptions(**options))
+    made = Refit(model, loaded.module, sites or find_sites(loaded.module), Repair(**options))
     return made.run(pictures, len(pictures))
 
 
@@ -133,7 +133,7 @@ def test_layers_that_were_spoilt_themselves_are_found_again(kind: str) -> None:
 
 def test_compact_blocks_are_repaired_in_their_last_factor() -> None:
     loaded = lively(MODELS["vit"]())
-    plan = plan_from_model(loaded, hallucinate=0.5, compact=0.3)
+    plan = vitfrost.plan(loaded, Hallucinate(0.5), Compact(0.3))
     model, pictures = copy.deepcopy(loaded.module), batches(loaded)
     start_from(model, plan, torch.cat(pictures), None)
     far = distance(model, loaded, pictures)

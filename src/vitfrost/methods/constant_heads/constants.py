@@ -11,13 +11,13 @@ Shapes: W windows (1 where all windows share a constant), N queries, M keys, P p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import map_coordinates, zoom
 
-Kind = Literal["dense", "toeplitz", "local"]
+from ...configs.methods import Kind
+
 ITERATIONS = 6
 _TINY = 1e-30
 

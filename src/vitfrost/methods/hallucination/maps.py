@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...configs import Hallucinate
 from .mix import HeadMix, MapConvolution, renormalize
-from .options import HallucinationOptions
 
 
 class HeadHallucination(nn.Module):
@@ -29,7 +29,7 @@ class HeadHallucination(nn.Module):
         self,
         logit_heads: int,
         sources: Sequence[int],
-        options: HallucinationOptions,
+        options: Hallucinate,
         *,
         prefix_tokens: int = 0,
         key_grid: tuple[int, int] | None = None,

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...configs import Hallucinate
 from ...errors import VitfrostError
-from .options import HallucinationOptions
 
 # A softmax over weights never reaches a copy; after the softmax a copy starts as this share of its source.
 COPY_SHARE = 0.99
@@ -30,7 +30,7 @@ class HeadMix(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
-    def __init__(self, computed: int, sources: Sequence[int], options: HallucinationOptions):
+    def __init__(self, computed: int, sources: Sequence[int], options: Hallucinate):
         super().__init__()
         if not all(0 <= source < computed for source in sources):
             raise ValueError(f"sources {list(sources)} are not among the {computed} computed heads")
@@ -86,7 +86,7 @@ class MapConvolution(nn.Module):
     Raises VitfrostError where the option `key-grid` has no grid, or the keys do not fill it.
     """
 
-    def __init__(self, maps: int, options: HallucinationOptions, prefix_tokens: int = 0, key_grid: tuple[int, int] | None = None):
+    def __init__(self, maps: int, options: Hallucinate, prefix_tokens: int = 0, key_grid: tuple[int, int] | None = None):
         super().__init__()
         self.on_grid, self.prefix_tokens, self.key_grid = options.intra_map == "key-grid", prefix_tokens, key_grid
         self.first_row = prefix_tokens if options.prefix == "skip" else 0

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...configs.methods import Norm
 from ...errors import VitfrostError
 from .batch_norm import TokenBatchNorm
-from .options import Norm
 
 Kind = Literal["linear", "expand", "mean"]
 

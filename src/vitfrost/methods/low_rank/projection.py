@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...configs import Compact
 from ...errors import VitfrostError
 from .branches import ParallelLinear
 from .factorize import Factors
-from .options import CompactionOptions
 
 Layout = Literal["tokens", "channels-first"]
 
@@ -36,7 +36,7 @@ class CompactProjection(nn.Module):
         inputs: int,
         outputs: int,
         rank: int,
-        options: CompactionOptions,
+        options: Compact,
         *,
         layout: Layout = "tokens",
         bias: bool = True,
@@ -73,7 +73,7 @@ class CompactProjection(nn.Module):
     def from_factors(
         cls,
         factors: Factors,
-        options: CompactionOptions,
+        options: Compact,
         *,
         like: nn.Linear | nn.Conv2d,
         merged: bool = False,

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...configs import Repair
 from ...errors import VitfrostError
 from ...progress import track
 from ...vit.attention import FusedAttention, MapAttention
@@ -22,7 +23,6 @@ from ...vit.sites import LinearSite, ModelSites
 from ...vit.stream import Landing, ResidualStream, output_in_place_of, read_by, tokens_of
 from ..constant_heads.module import ConstantHeads
 from .constants import MapSums
-from .options import RepairOptions
 from .ridge import Correction, RidgeSums
 
 ROLES = ("proj", "fc2")
@@ -87,7 +87,7 @@ def first_changed_block(changed: nn.Module, original: nn.Module, names: list[str
     return None
 
 
-def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: int, options: RepairOptions) -> list[list[Layer]]:
+def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: int, options: Repair) -> list[list[Layer]]:
     """The layers of the blocks `first` to `end` (excluded), by block. Of a compact projection it is the last factor."""
     found: list[list[Layer]] = [[] for _ in stream.names]
     for index in range(first, end):
@@ -98,7 +98,7 @@ def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: in
     return found
 
 
-def _is_last_factor(linear: LinearSite, options: RepairOptions) -> bool:
+def _is_last_factor(linear: LinearSite, options: Repair) -> bool:
     return linear.role in options.roles and not linear.name.endswith(".down")
 
 
@@ -115,13 +115,13 @@ def _goes_straight_to_proj(attention: nn.Module) -> bool:
     return not isinstance(attention, FusedAttention) or isinstance(attention.norm, nn.Identity)
 
 
-class Repair:
+class Refit:
     """One repair of `changed`, in place, after `original`. `sites` are those of the changed model, with its compact blocks.
 
     Raises VitfrostError where the models are equal, or have no stream that can be compared.
     """
 
-    def __init__(self, changed: nn.Module, original: nn.Module, sites: ModelSites, options: RepairOptions):
+    def __init__(self, changed: nn.Module, original: nn.Module, sites: ModelSites, options: Repair):
         self.changed, self.original = ResidualStream(changed), ResidualStream(original)
         names = self.changed.names
         first = first_changed_block(changed, original, names)

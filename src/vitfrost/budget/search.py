@@ -1,11 +1,11 @@
-"""The verb `plan_under_budget`: the plan that a greedy search comes to, by what every change does to the model's outputs on images."""
+"""The verb `search`: the plan that a greedy search comes to, by what every change does to the model's outputs on images."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact import Artifact
+from ..configs import Compact, FreezeHeads, Quantize, Search, refuse_idle
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
+from ..identity import Identity
 from ..images.batches import Batch, images_hash, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
@@ -25,138 +27,101 @@ from ..methods.low_rank.moments import InputMoments
 from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
-from ..plans.choose import CONSTANTS_NAMES, computed_layer
+from ..plans.choose import UNQUANTIZED, computed_layer
 from ..plans.file import save_plan
-from ..plans.options import COMPACT_NAMES, checked
-from ..plans.schema import Plan, QuantizePlan
-from ..plans.structure import CompactPlan, ConstantsPlan, FeedForwardPlan
+from ..plans.schema import Plan
+from ..plans.structure import FeedForwardPlan
 from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
 from ..vit.load import device_of
-from .asked import Asked, asked, how_near, refuse_below, said
+from ..vit.sites import ModelSites
 from .effects import Effect, EffectMeter
-from .greedy import Goal, Rescore, Search, Step, drop_of
+from .greedy import Goal, GreedySearch, Step, drop_of
 from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
 from .macs import MacsOfStates
-from .moves import UNITS, Move, Moves, State
+from .moves import Move, Moves, State
+from .outcome import how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
 from .progress import SearchProgress
 from .replacements import Replacements
+from .runtimes import find_target
 from .timer import RuntimeTimer
 
-SEARCH_IMAGES = 200
-BATCH_SIZE = 20
 
-
-def plan_under_budget(
-    statistics: Statistics | str | Path,
+def search(
     model: ModelLike,
     images: ImagesLike,
-    *,
-    max_drop: float | None = None,
-    target_macs: float | None = None,
-    target_latency: float | None = None,
-    runtime: str | None = None,
-    threads: int | None = None,
-    search_over: Collection[str] = UNITS,
+    budget: Search,
+    *methods: FreezeHeads | Compact | Quantize,
+    statistics: Statistics | str | Path,
     labels: str | Path | None = None,
-    search_images: int = SEARCH_IMAGES,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    rescore: Rescore = "lazy",
-    constants: str = "auto",
-    window: int | None = None,
-    tolerance: float = 0.1,
-    compact: Mapping[str, Any] | None = None,
-    weight_bits: int = 32,
-    activation_bits: int = 32,
-    levels: str = "published",
-    device: str | None = None,
-    search: str | Path | None = None,
+    record: str | Path | None = None,
     resume: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Plan:
-    """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves; save it where `out`
-    is given.
+    """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves.
 
-    From the model that the statistics are of, step by step the change is taken whose KL(original || changed), the mean over
-    `search_images` images drawn by `seed` from the folder `images`, grows least for what it saves: a head frozen to its constant, all heads
-    of a layer, or a lower rank of a feed-forward block's second projection (`search_over`: any of heads, layers, ranks).
-    `target_macs`: stop at this share of the original's multiply-accumulates. `target_latency`: stop at this share of the original's time
-    on `runtime` (one of runtimes.NAMES, such as "openvino-int8": both models in that precision) with `threads` (1), batch 1: first it is
-    timed what changes save at sites of every shape, and the search takes these savings to add up; in the end the plan's whole model is
-    timed beside the original, and where it misses the target the search goes on, at most three times. `max_drop`: allow no state that
-    loses more than so many percentage points of top-1 on the images, or without labels of agreement with the original; the last state
-    within it is kept.
-    Labels are those of the CSV `labels`, of labels.csv in the folder, or of class folders, one for each of the model's classes.
-    `rescore`: "lazy" measures moves anew when their scores of earlier states come out best, "all" measures every move in every state.
-    `constants`, `window`, `tolerance` are fields of ConstantsPlan, `compact` holds those of CompactPlan but ratio; bits are put into the
-    plan, but not measured. `search`: the file that everything measured goes to, beside `out` where it is not given; with `resume` what
-    it holds already is not measured again, whatever the budget is now.
+    Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
+    where it misses the target the search goes on, at most three times.
+
+    Args:
+        model: as of every verb, but no artifact.
+        images: a folder or an iterable (see images.given) that the images to measure on are drawn from.
+        budget: what the plan may cost, and how to search.
+        methods: how heads are frozen and blocks compacted, without shares; and the plan's bits (32), which are not measured.
+        statistics: those of the model, or their file.
+        labels: CSV with the columns file and label. If not given: labels.csv in the folder, or class folders, one for each class.
+        record: file for everything that is measured; beside `out`, named like it, if not given.
+        resume: go on with the record: what it holds is not measured again, whatever the budget is now.
+        out: file for the plan.
+
     Raises VitfrostError, one line, where things do not fit each other, the runtime is not installed, or the budget cannot be met (then it
     says how near it came).
     """
-    budget = asked(max_drop, target_macs, target_latency, runtime, threads, search_over, rescore)
-    over = budget.over
-    if out is not None:
-        refuse_unwritable(out)
-    search = search if search is not None or out is None else Path(out).with_suffix(SUFFIX)
-    if search is not None:
-        refuse_unwritable(search)
-    fields = {"unit": "layer" if "heads" not in over else "head", "by": "search", "kind": constants, "window": window,
-              "tolerance": tolerance, "seed": seed}  # fmt: skip
-    whole = checked(ConstantsPlan, fields, CONSTANTS_NAMES)
-    blocks = checked(CompactPlan, dict(compact or {}) | {"ratio": None}, COMPACT_NAMES)
-    if blocks.init == "random":
-        raise VitfrostError("compact_init is 'random', but a search measures what factors do; give activations or weights")
-    quantize = checked(QuantizePlan, {"weight_bits": weight_bits, "activation_bits": activation_bits, "levels": levels})
-    known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    loaded = as_model(model)
+    whole, blocks, quantize = _methods(methods, budget)
+    target = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)
+    over = frozenset(budget.over)
+    place = _place_of_record(record, out)
     images = images if isinstance(images, str | Path) else find_given(images, several=True)
-    _check_fits(known, loaded)
-    sites = find_sites(loaded.module)
+    loaded, known = as_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    sites = _fitting_sites(known, loaded)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
-    image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), search_images, seed)
-    batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(batch_size)]
-    if not over & {"heads", "layers"} and not sites.feed_forward:
-        raise VitfrostError("search_over is ranks, but the model has no feed-forward blocks that can be factorized")
+    image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
+    batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(budget.batch_size)]
+    if over == {"ranks"} and not sites.feed_forward:
+        raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
     changed = copy.deepcopy(loaded.module).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.module, sites, kinds)
-    if budget.runtime is None:
+    if target is None:
         refuse_below(budget, macs.floor(over))
-    subject = SearchSubject(
-        model=loaded.identity,
-        statistics=known.content_hash,
-        images=SearchImages(
-            images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=seed, skipped=len(batch.skipped),
-            labeled=batch.labels is not None,
-        ),
-        constants=whole.model_dump(mode="json", include={"kind", "window", "tolerance"}),
-        compact={"init": blocks.init},
+    drawn = SearchImages(
+        images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=budget.seed, skipped=len(batch.skipped),
+        labeled=batch.labels is not None,
     )  # fmt: skip
-    place = None if search is None else Path(search)
-    log = open_log(place, subject, budget.plain(), macs.original, torch.get_num_threads(), resume)
+    subject = _subject(loaded, known, drawn, whole, blocks)
+    log = open_log(place, subject, recorded(budget), macs.original, torch.get_num_threads(), resume)
     moves = Moves(sites.attention, sites.feed_forward, over)
 
     def model_of(state: State) -> Artifact:
-        factors = blocks.model_copy(update={"init": "weights"})  # their values do not change the time
+        factors = replace(blocks, init="weights")  # their values do not change the time
         return compress(loaded, bare_plan(known, sites, layers, replacements.frozen, state, whole, factors), statistics=known)
 
     with ExitStack() as stack:
         latency = None
-        if budget.runtime is not None:
+        if target is not None:
             scratch = None if place is None else scratch_of(place)
-            timer = stack.enter_context(RuntimeTimer(loaded, budget.runtime, images, seed, progress, scratch))
-            apart = None if budget.runtime.runtime == "torch" else block_cut_short(loaded.module)
-            latency = Latency(timer, model_of, moves, log, budget.runtime.setup(), progress, apart)
+            timer = stack.enter_context(RuntimeTimer(loaded, target, images, budget.seed, progress, scratch))
+            apart = None if target.runtime == "torch" else block_cut_short(loaded.module)
+            latency = Latency(timer, model_of, moves, log, target.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
         done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
         found = done.run(budget)
@@ -188,19 +153,19 @@ class _Searching:
         if log.known("") is None:
             log.add(self._measured(meter.original, moves.start, None, 0))
 
-    def run(self, budget: Asked) -> _Ended:
+    def run(self, budget: Search) -> _Ended:
         """Search, and write down how it ended."""
         cost: Callable[[State], float] = self.macs.total if self.latency is None else self.latency.share
-        goal = Goal(budget.target, budget.max_drop)
-        search = Search(self.moves, self.measure, cost, self.meter.original, goal, budget.rescore)
+        goal = Goal(target_of(budget), budget.max_drop)
+        search = GreedySearch(self.moves, self.measure, cost, self.meter.original, goal, budget.rescore)
 
         def took(step: Step) -> None:
             self._took(search, step)
 
         search.run(took)
         met, latency, corrections = search.met, None, 0
-        if self.latency is not None and budget.target is not None:
-            met = self.latency.settle(search, budget.target, took)
+        if self.latency is not None and (target := target_of(budget)) is not None:
+            met = self.latency.settle(search, target, took)
             latency, corrections = self.latency.outcome(search.state), self.latency.corrections
         share, labeled = self.macs.total(search.state) / self.macs.original, self.meter.labels is not None
         ended = said(search, labeled, share, latency)
@@ -231,7 +196,7 @@ class _Searching:
     def _latency_share(self, state: State) -> float | None:
         return None if self.latency is None else self.latency.share(state)
 
-    def _took(self, search: Search, step: Step) -> None:
+    def _took(self, search: GreedySearch, step: Step) -> None:
         before = search.steps[-2].state if len(search.steps) > 1 else self.moves.start
         move, frozen = step.move, () if step.move.kind == "rank" else step.state.heads[step.move.place] - before.heads[step.move.place]
         taken = Taken(
@@ -244,25 +209,63 @@ class _Searching:
         self.progress.took(len(search.steps), taken)
 
 
-def _check_fits(statistics: Statistics, loaded: Model) -> None:
+def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path | None:
+    """Where measurements are kept: beside the plan unless said otherwise. Raises VitfrostError for places that cannot be written."""
+    if out is not None:
+        refuse_unwritable(out)
+        record = Path(out).with_suffix(SUFFIX) if record is None else record
+    if record is None:
+        return None
+    refuse_unwritable(record)
+    return Path(record)
+
+
+def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
+    """What the measurements depend on."""
+    constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
+    model = Identity.model_validate(loaded.identity)
+    return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init})
+
+
+def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:
+    """How heads are frozen, blocks compacted, and the bits. Raises VitfrostError for other methods, and for shares, which are found."""
+    given: dict[type, Any] = {}
+    for method in methods:
+        if not isinstance(method, FreezeHeads | Compact | Quantize) or type(method) in given:
+            raise VitfrostError(f"a search takes one FreezeHeads, one Compact and one Quantize at most, not {method!r}")
+        given[type(method)] = method
+        refuse_idle(method)
+    heads, blocks = given.get(FreezeHeads, FreezeHeads()), given.get(Compact, Compact())
+    if heads.ratio is not None or heads.by is not None or blocks.ratio not in (None, Compact.ratio):
+        raise VitfrostError("a search finds shares and ratios itself, and ranks by what it measures; leave out ratio and by")
+    if blocks.init == "random":
+        raise VitfrostError("Compact.init is 'random', but a search measures what factors do; give activations or weights")
+    if blocks.blocks != "all":
+        raise VitfrostError("Compact.blocks has no effect in a search, which ranks every block by itself; leave it out")
+    heads = replace(heads, unit="head" if "heads" in budget.over else "layer", by="search", seed=budget.seed)
+    return heads, replace(blocks, ratio=None), given.get(Quantize, UNQUANTIZED)
+
+
+def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
+    """The model's sites. Raises VitfrostError for statistics of another model, and for a model that is changed or no classifier."""
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
             "a search starts from a model as timm builds it, with statistics of it; give --model NAME and its own statistics"
         )
-    statistics.check_fits(loaded.identity, find_sites(loaded.module).signature())
+    sites = find_sites(loaded.module)
+    statistics.check_fits(loaded.identity, sites.signature())
     if loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
+    return sites
 
 
 def _draw(
     images: ImagesLike, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
 ) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
-    if count < 2:
-        raise VitfrostError(f"search images must be at least 2, got {count}")
     if not isinstance(images, str | Path):
-        drawn = find_given(images).shuffled(seed)
-        return drawn, take_usable(drawn, preprocess, count)
+        given = find_given(images).shuffled(seed)
+        return given, take_usable(given, preprocess, count)
     found = find_images(images, labels, classes, has_reference=True)
     if found.labels is not None and labels is None and not (Path(images) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
         found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes

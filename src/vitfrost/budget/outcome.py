@@ -1,0 +1,71 @@
+"""How the end of a search is told against its budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..configs import Search
+from ..errors import VitfrostError
+from .greedy import GreedySearch, drop_of
+from .latency_record import LatencyOutcome
+from .moves import UNITS
+
+
+def target_of(budget: Search) -> float | None:
+    """The share of what a search saves, time or multiply-accumulates, that it comes down to."""
+    return budget.target_macs if budget.target_latency is None else budget.target_latency
+
+
+def recorded(budget: Search) -> dict[str, Any]:
+    """The budget as the search's file keeps it."""
+    latency = {} if budget.runtime is None else {
+        "target_latency": budget.target_latency, "runtime": budget.runtime, "threads": budget.threads or 1
+    }  # fmt: skip
+    shares = {"max_drop": budget.max_drop, "target_macs": budget.target_macs}
+    return shares | {"search_over": sorted(budget.over), "rescore": budget.rescore} | latency
+
+
+def refuse_below(budget: Search, floor: float) -> None:
+    """Raise VitfrostError where all changes together cannot come down to the target."""
+    target = target_of(budget)
+    if target is None or floor <= target:
+        return
+    what, option = "multiply-accumulates", "--target-macs"
+    left = f"changed as far as they go leave {floor:.3f}"
+    if budget.runtime is not None:
+        what, option = f"latency on {budget.runtime}", "--target-latency"
+        left = f"changed as far as that saves time are predicted to leave {floor:.3f}"
+    raise VitfrostError(
+        f"the target of {target:g} of the {what} cannot be met: all {', '.join(sorted(budget.over))} {left}; give a higher {option}"
+        + ("" if len(budget.over) == len(UNITS) else " or search over more (--search-over heads layers ranks)")
+    )
+
+
+def said(search: GreedySearch, labeled: bool, macs_share: float, latency: LatencyOutcome | None) -> str:
+    """ "MACs 0.910 of the original at a drop of 0.5 points of agreement", or "latency 0.912 (95 % interval 0.905 to 0.921; 0.908 was
+    predicted) of the original on openvino-int8, 1 thread, MACs 0.871, at a drop of ..."."""
+    drop = f"at a drop of {drop_of(search.effect, search.original):.2f} {points(labeled)}"
+    if latency is None:
+        return f"MACs {macs_share:.3f} of the original {drop}"
+    timed = latency.measured
+    if timed is None:
+        return f"latency 1 of the original on {latency.setup.said}, {drop}"
+    low, high = timed.interval
+    interval = f"95 % interval {low:.3f} to {high:.3f}; {latency.predicted:.3f} was predicted"
+    return f"latency {timed.ratio:.3f} ({interval}) of the original on {latency.setup.said}, MACs {macs_share:.3f}, {drop}"
+
+
+def points(labeled: bool) -> str:
+    """What a drop is counted in."""
+    return "points of top-1" if labeled else "points of agreement"
+
+
+def how_near(search: GreedySearch, budget: Search, ended: str, labeled: bool, corrections: int) -> str:
+    """Why there is no plan: how near the search came, and what to ask for instead."""
+    if target_of(budget) is None:
+        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more (--max-drop), or give more --search-images"
+    option = "--target-macs" if budget.runtime is None else "--target-latency"
+    after = f" after {corrections} {'correction' if corrections == 1 else 'corrections'} of what was predicted" if corrections else ""
+    if budget.max_drop is None or not search.set_aside:
+        return f"the search came to {ended}{after}, and the target is {target_of(budget):g}; give a higher {option}"
+    return f"the search came to {ended}{after}; the target is {target_of(budget):g}: allow a larger --max-drop, or give a higher {option}"

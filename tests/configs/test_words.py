@@ -1,0 +1,195 @@
+"""Any plan's command makes the plan again, and an option without effect is refused."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vitfrost
+from vitfrost.cli import main
+from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.configs.base import idle_fields, options_of
+from vitfrost.configs.words import default_text, metavar, read, words_of
+from vitfrost.plans.criteria import CRITERIA
+from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import methods_in
+from vitfrost.reporting.commands import plan_command
+
+CRITERION = st.sampled_from([name for name in CRITERIA if name not in ("fisher", "output-error-joint")])
+SEED, BITS = st.integers(0, 99), st.sampled_from([2, 3, 4, 5, 6, 7, 8, 32])
+PARTS = st.lists(st.sampled_from(["cls-rows", "cls-columns"]), unique=True).map(lambda parts: tuple(sorted(parts)))
+
+
+def small(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, exclude_max=True).map(lambda value: round(value, 3))
+
+
+def effective(method: Any) -> Any:
+    """The method with what has no effect left as it is by default."""
+    defaults = {option.field: option.default for option in options_of(type(method))}
+    return replace(method, **{field: defaults[field] for field in idle_fields(method)})
+
+
+ENTRIES = st.builds(
+    FreezeEntries, ratio=small(0, 0.6), by=CRITERION, scope=st.sampled_from(["head", "layer", "model"]),
+    ties=st.sampled_from(["rank", "strict", "le"]), protect=PARTS, renormalize=st.sampled_from(["none", "mass", "renorm"]), bits=BITS,
+    grid=st.sampled_from(["layer", "head"]), order=st.sampled_from(["quantize-merge", "merge-quantize"]), seed=SEED,
+)  # fmt: skip
+HEADS = st.builds(
+    FreezeHeads, ratio=small(0, 0.5), unit=st.sampled_from(["head", "layer"]), by=st.one_of(st.none(), CRITERION),
+    kind=st.sampled_from(["auto", "dense", "toeplitz", "local"]), window=st.sampled_from([None, 3, 5]), tolerance=small(0, 2), seed=SEED,
+)  # fmt: skip
+HALLUCINATED = st.builds(
+    Hallucinate, share=small(0, 0.4), by=st.sampled_from([None, "medoids", "explained", "first", "random"]),
+    mix=st.sampled_from(["ridge", "copy"]), ridge=small(0, 2), seed=SEED, space=st.just("logits"),
+    inter_map=st.sampled_from(["linear", "copy", "pair"]), intra_map=st.sampled_from(["none", "3x3", "5x5", "key-grid"]),
+    prefix=st.sampled_from(["skip", "include"]), bias=st.booleans(),
+)  # fmt: skip
+COMPACTED = st.builds(
+    Compact, ratio=small(0.1, 0.7), init=st.sampled_from(["activations", "weights", "random"]),
+    blocks=st.sampled_from(["all", "transformer"]),
+    branches=st.integers(1, 4), norm=st.just("batch"), expand=st.booleans(), identity=st.booleans(), noise=small(0, 2),
+)  # fmt: skip
+QUANTIZED = st.builds(Quantize, BITS, BITS, st.sampled_from(["published", "strict"]))
+
+
+@st.composite
+def methods(draw: Any) -> tuple[Any, ...]:
+    """Any methods of one plan that have an effect together."""
+    chosen = [draw(st.one_of(st.none(), ENTRIES, HEADS)), draw(st.one_of(st.none(), HALLUCINATED)), draw(st.one_of(st.none(), COMPACTED))]
+    made = [effective(method) for method in chosen if method is not None]
+    bits = draw(st.one_of(st.none(), QUANTIZED))
+    entries = made[0] if made and isinstance(made[0], FreezeEntries) else None
+    used = bits or (Quantize() if entries is not None or not made else Quantize(32, 32))
+    if used.activations == 32 and entries is not None:
+        made[0] = replace(entries, order="quantize-merge")
+    if bits is not None and bits.weights == bits.activations == 32 and (entries is None or entries.bits == 32):
+        bits = replace(bits, levels="published")
+    return (*made, *(() if bits is None else (bits,)))
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of a model of two layers."""
+    from vitfrost.model import Model
+
+    made = tmp_path_factory.mktemp("words")
+    model = Model.open("vitfrost_digits", weights="random", options={"depth": 2})
+    vitfrost.calibrate(model, pictures, limit=4, similarity=True, progress=False, out=made / "statistics.safetensors")
+    return made
+
+
+@given(methods())
+@settings(max_examples=60)
+def test_the_printed_command_makes_the_plan_again(folder: Path, chosen: tuple[Any, ...]) -> None:
+    statistics, again = folder / "statistics.safetensors", folder / "again.yaml"
+    made = vitfrost.plan(statistics, *chosen)
+    again.unlink(missing_ok=True)
+    words = shlex.split(plan_command(made).replace("\\\n", " "))
+    place = {"STATISTICS": str(statistics), "plan.yaml": str(again)}
+    main([place.get(word, word) for word in words[1:]])
+    assert load_plan(again) == made
+
+
+@pytest.mark.parametrize(
+    "chosen", [(FreezeHeads(0.5, "layer"), Compact(0.5, branches=3)), (Hallucinate(0.25, inter_map="pair"), Quantize(8, 8))]
+)
+def test_so_does_that_of_a_plan_from_a_model(chosen: tuple[Any, ...], tmp_path: Path) -> None:
+    from vitfrost.model import Model
+
+    made = vitfrost.plan(Model.open("vitfrost_digits", weights="random"), *chosen)
+    words = shlex.split(plan_command(made).replace("\\\n", " "))
+    place = {"WEIGHTS": "random", "plan.yaml": str(tmp_path / "plan.yaml")}
+    main([place.get(word, word) for word in words[1:]])
+    assert load_plan(tmp_path / "plan.yaml") == made
+
+
+@given(st.sampled_from([ENTRIES, HEADS, HALLUCINATED, COMPACTED, QUANTIZED]).flatmap(lambda kind: kind))
+def test_a_value_is_read_from_its_words(method: Any) -> None:
+    for option in options_of(type(method)):
+        value = getattr(method, option.field)
+        if value is None or (isinstance(value, bool) and option.flag.form == "value"):
+            continue
+        flag, *words = words_of(option, value)
+        assert flag == f"--{option.name}"
+        assert read(option, words) == value
+        assert metavar(option)
+        assert default_text(option) != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--mix copy", "--mix goes with --hallucinate; give that too, or leave --mix out"),
+        ("--branches 3", "--branches goes with --compact"),
+        ("--expand", "--expand goes with --compact"),
+        ("--hallucinate-seed 3", "--hallucinate-seed goes with --hallucinate"),
+        ("--hallucinate 0.25 --mix copy --ridge 0.1", "--ridge has no effect with --mix copy"),
+        ("--hallucinate 0.25 --intra-map none --prefix include", "--prefix has no effect with --intra-map none"),
+        ("--hallucinate 0.25 --inter-map copy --map-bias no", "--map-bias has no effect with --inter-map copy"),
+        ("--hallucinate 0.25 --scope head", "--scope goes with --freeze"),
+        ("--compact 0.5 --seed 3", "--seed goes with --freeze"),
+        ("--unit head --ties le", "--ties is of single weights; leave it out, or --unit"),
+        ("--unit layer --protect cls-rows", "--protect is of single weights"),
+        ("--constants local", "--constants is of whole heads; give --unit head or layer as well"),
+        ("--window 3", "--window is of whole heads"),
+        ("--unit head --constants dense --window 3", "--window has no effect with --constants dense"),
+        ("--unit head --constants local --tolerance 0.2", "--tolerance has no effect with --constants local"),
+        ("--frozen-bits 32 --frozen-grid head", "--frozen-grid has no effect with --frozen-bits 32"),
+        ("--activation-bits 32 --order merge-quantize", "FreezeEntries.order has no effect where Quantize.activations is 32"),
+        ("--unit head --levels strict", "Quantize.levels has no effect where all bits are 32"),
+        ("--freeze none --by mean", "--by goes with --freeze"),
+        ("--weights random", "--weights and --image-size go with --model"),
+        ("--target-macs 0.9", "Unrecognized options: --target-macs"),
+    ],
+)
+def test_an_option_of_plan_without_effect_is_refused(
+    folder: Path, call: Callable[..., Any], tmp_path: Path, words: str, message: str
+) -> None:
+    ended = call("plan", "--statistics", folder / "statistics.safetensors", "--out", tmp_path / "p.yaml", *words.split())
+    assert ended.status == 2
+    assert message in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("compress --model vitfrost_digits --plan p.yaml --repair-images 8", "--repair-images goes with --repair"),
+        ("compress --model vitfrost_digits --plan p.yaml --repair-penalty 1", "--repair-penalty goes with --repair"),
+        (
+            "compress --model vitfrost_digits --plan p.yaml --repair bias --repair-penalty 1",
+            "--repair-penalty has no effect with --repair bias",
+        ),
+        ("export --model vitfrost_digits --weight-range full", "--weight-range has no effect with --precision fp32"),
+        ("export --model vitfrost_digits --calibration-images 8", "--calibration-images has no effect with --precision fp32"),
+        ("export --model vitfrost_digits --precision int8 --attention float", "--attention has no effect with --format onnx"),
+        ("export --model vitfrost_digits --precision bf16", "--precision is 'bf16', which is of OpenVINO; give --format openvino"),
+        ("export --model vitfrost_digits --ranges dynamic", "--ranges is 'dynamic', which is of int8 in ONNX Runtime"),
+    ],
+)
+def test_an_option_of_another_command_without_effect_is_refused(call: Callable[..., Any], tmp_path: Path, words: str, message: str) -> None:
+    ended = call(*words.split(), "--out", tmp_path / "out")
+    assert ended.status == 2
+    assert message in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable[..., Any], tmp_path: Path) -> None:
+    ended = call("plan", "--statistics", folder / "statistics.safetensors", "--hallucinate", 0.25, "--out", tmp_path / "p.yaml")
+    assert ended.status == 0, ended.err
+    assert load_plan(tmp_path / "p.yaml").quantize == Quantize(32, 32)
+    assert "4 where single weights are frozen, else 32" in " ".join(call("plan", "--help").out.replace("│", " ").split())
+
+
+def test_the_methods_of_a_plan_are_those_it_was_made_by(folder: Path) -> None:
+    chosen = (FreezeEntries(0.1), Hallucinate(0.25, by="first"), Compact(0.3), Quantize(8, 8))
+    assert methods_in(vitfrost.plan(folder / "statistics.safetensors", *chosen)) == chosen
