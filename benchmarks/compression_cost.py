@@ -67,10 +67,14 @@ def main() -> None:
         seconds = []
         for number in range(3):
             start = time.perf_counter()
-            vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), plan, statistics=work / "statistics.safetensors", images=options.calibration, out=work / f"frozen{number}")  # fmt: skip
+            original = vitfrost.Model.open(MODEL, weights=options.weights)
+            given = {"statistics": work / "statistics.safetensors", "images": options.calibration}
+            vitfrost.compress(original, plan, out=work / f"frozen{number}", **given)
             seconds.append(time.perf_counter() - start)
         frozen = Artifact.load(work / "frozen0")
-        unfrozen = vitfrost.compress(vitfrost.Model.open(MODEL, weights=options.weights), vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), statistics=work / "statistics.safetensors", images=options.calibration, out=work / "unfrozen")  # fmt: skip
+        unfrozen = vitfrost.compress(
+            original, vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), out=work / "unfrozen", **given
+        )
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
     models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.module, "frozen": frozen.module}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)

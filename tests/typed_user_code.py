@@ -21,7 +21,9 @@ def compress_my_model(net: torch.nn.Module, folder: Path) -> float | None:
     entropy: np.ndarray = statistics["blocks.0.attn"].entropy
     figure: Figure = statistics.plot("blocks.0.attn", 1)
     figure.savefig(folder / "head.png")
-    small: vf.Artifact = vf.compress(model, folder / "plan.yaml", statistics=statistics, images=loader)
+    chosen: vf.Plan = vf.plan(statistics, vf.FreezeHeads(0.2), vf.Quantize(weights=4, activations=8))
+    small: vf.Artifact = vf.compress(model, chosen, statistics=statistics, images=loader, repair=vf.Repair(images=8))
+    exported: Path = vf.export(small, vf.Export(format="openvino", precision="fp32"), out=folder / "exported")
     small.save(folder / "artifact", overwrite=True)
     plan: vf.Plan = vf.Artifact.load(folder / "artifact", build=lambda: net).plan
     logits: torch.Tensor = small(pixels)
@@ -29,5 +31,5 @@ def compress_my_model(net: torch.nn.Module, folder: Path) -> float | None:
     try:
         vf.evaluate("deit_tiny_patch16_224", folder)
     except vf.VitfrostError as error:
-        print(error, entropy.mean(), plan, logits.shape)
+        print(error, entropy.mean(), plan, logits.shape, exported)
     return row.top1

@@ -82,7 +82,7 @@ def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     made = tmp_path_factory.mktemp("words")
     model = Model.open("vitfrost_digits", weights="random", options={"depth": 2})
-    vitfrost.calibrate(model, pictures, limit=4, similarity=True, progress=False, out=made / "statistics.safetensors")
+    vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4, similarity=True), progress=False, out=made / "statistics.safetensors")
     return made
 
 
