@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.file import load_plan
@@ -59,7 +59,7 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3})
     run(recipe, out, resume=True, progress=False)
     assert _announced(messages()) == {stage: stage != "calibrate" for stage in stages}
-    assert load_artifact(out / "artifact").plan.freeze.ratio == 0.3
+    assert Artifact.load(out / "artifact").plan.freeze.ratio == 0.3
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3}, calibration={"images": "images", "limit": 5})
     run(recipe, out, resume=True, progress=False)
@@ -110,8 +110,8 @@ def test_a_search_takes_the_place_of_the_plan_and_is_made_anew_for_other_statist
     assert list(_announced(messages())) == ["calibrate", "search", "compress and repair", "report"]
     record = load_search(out / "plan.search.json")
     assert record.subject.statistics == Statistics.load(out / "statistics.safetensors").content_hash
-    assert any(layer.constant for layer in load_artifact(out / "artifact").plan.layers)
-    assert load_artifact(out / "artifact").repair["images"] == 6
+    assert any(layer.constant for layer in Artifact.load(out / "artifact").plan.layers)
+    assert Artifact.load(out / "artifact").repair["images"] == 6
 
     budget = SEARCHED | {"search": SEARCHED["search"] | {"target_macs": 0.95}}
     recipe.write_text(yaml.safe_dump(budget))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from vitfrost.configs import FreezeEntries, FreezeHeads
+from vitfrost.configs.flat import flat_options
 from vitfrost.configs.tables import criteria_table
+from vitfrost.configs.words import metavar
 from vitfrost.plans.choose import plan
 from vitfrost.plans.criteria import CRITERIA, Scores, SiteArrays, criterion
 from vitfrost.plans.file import load_plan
@@ -38,7 +40,7 @@ def test_it_chooses_entries_and_heads(added: str, draw_record: Any) -> None:
 
 
 def test_it_is_a_value_of_the_flag(added: str, prepared: Any, call: Callable[..., Any], tmp_path: Path) -> None:
-    assert added in call("plan", "--help").out
+    assert added in metavar(flat_options()["by"])
     ended = call("plan", "--statistics", prepared.statistics, "--by", added, "--out", tmp_path / "plan.yaml")
     assert ended.status == 0, ended.err
     assert load_plan(tmp_path / "plan.yaml").freeze.by == added

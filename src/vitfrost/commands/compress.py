@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Compress, Repair
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, announce_simulation, opened
+from .arguments import ArtifactOrNone, Flags, ModelFlags, announce_simulation
 from .flags import Given, Group, takes
 
 
@@ -17,13 +17,9 @@ def compress(
     given: Given,
     plan: Path,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     statistics: Path | None = None,
     images: Path | None = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
     """Apply a plan: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save an artifact (safetensors, JSON).
@@ -40,7 +36,7 @@ def compress(
     config, repair = given.config(Compress), given.optional(Repair)
     from .. import compress as verb
 
-    loaded = opened(artifact, model, weights, image_size, crop_pct, crop_mode)
+    loaded = model.open(artifact)
     made = verb(
         loaded, plan, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )

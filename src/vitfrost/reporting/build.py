@@ -41,7 +41,7 @@ def render(parts: RunParts) -> str:
     return fill(
         TEMPLATE,
         parts=parts,
-        name=parts.identity["name"] if parts.identity else "a model",
+        name=parts.identity.name if parts.identity else "a model",
         done=summary.what_was_done(parts.plan, parts.exported) if parts.plan else None,
         verdict=build_verdict(parts),
         cards=summary.key_numbers(parts),

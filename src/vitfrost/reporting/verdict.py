@@ -41,7 +41,7 @@ def build_verdict(parts: RunParts) -> Verdict | None:
 
 
 def _name(parts: RunParts) -> str:
-    return parts.identity["name"] if parts.identity else "MODEL"
+    return parts.identity.name if parts.identity else "MODEL"
 
 
 def _accuracy(parts: RunParts) -> Answer:
