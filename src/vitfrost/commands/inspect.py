@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from .arguments import ArtifactOrNone, Flags, ModelFlags, show
+from tyro.conf import Positional, arg
+
+from .arguments import Flags, ModelFlags, show
 
 
 def inspect(
-    artifact: ArtifactOrNone = None,
+    artifact: Annotated[Positional[Path | None], arg(metavar="MODEL", help="a timm model name or an artifact folder")] = None,
     /,
     *,
     model: Flags = ModelFlags(),
@@ -27,6 +31,8 @@ def inspect(
 
     if json is not None:
         refuse_unwritable(json)
+    if artifact is not None and model.model is None and not artifact.exists() and len(artifact.parts) == 1:
+        artifact, model = None, replace(model, model=str(artifact))
     named = None if plan is not None and artifact is None and model.model is None else model.open(artifact, untrained=True)
     found = verb(named, plan=plan)
     show(format_inspection(found))

@@ -130,7 +130,8 @@ def format_rows(rows: Sequence[Row]) -> Group:
 
 def _difference(row: Row) -> str:
     found = row.top1_difference
-    return "" if found is None or row.name == row.reference else with_interval(found.value, found.interval, "+")
+    itself = row.name == row.reference and row.kl == 0
+    return "" if found is None or itself else with_interval(found.value, found.interval, "+")
 
 
 def with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
