@@ -77,5 +77,5 @@ def test_a_plan_without_statistics_is_for_time_and_training(unit: str, tmp_path:
     plan = load_artifact(tmp_path / "a").plan
     kinds = {head.constant for layer in plan.layers for head in layer.heads}
     assert kinds == {None, "local"}
-    with pytest.raises(VitfrostError, match="the first heads are frozen"):
+    with pytest.raises(VitfrostError, match="of which the first are taken"):
         vitfrost.plan(load_model("vitfrost_digits", "random"), FreezeHeads(0.5, by="entropy"))
