@@ -189,7 +189,7 @@ def test_an_option_of_another_command_without_effect_is_refused(call: Callable[.
         (
             (FreezeHeads(0.25),),
             "--calibration-images 4",
-            "--calibration-images has no effect: the plan leaves activations in floating point",
+            "--calibration-images has no effect: the plan leaves activations",
         ),
         ((FreezeEntries(0.1),), "--compact-images 4", "--compact-images has no effect: the plan neither hallucinates heads nor compacts"),
     ],
