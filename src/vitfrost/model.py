@@ -89,7 +89,7 @@ class Model:
             raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
         classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
-        options = None if build is not None else registry_options(own, known, size, classes)
+        options = registry_options(own, known, size, classes)
         reading = _preprocessing(own, size).changed(
             mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
         )

@@ -82,5 +82,5 @@ def test_a_plan_without_statistics_is_for_time_and_training(unit: str, tmp_path:
     plan = Artifact.load(tmp_path / "a").plan
     kinds = {head.constant for layer in plan.layers for head in layer.heads}
     assert kinds == {None, "local"}
-    with pytest.raises(VitfrostError, match="of which the first are taken"):
+    with pytest.raises(VitfrostError, match="whole heads, of which the first are taken"):
         vitfrost.plan(Model.open("vitfrost_digits", weights="random"), FreezeHeads(0.5, by="entropy"))

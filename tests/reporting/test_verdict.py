@@ -9,7 +9,6 @@ import pytest
 
 from vitfrost.budget.history import SearchImages, SearchRecord, SearchSubject, Taken
 from vitfrost.evaluation.results import Difference, load_results
-from vitfrost.plans.schema import ModelIdentity
 from vitfrost.reporting.build import render
 from vitfrost.reporting.parts import RunParts, read_parts
 from vitfrost.reporting.verdict import build_verdict
@@ -52,7 +51,7 @@ def _searched(parts: RunParts) -> RunParts:
 
     assert parts.identity is not None
     images = SearchImages(images=2, images_hash="0", seed=0, skipped=0, labeled=False)
-    subject = SearchSubject(model=ModelIdentity.model_validate(parts.identity), statistics="0", images=images, constants={}, compact={})
+    subject = SearchSubject(model=parts.identity, statistics="0", images=images, constants={}, compact={})
     steps = (step("blocks.1.attn", 0.01, 0.9), step("blocks.4.attn", 0.03, 0.85))
     budget = {"target_latency": 0.85}
     return replace(parts, search=SearchRecord(subject=subject, budget=budget, threads=1, original_macs=2, steps=steps))
