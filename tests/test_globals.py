@@ -50,7 +50,7 @@ def test_a_long_silence_ends_with_a_line_that_says_what_is_being_done(
 ) -> None:
     from vitfrost import progress
 
-    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.3)
+    monkeypatch.setitem(progress.SECONDS_OF_SILENCE, "file", 0.3)
     with progress.messages_on_stderr():
         progress.doing("export: write the graph")
         time.sleep(1.2)

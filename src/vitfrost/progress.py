@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_OF_SILENCE = 2.0
+SECONDS_OF_SILENCE = {"terminal": 2.0, "file": 5.0}
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,14 +35,15 @@ class _Line(logging.Formatter):
 
 
 class _Messages(logging.StreamHandler[Any]):
-    """Messages as lines. After two seconds of silence, and every ten seconds from then on, a line says what is being done."""
+    """Messages as lines. After seconds of silence, and every ten seconds from then on, a line says what is being done."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
         self.setFormatter(_Line())
         self.now_doing: str | None = None
         self._start = self._last = time.monotonic()
-        self._wait = SECONDS_OF_SILENCE
+        self._silence = SECONDS_OF_SILENCE["terminal" if self.stream.isatty() else "file"]
+        self._wait = self._silence
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -52,7 +53,7 @@ class _Messages(logging.StreamHandler[Any]):
         if record.levelno >= logging.INFO:
             super().emit(record)
         else:
-            self.now_doing, self._start, self._wait = record.getMessage(), self._last, SECONDS_OF_SILENCE
+            self.now_doing, self._start, self._wait = record.getMessage(), self._last, self._silence
 
     def _watch(self) -> None:
         while not self._ended.wait(0.25):
