@@ -50,9 +50,9 @@ class ModelFlags:
 
         Raises VitfrostError unless just one is named, and as `Model.open` does.
         """
+        named = one_of(artifact, self.model)
         from ..model import Model, refuse_export
 
-        named = one_of(artifact, self.model)
         if not exports:
             refuse_export(named)
         given = {name: value for name, value in asdict(self).items() if name not in ("model", "model_option")}

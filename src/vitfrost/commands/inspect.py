@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .arguments import Flags, ModelFlags, show
+from .arguments import Flags, ModelFlags, one_of, show
 
 
 def inspect(
@@ -25,6 +25,8 @@ def inspect(
         plan: also count what this plan leaves of them; without a model, the plan's own is taken.
         json: also write what was found to this file.
     """
+    if plan is None:
+        one_of(artifact, model.model)
     from .. import inspect as verb
     from ..evaluation.inspect import format_inspection
     from ..files import refuse_unwritable, write_json
