@@ -42,10 +42,10 @@ import numpy as np
 import torch
 
 from vitfrost.files import write_json
+from vitfrost.model import Model
 from vitfrost.statistics.collector import MapCollector
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 MODELS = {"deit_tiny_patch16_224": 1e9, "deit_base_patch16_224": 3e9}
 TARGET = 1.15
@@ -53,7 +53,7 @@ TARGET = 1.15
 
 def build(name: str, fused: bool) -> torch.nn.Module:
     """A timm model with random weights whose attention is fused or explicit."""
-    model = load_model(name, "random").model
+    model = Model.open(name, weights="random").module
     for site in find_sites(model).attention:
         setattr(model.get_submodule(site.name), "fused_attn", fused)  # noqa: B010  (mypy)
     return model

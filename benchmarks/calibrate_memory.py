@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 import vitfrost
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import RANDOM_WEIGHTS, load_model
+from vitfrost.vit.load import RANDOM_WEIGHTS
 
 
 def peak_bytes() -> int:
@@ -40,20 +41,20 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=1000)
     options = parser.parse_args()
-    loaded = load_model(options.model, options.weights)
-    sites = find_sites(loaded.model).attention
+    loaded = Model.open(options.model, weights=options.weights)
+    sites = find_sites(loaded.module).attention
     for site in sites:
-        attention = loaded.model.get_submodule(site.name)
+        attention = loaded.module.get_submodule(site.name)
         setattr(attention, "fused_attn", False)  # noqa: B010  (mypy)
         if options.weights == RANDOM_WEIGHTS:
-            rows = loaded.model.get_parameter(f"{site.name}.qkv.weight").data[: 2 * site.width]
+            rows = loaded.module.get_parameter(f"{site.name}.qkv.weight").data[: 2 * site.width]
             rows *= 2 / (float(rows.std()) * sqrt(site.width))
     with torch.inference_mode():
-        loaded.model(torch.randn(16, 3, *loaded.image_size))
+        loaded.module(torch.randn(16, 3, *loaded.image_size))
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "statistics.safetensors"
-        statistics = vitfrost.calibrate(loaded, options.images, limit=options.limit, out=path, progress=False)
+        statistics = vitfrost.calibrate(loaded, options.images, vitfrost.Calibrate(limit=options.limit), out=path, progress=False)
     peak = peak_bytes()
     entries = sum(site.entries for site in sites)
     print(

@@ -26,12 +26,12 @@ import torch
 from torch import nn
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import FreezeEntries
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
+from vitfrost.model import Model
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
-from vitfrost.vit.load import load_model
 
 MODEL = "deit_tiny_patch16_224"
 
@@ -57,23 +57,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        vitfrost.calibrate(MODEL, options.calibration, limit=64, weights=options.weights, out=work / "statistics.safetensors")
+        vitfrost.calibrate(
+            vitfrost.Model.open(MODEL, weights=options.weights),
+            options.calibration,
+            vitfrost.Calibrate(limit=64),
+            out=work / "statistics.safetensors",
+        )
         plan = vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.2))
         seconds = []
         for number in range(3):
             start = time.perf_counter()
-            vitfrost.compress(
-                MODEL, plan, statistics=work / "statistics.safetensors", images=options.calibration, weights=options.weights,
-                out=work / f"frozen{number}",
-            )  # fmt: skip
+            original = vitfrost.Model.open(MODEL, weights=options.weights)
+            given = {"statistics": work / "statistics.safetensors", "images": options.calibration}
+            vitfrost.compress(original, plan, out=work / f"frozen{number}", **given)
             seconds.append(time.perf_counter() - start)
-        frozen = load_artifact(work / "frozen0")
+        frozen = Artifact.load(work / "frozen0")
         unfrozen = vitfrost.compress(
-            MODEL, vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), statistics=work / "statistics.safetensors",
-            images=options.calibration, weights=options.weights, out=work / "unfrozen",
-        )  # fmt: skip
+            original, vitfrost.plan(work / "statistics.safetensors", FreezeEntries(0.0)), out=work / "unfrozen", **given
+        )
         sizes = {"frozen 20 %": frozen.size_bytes, "unfrozen": unfrozen.size_bytes}
-    models = {"original": load_model(MODEL, options.weights).model, "quantized": unfrozen.model, "frozen": frozen.model}
+    models = {"original": Model.open(MODEL, weights=options.weights).module, "quantized": unfrozen.module, "frozen": frozen.module}
     times = timed_forward(models, options.batch_size, options.rounds, options.seed)
     settings = {key: getattr(options, key) for key in ("threads", "batch_size", "rounds")}
     settings["omp_wait_policy"] = os.environ["OMP_WAIT_POLICY"]

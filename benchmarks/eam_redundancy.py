@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 from scipy.stats import spearmanr
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import FreezeEntries
 from vitfrost.evaluation.intervals import paired_difference
 from vitfrost.evaluation.outcomes import measure_outcomes
@@ -41,13 +41,13 @@ from vitfrost.images.source import open_images
 from vitfrost.methods.frozen_entries import FrozenMaps
 from vitfrost.methods.quantize.modules import LogQuantizer
 from vitfrost.methods.quantize.quantizers import log_codes, zero_code
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.plans.freeze_entries import frozen_maps
 from vitfrost.statistics.record import Statistics
 from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
-from vitfrost.vit.load import LoadedModel, load_model
 
 COMPARED = ("entropy", "mean", "variance", "output-error", "output-error-joint", "fisher")
 FROZEN = (("entropy", "head"), ("random", "head"), ("variance", "head"), ("fisher", "head"), ("fisher", "model"))
@@ -93,9 +93,9 @@ def correlations(statistics: Statistics) -> dict[str, Any]:
     return pairs
 
 
-def level_counts(artifact: LoadedModel, images: Path, limit: int) -> dict[str, tuple[np.ndarray, int]]:
+def level_counts(artifact: Model, images: Path, limit: int) -> dict[str, tuple[np.ndarray, int]]:
     """For every site, how many images put each entry on each level of its map quantizer [levels, entries], and the zero level."""
-    attention = install_map_attention(artifact.model)
+    attention = install_map_attention(artifact.module)
     counts: dict[str, tuple[np.ndarray, int]] = {}
 
     def observer(name: str, quantizer: LogQuantizer, entries: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -113,7 +113,7 @@ def level_counts(artifact: LoadedModel, images: Path, limit: int) -> dict[str, t
         module.observe(observer(name, module.map_quantizer, module.site.entries))
     with torch.inference_mode():
         for batch in BatchLoader(open_images(images).subset(limit, 0), Preprocess(artifact.preprocessing), 16):
-            artifact.model(batch.pixels)
+            artifact.module(batch.pixels)
     return counts
 
 
@@ -138,11 +138,11 @@ def constants(statistics: Statistics, counts: dict[str, tuple[np.ndarray, int]])
     return found
 
 
-def heads_alone(original: LoadedModel, statistics: Statistics, images: Path) -> list[dict[str, Any]]:
+def heads_alone(original: Model, statistics: Statistics, images: Path) -> list[dict[str, Any]]:
     """Every head frozen to its mean map, the others computed; layers before it are shared between the variants."""
-    model = deepcopy(original.model)
+    model = deepcopy(original.module)
     attention = install_map_attention(model)
-    reference = replace(original, model=Remembered(original.model))
+    reference = replace(original, model=Remembered(original.module))
     image_set = open_images(images, need_labels=True, classes=original.classes)
     found = []
     with SharedModel(model) as shared:
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=5, help="how many of the run's quantized models (calibration seeds)")
     options = parser.parse_args()
     found: dict[str, Any] = read_json(options.out) if options.out.is_file() else {"environment": environment()}
-    original = load_model(options.model, options.weights)
+    original = Model.open(options.model, weights=options.weights)
     for path in sorted((options.run / "quantized").iterdir())[: options.models]:
         source = options.run / "statistics" / f"{path.name}-1000.safetensors"
         if not source.is_file():  # a run that is not finished
@@ -184,14 +184,14 @@ def main() -> None:
             found["correlations"][path.name] = correlations(statistics)
             write_json(options.out, found)
         if path.name not in found.setdefault("constant", {}):
-            counts = level_counts(load_artifact(path), options.calibration, LEVEL_IMAGES)
+            counts = level_counts(Artifact.load(path), options.calibration, LEVEL_IMAGES)
             found["constant"][path.name] = constants(statistics, counts)
             write_json(options.out, found)
         print(f"{path.name}: done", flush=True)
     if "heads" not in found:
         import vitfrost
 
-        statistics = vitfrost.calibrate(original, options.calibration, limit=1000)
+        statistics = vitfrost.calibrate(original, options.calibration, vitfrost.Calibrate(limit=1000))
         found["heads"] = heads_alone(original, statistics, options.images)
         write_json(options.out, found)
     rows = found["heads"]

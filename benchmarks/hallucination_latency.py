@@ -34,11 +34,12 @@ from vitfrost.configs.flat import Method
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.evaluation.results import environment
 from vitfrost.files import atomic_file, write_json
+from vitfrost.model import Model
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import plan
 from vitfrost.timing.rounds import paired_ratio, seconds_per_image
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import create_model, load_model
+from vitfrost.vit.load import create_model
 
 RUNTIMES = ("eager", "compiled", "onnxruntime", "openvino")
 TOLERANCE = 1e-3  # of the outputs' size, between a runtime and PyTorch
@@ -89,7 +90,7 @@ def variants_of(name: str) -> dict[str, tuple[nn.Module, int]]:
     made: dict[str, tuple[nn.Module, int]] = {"original": (original, macs_of(original))}
     for title, methods in VARIANTS.items():
         model = copy.deepcopy(original)
-        sites = install_structure(model, plan(load_model(name, "random"), *methods))
+        sites = install_structure(model, plan(Model.open(name, weights="random"), *methods))
         made[title] = (model.eval(), macs_of(model, sites))
     control = narrow(name, made["hMHSA + cFFN"][1])
     if control is not None:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, Compress, Hallucinate
 from vitfrost.configs.flat import Method
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import environment
 from vitfrost.files import write_json
-from vitfrost.vit.load import LoadedModel, load_model
+from vitfrost.model import Model
 
 HALF = Hallucinate(0.5)
 VARIANTS: dict[str, list[Method]] = {
@@ -59,15 +59,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    original = load_model(options.model, options.weights)
-    statistics = vitfrost.calibrate(original, options.calibration, limit=options.limit, seed=options.seed, similarity=True)
-    models: dict[str, LoadedModel | Any] = {"original": original}
+    original = Model.open(options.model, weights=options.weights)
+    statistics = vitfrost.calibrate(
+        original, options.calibration, vitfrost.Calibrate(limit=options.limit, seed=options.seed, similarity=True)
+    )
+    models: dict[str, Model | Any] = {"original": original}
     for title, methods in VARIANTS.items():
         chosen = vitfrost.plan(statistics, *methods)
         models[title] = vitfrost.compress(
             original, chosen, statistics=statistics, images=options.calibration, config=Compress(seed=options.seed)
         )
-    models |= {path.parent.name if path.name == "artifact" else path.name: load_artifact(path) for path in options.also}
+    models |= {path.parent.name if path.name == "artifact" else path.name: Artifact.load(path) for path in options.also}
     rows = evaluate_many(models, options.images, reference="original")
     for row in rows:
         difference = row.top1_difference

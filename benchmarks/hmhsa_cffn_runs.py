@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitfrost.artifact import Artifact
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 RECIPE = Path("recipes/training/miniimagenet64.yaml")
@@ -107,7 +109,6 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
     import numpy as np
     import torch
 
-    from vitfrost.artifact import load_artifact
     from vitfrost.training.evaluation import open_evaluation, outcomes_of
     from vitfrost.training.recipe import load_training_recipe
 
@@ -115,10 +116,10 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
     if not kept.is_file():
         torch.set_num_threads(1)
         recipe = load_training_recipe(options.recipe, run.variants[:1], options.data)
-        loaded = load_artifact(weights_of(options.runs / run.folder).parent)
+        loaded = Artifact.load(weights_of(options.runs / run.folder).parent)
         assert recipe.data.evaluation is not None
         images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, loaded.classes, 1, False)
-        np.save(kept, outcomes_of(loaded.model, images).correct1)
+        np.save(kept, outcomes_of(loaded.module, images).correct1)
     return np.load(kept)
 
 

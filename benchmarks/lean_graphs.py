@@ -26,11 +26,11 @@ from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
+from vitfrost.model import Model
 from vitfrost.timing.load import OtherLoad
 from vitfrost.timing.rounds import paired_ratio, slot_for, timed_rounds
 from vitfrost.vit.families import install_map_attention
 from vitfrost.vit.lean import LastBlock, PatchProduct, SeparateAttention, tokens_read
-from vitfrost.vit.load import LoadedModel, load_model
 
 # Every stage keeps what those before it changed.
 STAGES = ("plain", "outputs of products in floating point", "products with their biases, FastGelu", "queries, keys and values apart: "
@@ -54,7 +54,7 @@ def rebuilt(model: torch.nn.Module, stage: int) -> Any:
     return model
 
 
-def write_stages(loaded: LoadedModel, pixels: np.ndarray, folder: Path) -> list[Path]:
+def write_stages(loaded: Model, pixels: np.ndarray, folder: Path) -> list[Path]:
     """The int8 graphs of all stages."""
     ready, paths = inference_form(loaded), []
     for stage, name in enumerate(STAGES):
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    loaded = load_model(options.model, options.weights, options.image_size and (options.image_size,) * 2)
+    loaded = Model.open(options.model, weights=options.weights, image_size=options.image_size and (options.image_size,) * 2)
     drawn = open_images(options.images)
     batch = take_usable(drawn.subset(len(drawn), 0), Preprocess(loaded.preprocessing), options.calibration)
     paths = write_stages(loaded, batch.pixels.numpy(), options.work)
@@ -103,7 +103,7 @@ def main() -> None:
     judged = open_images(options.judge)
     seen = take_usable(judged.subset(len(judged), 0), Preprocess(loaded.preprocessing), options.judged).pixels
     with torch.inference_mode():
-        expected = torch.cat([loaded.model(part) for part in seen.split(20)]).log_softmax(-1)
+        expected = torch.cat([loaded.module(part) for part in seen.split(20)]).log_softmax(-1)
     rows: list[dict[str, Any]] = []
     for name, path in zip(STAGES, paths, strict=True):
         run = partial(session(path, 1).run, ["logits"])
@@ -130,7 +130,7 @@ def main() -> None:
             })  # fmt: skip
             print(f"{threads} threads  {row['stage']:50s} {value:.3f} [{low:.3f}, {high:.3f}]  KL {row['kl']:.4f}")
     record = {
-        "model": loaded.identity(),
+        "model": loaded.identity,
         "rounds": options.rounds,
         "calibration": options.calibration,
         "judged": options.judged,

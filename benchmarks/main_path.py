@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import vitfrost
-from vitfrost.artifact import is_artifact
+from vitfrost.artifact import Artifact, is_artifact
 from vitfrost.configs import Compress, FreezeEntries, Quantize
 from vitfrost.configs.flat import Method
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.intervals import bootstrap_mean
 from vitfrost.evaluation.results import Row
 from vitfrost.files import read_json, write_json, write_text
+from vitfrost.model import Model
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import LoadedModel, load_model
 
 MODEL = "deit_tiny_patch16_224"
 LIMIT = 1000
@@ -61,7 +61,7 @@ class Study:
         self.options = options
         self.work: Path = options.work
         self.work.mkdir(parents=True, exist_ok=True)
-        self.original = load_model(MODEL, options.weights)
+        self.original = Model.open(MODEL, weights=options.weights)
         self.kept: dict[str, list[dict[str, Any]]] = read_json(self.work / "rows.json") if (self.work / "rows.json").is_file() else {}
 
     def unfrozen(self, bits: int, seed: int) -> Path:
@@ -69,23 +69,23 @@ class Study:
         out = self.work / f"w{bits}a{bits}-{seed}"
         if not is_artifact(out):
             quantize = Quantize(bits, bits)  # type: ignore[arg-type]
-            plan = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), quantize)
+            plan = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), quantize)
             vitfrost.compress(self.original, plan, images=self.options.calibration, out=out, config=Compress(seed=seed))
         return out
 
-    def statistics(self, model: LoadedModel | Path, name: str) -> Path:
+    def statistics(self, model: Model | Path, name: str) -> Path:
         """Statistics of a model or artifact."""
         out = self.work / f"{name}.safetensors"
         if not out.is_file():
-            vitfrost.calibrate(model, self.options.calibration, limit=LIMIT, out=out)
+            vitfrost.calibrate(model, self.options.calibration, vitfrost.Calibrate(limit=LIMIT), out=out)
         return out
 
-    def frozen(self, name: str, statistics: Path, seed: int, *methods: Method) -> LoadedModel:
+    def frozen(self, name: str, statistics: Path, seed: int, *methods: Method) -> Model:
         """A compressed model with frozen entries."""
         plan = vitfrost.plan(statistics, *methods, out=self.work / f"{name}.yaml")
         return vitfrost.compress(self.original, plan, statistics=statistics, images=self.options.calibration, config=Compress(seed=seed))
 
-    def measure(self, key: str, models: dict[str, LoadedModel], reference: str | None) -> list[Row]:
+    def measure(self, key: str, models: dict[str, Model], reference: str | None) -> list[Row]:
         """Result rows, measured once and kept."""
         if key not in self.kept:
             rows = evaluate_many(models, self.options.images, reference=reference)
@@ -100,28 +100,24 @@ class Study:
 
 def quantized(study: Study, bits: int, seeds: range) -> list[Row]:
     """Rows of the unfrozen quantized model, one per calibration seed."""
-    from vitfrost.artifact import load_artifact
-
     rows = []
     for seed in seeds:
         key = f"W{bits}/A{bits}, seed {seed}"
-        models = {} if study.has(key) else {"original": study.original, key: load_artifact(study.unfrozen(bits, seed))}
+        models = {} if study.has(key) else {"original": study.original, key: Artifact.load(study.unfrozen(bits, seed))}
         rows.append(study.measure(key, models, "original")[1])
     return rows
 
 
 def frozen_quantized(study: Study, seeds: range) -> dict[str, list[Row]]:
     """Rows of every way of freezing on the W4/A4 model, statistics of that quantized model, one per calibration seed."""
-    from vitfrost.artifact import load_artifact
-
     rows: dict[str, list[Row]] = {name: [] for name in FREEZING}
     for seed in seeds:
         key = f"W4/A4 frozen, seed {seed}"
-        models: dict[str, LoadedModel] = {}
+        models: dict[str, Model] = {}
         if not study.has(key):
             base = study.unfrozen(4, seed)
             statistics = study.statistics(base, f"w4a4-{seed}")
-            models["unfrozen"] = load_artifact(base)
+            models["unfrozen"] = Artifact.load(base)
             for index, (name, method) in enumerate(FREEZING.items()):
                 models[name] = study.frozen(f"w4a4-{seed}-{index}", statistics, seed, replace(method, seed=seed))
         for name, row in zip(FREEZING, study.measure(key, models, "unfrozen")[1:], strict=True):

@@ -21,7 +21,7 @@ from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.repair.constants import MapSums
-from vitfrost.vit.load import load_model
+from vitfrost.model import Model
 
 
 def maps_and_values(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--judge", type=int, default=100)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    loaded = load_model(options.model, options.weights)
+    loaded = Model.open(options.model, weights=options.weights)
     image_set = open_images(options.images)
     drawn = image_set.subset(len(image_set), 0)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), options.fit + options.judge)
-    model: Any = loaded.model
+    model: Any = loaded.module
     read: dict[int, Tensor] = {}
     for index, block in enumerate(model.blocks):
         block.attn.register_forward_pre_hook(lambda _, inputs, index=index: read.__setitem__(index, inputs[0]))
@@ -77,7 +77,7 @@ def main() -> None:
         mean, refitted = (missed[index] / (whole - whole.mean(0)).square().sum()).tolist()
         rows.append({"layer": index, "mean_map": mean, "refitted": refitted, "refitted_over_mean_map": refitted / mean})
         print(f"layer {index:2d}  mean map {mean:.3f}  refitted {refitted:.3f}  {refitted / mean:.2f}")
-    record = {"model": loaded.identity(), "fitted_on": options.fit, "judged_on": options.judge, "penalty": penalty, "layers": rows}
+    record = {"model": loaded.identity, "fitted_on": options.fit, "judged_on": options.judge, "penalty": penalty, "layers": rows}
     write_json(options.json, record | {"images_hash": images_hash(drawn, batch.digests), "seed": 0})
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitfrost.model import Model
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = False  # what the next line makes of every module takes 15 seconds to compile, in each worker
 
@@ -31,8 +33,6 @@ from .processes import Started  # noqa: E402
 if TYPE_CHECKING:
     from vitfrost.artifact import Artifact
     from vitfrost.statistics.record import Statistics
-    from vitfrost.vit.load import LoadedModel
-
 settings.register_profile("vitfrost", deadline=None, max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vitfrost")
 
@@ -176,7 +176,7 @@ def prepared(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepar
 class Shallow:
     """A model of two layers, for what does not depend on how many there are."""
 
-    model: LoadedModel
+    model: Model
     statistics: Statistics
     pictures: Path
 
@@ -197,13 +197,12 @@ def shallow(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Shallow
     from safetensors.torch import save_file
 
     import vitfrost
-    from vitfrost.vit.load import load_model
 
     weights = tmp_path_factory.mktemp("shallow") / "model.safetensors"
-    state = load_model("vitfrost_digits", "random", depth=2).model.state_dict()
+    state = Model.open("vitfrost_digits", weights="random", options={"depth": 2}).module.state_dict()
     save_file(state | {"head.weight": 100 * state["head.weight"]}, weights)
-    model = load_model("vitfrost_digits", weights, depth=2)
-    return Shallow(model, vitfrost.calibrate(model, pictures, limit=12, progress=False), pictures)
+    model = Model.open("vitfrost_digits", weights=weights, options={"depth": 2})
+    return Shallow(model, vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=12), progress=False), pictures)
 
 
 @pytest.fixture(scope="session")

@@ -16,5 +16,5 @@ def shapes_only() -> Iterator[None]:
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         draw = import_module("timm.layers.weight_init")._trunc_normal_
         patch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *given: tensor if tensor.is_meta else draw(tensor, *given))
-        patch.setattr("vitfrost.vit.load.hash_state", lambda model: "0" * 64)
+        patch.setattr("vitfrost.model.hash_state", lambda model: "0" * 64)
         yield

@@ -16,12 +16,13 @@ import torch
 from safetensors.numpy import load_file
 
 import vitfrost
-from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, load_artifact
+from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact
 from vitfrost.configs import Compress, FreezeEntries, Quantize
+from vitfrost.model import Model
 from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.load import LoadedModel, hash_state, load_model
+from vitfrost.vit.load import hash_state
 from vitfrost.vit.stream import ResidualStream
 
 IMAGES, FREEZE = 2, 0.3
@@ -132,13 +133,13 @@ def frozen_bytes(maps: tuple[int, int, int, int], frozen: int, zeros: int) -> in
     return ceil(int(np.prod(maps)) / 8) + ceil(frozen / 8) + ceil((frozen - zeros) / 2) + 4 * maps[1]
 
 
-def load_sharp(name: str, image_size: int | None = None, **options: Any) -> LoadedModel:
+def load_sharp(name: str, image_size: int | None = None, **options: Any) -> Model:
     """Random weights with logits that vary by about 4: timm's own give maps so even that all entropies tie and no constant is zero."""
-    loaded = load_model(name, "random", image_size, **options)
-    for site in find_sites(loaded.model).attention:
-        rows = loaded.model.get_submodule(site.name).qkv.weight.data[: 2 * site.width]
+    loaded = Model.open(name, weights="random", image_size=image_size, options=options)
+    for site in find_sites(loaded.module).attention:
+        rows = loaded.module.get_submodule(site.name).qkv.weight.data[: 2 * site.width]
         rows *= 2 / (float(rows.std()) * sqrt(site.width))
-    return replace(loaded, state_hash=hash_state(loaded.model))
+    return replace(loaded, state_hash=hash_state(loaded.module))
 
 
 def per_head(mask: np.ndarray) -> list[int]:
@@ -173,12 +174,14 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     layers = layers_of(architecture.stages)
     loaded = load_sharp(architecture.name, **architecture.options)
     pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
-    expected = loaded.model(pixels)
-    check_blocks(loaded.model, pixels, expected)
+    expected = loaded.module(pixels)
+    check_blocks(loaded.module, pixels, expected)
     tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
 
     measured = tmp_path / "statistics.safetensors"
-    vitfrost.calibrate(loaded, pictures, limit=IMAGES, memory_limit=architecture.memory_limit, out=measured, progress=False)
+    vitfrost.calibrate(
+        loaded, pictures, vitfrost.Calibrate(limit=IMAGES, memory_limit=architecture.memory_limit), out=measured, progress=False
+    )
     statistics = Statistics.load(measured)
     assert len(statistics.sites) == len(layers)
     unmasked = {
@@ -186,20 +189,20 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     }
 
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
-    explicit = copy.deepcopy(loaded.model)
+    explicit = copy.deepcopy(loaded.module)
     for module in install_map_attention(explicit).values():
         module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     del explicit, module  # models are given up as soon as they are done with: the process stays at about 3 GB
     unchanged = vitfrost.plan(statistics, Quantize(32, 32))
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
-    assert float((load_artifact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
+    assert float((Artifact.load(tmp_path / "unchanged").module(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: every unmasked entry, no masked one
     everything = vitfrost.plan(statistics, FreezeEntries(1.0, bits=32), Quantize(32, 32))
     whole = vitfrost.compress(loaded, everything, statistics=statistics)
     for name, entries in unmasked.items():
-        frozen = whole.model.get_submodule(f"{name}.frozen")
+        frozen = whole.module.get_submodule(f"{name}.frozen")
         assert np.array_equal(frozen.mask.numpy(), entries)
         assert frozen.constant_heads == list(range(entries.shape[1]))
     del whole, frozen
@@ -210,10 +213,10 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
     made = vitfrost.compress(
         loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
     )
-    logits = made.model(pixels[:1])
+    logits = made.module(pixels[:1])
     del made
-    again = load_artifact(out)
-    assert torch.equal(again.model(pixels[:1]), logits)
+    again = Artifact.load(out)
+    assert torch.equal(again.module(pixels[:1]), logits)
     tensors = load_file(out / WEIGHTS_FILE)
     size = model_bytes(architecture)
     for layer, (maps, _, count) in zip(chosen.layers, layers, strict=True):
@@ -223,14 +226,14 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
         assert not bits[np.prod(maps) :].any()
         assert per_head(mask) == [count] * maps[1]
         assert not (mask & ~unmasked[layer.site]).any()
-        frozen = again.model.get_submodule(f"{layer.site}.frozen")
+        frozen = again.module.get_submodule(f"{layer.site}.frozen")
         assert np.array_equal(frozen.mask.numpy(), mask)
         size += frozen_bytes(maps, count * maps[1], int((frozen.constants[frozen.mask] == 0).sum()))
     assert sum(tensor.nbytes for tensor in tensors.values()) == size
     content = (out / WEIGHTS_FILE).read_bytes()
     assert len(content) == 8 + int.from_bytes(content[:8], "little") + size
 
-    row = vitfrost.evaluate(again, pictures, reference=loaded, limit=IMAGES, progress=False)
+    row = vitfrost.evaluate(again, pictures, config=vitfrost.Evaluate(limit=IMAGES), reference=loaded, progress=False)
     assert (row.kind, row.precision, row.images, row.skipped) == ("simulated", "W4/A4", IMAGES, 0)
     assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), len(content) + (out / CONFIG_FILE).stat().st_size)
     assert row.reference == architecture.name
@@ -259,19 +262,21 @@ REDUCED = [
 ]  # fmt: skip
 
 
-def load_uneven(architecture: Reduced) -> LoadedModel:
+def load_uneven(architecture: Reduced) -> Model:
     """Random weights with logits that vary, and BatchNorms that know what they read."""
-    loaded = load_model(architecture.name, "random", architecture.image_size, num_classes=10, **architecture.options)
-    for site in find_sites(loaded.model).attention:
-        attention = loaded.model.get_submodule(site.name)
+    loaded = Model.open(
+        architecture.name, weights="random", image_size=architecture.image_size, options={"num_classes": 10, **architecture.options}
+    )
+    for site in find_sites(loaded.module).attention:
+        attention = loaded.module.get_submodule(site.name)
         keys = attention.kv if hasattr(attention, "kv") else attention.k
         for rows in (attention.q.weight.data, keys.weight.data[: site.width]):
             rows *= 2 / (float(rows.std()) * sqrt(site.width))
-    for module in loaded.model.modules():
+    for module in loaded.module.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
-    loaded.model.train()(torch.randn(8, 3, *loaded.image_size, generator=torch.Generator().manual_seed(1)))
-    return replace(loaded, model=loaded.model.eval(), state_hash=hash_state(loaded.model))
+    loaded.module.train()(torch.randn(8, 3, *loaded.image_size, generator=torch.Generator().manual_seed(1)))
+    return replace(loaded, model=loaded.module.eval(), state_hash=hash_state(loaded.module))
 
 
 def bytes_by_shape(model: torch.nn.Module) -> int:
@@ -291,12 +296,12 @@ def bytes_by_shape(model: torch.nn.Module) -> int:
 def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_path: Path) -> None:
     loaded = load_uneven(architecture)
     pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
-    expected = loaded.model(pixels)
-    check_blocks(loaded.model, pixels, expected)
+    expected = loaded.module(pixels)
+    check_blocks(loaded.module, pixels, expected)
     tolerance = 1e-5 * float(expected.abs().max())
 
     measured, out = tmp_path / "statistics.safetensors", tmp_path / "artifact"
-    vitfrost.calibrate(loaded, pictures, limit=IMAGES, out=measured, progress=False)
+    vitfrost.calibrate(loaded, pictures, vitfrost.Calibrate(limit=IMAGES), out=measured, progress=False)
     statistics = Statistics.load(measured)
     assert len(statistics.sites) == len(architecture.layers)
     for site, (heads, queries, keys, _) in zip(statistics.sites.values(), architecture.layers, strict=True):
@@ -304,22 +309,22 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
         assert queries < 5 or float(site.mean.std(-1).mean()) > 0.1 / keys
 
     # nothing quantized, nothing frozen: timm's outputs, with explicit maps, and with fused ones after a file
-    explicit = copy.deepcopy(loaded.model)
+    explicit = copy.deepcopy(loaded.module)
     for module in install_map_attention(explicit).values():
         module.observe(lambda maps, values: None)
     assert float((explicit(pixels) - expected).abs().max()) < tolerance
     unchanged = vitfrost.plan(statistics, Quantize(32, 32))
     vitfrost.compress(loaded, unchanged, out=tmp_path / "unchanged")
-    assert float((load_artifact(tmp_path / "unchanged").model(pixels) - expected).abs().max()) < tolerance
+    assert float((Artifact.load(tmp_path / "unchanged").module(pixels) - expected).abs().max()) < tolerance
 
     # everything frozen: no image changes a map, so that only values and feed-forward blocks tell images apart
     everything = vitfrost.plan(statistics, FreezeEntries(1.0, bits=32), Quantize(32, 32))
     whole = vitfrost.compress(loaded, everything, statistics=statistics)
     for name, site in statistics.sites.items():
-        frozen = whole.model.get_submodule(f"{name}.frozen")
+        frozen = whole.module.get_submodule(f"{name}.frozen")
         assert frozen.constant_heads == list(range(site.maps_shape[1]))
         assert np.allclose(frozen.constants.numpy(), site.mean, atol=1e-6)
-    assert bool(torch.isfinite(whole.model(pixels)).all())
+    assert bool(torch.isfinite(whole.module(pixels)).all())
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
     vitfrost.plan(measured, FreezeEntries(FREEZE), out=tmp_path / "plan.yaml")
@@ -327,21 +332,21 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
     made = vitfrost.compress(
         loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
     )
-    again = load_artifact(out)
-    assert torch.equal(again.model(pixels), made.model(pixels))
+    again = Artifact.load(out)
+    assert torch.equal(again.module(pixels), made.module(pixels))
     tensors = load_file(out / WEIGHTS_FILE)
-    size = bytes_by_shape(loaded.model)
+    size = bytes_by_shape(loaded.module)
     for layer, (heads, queries, keys, count) in zip(chosen.layers, architecture.layers, strict=True):
         maps = (1, heads, queries, keys)
         assert [head.entries for head in layer.heads] == [count] * heads
         mask = np.unpackbits(tensors[f"{layer.site}.frozen.mask"], bitorder="little")[: np.prod(maps)].reshape(maps).astype(bool)
         assert per_head(mask) == [count] * heads
-        frozen = again.model.get_submodule(f"{layer.site}.frozen")
+        frozen = again.module.get_submodule(f"{layer.site}.frozen")
         assert np.array_equal(frozen.mask.numpy(), mask)
         size += frozen_bytes(maps, count * heads, int((frozen.constants[frozen.mask] == 0).sum()))
     assert sum(tensor.nbytes for tensor in tensors.values()) == size
 
-    row = vitfrost.evaluate(again, pictures, reference=loaded, limit=IMAGES, progress=False)
+    row = vitfrost.evaluate(again, pictures, config=vitfrost.Evaluate(limit=IMAGES), reference=loaded, progress=False)
     assert (row.kind, row.precision, row.images, row.skipped) == ("simulated", "W4/A4", IMAGES, 0)
     assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), sum(file.stat().st_size for file in out.iterdir()))
     assert np.isfinite(row.kl)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.file import load_plan
 from vitfrost.runs.recipe import load_recipe
@@ -58,7 +58,7 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3})
     run(recipe, out, resume=True, progress=False)
     assert _announced(messages()) == {stage: stage != "calibrate" for stage in stages}
-    assert load_artifact(out / "artifact").plan.freeze.ratio == 0.3
+    assert Artifact.load(out / "artifact").plan.freeze.ratio == 0.3
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3}, calibration={"images": "images", "limit": 5})
     run(recipe, out, resume=True, progress=False)

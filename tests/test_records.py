@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
@@ -54,7 +54,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vitfrost bench": (load_benchmark, "bench.json"),
     "vitfrost search": (load_search, "plan.search.json"),
     "vitfrost outcome": (load_outcome, "original.json"),
-    "vitfrost artifact": (lambda path: load_artifact(path.parent), "config.json"),
+    "vitfrost artifact": (lambda path: Artifact.load(path.parent), "config.json"),
     "vitfrost export": (lambda path: read_export(path.parent), "export.json"),
     "stages": (lambda path: run_stages([], path.parent), "stages.json"),
 }

@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
             print(f"{verb}: {changed}")
         before = after
 
-    statistics = vitfrost.calibrate(name, images, limit=8, similarity=True, progress=False)
+    statistics = vitfrost.calibrate(name, images, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
     report("calibrate")
     plans = [
         vitfrost.plan(statistics),
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
             config = replace(config, calibration_images=4)
         export_graph(small, config, folder / f"{form}-{ranges}", images, time_only=True)
         report(f"export {form} {ranges}")
-    vitfrost.evaluate(folder / "artifact0", images, limit=8, progress=False)
+    vitfrost.evaluate(folder / "artifact0", images, config=vitfrost.Evaluate(limit=8), progress=False)
     report("evaluate")
 
 

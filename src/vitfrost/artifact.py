@@ -7,8 +7,11 @@ plan and these tensors, and gives bit-identical outputs.
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,31 +22,37 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import nn
 
+from .class_names import names_from_plain, plain_names
 from .errors import VitfrostError
 from .files import atomic_folder, sha256_of_file
-from .images.preprocess import Preprocess
+from .identity import Identity
+from .images.preprocessing import Preprocessing
 from .methods.frozen_entries import FrozenMaps
 from .methods.quantize.modules import QuantizedLayer
 from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
+from .model import Model
 from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .records import Format
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
-from .vit.load import LoadedModel, create_model
+from .vit.load import create_model
+from .vit.skeleton import Skeleton
 
+log = logging.getLogger("vitfrost")
 FORMAT = Format("an artifact", "vitfrost artifact", mend="compress again")
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
-@dataclass
-class Artifact(LoadedModel):
+@dataclass(repr=False, eq=False)
+class Artifact(Model):
     """A compressed model with its plan and its history. `state_hash` and `weight_tag` are those of the original model.
 
-    `quantization`, `structure` and `repair` are the records of these passes, `passes` those of any others by their names.
+    `quantization`, `structure` and `repair` are the records of these passes, `passes` those of any others by their names. `size_bytes`:
+    of its folder, 0 as long as it has none.
     """
 
     plan: Plan = None  # type: ignore[assignment]
@@ -57,10 +66,95 @@ class Artifact(LoadedModel):
     recipe: dict[str, Any] | None = None
     size_bytes: int = 0
 
+    @classmethod
+    def made_from(cls, model: Model, module: nn.Module, *, plan: Plan, **history: Any) -> Artifact:
+        """What `module` is once the plan has been applied to `model`; `history` are the further fields."""
+        skeleton = model.skeleton or (None if isinstance(model, Artifact) else Skeleton(model.module))
+        about = {f.name: getattr(model, f.name) for f in fields(Model)} | {"module": module.eval(), "skeleton": skeleton}
+        return cls(**about, plan=plan, **history)
+
     @property
     def plan_hash(self) -> str:
         """SHA-256 of the plan."""
         return plan_hash(self.plan)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the artifact's folder atomically and note its size. Raises VitfrostError where it cannot be written."""
+        path = Path(folder)
+        with atomic_folder(path, overwrite) as temporary:
+            (temporary / WEIGHTS_FILE).write_bytes(save(pack_state(self.module)))
+            config = self._config(sha256_of_file(temporary / WEIGHTS_FILE))
+            (temporary / CONFIG_FILE).write_text(json.dumps(config, separators=(",", ":")) + "\n", encoding="utf-8")
+            self.size_bytes = sum(file.stat().st_size for file in temporary.iterdir())
+        if not self.registered:
+            log.info("%s: timm cannot make this %s again; load it with Artifact.load(folder, build=...)", path, self.name)
+        return path
+
+    def _config(self, weights_sha256: str) -> dict[str, Any]:
+        names = plain_names(self.class_names)
+        model = {**self.identity.model_dump(mode="json"), "options": self.options, "preprocessing": self.preprocessing.plain()}
+        return {
+            "kind": FORMAT.kind,
+            "version": FORMAT.version,
+            "model": model | ({} if names is None else {"class_names": names}) | ({} if self.registered else {"registered": False}),
+            "quantization": self.quantization,
+            "statistics": self.statistics,
+            "structure": self.structure,
+            **({} if self.repair is None else {"repair": self.repair}),
+            **({"passes": self.passes} if self.passes else {}),
+            "training": self.training,
+            "seeds": self.seeds,
+            "recipe": self.recipe,
+            "plan_hash": self.plan_hash,
+            "weights_sha256": weights_sha256,
+            "versions": _versions(),
+            "plan": self.plan.plain(),
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path, build: Callable[[], nn.Module] | None = None) -> Artifact:
+        """Load a saved artifact; its outputs are bit-identical to those of the model that was saved.
+
+        `build` makes the original model (with any weights), for one that timm's registry cannot make. Raises VitfrostError for a folder
+        that is no artifact, is damaged, or comes from a newer version, and where `build` is needed or makes another model.
+        """
+        path = Path(folder)
+        config = _read_config(path)
+        plan = parse_plan(config.get("plan"), source=str(path / CONFIG_FILE))
+        if config.get("plan_hash") != plan_hash(plan):
+            raise VitfrostError(f"the plan in {path / CONFIG_FILE} is not the one that was saved; compress again")
+        try:
+            artifact = cls(**_about_model(config["model"], path, build), plan=plan, **_history(config))
+            artifact.size_bytes = sum(file.stat().st_size for file in path.iterdir())
+            tensors = load_file(path / WEIGHTS_FILE)
+        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            raise FORMAT.damaged(path, f"{type(error).__name__} {error}") from error
+        restore_state(artifact.module, plan, tensors)
+        return artifact
+
+
+def _about_model(about: dict[str, Any], path: Path, build: Callable[[], nn.Module] | None) -> dict[str, Any]:
+    """The fields of a Model, whose module has no weights yet. Raises VitfrostError where nobody can make it."""
+    options, registered = about["options"], about.get("registered", True)
+    identity = Identity.model_validate({name: about[name] for name in Identity.model_fields})
+    if build is None and not registered:
+        raise VitfrostError(
+            f"{path} is made of a {identity.name}, which timm cannot make; give Artifact.load(folder, build=...), a function that makes it"
+        )
+    module = copy.deepcopy(build()).float() if build else create_model(identity.name, identity.image_size, **options)
+    return dict(identity) | {
+        "module": module,
+        "preprocessing": Preprocessing.from_plain(about["preprocessing"]),
+        "options": options,
+        "class_names": names_from_plain(about.get("class_names"), identity.classes),
+        "skeleton": Skeleton(module),
+        "registered": registered,
+    }
+
+
+def _history(config: dict[str, Any]) -> dict[str, Any]:
+    required = {name: config[name] for name in ("quantization", "statistics", "seeds", "recipe")}
+    return required | {name: config.get(name) for name in ("structure", "repair", "training")} | {"passes": config.get("passes", {})}
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -166,33 +260,6 @@ def _versions() -> dict[str, str]:
     return {"vitfrost": __version__, "torch": torch.__version__, "timm": version("timm")}
 
 
-def save_artifact(artifact: Artifact, path: str | Path, overwrite: bool = False) -> Path:
-    """Write the artifact's folder atomically and note its size. Raises VitfrostError where it cannot be written."""
-    path = Path(path)
-    with atomic_folder(path, overwrite) as folder:
-        (folder / WEIGHTS_FILE).write_bytes(save(pack_state(artifact.model)))
-        config = {
-            "kind": FORMAT.kind,
-            "version": FORMAT.version,
-            "model": {**artifact.identity(), "options": artifact.options, "preprocessing": artifact.preprocessing},
-            "quantization": artifact.quantization,
-            "statistics": artifact.statistics,
-            "structure": artifact.structure,
-            **({} if artifact.repair is None else {"repair": artifact.repair}),
-            **({"passes": artifact.passes} if artifact.passes else {}),
-            "training": artifact.training,
-            "seeds": artifact.seeds,
-            "recipe": artifact.recipe,
-            "plan_hash": artifact.plan_hash,
-            "weights_sha256": sha256_of_file(folder / WEIGHTS_FILE),
-            "versions": _versions(),
-            "plan": artifact.plan.plain(),
-        }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, separators=(",", ":")) + "\n", encoding="utf-8")
-        artifact.size_bytes = sum(file.stat().st_size for file in folder.iterdir())
-    return path
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise VitfrostError(f"no artifact folder {path}")
@@ -203,36 +270,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if sha256_of_file(path / WEIGHTS_FILE) != config.get("weights_sha256"):
         raise VitfrostError(f"{path / WEIGHTS_FILE} is not the file that was saved (truncated or altered); compress again")
     return config
-
-
-def load_artifact(path: str | Path) -> Artifact:
-    """Load a saved artifact; its outputs are bit-identical to those of the model that was saved.
-
-    Raises VitfrostError for a folder that is no artifact, is damaged, or comes from a newer version.
-    """
-    path = Path(path)
-    config = _read_config(path)
-    plan = parse_plan(config.get("plan"), source=str(path / CONFIG_FILE))
-    if config.get("plan_hash") != plan_hash(plan):
-        raise VitfrostError(f"the plan in {path / CONFIG_FILE} is not the one that was saved; compress again")
-    try:
-        about = config["model"]
-        size = tuple(about["image_size"])
-        preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in about["preprocessing"].items()}
-        Preprocess(preprocessing)
-        model = create_model(about["name"], size, **about["options"])
-        artifact = Artifact(
-            model, about["name"], size, about["weight_tag"], about["state_hash"], preprocessing, about["classes"], about["options"],
-            plan=plan, quantization=config["quantization"], statistics=config["statistics"], structure=config.get("structure"),
-            repair=config.get("repair"), passes=config.get("passes", {}), training=config.get("training"), seeds=config["seeds"],
-            recipe=config["recipe"],
-            size_bytes=sum(file.stat().st_size for file in path.iterdir()),
-        )  # fmt: skip
-        tensors = load_file(path / WEIGHTS_FILE)
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        raise FORMAT.damaged(path, f"{type(error).__name__} {error}") from error
-    restore_state(model, plan, tensors)
-    return artifact
 
 
 def frozen_bytes(frozen: FrozenMaps) -> int:

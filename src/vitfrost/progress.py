@@ -79,7 +79,7 @@ class TimeLeft:
         return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
 
-def track(iterable: Iterable[T], total: int, text: str, enabled: bool = True) -> Iterator[T]:
+def track(iterable: Iterable[T], total: int | None, text: str, enabled: bool = True) -> Iterator[T]:
     """Yield the items and show how far they are: a bar on a terminal, else a line with the time left every ten seconds."""
     if not enabled:
         yield from iterable
@@ -89,7 +89,7 @@ def track(iterable: Iterable[T], total: int, text: str, enabled: bool = True) ->
         yield from _with_lines(iterable, total, text)
 
 
-def _with_bar(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
+def _with_bar(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -100,11 +100,11 @@ def _with_bar(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
             progress.advance(task)
 
 
-def _with_lines(iterable: Iterable[T], total: int, text: str) -> Iterator[T]:
-    clock, last = TimeLeft(total), 0.0
+def _with_lines(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T]:
+    clock, last = TimeLeft(total or 0), 0.0
     for done, item in enumerate(iterable, 1):
         yield item
         clock.done(1)
         if clock.elapsed - last >= SECONDS_BETWEEN_LINES:
             last = clock.elapsed
-            say(f"{text}: {done} of {total}, {clock.seconds:.0f} s left")
+            say(f"{text}: {done}" if total is None else f"{text}: {done} of {total}, {clock.seconds:.0f} s left")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import vitfrost
+from vitfrost.model import Model
 from vitfrost.statistics.record import Statistics
-from vitfrost.vit.load import LoadedModel, load_model
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cls": ("vit_tiny_patch16_224", {"depth": 3, "img_size": 64}),
@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 class Known:
     """A model and its statistics."""
 
-    model: LoadedModel
+    model: Model
     statistics: Statistics
 
 
@@ -43,8 +43,10 @@ class Models:
             name, options = MODELS[which]
             size = options.get("img_size")
             rest = {key: value for key, value in options.items() if key != "img_size"}
-            model = load_model(name, None if which == "digits" else "random", size, **rest)
-            self._made[which] = Known(model, vitfrost.calibrate(model, self.pictures, limit=6, batch_size=2, progress=False))
+            model = Model.open(name, weights=None if which == "digits" else "random", image_size=size, options=rest)
+            self._made[which] = Known(
+                model, vitfrost.calibrate(model, self.pictures, vitfrost.Calibrate(limit=6, batch_size=2), progress=False)
+            )
         return self._made[which]
 
 

@@ -96,7 +96,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("which", list(EXPECTED))
 def test_sites_of_equal_shape_are_a_group(models: Any, which: str) -> None:
-    sites = find_sites(models[which].model.model)
+    sites = find_sites(models[which].model.module)
     moves = Moves(sites.attention, sites.feed_forward, ("heads", "layers", "ranks"))
     found = groups_of(moves)
     assert [(group.kind, len(group.sites), group.amounts) for group in found] == EXPECTED[which]
@@ -116,10 +116,10 @@ def test_sites_of_equal_shape_are_a_group(models: Any, which: str) -> None:
 
 def test_a_block_that_a_lean_graph_cuts_short_is_a_group_of_its_own(models: Any) -> None:
     loaded = models["cls"].model
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     moves, last = Moves(sites.attention, sites.feed_forward, ("heads", "layers", "ranks")), len(sites.attention) - 1
-    apart = block_cut_short(loaded.model)
+    apart = block_cut_short(loaded.module)
     assert apart == f"blocks.{last}"
     places = [(group.kind, group.places) for group in groups_of(moves, apart)]
     assert places == [(kind, where) for kind in ("heads", "rank") for where in (tuple(range(last)), (last,))]
-    assert block_cut_short(models["swin"].model.model) is None
+    assert block_cut_short(models["swin"].model.module) is None

@@ -14,10 +14,11 @@ from vitfrost.budget.macs import MacsOfStates
 from vitfrost.budget.moves import Move, Moves, State
 from vitfrost.configs import Compact, FreezeHeads, Quantize
 from vitfrost.evaluation.cost import macs_by_part
+from vitfrost.identity import Identity
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
 from vitfrost.plans.freeze_heads import choose_kind, shape_of
-from vitfrost.plans.schema import ModelIdentity, Plan
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
@@ -51,18 +52,18 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     if which == "pvt" and constants == "local":
         pytest.skip("its maps have no patch grid")
     settings = FreezeHeads(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in statistics.header.sites]
     size = statistics.header.model["image_size"]
     heads = [
         [choose_kind(settings, layer, statistics.sites[layer.site], shape_of(layer, size), head)[0] for head in range(len(layer.heads))]
         for layer in layers
     ]
-    costs = MacsOfStates(loaded.model, sites, [[(head.constant, head.window) for head in of_layer] for of_layer in heads])  # type: ignore[misc]
+    costs = MacsOfStates(loaded.module, sites, [[(head.constant, head.window) for head in of_layer] for of_layer in heads])  # type: ignore[misc]
     frozen = [{0}, set(range(sites.attention[1].heads)), *({1} if site.heads > 1 else set() for site in sites.attention[2:])]
     state = State(tuple(map(frozenset, frozen)), tuple(site.width // 2 for site in sites.feed_forward))
     plan = Plan(
-        model=ModelIdentity.model_validate(loaded.identity()), constants=settings, compact=Compact(ratio=None),
+        model=Identity.model_validate(loaded.identity), constants=settings, compact=Compact(ratio=None),
         quantize=Quantize(32, 32),
         layers=tuple(
             layer.model_copy(update={"heads": tuple(own[n] if n in chosen else head for n, head in enumerate(layer.heads))})
@@ -75,7 +76,7 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     )  # fmt: skip
     made = create_model(loaded.name, loaded.image_size, **loaded.options)
     assert costs.total(state) == sum(macs_by_part(made, install_structure(made, plan)).values())
-    assert costs.total(Moves(sites.attention, sites.feed_forward, ()).start) == sum(macs_by_part(loaded.model, sites).values())
+    assert costs.total(Moves(sites.attention, sites.feed_forward, ()).start) == sum(macs_by_part(loaded.module, sites).values())
 
 
 def random_world(moves: Moves, seed: int) -> dict[str, float]:

@@ -21,21 +21,21 @@ from vitfrost.configs import Compact, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.intervals import divergences
 from vitfrost.images.preprocess import Preprocess
+from vitfrost.model import Model
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import Plan
-from vitfrost.vit.load import LoadedModel
 
 from .searching import QUICK, search
 
 SVD = Compact(init="weights")  # factors that do not depend on the draw of `compress`
 
 
-def outputs(model: LoadedModel, pixels: torch.Tensor) -> np.ndarray:
+def outputs(model: Model, pixels: torch.Tensor) -> np.ndarray:
     with torch.no_grad():
-        return model.model(pixels).float().numpy()
+        return model.module(pixels).float().numpy()
 
 
-def drawn(model: LoadedModel, pictures: Path, count: int) -> torch.Tensor:
+def drawn(model: Model, pictures: Path, count: int) -> torch.Tensor:
     _, batch = verb._draw(pictures, None, model.classes, Preprocess(model.preprocessing), count, 0)
     return batch.pixels
 
@@ -279,7 +279,7 @@ def test_other_models_and_statistics_are_refused(models: Any, pictures: Path, ca
     with pytest.raises(VitfrostError, match="statistics belong to another model"):
         search(replace(digits, statistics=cls.statistics), pictures, target_macs=0.9, **QUICK)
     statistics = copy.copy(digits.statistics)
-    artifact = vitfrost.compress(digits.model, vitfrost.plan(statistics, FreezeHeads(0.2)),
+    artifact = vitfrost.compress(digits.module, vitfrost.plan(statistics, FreezeHeads(0.2)),
                                  statistics=statistics)  # fmt: skip
     with pytest.raises(VitfrostError, match="a search starts from a model as timm builds it"):
         search(replace(digits, model=artifact), pictures, target_macs=0.9, **QUICK)

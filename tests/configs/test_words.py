@@ -78,11 +78,11 @@ def methods(draw: Any) -> tuple[Any, ...]:
 @pytest.fixture(scope="module")
 def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Statistics of a model of two layers."""
-    from vitfrost.vit.load import load_model
+    from vitfrost.model import Model
 
     made = tmp_path_factory.mktemp("words")
-    model = load_model("vitfrost_digits", "random", depth=2)
-    vitfrost.calibrate(model, pictures, limit=4, similarity=True, progress=False, out=made / "statistics.safetensors")
+    model = Model.open("vitfrost_digits", weights="random", options={"depth": 2})
+    vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4, similarity=True), progress=False, out=made / "statistics.safetensors")
     return made
 
 
@@ -102,9 +102,9 @@ def test_the_printed_command_makes_the_plan_again(folder: Path, chosen: tuple[An
     "chosen", [(FreezeHeads(0.5, "layer"), Compact(0.5, branches=3)), (Hallucinate(0.25, inter_map="pair"), Quantize(8, 8))]
 )
 def test_so_does_that_of_a_plan_from_a_model(chosen: tuple[Any, ...], tmp_path: Path) -> None:
-    from vitfrost.vit.load import load_model
+    from vitfrost.model import Model
 
-    made = vitfrost.plan(load_model("vitfrost_digits", "random"), *chosen)
+    made = vitfrost.plan(Model.open("vitfrost_digits", weights="random"), *chosen)
     words = shlex.split(plan_command(made).replace("\\\n", " "))
     place = {"WEIGHTS": "random", "plan.yaml": str(tmp_path / "plan.yaml")}
     main([place.get(word, word) for word in words[1:]])

@@ -20,11 +20,10 @@ from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
 from vitfrost.files import sha256_of_file
 from vitfrost.methods.constant_heads.module import ConstantHeads
-from vitfrost.models import open_model
+from vitfrost.model import Model, as_model
 from vitfrost.plans.schema import HeadPlan
 from vitfrost.runtime import open_export
 from vitfrost.vit.families import install_map_attention
-from vitfrost.vit.load import LoadedModel, load_model
 
 KEYS = {
     "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
@@ -32,24 +31,24 @@ KEYS = {
 }  # fmt: skip
 
 
-def logits_differ(loaded: LoadedModel, folder: Path, batches: tuple[int, ...] = (1, 2, 5)) -> float:
+def logits_differ(loaded: Model, folder: Path, batches: tuple[int, ...] = (1, 2, 5)) -> float:
     """The largest difference to the model over batches of several sizes, on pixels of their own."""
     session = open_export(folder, threads=1)
     worst = 0.0
     for images in batches:
         pixels = torch.randn(images, 3, *loaded.image_size, generator=torch.Generator().manual_seed(images))
         with torch.no_grad():
-            worst = max(worst, float((loaded.model(pixels) - torch.from_numpy(session.run(pixels.numpy()))).abs().max()))
+            worst = max(worst, float((loaded.module(pixels) - torch.from_numpy(session.run(pixels.numpy()))).abs().max()))
     return worst
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, Path], form: str) -> None:
-    folder, loaded = exported[form], open_model("vitfrost_digits")
+    folder, loaded = exported[form], as_model("vitfrost_digits")
     about = json.loads((folder / "export.json").read_text())
     assert set(about) == KEYS
     assert (about["kind"], about["version"], about["format"], about["precision"]) == ("vitfrost export", 1, form, "fp32")
-    assert about["model"] == json.loads(json.dumps(loaded.identity()))
+    assert about["model"] == json.loads(json.dumps(loaded.identity))
     assert {path.name for path in folder.iterdir()} == {"export.json", *about["sha256"]}
     assert all(sha256_of_file(folder / name) == digest for name, digest in about["sha256"].items())
     assert (about["parity"]["images"], about["parity"]["batches"], about["parity"]["pixels"]) == (4, [1, 3], "random")
@@ -61,7 +60,7 @@ def test_the_graph_computes_the_models_logits_for_any_batch(exported: dict[str, 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_swin_with_our_attention_exports(form: str, tmp_path: Path) -> None:
     loaded = small("swin_tiny_patch4_window7_224", 56, depths=(2,), num_heads=(3,))  # the second layer shifts its windows
-    install_map_attention(loaded.model)
+    install_map_attention(loaded.module)
     folder = vitfrost.export(loaded, Export(form), out=tmp_path / "out")  # type: ignore[arg-type]
     assert logits_differ(loaded, folder, (1, 3)) < 1e-5
 
@@ -75,14 +74,14 @@ class Bessel(nn.Module):
 
 def test_an_operator_that_onnx_does_not_have_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     loaded = small("vit_tiny_patch16_224", 32, depth=1)
-    loaded.model.norm = Bessel()
+    loaded.module.norm = Bessel()
     with pytest.raises(VitfrostError, match=r"cannot be written as ONNX: .*; try --format openvino"):
         vitfrost.export(loaded, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def small(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> LoadedModel:
-    return load_model(name, "random", image_size, num_classes=7, **options)
+def small(name: str, image_size: int | tuple[int, int] | None = None, **options: Any) -> Model:
+    return Model.open(name, weights="random", image_size=image_size, options={"num_classes": 7, **options})
 
 
 # One with fewer keys than queries, one without; in version 1 the last has the class token.
@@ -181,7 +180,7 @@ def test_a_graph_with_other_logits_leaves_nothing(
     about = describe(loaded)
     monkeypatch.setattr("vitfrost.deploy.export.describe", lambda _: about)  # the wrapper is no family of models
     with pytest.raises(VitfrostError, match=message):
-        vitfrost.export(replace(loaded, model=Other(loaded.model, offset)), out=tmp_path / "out")
+        vitfrost.export(replace(loaded, model=Other(loaded.module, offset)), out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -238,11 +237,11 @@ def test_frozen_heads_run_as_products_and_convolutions(form: str, tmp_path: Path
     mixed = (HeadPlan(source="computed"), HeadPlan(source="frozen", constant="toeplitz"), HeadPlan(source="computed"))
     layers = (plan.layers[0], plan.layers[1].model_copy(update={"heads": mixed}))
     artifact = vitfrost.compress(loaded, plan.model_copy(update={"layers": layers}))
-    forms = [module.form for module in artifact.model.modules() if isinstance(module, ConstantHeads)]
+    forms = [module.form for module in artifact.module.modules() if isinstance(module, ConstantHeads)]
     assert forms == ["convolution", "matmul"]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for module in artifact.model.modules():
+        for module in artifact.module.modules():
             if isinstance(module, ConstantHeads):
                 for parameter in module.parameters():
                     parameter.copy_(torch.rand(parameter.shape, generator=generator) / 50)

@@ -54,7 +54,7 @@ def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Pat
     assert not any(name.startswith("float") for name in os.listdir(folder))
     pixels = batch.pixels.numpy()
     assert open_export(folder, threads=1).precision == "int8"
-    differences = open_export(folder, threads=1).run(pixels) - loaded.model(batch.pixels).detach().numpy()
+    differences = open_export(folder, threads=1).run(pixels) - loaded.module(batch.pixels).detach().numpy()
     assert 0 < np.abs(differences).max() < 1
 
     lean = vitfrost.export(shallow.model, replace(config, graph="lean"), images=pictures, out=tmp_path / "lean")
@@ -63,7 +63,7 @@ def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Pat
     # Patches; queries, keys, values, their mix and two of the feed-forward block in both layers. The classifier stays a Gemm.
     assert (kinds["MatMulIntegerToFloat"], kinds["MultiHeadAttention"], kinds["Gemm"]) == (1 + 2 * 6, 2, 1)
     assert kinds["MatMul"] == kinds["Conv"] == kinds["Attention"] == 0
-    closer = open_export(lean, threads=1).run(pixels) - loaded.model(batch.pixels).detach().numpy()
+    closer = open_export(lean, threads=1).run(pixels) - loaded.module(batch.pixels).detach().numpy()
     assert 0 < np.abs(closer).mean() < np.abs(differences).mean()  # outputs of products are not rounded
 
 
@@ -75,7 +75,7 @@ def test_dynamic_ranges_need_no_pictures_and_look_at_the_whole_batch(shallow: An
     pixels[1] *= 20
     session = open_export(folder, threads=1)
     with torch.no_grad():
-        expected = shallow.model.model(pixels[:1]).numpy()
+        expected = shallow.model.module(pixels[:1]).numpy()
     alone, beside = session.run(pixels[:1].numpy()), session.run(pixels.numpy())[:1]
     assert 0 < np.abs(alone - expected).max() < np.abs(beside - expected).max()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +17,29 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from vitfrost.artifact import Artifact
+from vitfrost.configs import Evaluate
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import executed_macs
-from vitfrost.evaluation.evaluate import evaluate, evaluate_many
+from vitfrost.evaluation.evaluate import evaluate, evaluate_many, open_reference
 from vitfrost.evaluation.inspect import inspect
 from vitfrost.evaluation.outcomes import Outcomes, _joined, aligned, in_top
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.frozen_entries import FrozenMaps
+from vitfrost.model import Model
 from vitfrost.plans.file import parse_plan
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.load import LoadedModel, load_model
 
 
 @pytest.fixture(scope="module")
-def digits() -> LoadedModel:
-    return load_model("vitfrost_digits", "random", seed=0)
+def digits() -> Model:
+    return Model.open("vitfrost_digits", weights="random", seed=0)
 
 
 @pytest.fixture(scope="module")
-def other() -> LoadedModel:
-    return load_model("vitfrost_digits", "random", seed=1)
+def other() -> Model:
+    return Model.open("vitfrost_digits", weights="random", seed=1)
 
 
 @pytest.fixture
@@ -50,20 +52,21 @@ def with_bad_files(pictures: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def logits_one_by_one(loaded: LoadedModel, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_one_by_one(loaded: Model, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """What timm's own transform and the model give, image by image."""
     from timm.data import create_transform
 
-    options = {key: value for key, value in loaded.preprocessing.items() if key != "whole_squares"}
+    options = {key: value for key, value in loaded.preprocessing.plain().items() if key != "whole_squares"}
+    options["input_size"] = tuple(options["input_size"])
     transform = create_transform(**options, is_training=False)
     image_set = open_images(folder, need_labels=True)
     pictures = [transform(Image.open(folder / file).convert("RGB")) for file in image_set.files]
     with torch.inference_mode():
-        return torch.cat([loaded.model(picture[None]) for picture in pictures]).double(), torch.tensor(image_set.labels)
+        return torch.cat([loaded.module(picture[None]) for picture in pictures]).double(), torch.tensor(image_set.labels)
 
 
-def test_row_agrees_with_a_plain_loop(digits: LoadedModel, other: LoadedModel, pictures: Path) -> None:
-    row = evaluate(digits, pictures, reference=other, batch_size=7, progress=False)
+def test_row_agrees_with_a_plain_loop(digits: Model, other: Model, pictures: Path) -> None:
+    row = evaluate(digits, pictures, config=Evaluate(batch_size=7), reference=other, progress=False)
     logits, labels = logits_one_by_one(digits, pictures)
     teacher, _ = logits_one_by_one(other, pictures)
     right, teacher_right = logits.argmax(1) == labels, teacher.argmax(1) == labels
@@ -81,7 +84,7 @@ def test_row_agrees_with_a_plain_loop(digits: LoadedModel, other: LoadedModel, p
     assert row.state_hash == digits.state_hash
 
 
-def test_many_models_share_one_pass(digits: LoadedModel, other: LoadedModel, pictures: Path) -> None:
+def test_many_models_share_one_pass(digits: Model, other: Model, pictures: Path) -> None:
     rows = evaluate_many({"original": digits, "other": other}, pictures, reference="original", progress=False)
     assert [row.name for row in rows] == ["original", "other"]
     assert (rows[0].agreement, rows[0].kl, rows[0].top1_difference.value) == (100, 0, 0)
@@ -92,19 +95,19 @@ def test_many_models_share_one_pass(digits: LoadedModel, other: LoadedModel, pic
     assert rows[1].model_dump(include=same) == alone.model_dump(include=same)
 
 
-def test_json_holds_the_row(digits: LoadedModel, pictures: Path, tmp_path: Path) -> None:
-    row = evaluate(digits, pictures, reference=digits, limit=10, seed=3, json=tmp_path / "row.json", progress=False)
+def test_json_holds_the_row(digits: Model, pictures: Path, tmp_path: Path) -> None:
+    row = evaluate(digits, pictures, config=Evaluate(limit=10, seed=3), reference=digits, json=tmp_path / "row.json", progress=False)
     data = json.loads((tmp_path / "row.json").read_text())
     assert data == row.model_dump(mode="json")
     assert data["images"] == 10
     assert set(data["top1_difference"]) == {"value", "interval"}
-    again = evaluate(digits, pictures, limit=10, seed=3, progress=False)
-    elsewhere = evaluate(digits, pictures, limit=10, seed=4, progress=False)
+    again = evaluate(digits, pictures, config=Evaluate(limit=10, seed=3), progress=False)
+    elsewhere = evaluate(digits, pictures, config=Evaluate(limit=10, seed=4), progress=False)
     assert again.images_hash == data["images_hash"] != elsewhere.images_hash
     assert again.agreement is None
 
 
-def test_bad_images_are_skipped_and_counted(digits: LoadedModel, pictures: Path, with_bad_files: Path) -> None:
+def test_bad_images_are_skipped_and_counted(digits: Model, pictures: Path, with_bad_files: Path) -> None:
     row = evaluate(digits, with_bad_files, progress=False)
     assert (row.images, row.skipped) == (38, 2)
     logits, labels = logits_one_by_one(digits, pictures)
@@ -112,7 +115,7 @@ def test_bad_images_are_skipped_and_counted(digits: LoadedModel, pictures: Path,
     assert row.top1 == pytest.approx(100 * np.delete(right, [3, 17]).mean(), abs=1e-4)
 
 
-def test_no_usable_image_is_an_error(digits: LoadedModel, tmp_path: Path) -> None:
+def test_no_usable_image_is_an_error(digits: Model, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no picture")
     (tmp_path / "labels.csv").write_text("file,label\na.png,0\nb.png,1\n")
@@ -120,31 +123,31 @@ def test_no_usable_image_is_an_error(digits: LoadedModel, tmp_path: Path) -> Non
         evaluate(digits, tmp_path, progress=False)
 
 
-def test_models_with_different_preprocessing_see_the_same_files(digits: LoadedModel, with_bad_files: Path) -> None:
+def test_models_with_different_preprocessing_see_the_same_files(digits: Model, with_bad_files: Path) -> None:
     image_set = open_images(with_bad_files, need_labels=True)
-    zoomed = Preprocess({**digits.preprocessing, "crop_pct": 0.5, "crop_mode": "center", "whole_squares": False})
+    zoomed = Preprocess(digits.preprocessing.changed(crop_pct=0.5, crop_mode="center"))
     loaders = [BatchLoader(image_set, Preprocess(digits.preprocessing), 4), BatchLoader(image_set, zoomed, 4)]
     seen = list(aligned(loaders, 4))
     assert [batches[0].positions for batches in seen] == [batches[1].positions for batches in seen]
     assert sum(len(batches[0].positions) for batches in seen) == 38
     assert not torch.equal(seen[0][0].pixels, seen[0][1].pixels)
     near = copy.copy(digits)
-    near.preprocessing = {**digits.preprocessing, "crop_pct": 0.5, "crop_mode": "center", "whole_squares": False}
+    near.preprocessing = digits.preprocessing.changed(crop_pct=0.5, crop_mode="center")
     row = evaluate(near, with_bad_files, reference=digits, progress=False)
     assert row.kl > 0
     assert row.preprocessing["crop_pct"] == 0.5
 
 
-def test_thin_picture_unusable_for_one_model_is_dropped_for_both(digits: LoadedModel, pictures: Path, tmp_path: Path) -> None:
+def test_thin_picture_unusable_for_one_model_is_dropped_for_both(digits: Model, pictures: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "images"))
     Image.new("RGB", (1, 60_000)).save(folder / "0000.png")
     centered = copy.copy(digits)
-    centered.preprocessing = {**digits.preprocessing, "crop_pct": 0.3, "crop_mode": "center"}
-    row = evaluate(digits, folder, reference=centered, batch_size=1, progress=False)
+    centered.preprocessing = replace(digits.preprocessing, crop_pct=0.3, crop_mode="center")
+    row = evaluate(digits, folder, config=Evaluate(batch_size=1), reference=centered, progress=False)
     assert (row.images, row.skipped) == (39, 1)
 
 
-def test_unlabeled_images_need_a_reference(digits: LoadedModel, other: LoadedModel, pictures: Path, tmp_path: Path) -> None:
+def test_unlabeled_images_need_a_reference(digits: Model, other: Model, pictures: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "images"))
     (folder / "labels.csv").unlink()
     row = evaluate(digits, folder, reference=other, progress=False)
@@ -156,52 +159,49 @@ def test_unlabeled_images_need_a_reference(digits: LoadedModel, other: LoadedMod
         evaluate(digits, open_images(folder), progress=False)
 
 
-def test_a_wrong_labels_file_is_not_ignored(digits: LoadedModel, other: LoadedModel, pictures: Path, tmp_path: Path) -> None:
+def test_a_wrong_labels_file_is_not_ignored(digits: Model, other: Model, pictures: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pictures, tmp_path / "images"))
     (folder / "labels.csv").write_text((folder / "labels.csv").read_text().replace("0001.png,1", "0001.png,10"))
     with pytest.raises(VitfrostError, match="out of range"):
         evaluate(digits, folder, reference=other, progress=False)
 
 
-def test_refusals(digits: LoadedModel, pictures: Path, tmp_path: Path) -> None:
-    two_classes = load_model("vitfrost_digits", "random", num_classes=2)
+def test_refusals(digits: Model, pictures: Path, tmp_path: Path) -> None:
+    two_classes = Model.open("vitfrost_digits", weights="random", options={"num_classes": 2})
     for call, message in (
         (lambda: evaluate(digits, pictures, reference=two_classes), "must have the same classes"),
-        (lambda: evaluate(digits, pictures, reference_weights="a.safetensors"), "without a reference"),
-        (lambda: evaluate(digits, pictures, weights="a.safetensors"), "brings its own weights"),
         (lambda: evaluate(tmp_path / "nothing", pictures), "no artifact"),
-        (lambda: evaluate("vitfrost_digit", pictures, weights="random"), "did you mean"),
+        (lambda: evaluate(Model.open("vitfrost_digit", weights="random"), pictures), "did you mean"),
         (lambda: evaluate_many({}, pictures), "no model"),
         (lambda: evaluate_many({"a": digits}, pictures, reference="b"), "not one of the models"),
         (lambda: evaluate_many({"a": digits, "b": two_classes}, pictures), "same classes"),
-        (lambda: evaluate(digits, pictures, limit=0), "at least 1"),
-        (lambda: evaluate(digits, pictures, batch_size=0), "at least 1"),
-        (lambda: evaluate(digits, pictures, crop_pct=2.0), "crop_pct"),
+        (lambda: evaluate(digits, pictures, config=Evaluate(limit=0)), "Evaluate.limit is 0"),
+        (lambda: evaluate(digits, pictures, config=Evaluate(batch_size=0)), "Evaluate.batch_size is 0"),
+        (lambda: evaluate(Model.open("vitfrost_digits", crop_pct=2.0), pictures), "crop_pct"),
     ):
         with pytest.raises(VitfrostError, match=message):
             call()
 
 
-def test_outputs_that_are_not_finite_are_named(digits: LoadedModel, pictures: Path) -> None:
+def test_outputs_that_are_not_finite_are_named(digits: Model, pictures: Path) -> None:
     broken = copy.deepcopy(digits)
     with torch.no_grad():
-        broken.model.head.bias[0] = float("nan")
+        broken.module.head.bias[0] = float("nan")
     with pytest.raises(VitfrostError, match=r"not finite for 0000\.png"):
         evaluate(broken, pictures, progress=False)
 
 
 def test_a_name_as_reference_sees_the_models_pixels(pictures: Path) -> None:
-    row = evaluate(
-        "vitfrost_digits", pictures, weights="random", image_size=48, crop_pct=0.5, crop_mode="center",
-        reference="vitfrost_digits", reference_weights="random", limit=4, progress=False,
-    )  # fmt: skip
+    model = Model.open("vitfrost_digits", weights="random", image_size=48, crop_pct=0.5, crop_mode="center")
+    reference = open_reference("vitfrost_digits", model, weights="random")
+    row = evaluate(model, pictures, config=Evaluate(limit=4), reference=reference, progress=False)
     assert (row.agreement, row.kl) == (100, 0)
     assert row.preprocessing["input_size"] == [3, 48, 48]
 
 
-def frozen_artifact(original: LoadedModel, heads: int, weight_bits: int) -> Artifact:
+def frozen_artifact(original: Model, heads: int, weight_bits: int) -> Artifact:
     """The first `heads` heads of layer 0 frozen wholly, the next one by half, all in floating point."""
-    model = copy.deepcopy(original.model)
+    model = copy.deepcopy(original.module)
     sites = find_sites(model)
     site = sites.attention[0]
     mask = torch.zeros(site.maps_shape, dtype=torch.bool)
@@ -224,7 +224,7 @@ def frozen_artifact(original: LoadedModel, heads: int, weight_bits: int) -> Arti
         {
             "kind": "vitfrost plan",
             "version": 1,
-            "model": original.identity(),
+            "model": original.identity,
             "statistics": {"hash": "a", "images_hash": "b", "images": 1, "precision": "fp32", "observed": "before"},
             "freeze": {"ratio": 0.2, "bits": 32},
             "quantize": {"weight_bits": weight_bits, "activation_bits": weight_bits},
@@ -238,14 +238,14 @@ def frozen_artifact(original: LoadedModel, heads: int, weight_bits: int) -> Arti
     )  # fmt: skip
 
 
-def test_artifacts_say_what_is_executed(digits: LoadedModel, pictures: Path) -> None:
+def test_artifacts_say_what_is_executed(digits: Model, pictures: Path) -> None:
     frozen = frozen_artifact(digits, heads=2, weight_bits=32)
-    row = evaluate(frozen, pictures, reference=digits, limit=8, progress=False)
+    row = evaluate(frozen, pictures, config=Evaluate(limit=8), reference=digits, progress=False)
     assert (row.kind, row.precision, row.size_bytes, row.seeds) == ("executed", "fp32", 123, {"plan": 5})
     assert row.plan_hash == frozen.plan_hash
     assert row.kl > 0
-    assert row.macs == executed_macs(digits) - 2 * 65 * 65 * find_sites(digits.model).attention[0].head_dim
-    quantized = evaluate(frozen_artifact(digits, heads=0, weight_bits=4), pictures, limit=4, progress=False)
+    assert row.macs == executed_macs(digits) - 2 * 65 * 65 * find_sites(digits.module).attention[0].head_dim
+    quantized = evaluate(frozen_artifact(digits, heads=0, weight_bits=4), pictures, config=Evaluate(limit=4), progress=False)
     assert (quantized.kind, quantized.precision, quantized.macs) == ("simulated", "W4/A4", executed_macs(digits))
 
 
@@ -280,10 +280,9 @@ def test_parts_of_processes_join_to_the_whole(images: int, world: int, batch_siz
 
 @pytest.mark.shared_data
 def test_real_deit_tiny(shared_data: Path) -> None:
-    row = evaluate(
-        "deit_tiny_patch16_224", shared_data / "imagenet-val", weights=shared_data / "deit_tiny_patch16_224" / "model.safetensors",
-        crop_mode="squash", crop_pct=1.0, limit=48, progress=False,
-    )  # fmt: skip
+    weights = shared_data / "deit_tiny_patch16_224" / "model.safetensors"
+    model = Model.open("deit_tiny_patch16_224", weights=weights, crop_mode="squash", crop_pct=1.0)
+    row = evaluate(model, shared_data / "imagenet-val", config=Evaluate(limit=48), progress=False)
     assert row.interval[0] < 79.54 < row.interval[1]
     assert row.top5 > row.top1 > 60
     assert row.macs == 1_253_683_200

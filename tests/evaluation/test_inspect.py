@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from vitfrost.errors import UnsupportedModel, VitfrostError
 from vitfrost.evaluation.inspect import format_inspection, inspect
+from vitfrost.model import Model
 from vitfrost.vit.families import install_map_attention
-from vitfrost.vit.load import load_model
 
 
 def test_plain_vit() -> None:
@@ -20,12 +20,12 @@ def test_plain_vit() -> None:
     assert (found["family"], found["image_size"], found["tokens"], found["layers"]) == ("vit", [32, 32], 65, 6)
     assert found["attention"][0]["maps"] == [1, 4, 65, 65]
     assert found["attention"][0]["head_width"] * 4 == found["attention"][0]["width"]
-    assert found["parameters_total"] == sum(p.numel() for p in load_model("vitfrost_digits", "random").model.parameters())
+    assert found["parameters_total"] == sum(p.numel() for p in Model.open("vitfrost_digits", weights="random").module.parameters())
     assert json.loads(json.dumps(found)) == found
 
 
 def test_swin_has_windows() -> None:
-    found = inspect("swin_tiny_patch4_window7_224", image_size=112)
+    found = inspect(Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112))
     assert [site["windows"] for site in found["attention"]] == [16, 16, 4, 4, *[1] * 8]
     assert found["attention"][1]["shift"] == [3, 3]
     assert found["macs"]["patch_merging"] > 0
@@ -34,7 +34,7 @@ def test_swin_has_windows() -> None:
 def test_next_vit_has_reduced_keys_and_feed_forward_blocks_of_two_kinds() -> None:
     from rich.console import Console
 
-    found = inspect("nextvit_small", image_size=(64, 96))
+    found = inspect(Model.open("nextvit_small", weights="random", image_size=(64, 96)))
     assert (found["family"], found["image_size"], found["tokens"]) == ("nextvit", [64, 96], 8 * 12)
     assert found["attention"][0]["maps"] == [1, 6, 96, 6]
     assert [block["block"] for block in found["feed_forward"]].count("transformer") == len(found["attention"])
@@ -46,20 +46,20 @@ def test_next_vit_has_reduced_keys_and_feed_forward_blocks_of_two_kinds() -> Non
 
 
 def test_a_compressed_model_is_described_like_its_original() -> None:
-    loaded = load_model("vitfrost_digits", "random", num_classes=7)
+    loaded = Model.open("vitfrost_digits", weights="random", options={"num_classes": 7})
     before = inspect(loaded)
-    install_map_attention(loaded.model)
+    install_map_attention(loaded.module)
     assert inspect(loaded) == before
 
 
 def test_weights_are_checked(tmp_path: Path) -> None:
-    state = load_model("vitfrost_digits", "random").model.state_dict()
+    state = Model.open("vitfrost_digits", weights="random").module.state_dict()
     save_file(state, tmp_path / "whole.safetensors")
-    assert inspect("vitfrost_digits", weights=tmp_path / "whole.safetensors") == inspect("vitfrost_digits")
+    assert inspect(Model.open("vitfrost_digits", weights=tmp_path / "whole.safetensors")) == inspect("vitfrost_digits")
     del state["head.bias"]
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(VitfrostError, match=r"missing head\.bias"):
-        inspect("vitfrost_digits", weights=tmp_path / "part.safetensors")
+        inspect(Model.open("vitfrost_digits", weights=tmp_path / "part.safetensors"))
 
 
 @pytest.mark.parametrize(("name", "reason"), [("resnet10t", "no attention"), ("xcit_nano_12_p16_224", "cross-covariance")])
@@ -73,7 +73,7 @@ def test_table_adds_up() -> None:
     from rich.console import Console
 
     console = Console(width=120, file=io.StringIO())
-    found = inspect("swin_tiny_patch4_window7_224", image_size=56)
+    found = inspect(Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56))
     console.print(format_inspection(found))
     text = console.file.getvalue()
     assert f"{found['parameters_total']:,}" in text

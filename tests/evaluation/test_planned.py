@@ -11,9 +11,9 @@ import pytest
 
 from vitfrost.configs import Compact, Hallucinate
 from vitfrost.evaluation.inspect import inspect
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.schema import Plan
-from vitfrost.vit.load import load_model
 
 from ..shapes import shapes_only
 
@@ -45,7 +45,7 @@ LEFT = {"deit_tiny_patch16_224": (4.76e6, 1.04e9), "vitfrost_pvt_tiny": (11.27e6
 def planned(name: str, hallucinated: bool, ratio: float | None) -> tuple[dict[str, Any], Plan]:
     with shapes_only():
         methods = [*([Hallucinate(0.5)] if hallucinated else []), *([Compact(ratio)] if ratio else [])]
-        chosen = plan(load_model(name, "random"), *methods)
+        chosen = plan(Model.open(name, weights="random"), *methods)
         return inspect(name, plan=chosen), chosen
 
 
@@ -65,7 +65,7 @@ def test_savings_are_those_of_the_table(name: str) -> None:
 def test_in_next_vit_blocks_after_attention_alone_save_little() -> None:
     for ratio, expected in ((0.5, (5.5, 3.2)), (0.25, (9.4, 5.9))):
         with shapes_only():
-            chosen = plan(load_model("nextvit_small", "random"), Hallucinate(0.5), Compact(ratio, blocks="transformer"))
+            chosen = plan(Model.open("nextvit_small", weights="random"), Hallucinate(0.5), Compact(ratio, blocks="transformer"))
             found = inspect("nextvit_small", plan=chosen)
         left = found["planned"]
         saved = [100 * (1 - left[key] / found[key]) for key in ("parameters_total", "macs_total")]

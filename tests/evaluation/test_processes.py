@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from vitfrost.configs import Evaluate
 from vitfrost.evaluation.evaluate import evaluate
-from vitfrost.vit.load import load_model
+from vitfrost.model import Model
 
 from ..processes import torchrun
 
@@ -19,14 +20,18 @@ def test_two_processes_give_the_row_of_one(pictures: Path, tmp_path: Path) -> No
     folder, other, target = tmp_path / "images", tmp_path / "other.safetensors", tmp_path / "row.json"
     shutil.copytree(pictures, folder)
     (folder / "0005.png").write_bytes(b"no picture")
-    save_file(load_model("vitfrost_digits", "random", seed=1).model.state_dict(), other)
+    save_file(Model.open("vitfrost_digits", weights="random", seed=1).module.state_dict(), other)
     compared = ("--model", "vitfrost_digits", "--weights", "random", "--reference", "vitfrost_digits", "--reference-weights", other)
     both = torchrun("evaluate", *compared, "--images", folder, "--batch-size", 4, "--json", target)
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert [bool(out.strip()) for out, _ in said] == [True, False]  # the first one shows the row
     alone = evaluate(
-        "vitfrost_digits", folder, weights="random", reference="vitfrost_digits", reference_weights=other, batch_size=4, progress=False
+        Model.open("vitfrost_digits", weights="random"),
+        folder,
+        config=Evaluate(batch_size=4),
+        reference=Model.open("vitfrost_digits", weights=other),
+        progress=False,
     )
     expected = alone.model_dump(mode="json", exclude={"seconds_per_image", "threads"})
     found = {key: value for key, value in json.loads(target.read_text()).items() if key in expected}

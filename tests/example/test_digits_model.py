@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from vitfrost.example.data import load_split
 from vitfrost.images.preprocess import Preprocess
+from vitfrost.model import Model
 from vitfrost.vit.digits import WEIGHTS
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 from ..processes import Started
 
@@ -23,24 +23,24 @@ def test_bundled_weights_are_small_single_precision_and_known_by_name() -> None:
     assert WEIGHTS.stat().st_size < 3_000_000
     state = load_file(WEIGHTS)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    loaded = load_model("vitfrost_digits")
+    loaded = Model.open("vitfrost_digits")
     assert loaded.weight_tag == "vitfrost_digits.digits"
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.module.state_dict().items())
 
 
 def test_it_has_sites_worth_showing() -> None:
-    sites = find_sites(load_model("vitfrost_digits").model).attention
+    sites = find_sites(Model.open("vitfrost_digits").module).attention
     assert len(sites) >= 4
     assert all(site.heads >= 4 and site.keys == 65 and site.prefix_tokens == 1 for site in sites)
 
 
 def test_it_recognizes_98_percent_of_the_held_out_digits() -> None:
-    loaded = load_model("vitfrost_digits")
+    loaded = Model.open("vitfrost_digits")
     preprocess = Preprocess(loaded.preprocessing)
     images, labels = load_split("test")
     pixels = torch.stack([preprocess(Image.fromarray(image).convert("RGB")) for image in images])
     with torch.inference_mode():
-        predicted = torch.cat([loaded.model(part).argmax(1) for part in pixels.split(71)])
+        predicted = torch.cat([loaded.module(part).argmax(1) for part in pixels.split(71)])
     assert (predicted == torch.from_numpy(labels)).double().mean() >= 0.98
 
 

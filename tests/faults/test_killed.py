@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.statistics.record import Statistics
 
 from ..processes import Started
@@ -108,7 +108,7 @@ def test_compress_killed_while_it_writes(started, call, prepared, pictures: Path
     (left,) = tmp_path.iterdir()  # which is in nobody's way
     assert left.name.endswith(".part")
     assert call(*words).status == 0
-    assert load_artifact(out).plan_hash == load_artifact(prepared.artifact).plan_hash
+    assert Artifact.load(out).plan_hash == Artifact.load(prepared.artifact).plan_hash
 
 
 RECIPE = """\
@@ -185,4 +185,4 @@ def test_a_killed_run_is_finished_with_the_same_bits(started, call, pictures: Pa
     edited = call("run", recipe, "--out", killed, "--resume")
     assert edited.status == 0, edited.err
     assert _announced(edited.err) == {stage: stage in ("compress", "evaluate", "report") for stage in STAGES}
-    assert load_artifact(killed / "artifact").plan.layers[0].heads[0].entries == 100
+    assert Artifact.load(killed / "artifact").plan.layers[0].heads[0].entries == 100

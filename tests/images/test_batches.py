@@ -254,7 +254,7 @@ def test_the_real_images_are_read_as_timm_reads_them(shared_data: Path) -> None:
     images = open_images(shared_data / "imagenet-val", need_labels=True, classes=1000)
     assert len(images) == 650
     drawn = images.subset(8, 0)
-    preprocess = Preprocess(PREPROCESS.describe() | {"input_size": (3, 224, 224), "crop_mode": "squash"})
+    preprocess = Preprocess(PREPROCESS.config.plain() | {"input_size": (3, 224, 224), "crop_mode": "squash"})
     (batch,) = BatchLoader(drawn, preprocess, 8)
     for pixels, file in zip(batch.pixels, drawn.files, strict=True):
         assert torch.equal(pixels, preprocess(Image.open(drawn.root / file).convert("RGB")))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitfrost.images.geometry import CROP_MODES, INTERPOLATIONS, Geometry
+from vitfrost.images.geometry import Geometry
 from vitfrost.images.preprocess import Preprocess
+from vitfrost.images.preprocessing import CROP_MODES, INTERPOLATIONS
 from vitfrost.vit.compat import import_timm
 
 

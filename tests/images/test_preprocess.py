@@ -56,8 +56,8 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 def test_the_description_is_json_and_builds_the_same() -> None:
     preprocess = Preprocess(CONFIG)
-    described = json.loads(json.dumps(preprocess.describe()))
-    assert described == preprocess.describe()
+    described = json.loads(json.dumps(preprocess.config.plain()))
+    assert described == preprocess.config.plain()
     assert described["input_size"] == [3, 24, 24]
     assert torch.equal(Preprocess(described)(noise(40, 30)), preprocess(noise(40, 30)))
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from vitfrost.methods.frozen_entries import FrozenMaps, frozen_step
 from vitfrost.methods.quantize.modules import LogQuantizer
 from vitfrost.methods.quantize.quantizers import fake_log
+from vitfrost.model import Model
 from vitfrost.vit.families import allowed_pairs, install_map_attention
-from vitfrost.vit.load import load_model
 
 HEADS, TOKENS = 3, 11
 
@@ -94,11 +94,16 @@ def test_own_grid_per_head_is_not_worse_than_the_layers() -> None:
 def test_fused_and_skipped_heads_equal_the_explicit_reference(model_name: str, renormalize: str) -> None:
     """One head wholly frozen, one in part, the others computed: the same output as when every map is explicit."""
     if model_name == "swin":
-        loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, embed_dim=24, depths=(2, 2), num_heads=(3, 4))
+        loaded = Model.open(
+            "swin_tiny_patch4_window7_224",
+            weights="random",
+            image_size=56,
+            options={"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 4)},
+        )
         site_name = "layers.0.blocks.1.attn"
     else:
-        loaded, site_name = load_model("vitfrost_digits", "random"), "blocks.2.attn"
-    model = copy.deepcopy(loaded.model)
+        loaded, site_name = Model.open("vitfrost_digits", weights="random"), "blocks.2.attn"
+    model = copy.deepcopy(loaded.module)
     module = install_map_attention(model)[site_name]
     allowed = allowed_pairs(model, site_name)
     mask = torch.zeros(module.site.maps_shape, dtype=torch.bool)
@@ -116,4 +121,4 @@ def test_fused_and_skipped_heads_equal_the_explicit_reference(model_name: str, r
     module.observe(lambda maps, values: None)  # an observer makes every map explicit
     explicit = model(pixels)
     assert torch.allclose(split, explicit, atol=1e-5)
-    assert not torch.equal(split, loaded.model(pixels))
+    assert not torch.equal(split, loaded.module(pixels))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact, save_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Quantize, Repair
 from vitfrost.errors import VitfrostError
 from vitfrost.passes.compress import artifact_of, passes_of, start_work
@@ -73,11 +73,11 @@ def test_the_pass_of_the_documentation_rounds_records_and_is_loaded_again(shallo
     work = start_work(shallow.model, plan, shallow.statistics)
     apply_passes([*passes_of(plan), names["RoundWeights"](bits=4)], work)
     made = artifact_of(work)
-    save_artifact(made, tmp_path / "made")
-    loaded = load_artifact(tmp_path / "made")
+    made.save(tmp_path / "made")
+    loaded = Artifact.load(tmp_path / "made")
     assert loaded.passes == made.passes == {"rounding": {"bits": 4}}
     for site in work.sites.linears:
-        weight = loaded.model.get_submodule(site.name).weight
-        assert torch.equal(weight, made.model.get_submodule(site.name).weight)
+        weight = loaded.module.get_submodule(site.name).weight
+        assert torch.equal(weight, made.module.get_submodule(site.name).weight)
         assert all(len(row.unique()) <= 2**4 - 1 for row in weight.flatten(1))
     assert start_work(loaded, plan).records.keys() == {"structure", "rounding"}

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.passes.give_structure import fitted_constants
 from vitfrost.plans.choose import plan as make_plan
 from vitfrost.plans.file import load_plan, save_plan
@@ -22,7 +23,6 @@ from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import install_map_attention
-from vitfrost.vit.load import LoadedModel, load_model
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cls": ("vit_tiny_patch16_224", {"depth": 3, "img_size": 64}),
@@ -34,15 +34,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def loaded(which: str) -> LoadedModel:
+def loaded(which: str) -> Model:
     name, options = MODELS[which]
     size = options.get("img_size")
-    return load_model(name, "random", size, **{key: value for key, value in options.items() if key != "img_size"})
+    return Model.open(name, weights="random", image_size=size, options={key: value for key, value in options.items() if key != "img_size"})
 
 
-def explicit(model: LoadedModel, plan: Plan, statistics: Statistics, pixels: torch.Tensor) -> torch.Tensor:
+def explicit(model: Model, plan: Plan, statistics: Statistics, pixels: torch.Tensor) -> torch.Tensor:
     """The original's outputs with the softmax maps of the plan's frozen heads replaced, one by one, by the maps of their constants."""
-    attention = install_map_attention(model.model)
+    attention = install_map_attention(model.module)
     constants = fitted_constants(plan, statistics)
     assert constants is not None
     for layer in plan.layers:
@@ -63,20 +63,20 @@ def explicit(model: LoadedModel, plan: Plan, statistics: Statistics, pixels: tor
         module.logits_to_maps = replaced  # type: ignore[method-assign]
         module.observe(logits=lambda logits: None)  # explicit maps
     with torch.no_grad():
-        return model.model(pixels)
+        return model.module(pixels)
 
 
 @pytest.fixture(scope="module")
-def calibrated(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LoadedModel, Statistics]]:
+def calibrated(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Model, Statistics]]:
     """Every model with its statistics of a few pictures."""
     made = {}
     for which in MODELS:
         model = loaded(which)
-        made[which] = (model, vitfrost.calibrate(model, pictures, limit=6, batch_size=2, progress=False))
+        made[which] = (model, vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=6, batch_size=2), progress=False))
     return made
 
 
-def pixels_for(model: LoadedModel, count: int = 2) -> torch.Tensor:
+def pixels_for(model: Model, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, *model.image_size, generator=torch.Generator().manual_seed(1))
 
 
@@ -94,7 +94,7 @@ def test_equals_explicit_constant_maps(calibrated: Any, which: str, constants: s
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = pixels_for(model)
     with torch.no_grad():
-        found = artifact.model(pixels)
+        found = artifact.module(pixels)
     torch.testing.assert_close(found, explicit(loaded(which), plan, statistics, pixels), atol=1e-5, rtol=1e-4)
 
 
@@ -104,15 +104,15 @@ def test_all_heads_frozen_have_no_queries_and_come_back_from_disk(calibrated: An
     plan = make_plan(statistics, FreezeHeads(1.0, "layer"))
     artifact = vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "artifact")
     pixels = pixels_for(model)
-    attention = [module for module in artifact.model.modules() if isinstance(module, MapAttention)]
+    attention = [module for module in artifact.module.modules() if isinstance(module, MapAttention)]
     assert all(module.logit_heads == 0 for module in attention)
-    back = load_artifact(tmp_path / "artifact")
+    back = Artifact.load(tmp_path / "artifact")
     with torch.no_grad():
-        assert torch.equal(back.model(pixels), artifact.model(pixels))
-        torch.testing.assert_close(back.model(pixels), explicit(loaded(which), plan, statistics, pixels), atol=1e-5, rtol=1e-4)
-    assert not [name for name in back.model.state_dict() if "relative_position_bias_table" in name or ".attn.q." in name]
+        assert torch.equal(back.module(pixels), artifact.module(pixels))
+        torch.testing.assert_close(back.module(pixels), explicit(loaded(which), plan, statistics, pixels), atol=1e-5, rtol=1e-4)
+    assert not [name for name in back.module.state_dict() if "relative_position_bias_table" in name or ".attn.q." in name]
     if which == "cls":
-        assert back.model.state_dict()["blocks.0.attn.qkv.weight"].shape == (192, 192)
+        assert back.module.state_dict()["blocks.0.attn.qkv.weight"].shape == (192, 192)
 
 
 def test_what_it_costs_is_counted(calibrated: Any, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictu
     model, statistics = calibrated["distilled"]
     plan = make_plan(statistics, FreezeHeads(0.5, kind="local", window=3))
     artifact = vitfrost.compress(model, plan, statistics=statistics)
-    again = vitfrost.calibrate(artifact, pictures, limit=4, progress=False)
+    again = vitfrost.calibrate(artifact, pictures, vitfrost.Calibrate(limit=4), progress=False)
     constants = fitted_constants(plan, statistics)
     assert constants is not None
     for layer in plan.layers:
@@ -146,15 +146,15 @@ def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictu
 
 def test_mixes_with_hallucination_compaction_and_bits(calibrated: Any, pictures: Path, tmp_path: Path) -> None:
     model = loaded("cls")
-    statistics = vitfrost.calibrate(model, pictures, limit=6, similarity=True, progress=False)
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=6, similarity=True), progress=False)
     plan = make_plan(statistics, FreezeHeads(0.34), Hallucinate(0.34), Compact(0.5), Quantize(4, 8))
     assert all(len(layer.hallucinated) == 1 for layer in plan.layers)
     config = Compress(calibration_images=4, compact_images=4)
     artifact = vitfrost.compress(model, plan, statistics=statistics, images=pictures, out=tmp_path / "a", config=config)
     pixels = pixels_for(model)
     with torch.no_grad():
-        out = artifact.model(pixels)
-        assert torch.equal(load_artifact(tmp_path / "a").model(pixels), out)
+        out = artifact.module(pixels)
+        assert torch.equal(Artifact.load(tmp_path / "a").module(pixels), out)
     assert out.isfinite().all()
 
 
@@ -166,8 +166,8 @@ def test_a_wholly_frozen_model_is_quantized(calibrated: Any, pictures: Path, bit
         model, plan, statistics=statistics, images=pictures, out=tmp_path / "a", config=Compress(calibration_images=4)
     )
     with torch.no_grad():
-        out = artifact.model(pixels_for(model))
-        assert torch.equal(load_artifact(tmp_path / "a").model(pixels_for(model)), out)
+        out = artifact.module(pixels_for(model))
+        assert torch.equal(Artifact.load(tmp_path / "a").module(pixels_for(model)), out)
     assert out.isfinite().all()
 
 
@@ -179,7 +179,7 @@ def test_a_plan_is_edited_line_by_line(calibrated: Any, tmp_path: Path) -> None:
     layers = [layer.model_copy(update={"heads": (line, line, HeadPlan(source="computed"))}) for layer in plan.layers]
     edited = plan.model_copy(update={"layers": tuple(layers)})
     artifact = vitfrost.compress(model, edited, statistics=statistics)
-    assert [module.logit_heads for module in artifact.model.modules() if isinstance(module, MapAttention)] == [1, 1, 1]
+    assert [module.logit_heads for module in artifact.module.modules() if isinstance(module, MapAttention)] == [1, 1, 1]
 
 
 def test_what_does_not_belong_together_is_refused(calibrated: Any) -> None:

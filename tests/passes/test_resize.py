@@ -8,61 +8,66 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan as make_plan
-from vitfrost.vit.load import LoadedModel, load_model
 
 
 @pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return load_model("vit_tiny_patch16_224", "random", 64, depth=2)
+def model() -> Model:
+    return Model.open("vit_tiny_patch16_224", weights="random", image_size=64, options={"depth": 2})
 
 
 @pytest.mark.parametrize("kind", ["local", "toeplitz", "dense"])
-def test_another_size_by_the_command(model: LoadedModel, pictures: Path, kind: str, tmp_path: Path, call: object) -> None:
-    statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
+def test_another_size_by_the_command(model: Model, pictures: Path, kind: str, tmp_path: Path, call: object) -> None:
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
     window = 3 if kind == "local" else None
     plan = make_plan(statistics, FreezeHeads(0.5, kind=kind, window=window))
     small = vitfrost.compress(model, plan, statistics=statistics, out=tmp_path / "small")
     called = call("resize", tmp_path / "small", "--image-size", 128, "--out", tmp_path / "large")  # type: ignore[operator]
     assert called.status == 0, called.err
-    large = load_artifact(tmp_path / "large")
+    large = Artifact.load(tmp_path / "large")
     assert large.image_size == (128, 128)
     assert {layer.maps for layer in large.plan.layers} == {(1, 3, 65, 65)}
     assert {head.window for layer in large.plan.layers for head in layer.heads} == ({None, 5} if kind == "local" else {None})
     with torch.no_grad():
-        assert large.model(torch.randn(2, 3, 128, 128)).isfinite().all()
-    for name, module in large.model.named_modules():
+        assert large.module(torch.randn(2, 3, 128, 128)).isfinite().all()
+    for name, module in large.module.named_modules():
         if name.endswith(".constants"):
             sums = module.maps().sum(-1)
-            before = small.model.get_submodule(name).maps().sum(-1)
+            before = small.module.get_submodule(name).maps().sum(-1)
             torch.testing.assert_close(sums.mean(), before.mean(), atol=2e-2, rtol=0)
     again = vitfrost.resize(large, 64)
     assert again.image_size == (64, 64)
-    assert vitfrost.evaluate(tmp_path / "large", pictures, reference=tmp_path / "small", labels=None, limit=3, progress=False) is not None
+    assert (
+        vitfrost.evaluate(
+            tmp_path / "large", pictures, config=vitfrost.Evaluate(limit=3), reference=tmp_path / "small", labels=None, progress=False
+        )
+        is not None
+    )
 
 
 @pytest.mark.parametrize("kind", ["toeplitz", "dense"])
-def test_the_same_size_is_the_same_model(model: LoadedModel, pictures: Path, kind: str) -> None:
-    statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
+def test_the_same_size_is_the_same_model(model: Model, pictures: Path, kind: str) -> None:
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
     plan = make_plan(statistics, FreezeHeads(1.0, "layer", kind=kind))
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(vitfrost.resize(artifact, 64).model(pixels), artifact.model(pixels), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vitfrost.resize(artifact, 64).module(pixels), artifact.module(pixels), atol=1e-5, rtol=1e-5)
 
 
-def test_what_belongs_to_its_size_is_refused(model: LoadedModel, pictures: Path) -> None:
-    statistics = vitfrost.calibrate(model, pictures, limit=4, progress=False)
+def test_what_belongs_to_its_size_is_refused(model: Model, pictures: Path) -> None:
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4), progress=False)
     entries = make_plan(statistics, FreezeEntries(0.5), Quantize(32, 32))
     with pytest.raises(VitfrostError, match="frozen entries"):
         vitfrost.resize(vitfrost.compress(model, entries, statistics=statistics), 128)
 
 
 def test_constants_of_windows_are_refused() -> None:
-    swin = load_model("swin_tiny_patch4_window7_224", "random", 56, depths=(1, 1), num_heads=(3, 6))
+    swin = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"depths": (1, 1), "num_heads": (3, 6)})
     plan = vitfrost.plan(swin, FreezeHeads(1.0, "layer", kind="dense"))
     with pytest.raises(VitfrostError, match="has windows or reduced keys"):
         vitfrost.resize(vitfrost.compress(swin, plan), 112)
@@ -74,8 +79,8 @@ def test_a_plan_without_statistics_is_for_time_and_training(unit: str, tmp_path:
     assert call(*words).status == 0  # type: ignore[operator]
     words = ["compress", "--model", "vitfrost_digits", "--plan", tmp_path / "plan.yaml", "--out", tmp_path / "a"]
     assert call(*words).status == 0  # type: ignore[operator]
-    plan = load_artifact(tmp_path / "a").plan
+    plan = Artifact.load(tmp_path / "a").plan
     kinds = {head.constant for layer in plan.layers for head in layer.heads}
     assert kinds == {None, "local"}
-    with pytest.raises(VitfrostError, match="of which the first are taken"):
-        vitfrost.plan(load_model("vitfrost_digits", "random"), FreezeHeads(0.5, by="entropy"))
+    with pytest.raises(VitfrostError, match="whole heads, of which the first are taken"):
+        vitfrost.plan(Model.open("vitfrost_digits", weights="random"), FreezeHeads(0.5, by="entropy"))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from vitfrost.errors import VitfrostError
+from vitfrost.identity import Identity
 from vitfrost.statistics.sensitivity import Sensitivity
 
-IDENTITY = {"name": "vitfrost_digits", "image_size": [32, 32], "weight_tag": "random:0", "state_hash": "ab" * 32, "classes": 10}
+IDENTITY = Identity(name="vitfrost_digits", image_size=(32, 32), weight_tag="random:0", state_hash="ab" * 32, classes=10)
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Record:
     content_hash: str = "cd" * 32
     prefix_tokens: int = 1
     compared: bool = True
-    name: str = IDENTITY["name"]
+    name: str = IDENTITY.name
     header: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,8 +46,8 @@ class Record:
             for number in range(len(signature))
         ]
         self.header = SimpleNamespace(
-            model=IDENTITY | {"name": self.name}, sites=signature, precision="fp32", observed="before", images=64, images_hash="ef" * 32,
-            feed_forward=blocks, structure=None,
+            model=IDENTITY.model_copy(update={"name": self.name}), sites=signature, precision="fp32", observed="before",
+            images=64, images_hash="ef" * 32, feed_forward=blocks, structure=None,
         )  # fmt: skip
 
     def head_moments(self, site: str) -> np.ndarray:
@@ -100,6 +101,6 @@ def draw_record():
 
 
 @pytest.fixture(scope="session")
-def identity() -> dict[str, Any]:
+def identity() -> Identity:
     """The model that the statistics are of."""
     return IDENTITY

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from vitfrost.configs import FreezeEntries
+from vitfrost.configs import Calibrate, FreezeEntries
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
@@ -16,7 +17,6 @@ from vitfrost.plans.select import share
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 MODELS = {
     "vitfrost_digits": {},
@@ -28,10 +28,10 @@ MODELS = {
 def calibrated(request, pictures, tmp_path_factory):
     """What a model is (identity, sites), the path of its statistics, and the statistics."""
     options = dict(MODELS[request.param])
-    loaded = load_model(request.param, "random", options.pop("image_size", None), **options)
-    sites = find_sites(loaded.model)
+    loaded = Model.open(request.param, weights="random", image_size=options.pop("image_size", None), options=options)
+    sites = find_sites(loaded.module)
     path = tmp_path_factory.mktemp("statistics") / "statistics.safetensors"
-    return loaded.identity(), sites, path, calibrate(loaded, pictures, limit=6, out=path, progress=False)
+    return loaded.identity, sites, path, calibrate(loaded, pictures, Calibrate(limit=6), out=path, progress=False)
 
 
 @pytest.mark.parametrize("by", ["entropy", "output-error", "random"])

@@ -9,12 +9,12 @@ import yaml
 
 from vitfrost.configs import FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 SHAPES = [(1, 2, 5, 5), (1, 2, 5, 5)]
 
@@ -164,22 +164,22 @@ def test_more_problems_are_counted(written):
 
 @pytest.fixture(scope="module")
 def digits():
-    loaded = load_model("vitfrost_digits", "random")
-    return loaded.identity(), find_sites(loaded.model).signature()
+    loaded = Model.open("vitfrost_digits", weights="random")
+    return loaded.identity, find_sites(loaded.module).signature()
 
 
 def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
     identity, signature = digits
     made = unfrozen_plan(identity, signature, Quantize())
     check_fits(made, identity, signature)
-    check_fits(made, identity | {"weight_tag": "file:elsewhere.safetensors"}, signature)
+    check_fits(made, identity.model_copy(update={"weight_tag": "file:elsewhere.safetensors"}), signature)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "vit_tiny_patch16_224"}, "another model: vitfrost_digits in the plan, vit_tiny_patch16_224 given"),
-        ({"image_size": [64, 32]}, "another resolution: 32x32 in the plan, 64x32 given"),
+        ({"image_size": (64, 32)}, "another resolution: 32x32 in the plan, 64x32 given"),
         ({"classes": 7}, "another number of classes: 10 in the plan, 7 given"),
         ({"state_hash": "0" * 64}, r"other weights of vitfrost_digits: random:0 \(\w{12}\) in the plan, random:0 \(0{12}\) given"),
     ],
@@ -187,7 +187,7 @@ def test_a_plan_fits_the_model_it_was_made_for_wherever_the_weights_lay(digits):
 def test_another_model_is_told_apart(digits, changes, message):
     identity, signature = digits
     with pytest.raises(VitfrostError, match=message):
-        check_fits(unfrozen_plan(identity, signature, Quantize()), identity | changes, signature)
+        check_fits(unfrozen_plan(identity, signature, Quantize()), identity.model_copy(update=changes), signature)
 
 
 def test_other_sites_are_told_apart(digits):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from vitfrost.configs import Compact, Hallucinate, Quantize
+from vitfrost.configs import Calibrate, Compact, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import sources
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
+
+from ..models import random_model
 
 ALL = [
     "--hallucinate", 0.4, "--mix", "ridge", "--ridge", 0.5, "--space", "logits", "--inter-map", "pair", "--intra-map", "5x5",
@@ -33,15 +35,17 @@ def statistics(pictures, tmp_path_factory):
     """Statistics of the digits model, with and without similarity."""
     folder = tmp_path_factory.mktemp("statistics")
     for name, similarity in (("with", True), ("without", False)):
-        calibrate("vitfrost_digits", pictures, limit=8, similarity=similarity, out=folder / f"{name}.safetensors", progress=False)
+        calibrate(
+            "vitfrost_digits", pictures, Calibrate(limit=8, similarity=similarity), out=folder / f"{name}.safetensors", progress=False
+        )
     return folder
 
 
 def test_a_model_alone_gives_a_plan_that_fits_it():
-    made = plan(load_model("vitfrost_digits", "random"), Hallucinate(0.5), Compact(0.5))
-    loaded = load_model("vitfrost_digits", "random")
-    sites = find_sites(loaded.model)
-    check_fits(made, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    made = plan(Model.open("vitfrost_digits", weights="random"), Hallucinate(0.5), Compact(0.5))
+    loaded = Model.open("vitfrost_digits", weights="random")
+    sites = find_sites(loaded.module)
+    check_fits(made, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     assert made == plan(loaded, Hallucinate(share=0.5, by="first"), Compact())
     assert (made.statistics, made.freeze) == (None, None)
     assert (made.quantize.weights, made.quantize.activations) == (32, 32)
@@ -49,7 +53,7 @@ def test_a_model_alone_gives_a_plan_that_fits_it():
         assert layer.logit_heads == tuple(range(-(-site.heads // 2)))
         assert sources(layer) == tuple(range(site.heads // 2))
     assert all(block.rank == round(0.5 * block.width) for block in made.feed_forward)
-    assert plan(load_model("vitfrost_digits", "random"), Quantize(32, 32)).plain().keys() == {
+    assert plan(Model.open("vitfrost_digits", weights="random"), Quantize(32, 32)).plain().keys() == {
         "kind",
         "version",
         "model",
@@ -61,7 +65,7 @@ def test_a_model_alone_gives_a_plan_that_fits_it():
 
 
 def test_pooled_blocks_and_convolution_blocks_are_told_apart():
-    made = plan(load_model("nextvit_small", "random", 64), Compact(0.25, blocks="transformer"))
+    made = plan(Model.open("nextvit_small", weights="random", image_size=64), Compact(0.25, blocks="transformer"))
     ranks = [block.rank for block in made.feed_forward]
     assert None in ranks
     assert sum(rank is not None for rank in ranks) == len(made.layers)
@@ -69,12 +73,12 @@ def test_pooled_blocks_and_convolution_blocks_are_told_apart():
 
 def test_what_takes_statistics_and_swin_are_refused(tmp_path):
     with pytest.raises(VitfrostError, match="choosing heads by medoids needs their similarity"):
-        plan(load_model("vitfrost_digits", "random"), Hallucinate(0.5, by="medoids"))
-    tiny = {"image_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+        plan(Model.open("vitfrost_digits", weights="random"), Hallucinate(0.5, by="medoids"))
+    swin = random_model("swin_tiny_patch4_window7_224", 64, window_size=2, depths=(1, 1), num_heads=(2, 4), embed_dim=16)
     with pytest.raises(VitfrostError, match="hallucination does not support Swin"):
-        plan(load_model("swin_tiny_patch4_window7_224", "random", **tiny), Hallucinate(0.5), out=tmp_path / "plan.yaml")
+        plan(swin, Hallucinate(0.5), out=tmp_path / "plan.yaml")
     assert not (tmp_path / "plan.yaml").exists()
-    assert plan(load_model("swin_tiny_patch4_window7_224", "random", **tiny), Compact(0.5)).feed_forward[0].rank == 8
+    assert plan(swin, Compact(0.5)).feed_forward[0].rank == 8
 
 
 def test_the_command_reaches_every_option(call, statistics, tmp_path):
@@ -97,7 +101,7 @@ def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
     assert made.hallucinate == Hallucinate(**HALLUCINATED, by="first")
     assert made.compact == COMPACTED
     assert (made.statistics, made.freeze, made.quantize.weights, made.quantize.levels) == (None, None, 8, "strict")
-    assert made.model.state_hash == load_model("vitfrost_digits", "random").state_hash
+    assert made.model.state_hash == Model.open("vitfrost_digits", weights="random").state_hash
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,13 @@ def main(folder: Path) -> dict[str, str]:
     (images,) = write_digit_images(folder, ["calibration"])
     found: dict[str, str] = {}
     statistics = vitfrost.calibrate(
-        "vitfrost_digits", images, limit=64, similarity=True, sensitivity=True, progress=False, out=folder / "statistics.safetensors"
+        "vitfrost_digits",
+        images,
+        vitfrost.Calibrate(limit=64, similarity=True, sensitivity=True),
+        progress=False,
+        out=folder / "statistics.safetensors",
     )
-    plain = vitfrost.calibrate("vitfrost_digits", images, limit=64, progress=False)
+    plain = vitfrost.calibrate("vitfrost_digits", images, vitfrost.Calibrate(limit=64), progress=False)
     found["statistics"] = plain.content_hash
     cases: dict[str, tuple[list[Method], dict[str, Any]]] = {
         "entries": ([FreezeEntries(0.2)], {}),

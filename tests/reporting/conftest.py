@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from vitfrost.artifact import load_artifact
-from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize
+from vitfrost.artifact import Artifact
+from vitfrost.configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.evaluation.results import Results, save_results
+from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan, unfrozen_plan
 from vitfrost.reporting.build import report
 from vitfrost.runs.recipe import Recipe, save_recipe
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 from ..pages import Page
 
@@ -43,16 +43,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Pa
     }
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
     statistics, quantized = folder / "statistics.safetensors", folder / "statistics.quantized.safetensors"
-    calibrate(load_model(MODEL, "random"), pictures, limit=12, out=statistics, progress=False)
-    loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
+    calibrate(Model.open(MODEL, weights="random"), pictures, Calibrate(limit=12), out=statistics, progress=False)
+    loaded = Model.open(MODEL, weights="random")
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), Quantize())
     compress(loaded, unfrozen, images=pictures, out=folder / "quantized", config=Compress(calibration_images=4))
-    calibrate(folder / "quantized", pictures, limit=12, out=quantized, progress=False)
+    calibrate(folder / "quantized", pictures, Calibrate(limit=12), out=quantized, progress=False)
     plan(quantized, FreezeEntries(0.2, scope="model"), out=folder / "plan.yaml")
     drawn = Compress(calibration_images=4)
     compress(loaded, folder / "plan.yaml", statistics=quantized, images=pictures, out=folder / "artifact", config=drawn)
-    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
-    save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
+    models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
+    save_results(
+        Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),
+        folder / "results.json",
+    )
     return folder
 
 
@@ -74,14 +77,17 @@ def structured_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> 
         "evaluation": {"images": str(pictures), "limit": 12},
     }
     save_recipe(Recipe.model_validate(recipe), folder / "recipe.yaml")
-    loaded, statistics = load_model(MODEL, "random"), folder / "statistics.safetensors"
-    calibrate(loaded, pictures, limit=12, similarity=True, out=statistics, progress=False)
+    loaded, statistics = Model.open(MODEL, weights="random"), folder / "statistics.safetensors"
+    calibrate(loaded, pictures, Calibrate(limit=12, similarity=True), out=statistics, progress=False)
     plan(statistics, Hallucinate(0.5), Compact(0.5), out=folder / "plan.yaml")
     compress(
         loaded, folder / "plan.yaml", statistics=statistics, images=pictures, out=folder / "artifact", config=Compress(compact_images=4)
     )
-    models = {"original": loaded, "compressed": load_artifact(folder / "artifact")}
-    save_results(Results(rows=evaluate_many(models, pictures, reference="original", limit=12, progress=False)), folder / "results.json")
+    models = {"original": loaded, "compressed": Artifact.load(folder / "artifact")}
+    save_results(
+        Results(rows=evaluate_many(models, pictures, config=Evaluate(limit=12), reference="original", progress=False)),
+        folder / "results.json",
+    )
     return folder
 
 

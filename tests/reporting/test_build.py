@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitfrost.configs import FreezeEntries, Quantize
+from vitfrost.configs import Calibrate, FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
+from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.plans.freeze_entries import frozen_maps
@@ -25,7 +26,6 @@ from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics, kl_maps
-from vitfrost.vit.load import load_model
 
 LAYERS, HEADS = 6, 4
 PageOf = Callable[..., Any]
@@ -144,8 +144,8 @@ def test_an_edited_plan_is_noted_and_the_artifacts_own_is_shown(run_folder: Path
 
 
 def test_windowed_models_show_the_mean_over_windows(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
-    model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
-    calibrate(model, pictures, limit=1, out=tmp_path / "statistics.safetensors", progress=False)
+    model = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112)
+    calibrate(model, pictures, Calibrate(limit=1), out=tmp_path / "statistics.safetensors", progress=False)
     plan(tmp_path / "statistics.safetensors", FreezeEntries(1.0), Quantize(32, 32), out=tmp_path / "plan.yaml")
     page = page_of(tmp_path)
     assert "every map is the mean over the windows of its layer" in page.text
@@ -197,7 +197,13 @@ def test_damage_is_one_line(run_folder: Path, damage, message: str) -> None:
 
 
 def test_statistics_of_another_model_are_refused(run_folder: Path, pictures: Path) -> None:
-    calibrate(load_model("vitfrost_digits", "random", seed=7), pictures, limit=2, out=run_folder / "statistics.safetensors", progress=False)
+    calibrate(
+        Model.open("vitfrost_digits", weights="random", seed=7),
+        pictures,
+        Calibrate(limit=2),
+        out=run_folder / "statistics.safetensors",
+        progress=False,
+    )
     with pytest.raises(VitfrostError, match=r"mixes runs.*statistics\.safetensors"):
         report(run_folder)
 

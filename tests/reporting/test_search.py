@@ -23,7 +23,7 @@ from vitfrost.reporting.search import build_search
 def searched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with statistics, plan and search of the digits model."""
     folder = tmp_path_factory.mktemp("searched")
-    vitfrost.calibrate("vitfrost_digits", pictures, limit=6, progress=False, out=folder / "statistics.safetensors")
+    vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=6), progress=False, out=folder / "statistics.safetensors")
     vitfrost.search(
         "vitfrost_digits", pictures, Search(target_macs=0.93, images=8), statistics=folder / "statistics.safetensors",
         out=folder / "plan.yaml", progress=False,

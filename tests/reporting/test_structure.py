@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitfrost.artifact import load_artifact
-from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.artifact import Artifact
+from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.inspect import inspect
 from vitfrost.evaluation.results import load_results
 from vitfrost.files import read_json, write_json
+from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
@@ -26,7 +27,6 @@ from vitfrost.reporting.parts import read_parts
 from vitfrost.reporting.structure import build_likeness, build_structure
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
-from vitfrost.vit.load import load_model
 
 LAYERS, HEADS = 6, 4
 PageOf = Callable[..., Any]
@@ -97,7 +97,7 @@ def test_costs_are_those_that_inspect_counts(structured_run: Path) -> None:
 
 
 def test_heads_and_blocks_are_those_of_the_artifact(structured_run: Path, tmp_path: Path, page_of: PageOf) -> None:
-    chosen, record = load_plan(structured_run / "plan.yaml"), load_artifact(structured_run / "artifact").structure
+    chosen, record = load_plan(structured_run / "plan.yaml"), Artifact.load(structured_run / "artifact").structure
     assert record is not None
     parts = read_parts(structured_run)
     likeness = build_likeness(parts)
@@ -189,7 +189,7 @@ def test_frozen_and_hallucinated_heads_side_by_side(tmp_path: Path, pictures: Pa
 def test_compact_blocks_alone(tmp_path: Path, pictures: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics = structured_run / "statistics.safetensors"
     chosen = plan(statistics, Compact(0.25, init="weights"))
-    compress(load_model("vitfrost_digits", "random"), chosen, out=tmp_path / "artifact")
+    compress(Model.open("vitfrost_digits", weights="random"), chosen, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "rank 16 of 64" in text
     assert "the relative error of a projection's weights" in text
@@ -201,7 +201,7 @@ def test_compact_blocks_alone(tmp_path: Path, pictures: Path, structured_run: Pa
 def test_copies_and_random_factors_are_called_so(tmp_path: Path, structured_run: Path, page_of: PageOf) -> None:
     statistics, options = structured_run / "statistics.safetensors", {"inter_map": "copy", "mix": "copy"}
     chosen = plan(statistics, Hallucinate(0.5, **options), Compact(0.5, init="random"))
-    compress(load_model("vitfrost_digits", "random"), chosen, statistics=statistics, out=tmp_path / "artifact")
+    compress(Model.open("vitfrost_digits", weights="random"), chosen, statistics=statistics, out=tmp_path / "artifact")
     text = page_of(tmp_path).text
     assert "the logits of their maps are copies of those of another head of their layer" in text
     assert "Nothing was trained: mixes start as copies, factors are random numbers." in text
@@ -210,8 +210,8 @@ def test_copies_and_random_factors_are_called_so(tmp_path: Path, structured_run:
 
 
 def test_heads_of_other_shapes_are_left_gray(tmp_path: Path, pictures: Path, page_of: PageOf) -> None:
-    model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
-    calibrate(model, pictures, limit=1, similarity=True, out=tmp_path / "statistics.safetensors", progress=False)
+    model = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112)
+    calibrate(model, pictures, Calibrate(limit=1, similarity=True), out=tmp_path / "statistics.safetensors", progress=False)
     assert "Maps of different shapes cannot be compared; those squares are gray" in page_of(tmp_path).text
     likeness = build_likeness(read_parts(tmp_path))
     assert likeness is not None

@@ -14,7 +14,7 @@ import vitfrost
 from vitfrost.errors import VitfrostError
 from vitfrost.images.decode import to_rgb
 from vitfrost.images.preprocess import Preprocess
-from vitfrost.models import open_model
+from vitfrost.model import as_model
 from vitfrost.runtime import open_export
 
 
@@ -46,7 +46,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_predictions_are_those_of_the_model_on_the_same_bits(exported: dict[str, Path], form: str, tmp_path: Path) -> None:
-    files, loaded, session = pictures_of(tmp_path), open_model("vitfrost_digits"), open_export(exported[form], threads=1)
+    files, loaded, session = pictures_of(tmp_path), as_model("vitfrost_digits"), open_export(exported[form], threads=1)
     preprocess = Preprocess(loaded.preprocessing)
     found = session.predict(files, top=3)
     for file, prediction in zip(files, found, strict=True):
@@ -54,7 +54,7 @@ def test_predictions_are_those_of_the_model_on_the_same_bits(exported: dict[str,
             pixels = preprocess(to_rgb(image))
             assert np.array_equal(session.preprocess(image), pixels.numpy())
         with torch.no_grad():
-            best = loaded.model(pixels[None]).softmax(-1)[0].topk(3)
+            best = loaded.module(pixels[None]).softmax(-1)[0].topk(3)
         assert prediction.file == str(file)
         assert list(prediction.classes) == best.indices.tolist()
         assert np.allclose(prediction.probabilities, best.values.numpy(), atol=1e-5)

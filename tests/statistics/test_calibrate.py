@@ -13,22 +13,23 @@ import pytest
 import torch
 
 from vitfrost import calibrate
+from vitfrost.configs import Calibrate
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
+from vitfrost.model import Model
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
-from vitfrost.vit.load import load_model
 
 from .. import processes
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_model("vitfrost_digits", "random")
+    return Model.open("vitfrost_digits", weights="random")
 
 
 def record(model, sites, pixels, batch_size):
@@ -55,14 +56,14 @@ def record(model, sites, pixels, batch_size):
 
 
 def test_statistics_equal_those_of_maps_computed_by_hand(pictures):
-    loaded = load_model("vitfrost_digits", "random")
+    loaded = Model.open("vitfrost_digits", weights="random")
     image_set = open_images(pictures).subset(24, 3)
     pixels = next(iter(BatchLoader(image_set, Preprocess(loaded.preprocessing), 24))).pixels
-    expected = record(loaded.model, find_sites(loaded.model).attention, pixels, 8)
-    statistics = calibrate(loaded, pictures, limit=24, seed=3, batch_size=8, progress=False)
+    expected = record(loaded.module, find_sites(loaded.module).attention, pixels, 8)
+    statistics = calibrate(loaded, pictures, Calibrate(limit=24, seed=3, batch_size=8), progress=False)
     assert statistics.header.images == 24
     assert statistics.header.skipped == 0
-    statistics.check_fits(loaded.identity(), find_sites(load_model("vitfrost_digits", "random").model).signature())
+    statistics.check_fits(loaded.identity, find_sites(Model.open("vitfrost_digits", weights="random").module).signature())
     for name, site in statistics.sites.items():
         maps, norms = expected[name]
         np.testing.assert_allclose(site.mean[0], maps.mean(0), atol=1e-6)
@@ -74,7 +75,7 @@ def test_statistics_equal_those_of_maps_computed_by_hand(pictures):
 
 def test_the_collector_leaves_outputs_and_model_as_they_were(digits):
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = load_model("vitfrost_digits", "random").model
+    model = Model.open("vitfrost_digits", weights="random").module
     sites = find_sites(model).attention
     with torch.inference_mode():
         before = model(pixels)
@@ -86,18 +87,18 @@ def test_the_collector_leaves_outputs_and_model_as_they_were(digits):
 
 
 def test_batch_size_and_passes_change_nothing_but_rounding(pictures, digits):
-    whole = calibrate(digits, pictures, limit=20, batch_size=5, progress=False)
+    whole = calibrate(digits, pictures, Calibrate(limit=20, batch_size=5), progress=False)
     per_site = BYTES_PER_ENTRY * next(iter(whole.sites.values())).mean.size
-    passes = calibrate(digits, pictures, limit=20, batch_size=5, memory_limit=2.5 * per_site, progress=False)
+    passes = calibrate(digits, pictures, Calibrate(limit=20, batch_size=5, memory_limit=2.5e-9 * per_site), progress=False)
     assert passes.content_hash == whole.content_hash
-    other = calibrate(digits, pictures, limit=20, batch_size=20, progress=False)
+    other = calibrate(digits, pictures, Calibrate(limit=20, batch_size=20), progress=False)
     for name, site in whole.sites.items():
         np.testing.assert_allclose(other.sites[name].mean, site.mean, atol=1e-6)
     assert other.header == whole.header
 
 
 def test_groups_respect_the_memory_limit(digits):
-    sites = find_sites(load_model("vitfrost_digits", "random").model).attention
+    sites = find_sites(Model.open("vitfrost_digits", weights="random").module).attention
     per_site = BYTES_PER_ENTRY * sites[0].entries
     assert [len(group) for group in group_sites(sites, 4 * per_site)] == [4, 2]
     assert [len(group) for group in group_sites(sites, 1e12)] == [6]
@@ -111,11 +112,13 @@ def test_groups_respect_the_memory_limit(digits):
 
 
 def test_masked_pairs_of_swin_are_excluded():
-    loaded = load_model("swin_tiny_patch4_window7_224", "random", image_size=112, depths=(2, 1), num_heads=(3, 6), embed_dim=48)
-    sites = find_sites(loaded.model).attention
-    allowed = {site.name: allowed_pairs(loaded.model, site.name) for site in sites}
-    with torch.inference_mode(), MapCollector(loaded.model, sites) as collector:
-        loaded.model(torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
+    loaded = Model.open(
+        "swin_tiny_patch4_window7_224", weights="random", image_size=112, options={"depths": (2, 1), "num_heads": (3, 6), "embed_dim": 48}
+    )
+    sites = find_sites(loaded.module).attention
+    allowed = {site.name: allowed_pairs(loaded.module, site.name) for site in sites}
+    with torch.inference_mode(), MapCollector(loaded.module, sites) as collector:
+        loaded.module(torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
     statistics = collector.finish()
     assert [site.allowed is not None for site in statistics.values()] == [site.masked for site in sites]
     assert any(site.masked for site in sites)
@@ -134,12 +137,12 @@ def test_masked_pairs_of_swin_are_excluded():
 
 
 def test_broken_weights_are_named(pictures):
-    loaded = load_model("vitfrost_digits", "random")
+    loaded = Model.open("vitfrost_digits", weights="random")
     with torch.no_grad():
-        loaded.model.blocks[2].attn.qkv.weight[0, 0] = float("nan")
+        loaded.module.blocks[2].attn.qkv.weight[0, 0] = float("nan")
     with pytest.raises(VitfrostError, match=r"site blocks\.2\.attn has"):
-        calibrate(loaded, pictures, limit=4, progress=False)
-    assert not any(module.observers.any for module in loaded.model.modules() if isinstance(module, MapAttention))
+        calibrate(loaded, pictures, Calibrate(limit=4), progress=False)
+    assert not any(module.observers.any for module in loaded.module.modules() if isinstance(module, MapAttention))
 
 
 def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits, tmp_path):
@@ -147,7 +150,7 @@ def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits,
     shutil.copytree(pictures, folder)
     for name in ("0000.png", "0007.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    statistics = calibrate(digits, folder, limit=None, progress=False)
+    statistics = calibrate(digits, folder, Calibrate(limit=None), progress=False)
     assert (statistics.header.images, statistics.header.skipped) == (38, 2)
     for file in folder.glob("*.png"):
         file.write_bytes(b"no picture")
@@ -159,17 +162,20 @@ def test_unusable_images_are_counted_and_none_left_is_an_error(pictures, digits,
     ("options", "what"),
     [
         ({"maps": "between"}, "before"),
-        ({"limit": 0}, "at least 1"),
+        ({"limit": 0}, "greater than or equal to 1"),
         ({"limit": 600_000}, "at most"),
-        ({"batch_size": 0}, "batch size"),
-        ({"image_size": 64}, "brings its own weights"),
-        ({"memory_limit": 1000}, "memory limit"),
-        ({"out": "."}, "is a folder"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"memory_limit": 1e-6}, "memory limit"),
     ],
 )
 def test_bad_arguments_are_refused(pictures, digits, options, what):
     with pytest.raises(VitfrostError, match=what):
-        calibrate(digits, pictures, progress=False, **options)
+        calibrate(digits, pictures, Calibrate(**options), progress=False)
+
+
+def test_a_folder_is_no_place_for_statistics(pictures, digits):
+    with pytest.raises(VitfrostError, match="is a folder"):
+        calibrate(digits, pictures, out=".", progress=False)
 
 
 def free_port() -> int:
@@ -188,7 +194,7 @@ def test_two_processes_of_one_thread_give_the_bits_of_one_process_of_two(picture
     from safetensors.torch import save_file
 
     weights = tmp_path / "weights.safetensors"
-    save_file(load_model("vitfrost_digits", "random").model.state_dict(), weights)
+    save_file(Model.open("vitfrost_digits", weights="random").module.state_dict(), weights)
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     (folder / "0003.png").write_bytes(b"no picture")
@@ -196,7 +202,13 @@ def test_two_processes_of_one_thread_give_the_bits_of_one_process_of_two(picture
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        calibrate("vitfrost_digits", folder, weights=weights, limit=38, batch_size=4, similarity=True, out=one, progress=False)
+        calibrate(
+            Model.open("vitfrost_digits", weights=weights),
+            folder,
+            Calibrate(limit=38, batch_size=4, similarity=True),
+            out=one,
+            progress=False,
+        )
     finally:
         torch.set_num_threads(threads)
     arguments = ["calibrate", "--model", "vitfrost_digits", "--weights", weights, "--images", folder, "--limit", 38, "--batch-size", 4]

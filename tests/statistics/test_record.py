@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vitfrost.errors import VitfrostError
+from vitfrost.identity import Identity
 from vitfrost.statistics.record import SiteStatistics, Statistics, StatisticsHeader, kl_maps
 from vitfrost.statistics.sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 
@@ -46,7 +47,7 @@ def make_statistics(maps: np.ndarray, **changes) -> Statistics:
             make_sensitivity(maps, allowed) if sensitive else None,
         )  # fmt: skip
     header = StatisticsHeader(
-        model={"name": "m", "image_size": [32, 32], "weight_tag": "file:w", "state_hash": "ab" * 32, "classes": 10},
+        model=Identity(name="m", image_size=(32, 32), weight_tag="file:w", state_hash="ab" * 32, classes=10),
         sites=[{"name": name, "heads": 2, "maps": list(SHAPE)} for name in sites],
         precision="fp32", observed="before", quantization=None,
         images=len(maps), skipped=1, images_hash="0f" * 32, seed=0, limit=7,
@@ -122,7 +123,7 @@ def test_merged_sensitivity_is_that_of_the_whole_to_rounding(maps):
         ({"observed": "after"}, "observed"),
         ({"sensitivity": True}, "sensitivity cannot be merged: False and True"),
         ({"quantization": {"weight_bits": 4}}, "quantization"),
-        ({"model": {"name": "other", "image_size": [32, 32], "state_hash": "ab" * 32}}, "another model"),
+        ({"model": Identity(name="other", image_size=(32, 32), weight_tag="file:w", state_hash="ab" * 32, classes=10)}, "another model"),
         ({"sites": []}, "other attention sites"),
     ],
 )
@@ -138,13 +139,13 @@ def test_nothing_to_merge():
 
 @pytest.mark.parametrize(
     ("key", "value", "what"),
-    [("name", "n", "another model"), ("image_size", [48, 48], "another resolution"), ("state_hash", "cd" * 32, "another weights")],
+    [("name", "n", "another model"), ("image_size", (48, 48), "another resolution"), ("state_hash", "cd" * 32, "another weights")],
 )
 def test_check_fits_says_what_differs(maps, key, value, what):
     statistics = make_statistics(maps)
-    statistics.check_fits(dict(statistics.header.model), list(statistics.header.sites))
+    statistics.check_fits(statistics.header.model.model_copy(), list(statistics.header.sites))
     with pytest.raises(VitfrostError, match=what):
-        statistics.check_fits(statistics.header.model | {key: value}, statistics.header.sites)
+        statistics.check_fits(statistics.header.model.model_copy(update={key: value}), statistics.header.sites)
 
 
 def test_check_fits_names_the_site_that_differs(maps):
@@ -202,7 +203,9 @@ def test_files_of_older_versions_keep_their_hash_and_merge_with_new_ones(maps, s
     assert not old.header.sensitivity
     for name, site in old.sites.items():
         np.testing.assert_array_equal(site.entropy, new.sites[name].entropy)
-    digest = hashlib.sha256(json.dumps(as_version(asdict(new.header)), sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps(as_version(asdict(new.header) | {"model": new.header.model.model_dump(mode="json")}), sort_keys=True).encode()
+    )
     for name, array in sorted(load_file(saved).items()):
         digest.update(f"{name}|{array.dtype}|{array.shape}".encode() + array.tobytes())
     assert old.content_hash == digest.hexdigest()
@@ -218,7 +221,8 @@ def test_newer_and_incomplete_headers_are_refused(maps, saved):
     rewrite(saved, lambda values: values | {"version": 99})
     with pytest.raises(VitfrostError, match="has statistics file version 99, this vitfrost reads up to 3; update vitfrost"):
         Statistics.load(saved)
-    with_a_flag = asdict(make_statistics(maps).header) | {"feed_forward": True}
+    header = make_statistics(maps).header
+    with_a_flag = asdict(header) | {"model": header.model.model_dump(mode="json"), "feed_forward": True}
     for values in ({"version": 1}, {"version": 2}, with_a_flag):
         rewrite(saved, lambda _, values=values: values)
         with pytest.raises(VitfrostError, match=r"is damaged: .*(missing|feed_forward is True).*; calibrate again"):

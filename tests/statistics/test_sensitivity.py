@@ -11,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
+from vitfrost.configs import Calibrate
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.quantize.modules import LogQuantizer, UniformQuantizer
+from vitfrost.model import Model
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
@@ -24,7 +26,6 @@ from vitfrost.statistics.record import SiteStatistics, Statistics
 from vitfrost.statistics.sensitivity import SENSITIVITY_ARRAYS, SENSITIVITY_BYTES, Sensitivity, SensitivitySums, drawn_log_likelihood
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
-from vitfrost.vit.load import load_model
 
 from ..processes import torchrun
 
@@ -118,42 +119,42 @@ def check(site: SiteStatistics, expected: dict[str, np.ndarray], rtol: float = 1
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-6 * wanted.max(), err_msg=f"{site.name} {name}")
 
 
-SWIN = {"image_size": 112, "depths": (2, 1), "num_heads": (3, 6), "embed_dim": 48}
+SWIN = {"depths": (2, 1), "num_heads": (3, 6), "embed_dim": 48}
 
 
 @pytest.mark.parametrize(("name", "weights", "options"), [("vitfrost_digits", None, {}), ("swin_tiny_patch4_window7_224", "random", SWIN)])
 def test_sums_equal_explicit_gradients_in_float64(pictures, name, weights, options):
-    loaded, reference = (load_model(name, weights, **options) for _ in range(2))
+    loaded, reference = (Model.open(name, weights=weights, image_size=112 if options else None, options=options) for _ in range(2))
     image_set = open_images(pictures).subset(6, 3)
-    sites = find_sites(reference.model).attention
-    model = reference.model.double()
+    sites = find_sites(reference.module).attention
+    model = reference.module.double()
     allowed = {site.name: allowed_pairs(model, site.name) for site in sites}
     expected = summed_by_hand(model, sites, watch_timm(model, sites), image_set, loaded.preprocessing, 3, torch.float64)
-    statistics = calibrate(loaded, pictures, limit=6, seed=3, batch_size=4, sensitivity=True, progress=False)
+    statistics = calibrate(loaded, pictures, Calibrate(limit=6, seed=3, batch_size=4, sensitivity=True), progress=False)
     assert any(mask is not None for mask in allowed.values()) == bool(options)
     for site in sites:
         if (mask := allowed[site.name]) is not None:
             for term in expected[site.name].values():
                 term *= mask[:, None].numpy() if term.ndim == 4 else 1
         check(statistics.sites[site.name], expected[site.name])
-    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert all(parameter.requires_grad for parameter in loaded.module.parameters())
 
 
 @pytest.mark.parametrize("maps", ["before", "after"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_quantizers_let_gradients_straight_through_and_frozen_entries_stop_them(pictures, quantized, prepared, frozen, maps):
     path = prepared.artifact if frozen else quantized
-    artifact = load_artifact(path)
-    seen = watch_artifact(artifact.model.requires_grad_(False), maps == "after")
-    sites = [module.site for module in artifact.model.modules() if isinstance(module, MapAttention)]
+    artifact = Artifact.load(path)
+    seen = watch_artifact(artifact.module.requires_grad_(False), maps == "after")
+    sites = [module.site for module in artifact.module.modules() if isinstance(module, MapAttention)]
     image_set = open_images(pictures).subset(5, 1)
-    expected = summed_by_hand(artifact.model, sites, seen, image_set, artifact.preprocessing, 1, torch.float32)
-    statistics = calibrate(path, pictures, limit=5, seed=1, batch_size=1, maps=maps, sensitivity=True, progress=False)
+    expected = summed_by_hand(artifact.module, sites, seen, image_set, artifact.preprocessing, 1, torch.float32)
+    statistics = calibrate(path, pictures, Calibrate(limit=5, seed=1, batch_size=1, maps=maps, sensitivity=True), progress=False)
     for site in sites:
         found = statistics.sites[site.name]
         check(found, expected[site.name])
         if frozen and maps == "before":
-            mask = artifact.model.get_submodule(f"{site.name}.frozen").mask.numpy()
+            mask = artifact.module.get_submodule(f"{site.name}.frozen").mask.numpy()
             assert not found.sensitivity.gradient_zeroth[mask].any()
             assert (found.sensitivity.value_second[mask] > 0).all()
 
@@ -173,11 +174,12 @@ def same_counters(one: Statistics, other: Statistics) -> bool:
 @pytest.mark.parametrize("source", ["digits", "swin", "quantized", "frozen", "frozen, after"])
 def test_counters_are_the_same_bits_with_and_without(pictures, quantized, prepared, source):
     model = {
-        "digits": lambda: load_model("vitfrost_digits"), "swin": lambda: load_model("swin_tiny_patch4_window7_224", "random", **SWIN),
+        "digits": lambda: Model.open("vitfrost_digits"),
+        "swin": lambda: Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112, options=SWIN),
         "quantized": lambda: quantized, "frozen": lambda: prepared.artifact, "frozen, after": lambda: prepared.artifact,
     }[source]()  # fmt: skip
-    options = {"limit": 9, "batch_size": 4, "maps": "after" if "after" in source else "before", "progress": False}
-    plain, sensitive = (calibrate(model, pictures, sensitivity=on, **options) for on in (False, True))
+    options = {"limit": 9, "batch_size": 4, "maps": "after" if "after" in source else "before"}
+    plain, sensitive = (calibrate(model, pictures, Calibrate(sensitivity=on, **options), progress=False) for on in (False, True))
     assert same_counters(plain, sensitive)
     assert replace(sensitive.header, sensitivity=False) == plain.header
     assert all(site.sensitivity is None for site in plain.sites.values())
@@ -187,7 +189,10 @@ def test_counters_of_the_real_model_are_the_same_bits_and_only_class_rows_of_its
     weights = shared_data / "deit_tiny_patch16_224" / "model.safetensors"
     plain, sensitive = (
         calibrate(
-            "deit_tiny_patch16_224", shared_data / "calibration", weights=weights, limit=3, batch_size=2, sensitivity=on, progress=False
+            Model.open("deit_tiny_patch16_224", weights=weights),
+            shared_data / "calibration",
+            Calibrate(limit=3, batch_size=2, sensitivity=on),
+            progress=False,
         )
         for on in (False, True)
     )
@@ -199,7 +204,7 @@ def test_counters_of_the_real_model_are_the_same_bits_and_only_class_rows_of_its
 
 
 def test_rows_that_the_classifier_does_not_read_are_exactly_zero(pictures):
-    statistics = calibrate("vitfrost_digits", pictures, limit=6, sensitivity=True, progress=False)
+    statistics = calibrate("vitfrost_digits", pictures, Calibrate(limit=6, sensitivity=True), progress=False)
     *_, before, last = statistics.sites.values()
     assert before.sensitivity.gradient_zeroth[:, :, 1:].any()
     for sums in (last.sensitivity.gradient_zeroth, last.sensitivity.fisher_error(last.mean)):
@@ -212,21 +217,20 @@ def test_batch_size_and_passes_change_nothing_but_rounding(pictures, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     (folder / "0003.png").write_bytes(b"no picture")
-    options = {"limit": None, "sensitivity": True, "progress": False}
-    whole = calibrate("vitfrost_digits", folder, batch_size=8, **options)
+    options = {"limit": None, "sensitivity": True}
+    whole = calibrate("vitfrost_digits", folder, Calibrate(batch_size=8, **options), progress=False)
     entries = next(iter(whole.sites.values())).mean.size
-    passes = calibrate(
-        "vitfrost_digits", folder, batch_size=8, memory_limit=2.5 * entries * (BYTES_PER_ENTRY + SENSITIVITY_BYTES), **options
-    )
+    limit = 2.5e-9 * entries * (BYTES_PER_ENTRY + SENSITIVITY_BYTES)
+    passes = calibrate("vitfrost_digits", folder, Calibrate(batch_size=8, memory_limit=limit, **options), progress=False)
     assert passes.content_hash == whole.content_hash
     for batch_size in (1, 13):
-        other = calibrate("vitfrost_digits", folder, batch_size=batch_size, **options)
+        other = calibrate("vitfrost_digits", folder, Calibrate(batch_size=batch_size, **options), progress=False)
         for name, site in whole.sites.items():
             check(other.sites[name], site.sensitivity.arrays(), rtol=1e-5)
 
 
 def test_the_memory_limit_counts_the_sums():
-    model = load_model("vitfrost_digits", "random").model
+    model = Model.open("vitfrost_digits", weights="random").module
     sites = find_sites(model).attention
     limit = 3 * sites[0].entries * BYTES_PER_ENTRY
     assert [len(group) for group in group_sites(sites, limit)] == [3, 3]
@@ -237,7 +241,7 @@ def test_the_memory_limit_counts_the_sums():
 
 def test_two_processes_agree_to_rounding_and_count_the_same_bits(pictures, tmp_path):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    calibrate("vitfrost_digits", pictures, limit=22, batch_size=4, out=one, sensitivity=True, progress=False)
+    calibrate("vitfrost_digits", pictures, Calibrate(limit=22, batch_size=4, sensitivity=True), out=one, progress=False)
     arguments = ["calibrate", "--model", "vitfrost_digits", "--images", pictures, "--limit", 22, "--batch-size", 4, "--sensitivity"]
     for process in torchrun(*arguments, "--out", two):
         _, complaint = process.communicate()
@@ -285,11 +289,11 @@ def test_classes_are_drawn_by_their_probability_and_alike_in_any_company():
 
 
 def test_what_is_not_finite_is_named(pictures):
-    loaded = load_model("vitfrost_digits")
+    loaded = Model.open("vitfrost_digits")
     with torch.no_grad():
-        loaded.model.head.bias[0] = float("inf")
+        loaded.module.head.bias[0] = float("inf")
     with pytest.raises(VitfrostError, match="outputs are not all finite"):
-        calibrate(loaded, pictures, limit=4, sensitivity=True, progress=False)
+        calibrate(loaded, pictures, Calibrate(limit=4, sensitivity=True), progress=False)
     sums = SensitivitySums("blocks.0.attn", (1, 2, 3, 3))
     maps = torch.rand(4, 2, 3, 3)
     sums.watch(maps, torch.rand(4, 2, 3))
@@ -299,4 +303,9 @@ def test_what_is_not_finite_is_named(pictures):
 
 def test_a_model_without_classes_is_refused(pictures):
     with pytest.raises(VitfrostError, match="it needs at least 2"):
-        calibrate(load_model("vitfrost_digits", "random", num_classes=0), pictures, limit=4, sensitivity=True, progress=False)
+        calibrate(
+            Model.open("vitfrost_digits", weights="random", options={"num_classes": 0}),
+            pictures,
+            Calibrate(limit=4, sensitivity=True),
+            progress=False,
+        )

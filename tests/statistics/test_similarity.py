@@ -14,12 +14,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from vitfrost import calibrate
-from vitfrost.configs import Hallucinate
+from vitfrost.configs import Calibrate, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.hallucination.fit import head_moments
+from vitfrost.model import Model
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import plan
 from vitfrost.statistics.collector import MapCollector, group_sites
@@ -28,8 +29,9 @@ from vitfrost.statistics.record import Statistics
 from vitfrost.statistics.similarity import LARGEST, SCALE, SimilaritySums, added, kept_bytes, moments_of
 from vitfrost.vit.attention import FusedAttention
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 from vitfrost.vit.sites import AttentionSite
+
+from ..models import random_model
 
 
 def site_of(number: int, heads: int, queries: int, keys: int, windows: int = 1) -> AttentionSite:
@@ -147,15 +149,21 @@ def logits_by_hand(model, sites, pixels) -> list[torch.Tensor]:
 
 
 def test_calibrating_twice_gives_the_same_bytes_and_the_moments_of_logits_by_hand(pictures, tmp_path):
-    loaded = load_model("vitfrost_digits", "random")
+    loaded = Model.open("vitfrost_digits", weights="random")
     one, two, plain = (tmp_path / f"{name}.safetensors" for name in ("one", "two", "plain"))
-    found = calibrate(loaded, pictures, limit=10, seed=3, batch_size=4, similarity=True, out=one, progress=False)
-    calibrate("vitfrost_digits", pictures, weights="random", limit=10, seed=3, batch_size=4, similarity=True, out=two, progress=False)
+    found = calibrate(loaded, pictures, Calibrate(limit=10, seed=3, batch_size=4, similarity=True), out=one, progress=False)
+    calibrate(
+        Model.open("vitfrost_digits", weights="random"),
+        pictures,
+        Calibrate(limit=10, seed=3, batch_size=4, similarity=True),
+        out=two,
+        progress=False,
+    )
     assert one.read_bytes() == two.read_bytes()
     image_set = open_images(pictures).subset(10, 3)
     pixels = next(iter(BatchLoader(image_set, Preprocess(loaded.preprocessing), 10))).pixels
-    sites = find_sites(loaded.model).attention
-    logits = logits_by_hand(loaded.model, sites, pixels)
+    sites = find_sites(loaded.module).attention
+    logits = logits_by_hand(loaded.module, sites, pixels)
     expected = head_moments(torch.cat(logits, dim=1)) / (10 * sites[0].queries * sites[0].keys)
     np.testing.assert_allclose(found.moments, expected.numpy(), rtol=1e-4, atol=1e-5)
     heads = sites[0].heads
@@ -163,7 +171,7 @@ def test_calibrating_twice_gives_the_same_bytes_and_the_moments_of_logits_by_han
         np.testing.assert_array_equal(
             found.head_moments(site.name), found.moments[number * heads : (number + 1) * heads, number * heads : (number + 1) * heads]
         )
-    without = calibrate(loaded, pictures, limit=10, seed=3, batch_size=4, out=plain, progress=False)
+    without = calibrate(loaded, pictures, Calibrate(limit=10, seed=3, batch_size=4), out=plain, progress=False)
     assert without.similarity is None
     for name, site in without.sites.items():  # the counters do not feel it
         for array, values in site.arrays().items():
@@ -173,55 +181,57 @@ def test_calibrating_twice_gives_the_same_bytes_and_the_moments_of_logits_by_han
 
 
 def test_passes_and_gradients_change_nothing(pictures):
-    loaded = load_model("vitfrost_digits", "random")
-    sites = find_sites(loaded.model).attention
+    loaded = Model.open("vitfrost_digits", weights="random")
+    sites = find_sites(loaded.module).attention
     entries = sum(site.entries for site in sites)
-    whole = calibrate(loaded, pictures, limit=6, batch_size=3, similarity=True, progress=False)
+    whole = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True), progress=False)
     limit = kept_bytes(sites, 3) + 2.5 * BYTES_PER_ENTRY * sites[0].entries
     assert [len(group) for group in group_sites(sites, limit, kept=kept_bytes(sites, 3))] == [2, 2, 2]
-    passes = calibrate(loaded, pictures, limit=6, batch_size=3, similarity=True, memory_limit=limit, progress=False)
+    passes = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=limit / 1e9), progress=False)
     assert passes.content_hash == whole.content_hash
-    both = calibrate(loaded, pictures, limit=6, batch_size=3, similarity=True, sensitivity=True, progress=False)
+    both = calibrate(loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, sensitivity=True), progress=False)
     np.testing.assert_allclose(both.moments, whole.moments, rtol=1e-6)
     with pytest.raises(VitfrostError, match="smaller batch size"):
-        calibrate(loaded, pictures, limit=6, batch_size=3, similarity=True, memory_limit=12 * entries - 1, progress=False)
+        calibrate(
+            loaded, pictures, Calibrate(limit=6, batch_size=3, similarity=True, memory_limit=(12 * entries - 1) / 1e9), progress=False
+        )
 
 
 def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no_logits(pictures):
-    loaded = load_model("vitfrost_digits", "random")
-    found = calibrate(loaded, pictures, limit=2, progress=False).header.feed_forward
+    loaded = Model.open("vitfrost_digits", weights="random")
+    found = calibrate(loaded, pictures, Calibrate(limit=2), progress=False).header.feed_forward
     assert found == [
         {"name": site.name, "width": site.width, "hidden": site.hidden, "block": "transformer"}
-        for site in find_sites(loaded.model).feed_forward
+        for site in find_sites(loaded.module).feed_forward
     ]
     made = plan(loaded, Hallucinate(0.5))
-    install_structure(loaded.model, made)
+    install_structure(loaded.module, made)
     with pytest.raises(VitfrostError, match=r"blocks\.0\.attn has hallucinated heads"):
-        calibrate(loaded, pictures, limit=2, similarity=True, progress=False)
-    assert calibrate(loaded, pictures, limit=2, progress=False).header.feed_forward == found
+        calibrate(loaded, pictures, Calibrate(limit=2, similarity=True), progress=False)
+    assert calibrate(loaded, pictures, Calibrate(limit=2), progress=False).header.feed_forward == found
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("swin_tiny_patch4_window7_224", {"image_size": 64, "window_size": 4, "depths": (2, 1), "num_heads": (2, 4), "embed_dim": 16}),
-        ("pvt_v2_b0", {"image_size": 64}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 4, "depths": (2, 1), "num_heads": (2, 4), "embed_dim": 16}),
+        ("pvt_v2_b0", {}),
     ],
 )
 def test_other_families_are_compared_where_maps_have_one_shape(name, options):
-    loaded = load_model(name, "random", **options)
-    sites = list(find_sites(loaded.model).attention)
+    loaded = random_model(name, **options)
+    sites = list(find_sites(loaded.module).attention)
     sums = SimilaritySums(sites)
     generator = torch.Generator().manual_seed(0)
     seen: dict[str, torch.Tensor] = {}
-    with torch.inference_mode(), MapCollector(loaded.model, sites, similarity=sums) as collector:
-        for module in loaded.model.modules():
+    with torch.inference_mode(), MapCollector(loaded.module, sites, similarity=sums) as collector:
+        for module in loaded.module.modules():
             if isinstance(module, FusedAttention) and not module.site.masked:
                 observers, site = module.observers, module.site
                 watch = observers.logits
                 module.observe(observers.maps, lambda logits, watch=watch, site=site: (seen.update({site.name: logits}), watch(logits)))
-        loaded.model(torch.randn(2, 3, 64, 64, generator=generator))
-    assert not any(module.observers.any for module in loaded.model.modules() if isinstance(module, FusedAttention))
+        loaded.module(torch.randn(2, 3, 64, 64, generator=generator))
+    assert not any(module.observers.any for module in loaded.module.modules() if isinstance(module, FusedAttention))
     collector.finish()
     found = moments_of(sums.sums, 2, signature(sites))
     shapes = [(site.windows, site.queries, site.keys) for site in sites for _ in range(site.heads)]
@@ -238,7 +248,7 @@ def test_other_families_are_compared_where_maps_have_one_shape(name, options):
 
 @pytest.fixture(scope="module")
 def calibrated(pictures):
-    return calibrate(load_model("vitfrost_digits", "random"), pictures, limit=4, similarity=True, progress=False)
+    return calibrate(Model.open("vitfrost_digits", weights="random"), pictures, Calibrate(limit=4, similarity=True), progress=False)
 
 
 def test_it_survives_its_file_and_merges(calibrated, tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitfrost.configs import Compress, Quantize
+from vitfrost.configs import Calibrate, Compress, Evaluate, Quantize
 from vitfrost.evaluation.evaluate import evaluate_many
+from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.runs.recipe import save_recipe
@@ -21,7 +22,6 @@ from vitfrost.studies.picture import take_picture
 from vitfrost.studies.recipe import StudyRecipe, load_study
 from vitfrost.studies.variants import Variant, expand
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import load_model
 
 from ..pages import Page
 
@@ -61,9 +61,9 @@ def grid_recipe(pictures: Path) -> StudyRecipe:
 
 def save_outcomes(folder: Path, pictures: Path) -> None:
     """Outcomes of all variants: the original's row as it was measured, and a draw of right and wrong answers for each variant."""
-    loaded = load_model(MODEL, "random")
-    row = evaluate_many({"original": loaded}, pictures, limit=12, progress=False)[0]
-    sites = find_sites(loaded.model).attention
+    loaded = Model.open(MODEL, weights="random")
+    row = evaluate_many({"original": loaded}, pictures, config=Evaluate(limit=12), progress=False)[0]
+    sites = find_sites(loaded.module).attention
     entries, logits = sum(site.entries for site in sites), sum(site.entries * site.head_dim for site in sites)
 
     def outcome(variant: Variant | None) -> Outcome:
@@ -83,13 +83,15 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> P
     """The folder of a grid run: real statistics, artifacts and picture, drawn outcomes."""
     folder = tmp_path_factory.mktemp("grid")
     save_recipe(grid_recipe(pictures), folder / "recipe.yaml")
-    loaded = load_model(MODEL, "random")
-    unfrozen = unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), Quantize())
-    calibrate(loaded, pictures, limit=12, out=folder / "statistics" / "fp32-12.safetensors", progress=False)
+    loaded = Model.open(MODEL, weights="random")
+    unfrozen = unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), Quantize())
+    calibrate(loaded, pictures, Calibrate(limit=12), out=folder / "statistics" / "fp32-12.safetensors", progress=False)
     for seed in (0, 1):
         name = f"w4a4-seed{seed}"
         compress(loaded, unfrozen, images=pictures, config=Compress(seed, 4), out=folder / "quantized" / name)
-        calibrate(folder / "quantized" / name, pictures, limit=12, out=folder / "statistics" / f"{name}-12.safetensors", progress=False)
+        calibrate(
+            folder / "quantized" / name, pictures, Calibrate(limit=12), out=folder / "statistics" / f"{name}-12.safetensors", progress=False
+        )
     take_picture(loaded, pictures, folder / "picture.safetensors")
     save_outcomes(folder, pictures)
     return folder

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
+from vitfrost.configs import Calibrate
 from vitfrost.errors import VitfrostError
 from vitfrost.files import read_json, write_json
+from vitfrost.model import Model
 from vitfrost.reporting.summary import signed
 from vitfrost.studies import criteria, paper
 from vitfrost.studies.estimates import gain
@@ -23,7 +25,6 @@ from vitfrost.studies.picture import take_picture
 from vitfrost.studies.recipe import load_study
 from vitfrost.studies.summary import between, points, select
 from vitfrost.studies.variants import UNFROZEN, expand
-from vitfrost.vit.load import load_model
 
 PageOf = Callable[..., Any]
 HEADS, FIRST, CHOSEN = 24, 6, 2
@@ -179,7 +180,7 @@ def test_a_grid_of_other_blocks_leaves_the_papers_figures_out(grid_folder: Path,
 
 
 def test_parts_of_other_models_are_refused(grid_folder: Path, pictures: Path) -> None:
-    other = load_model("vitfrost_digits", "random", seed=7)
+    other = Model.open("vitfrost_digits", weights="random", seed=7)
     take_picture(other, pictures, grid_folder / "picture.safetensors")
     with pytest.raises(VitfrostError, match=r"mixes runs: picture\.safetensors is of other weights"):
         report_study(grid_folder)
@@ -196,8 +197,8 @@ def test_figures_of_windowed_models(grid_folder: Path, pictures: Path, page_of: 
     from vitfrost.statistics.calibrate import calibrate
 
     shutil.rmtree(grid_folder)
-    model = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
-    calibrate(model, pictures, limit=2, out=grid_folder / "statistics" / "fp32-2.safetensors", progress=False)
+    model = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112)
+    calibrate(model, pictures, Calibrate(limit=2), out=grid_folder / "statistics" / "fp32-2.safetensors", progress=False)
     take_picture(model, pictures, grid_folder / "picture.safetensors")
     recipe = {
         "kind": "vitfrost recipe", "model": {"name": "swin_tiny_patch4_window7_224", "image_size": 112},

@@ -11,17 +11,18 @@ from PIL import Image
 
 from vitfrost.errors import VitfrostError
 from vitfrost.images.preprocess import Preprocess
+from vitfrost.model import Model
 from vitfrost.studies.picture import load_picture, take_picture
-from vitfrost.vit.load import LoadedModel, hash_state, load_model
+from vitfrost.vit.load import hash_state
 
 
-def attention_by_timm(loaded: LoadedModel, pixels: torch.Tensor) -> torch.Tensor:
+def attention_by_timm(loaded: Model, pixels: torch.Tensor) -> torch.Tensor:
     """The last layer's maps from timm's own layers, outside of our attention."""
-    block = loaded.model.blocks[-1]
+    block = loaded.module.blocks[-1]
     tokens: list[torch.Tensor] = []
     handle = block.attn.qkv.register_forward_hook(lambda module, inputs, output: tokens.append(output))
     with torch.inference_mode():
-        loaded.model(pixels)
+        loaded.module(pixels)
     handle.remove()
     heads = block.attn.num_heads
     q, k, _ = tokens[0].reshape(1, tokens[0].shape[1], 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -29,11 +30,11 @@ def attention_by_timm(loaded: LoadedModel, pixels: torch.Tensor) -> torch.Tensor
 
 
 def test_pixels_and_maps_are_those_of_the_model(pictures: Path, tmp_path: Path) -> None:
-    loaded = load_model("vitfrost_digits", "random")
-    before = hash_state(loaded.model)
+    loaded = Model.open("vitfrost_digits", weights="random")
+    before = hash_state(loaded.module)
     path = take_picture(loaded, pictures, tmp_path / "picture.safetensors", seed=3)
     found = load_picture(path)
-    assert hash_state(loaded.model) == before == found.header.state_hash
+    assert hash_state(loaded.module) == before == found.header.state_hash
     preprocess = Preprocess(loaded.preprocessing)
     original = Image.open(pictures / found.header.file).convert("RGB")
     np.testing.assert_array_equal(found.pixels.transpose(2, 0, 1), preprocess.pixels(original))
@@ -44,7 +45,7 @@ def test_pixels_and_maps_are_those_of_the_model(pictures: Path, tmp_path: Path) 
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_other_pictures(pictures: Path, tmp_path: Path) -> None:
-    loaded = load_model("vitfrost_digits", "random")
+    loaded = Model.open("vitfrost_digits", weights="random")
     first, again, other = (
         take_picture(loaded, pictures, tmp_path / name, seed=seed).read_bytes() for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
@@ -55,7 +56,7 @@ def test_unusable_files_are_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no picture")
-    loaded = load_model("vitfrost_digits", "random")
+    loaded = Model.open("vitfrost_digits", weights="random")
     with pytest.raises(VitfrostError, match="none of the 1 images"):
         take_picture(loaded, folder, tmp_path / "picture.safetensors")
     Image.new("RGB", (40, 40), (10, 200, 30)).save(folder / "green.png")
@@ -66,7 +67,7 @@ def test_unusable_files_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_windowed_attention_keeps_every_window(pictures: Path, tmp_path: Path) -> None:
-    loaded = load_model("swin_tiny_patch4_window7_224", "random", image_size=112)
+    loaded = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=112)
     found = load_picture(take_picture(loaded, pictures, tmp_path / "picture.safetensors"))
     assert not found.header.class_token
     assert found.maps.shape == (1, 24, 16, 16)
@@ -80,7 +81,7 @@ def test_damage_is_one_line(damage: str, pictures: Path, tmp_path: Path) -> None
 
     path = tmp_path / "picture.safetensors"
     if damage != "missing":
-        take_picture(load_model("vitfrost_digits", "random"), pictures, path)
+        take_picture(Model.open("vitfrost_digits", weights="random"), pictures, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
     elif damage == "foreign":

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vitfrost.methods.frozen_entries import FrozenMaps
+from vitfrost.model import Model
 from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
-from vitfrost.vit.load import load_model
 
 SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 PVT: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
@@ -42,8 +42,8 @@ MODELS = [
 @pytest.mark.parametrize(("name", "size", "options"), MODELS)
 @torch.inference_mode()
 def test_variants_equal_separate_models_to_the_bit(name: str, size: int | tuple[int, int] | None, options: dict[str, Any]) -> None:
-    loaded = load_model(name, "random", size, **options)
-    model = loaded.model
+    loaded = Model.open(name, weights="random", image_size=size, options=options)
+    model = loaded.module
     attention = install_map_attention(model)
     sites = list(attention)
     made = {site: _frozen(model, site, attention[site].site.maps_shape, 0.4, index) for index, site in enumerate(sites)}
@@ -76,17 +76,17 @@ def test_variants_equal_separate_models_to_the_bit(name: str, size: int | tuple[
 @pytest.mark.parametrize(("name", "size", "options"), MODELS)
 def test_layers_before_the_first_difference_run_once(name: str, size: int | tuple[int, int] | None, options: dict[str, Any]) -> None:
     """Attention and feed-forward of every block, also of those without attention."""
-    loaded = load_model(name, "random", size, **options)
-    blocks = [site.name for site in find_sites(loaded.model).feed_forward]
-    attention = install_map_attention(loaded.model)
+    loaded = Model.open(name, weights="random", image_size=size, options=options)
+    blocks = [site.name for site in find_sites(loaded.module).feed_forward]
+    attention = install_map_attention(loaded.module)
     last = list(attention)[-1]
     assert blocks[-1].rpartition(".")[0] == last.rpartition(".")[0]
     calls = dict.fromkeys([*attention, *blocks], 0)
-    with SharedModel(loaded.model) as shared:
+    with SharedModel(loaded.module) as shared:
         for watched in calls:
-            module = loaded.model.get_submodule(watched)
+            module = loaded.module.get_submodule(watched)
             module.register_forward_hook(lambda module, inputs, output, watched=watched: calls.__setitem__(watched, calls[watched] + 1))
-        members = [shared.add({last: _frozen(loaded.model, last, attention[last].site.maps_shape, 0.5, seed)}) for seed in range(4)]
+        members = [shared.add({last: _frozen(loaded.module, last, attention[last].site.maps_shape, 0.5, seed)}) for seed in range(4)]
         for member in members:
             member(torch.zeros(2, 3, *loaded.image_size))
     assert calls == dict.fromkeys(calls, 1) | {last: 4, blocks[-1]: 4}

@@ -78,12 +78,14 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     found = points(grid_outcomes(whole))
     point = select(found, "EAM", freeze=0.6, statistics="quantized", frozen_bits=4)[0]
     assert point.seeds == (0, 1)
-    statistics = vitfrost.calibrate(whole / "quantized" / "w4a4-seed1", pictures, limit=8, sensitivity=True, progress=False)
+    statistics = vitfrost.calibrate(
+        whole / "quantized" / "w4a4-seed1", pictures, vitfrost.Calibrate(limit=8, sensitivity=True), progress=False
+    )
     plan = vitfrost.plan(statistics, FreezeEntries(0.6, seed=1))
     model = vitfrost.compress(
         "vitfrost_digits", plan, statistics=statistics, images=pictures, config=Compress(seed=1, calibration_images=4)
     )
-    row = vitfrost.evaluate(model, pictures, reference="vitfrost_digits", limit=20, progress=False)
+    row = vitfrost.evaluate(model, pictures, config=vitfrost.Evaluate(limit=20), reference="vitfrost_digits", progress=False)
     assert row is not None
     ours = point.outcomes[1].row
     for field in ("top1", "top5", "agreement", "kl", "images_hash", "kind", "precision", "state_hash", "top1_difference", "macs"):

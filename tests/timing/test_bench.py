@@ -12,13 +12,13 @@ import pytest
 import vitfrost
 from vitfrost.configs import Bench, FreezeEntries
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
 from vitfrost.runtime.runtimes import OnnxRuntime, OpenVino
 from vitfrost.timing.benchmark import Benchmark, load_benchmark
 from vitfrost.timing.cells import plan_cells
 from vitfrost.timing.exports import with_exports
 from vitfrost.timing.sessions import ModelSource
 from vitfrost.timing.subjects import Subject, open_subjects
-from vitfrost.vit.load import load_model
 
 from ..conftest import write_pictures
 
@@ -183,7 +183,7 @@ def test_what_has_no_attention_to_leave_is_exported_once(artifact_run: tuple[Pat
 @EXPORTS
 def test_a_model_without_anything_to_leave_out_has_one_graph(tmp_path: Path) -> None:
     options = {"depths": (1,), "num_heads": (3,), "img_size": 56}
-    loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, depths=(1,), num_heads=(3,))
+    loaded = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"depths": (1,), "num_heads": (3,)})
     source = ModelSource(loaded.name, False, "random", (56, 56), options)
     subject = Subject(
         "swin", True, source, loaded.weight_tag, loaded.state_hash, None, 1, (56, 56), source=source, loaded=loaded, peer="swin"

@@ -17,10 +17,10 @@ from vitfrost.configs import Bench, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.constant_heads.constants import Shape
 from vitfrost.methods.constant_heads.module import ConstantHeads
+from vitfrost.model import Model
 from vitfrost.timing.benchmark import load_benchmark
 from vitfrost.timing.constant_forms import choose_forms, constant_forms
 from vitfrost.timing.table import format_benchmark
-from vitfrost.vit.load import load_model
 
 
 def heads(side: int, window: int | None = 3, count: int = 2) -> ConstantHeads:
@@ -85,7 +85,7 @@ def test_copies_made_in_inference_mode_are_folded() -> None:
 
 
 def test_rows_say_which_form_ran(tmp_path: Path) -> None:
-    loaded = load_model("vitfrost_digits", "random", depth=2)
+    loaded = Model.open("vitfrost_digits", weights="random", options={"depth": 2})
     plan = vitfrost.plan(loaded, FreezeHeads(0.5, "layer", kind="local", window=3))
     vitfrost.compress(loaded, plan, out=tmp_path / "frozen")
     made = vitfrost.bench(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.training.processes import check_norms, share_of_batch
 from vitfrost.training.train import train
@@ -36,7 +36,7 @@ def test_two_processes_train_what_one_trains(written: Callable[..., Path], tmp_p
     )  # fmt: skip
     one = train(recipe, tmp_path / "one", progress=False)
     assert trained_by_two(recipe, tmp_path / "two").count("artifact") == 1
-    first, second = (load_artifact(tmp_path / name / "artifact").model.state_dict() for name in ("one", "two"))
+    first, second = (Artifact.load(tmp_path / name / "artifact").module.state_dict() for name in ("one", "two"))
     start = torch.load(one / "checkpoint.pt", weights_only=True)["state"]["model"]
     assert any(not torch.equal(first[key], start[key]) for key in first if key in start)
     torch.testing.assert_close(second, first, rtol=0, atol=1e-5)

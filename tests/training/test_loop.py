@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitfrost.artifact import load_artifact
-from vitfrost.configs import FreezeHeads
+from vitfrost.artifact import Artifact
+from vitfrost.configs import Calibrate, FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.evaluate import evaluate
 from vitfrost.evaluation.results import load_results
+from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.training.checkpoint import load_checkpoint
 from vitfrost.training.train import train
-from vitfrost.vit.load import load_model
 
 from .lines import read_metrics
 
@@ -73,8 +73,8 @@ def test_it_learns_pictures_by_heart(written: Callable[..., Path], tmp_path: Pat
 def test_an_artifact_remembers_options_classes_and_where_it_comes_from(written: Callable[..., Path], tmp_path: Path) -> None:
     options = {**SMALL, "drop_path_rate": 0.1, "patch_drop_rate": 0.25}
     run = trained(written(model={"options": options, "classes": 12, "image_size": 24}), tmp_path / "run")
-    artifact = load_artifact(run / "artifact")
-    assert artifact.classes == artifact.model.num_classes == 12
+    artifact = Artifact.load(run / "artifact")
+    assert artifact.classes == artifact.module.num_classes == 12
     assert artifact.image_size == (24, 24)
     assert artifact.options == {**SMALL, "num_classes": 12}
     assert artifact.weight_tag.startswith("trained:")
@@ -92,14 +92,14 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(written: Ca
         trained(written(f"{name}.yaml", mixing=mixing, model={"options": options}, seed=seed), tmp_path / name)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
-    states = [load_artifact(run / "artifact").model.state_dict() for run in runs]
+    states = [Artifact.load(run / "artifact").module.state_dict() for run in runs]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
 
 def test_the_average_is_what_is_kept(written: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(written(ema=0.9), tmp_path / "run")
-    kept = load_artifact(run / "artifact").model.state_dict()
+    kept = Artifact.load(run / "artifact").module.state_dict()
     state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
     assert all(torch.equal(kept[key], state["average"][key]) for key in kept)
     assert not torch.equal(kept["head.weight"], state["model"]["head.weight"])
@@ -129,23 +129,23 @@ def test_a_time_limit_ends_the_run_after_a_whole_step(written: Callable[..., Pat
     assert len(rates) >= 1
     assert (run / "result.json").is_file()
     short = trained(written("short.yaml", schedule={"epochs": 100000}, time_limit=1e-6), tmp_path / "short")
-    assert load_artifact(short / "artifact").training["steps"] == 1  # type: ignore[index]
+    assert Artifact.load(short / "artifact").training["steps"] == 1  # type: ignore[index]
 
 
 def test_bfloat16_trains_and_keeps_single_precision(written: Callable[..., Path], tmp_path: Path) -> None:
     run = trained(written(precision="bf16"), tmp_path / "run")
-    assert {value.dtype for value in load_artifact(run / "artifact").model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in Artifact.load(run / "artifact").module.state_dict().values()} == {torch.float32}
     assert all(2 < line["loss"] < 4 for line in read_metrics(run / "metrics.jsonl") if "loss" in line)
 
 
 def test_trained_weights_are_taken_and_another_head_stays_untrained(written: Callable[..., Path], tmp_path: Path) -> None:
-    original = load_model("vitfrost_digits", "random", seed=3, **SMALL)
-    save_file(original.model.state_dict(), tmp_path / "w.safetensors")
+    original = Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL)
+    save_file(original.module.state_dict(), tmp_path / "w.safetensors")
     still = {"optimizer": {"lr": 1e-9, "weight_decay": 0.0}, "schedule": {"epochs": 1}}
     same = trained(written(model={"weights": "w.safetensors"}, **still), tmp_path / "same")
     other = trained(written("o.yaml", model={"weights": "w.safetensors", "classes": 12}, **still), tmp_path / "other")
-    kept, changed = (load_artifact(run / "artifact").model.state_dict() for run in (same, other))
-    expected = original.model.state_dict()
+    kept, changed = (Artifact.load(run / "artifact").module.state_dict() for run in (same, other))
+    expected = original.module.state_dict()
     torch.testing.assert_close(kept, expected, atol=1e-6, rtol=0)
     assert changed["head.weight"].shape == (12, 32)
     torch.testing.assert_close(changed["blocks.0.attn.qkv.weight"], expected["blocks.0.attn.qkv.weight"], atol=1e-6, rtol=0)
@@ -156,9 +156,9 @@ BOTH = {"hallucinate": {"share": 0.5, "by": "first"}, "compact": {"ratio": 0.5}}
 
 def test_a_plans_structure_is_trained_from_scratch_and_merged(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     run = trained(written(plan=BOTH, ema=0.9, evaluate_every=1), tmp_path / "run")
-    artifact = load_artifact(run / "artifact")
+    artifact = Artifact.load(run / "artifact")
     assert [head.source for head in artifact.plan.layers[0].heads] == ["computed", "hallucinated"]
-    state = artifact.model.state_dict()
+    state = artifact.module.state_dict()
     assert state["blocks.0.mlp.fc2.down.weight"].shape == (16, 128)
     assert state["blocks.0.attn.qkv.weight"].shape == (16 + 16 + 32, 32)
     assert not any("branches" in key for key in state)
@@ -176,8 +176,8 @@ def test_a_plans_structure_is_trained_from_scratch_and_merged(written: Callable[
 
 
 def test_trained_weights_take_up_a_plans_structure_in_closed_form(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
-    source = load_model("vitfrost_digits", "random", seed=3, **SMALL)
-    save_file(source.model.state_dict(), tmp_path / "w.safetensors")
+    source = Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL)
+    save_file(source.module.state_dict(), tmp_path / "w.safetensors")
     hallucinate = {"share": 0.5, "by": "first", "mix": "copy"}
     changes = {
         "plan": {"hallucinate": hallucinate, "compact": {"ratio": 0.5, "noise": 0.0}},
@@ -186,30 +186,30 @@ def test_trained_weights_take_up_a_plans_structure_in_closed_form(written: Calla
         "optimizer": {"lr": 1e-9, "weight_decay": 0.0},
     }
     run = trained(written(**changes), tmp_path / "run")
-    artifact = load_artifact(run / "artifact")
+    artifact = Artifact.load(run / "artifact")
     assert artifact.structure is not None
     assert artifact.structure["images"] == 20
     assert 0 < max(artifact.structure["relative_errors"].values()) < 1
-    qkv, original = artifact.model.state_dict()["blocks.0.attn.qkv.weight"], source.model.state_dict()["blocks.0.attn.qkv.weight"]
+    qkv, original = artifact.module.state_dict()["blocks.0.attn.qkv.weight"], source.module.state_dict()["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(qkv[:16], original[:16], atol=1e-6, rtol=0)
     going_on = written("on.yaml", model={"weights": None}, start={"artifact": str(run / "artifact")})
-    again = load_artifact(trained(going_on, tmp_path / "again") / "artifact")
+    again = Artifact.load(trained(going_on, tmp_path / "again") / "artifact")
     assert again.plan == artifact.plan
-    assert not torch.equal(again.model.state_dict()["blocks.0.attn.qkv.weight"], qkv)
+    assert not torch.equal(again.module.state_dict()["blocks.0.attn.qkv.weight"], qkv)
     with pytest.raises(VitfrostError, match="need images"):
         trained(written("no.yaml", **{**changes, "start": {}}), tmp_path / "no")
 
 
 def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
-    calibrate("vitfrost_digits", pictures, limit=12, similarity=True, out=tmp_path / "s.safetensors", progress=False)
+    calibrate("vitfrost_digits", pictures, Calibrate(limit=12, similarity=True), out=tmp_path / "s.safetensors", progress=False)
     recipe = written(
         plan={"hallucinate": {"share": 0.5}}, model={"weights": "timm", "options": None}, start={"statistics": "s.safetensors"},
         optimizer={"lr": 1e-9, "weight_decay": 0.0}, schedule={"epochs": 1}, teacher={"original": True, "weight": 1.0},
     )  # fmt: skip
-    artifact = load_artifact(trained(recipe, tmp_path / "run") / "artifact")
+    artifact = Artifact.load(trained(recipe, tmp_path / "run") / "artifact")
     assert artifact.plan.statistics is not None
     assert all(len(layer.hallucinated) == 2 for layer in artifact.plan.layers)
-    mixes = [value for key, value in artifact.model.state_dict().items() if key.endswith("hallucination.mix.weight")]
+    mixes = [value for key, value in artifact.module.state_dict().items() if key.endswith("hallucination.mix.weight")]
     assert len(mixes) == 6
     assert all(((mix != 0) & (mix != 1)).any() for mix in mixes)
     untrained = {"plan": {"hallucinate": {"share": 0.5}}, "model": {"options": None}, "start": {"statistics": "s.safetensors"}}
@@ -220,7 +220,7 @@ def test_statistics_choose_heads_and_fit_their_mix(written: Callable[..., Path],
 @pytest.mark.usefixtures("unchecked")
 def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     """The EAM paper's own outlook, "retrain with fixed maps": from a frozen artifact, by imitation of the original, without labels."""
-    statistics = calibrate("vitfrost_digits", pictures, limit=12, progress=False)
+    statistics = calibrate("vitfrost_digits", pictures, Calibrate(limit=12), progress=False)
     chosen = plan(statistics, FreezeHeads(0.5, kind="local", window=3))
     frozen = compress("vitfrost_digits", chosen, statistics=statistics, out=tmp_path / "frozen")
     recipe = written(
@@ -230,14 +230,14 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
     run = trained(recipe, tmp_path / "run", artifact=tmp_path / "frozen", teacher_weights="timm")
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
-    made = load_artifact(run / "artifact")
+    made = Artifact.load(run / "artifact")
     assert made.plan == chosen
-    before, after = frozen.model.state_dict(), made.model.state_dict()
+    before, after = frozen.module.state_dict(), made.module.state_dict()
     kernels = [key for key in after if key.endswith(".kernel")]
     assert kernels
     assert all(not torch.equal(before[key], after[key]) for key in kernels)
     inline = written("inline.yaml", plan={"constants": {"unit": "layer", "ratio": 1.0, "by": "first"}}, schedule={"epochs": 1})
-    scratch = load_artifact(trained(inline, tmp_path / "scratch") / "artifact")
+    scratch = Artifact.load(trained(inline, tmp_path / "scratch") / "artifact")
     assert all(len(layer.constant) == 2 for layer in scratch.plan.layers)
     with pytest.raises(VitfrostError, match="no teacher of its own"):
         trained(inline, tmp_path / "other", teacher_weights="timm")
@@ -245,7 +245,7 @@ def test_constants_of_frozen_heads_are_trained(written: Callable[..., Path], pic
 
 @pytest.mark.usefixtures("unchecked")
 def test_last_tokens_are_imitated(written: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
-    save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
+    save_file(Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL).module.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "tokens": 2.0}
     still = {"optimizer": {"lr": 1e-9}, "log_every": 1}
     run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, **still), tmp_path / "same")
@@ -282,7 +282,7 @@ def test_a_teacher_of_another_size_is_imitated_without_labels(written: Callable[
 def test_a_teacher_is_built_with_its_own_options(written: Callable[..., Path], tmp_path: Path) -> None:
     """The teacher has the weights that the student starts from, so there is nothing to imitate yet."""
     narrow = {**SMALL, "embed_dim": 16}
-    save_file(load_model("vitfrost_digits", "random", seed=3, **narrow).model.state_dict(), tmp_path / "t.safetensors")
+    save_file(Model.open("vitfrost_digits", weights="random", seed=3, options=narrow).module.state_dict(), tmp_path / "t.safetensors")
     teacher = {"name": "vitfrost_digits", "weights": str(tmp_path / "t.safetensors"), "options": narrow, "weight": 1.0}
     model = {"weights": str(tmp_path / "t.safetensors"), "options": narrow}
     run = trained(written(model=model, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
@@ -292,7 +292,7 @@ def test_a_teacher_is_built_with_its_own_options(written: Callable[..., Path], t
 
 
 def test_the_original_as_teacher_starts_without_a_difference(written: Callable[..., Path], tmp_path: Path) -> None:
-    save_file(load_model("vitfrost_digits", "random", seed=3, **SMALL).model.state_dict(), tmp_path / "w.safetensors")
+    save_file(Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL).module.state_dict(), tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "kind": "soft"}
     run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
     assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5

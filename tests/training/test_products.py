@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.training import products
 from vitfrost.training.loop import Trainer
@@ -104,7 +104,7 @@ def test_a_run_has_the_same_bits_again_and_torchs_numbers_to_rounding(written: C
     states = {}
     for name, chosen in recipes.items():
         path = written(f"{name}.yaml", plan=plan, products=chosen, optimizer={"name": "sgd", "lr": 1e-2})
-        states[name] = load_artifact(train(path, tmp_path / name, progress=False) / "artifact").model.state_dict()
+        states[name] = Artifact.load(train(path, tmp_path / name, progress=False) / "artifact").module.state_dict()
     assert all(torch.equal(states["a"][key], states["b"][key]) for key in states["a"])
     assert not all(torch.equal(states["a"][key], states["c"][key]) for key in states["a"])
     torch.testing.assert_close(states["a"], states["c"], atol=1e-4, rtol=1e-3)

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.artifact import load_artifact
+from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, Compress, FreezeEntries, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
-from vitfrost.models import open_model
+from vitfrost.model import Model
 from vitfrost.vit.load import device_of, find_device
 
 
 def test_the_cpu_is_always_there() -> None:
     assert find_device("cpu") == torch.device("cpu")
-    assert device_of(open_model("vitfrost_digits", device="cpu").model) == torch.device("cpu")
+    assert device_of(Model.open("vitfrost_digits", device="cpu").module) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["meta", "gpu", "cuda:99", ""])
@@ -43,15 +43,15 @@ def test_commands_refuse_before_they_work(call: Callable, pictures: Path, tmp_pa
 def test_a_gpu_gives_what_the_cpu_gives(pictures: Path, tmp_path: Path) -> None:
     found = {}
     for device in ("cpu", "cuda"):
-        loaded = open_model("vitfrost_digits", device=device)
-        statistics = vitfrost.calibrate(loaded, pictures, limit=8, similarity=True, progress=False)
+        loaded = Model.open("vitfrost_digits", device=device)
+        statistics = vitfrost.calibrate(loaded, pictures, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
         chosen = vitfrost.plan(statistics, FreezeEntries(0.2), Hallucinate(0.5), Compact(0.5), Quantize(8, 8))
         made = vitfrost.compress(
             loaded, chosen, statistics=statistics, images=pictures, out=tmp_path / device, config=Compress(calibration_images=4)
         )
-        assert device_of(made.model).type == "cpu"
-        artifact = open_model(tmp_path / device, device=device)
+        assert device_of(made.module).type == "cpu"
+        artifact = Model.open(tmp_path / device, device=device)
         row = vitfrost.evaluate(artifact, pictures, reference=loaded, progress=False)
-        found[device] = (statistics.moments, row.kl, load_artifact(tmp_path / device))
+        found[device] = (statistics.moments, row.kl, Artifact.load(tmp_path / device))
     assert torch.allclose(torch.from_numpy(found["cpu"][0]), torch.from_numpy(found["cuda"][0]), rtol=1e-3, equal_nan=True)
     assert found["cpu"][1] == pytest.approx(found["cuda"][1], rel=0.2)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vitfrost.errors import UnsupportedModel
+from vitfrost.model import Model
 from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
-from vitfrost.vit.load import create_model, load_model
+from vitfrost.vit.load import create_model
 
 SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 # name, options, (windows, heads, tokens) of the first site, number of sites
@@ -41,14 +42,14 @@ ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
 @torch.no_grad()
 def test_sites_and_parity_with_timm(name: str, options: dict[str, Any], first: tuple[int, int, int], count: int) -> None:
     options = dict(options)
-    loaded = load_model(name, "random", options.pop("image_size", None), **options)
-    sites = find_sites(loaded.model)
+    loaded = Model.open(name, weights="random", image_size=options.pop("image_size", None), options=options)
+    sites = find_sites(loaded.module)
     assert len(sites.attention) == count
     assert (sites.attention[0].windows, sites.attention[0].heads, sites.attention[0].queries) == first
     assert sites.image_size == loaded.image_size
     pixels = torch.randn(2, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))
-    expected = loaded.model(pixels)
-    ours = copy.deepcopy(loaded.model)
+    expected = loaded.module(pixels)
+    ours = copy.deepcopy(loaded.module)
     modules = install_map_attention(ours)
     assert float((ours(pixels) - expected).abs().max()) < 1e-5  # fused
     seen: dict[str, tuple[int, ...]] = {}
@@ -67,7 +68,7 @@ def test_sites_and_parity_with_timm(name: str, options: dict[str, Any], first: t
 
 
 def test_state_dict_keys_survive_the_replacement() -> None:
-    model = load_model("test_vit", "random").model
+    model = Model.open("test_vit", weights="random").module
     before = set(model.state_dict())
     install_map_attention(model)
     assert set(model.state_dict()) == before
@@ -75,17 +76,17 @@ def test_state_dict_keys_survive_the_replacement() -> None:
 
 
 def test_allowed_pairs_of_shifted_windows_are_what_the_softmax_lets_through() -> None:
-    loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, **SMALL_SWIN)
-    sites = find_sites(loaded.model).attention
-    assert allowed_pairs(loaded.model, sites[0].name) is None
+    loaded = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56, options=SMALL_SWIN)
+    sites = find_sites(loaded.module).attention
+    assert allowed_pairs(loaded.module, sites[0].name) is None
     assert sites[1].masked
-    allowed = allowed_pairs(loaded.model, sites[1].name)
+    allowed = allowed_pairs(loaded.module, sites[1].name)
     assert allowed.shape == (4, 49, 49)
-    modules = install_map_attention(loaded.model)
+    modules = install_map_attention(loaded.module)
     caught: list[torch.Tensor] = []
     modules[sites[1].name].observe(lambda maps, values: caught.append(maps))
     with torch.no_grad():
-        loaded.model(torch.randn(3, 3, 56, 56))
+        loaded.module(torch.randn(3, 3, 56, 56))
     maps = caught[0].view(3, 4, 2, 49, 49)
     assert float(maps.masked_select(~allowed[None, :, None]).max()) < 1e-20
     assert float(maps.masked_select(allowed[None, :, None]).min()) > 1e-6
@@ -128,24 +129,24 @@ def test_gated_attention_is_refused() -> None:
 
 @torch.no_grad()
 def test_query_and_key_norms_are_kept() -> None:
-    loaded = load_model("test_vit", "random", qk_norm=True)
+    loaded = Model.open("test_vit", weights="random", options={"qk_norm": True})
     pixels = torch.randn(2, 3, 160, 160)
-    expected = loaded.model(pixels)
-    install_map_attention(loaded.model)
-    assert float((loaded.model(pixels) - expected).abs().max()) < 1e-5
+    expected = loaded.module(pixels)
+    install_map_attention(loaded.module)
+    assert float((loaded.module(pixels) - expected).abs().max()) < 1e-5
 
 
 @torch.no_grad()
 def test_nothing_is_dropped_in_evaluation() -> None:
-    loaded = load_model("test_vit", "random", attn_drop_rate=0.5)
+    loaded = Model.open("test_vit", weights="random", options={"attn_drop_rate": 0.5})
     pixels = torch.randn(2, 3, 160, 160)
-    expected = loaded.model(pixels)
-    install_map_attention(loaded.model)
-    assert float((loaded.model(pixels) - expected).abs().max()) < 1e-5
+    expected = loaded.module(pixels)
+    install_map_attention(loaded.module)
+    assert float((loaded.module(pixels) - expected).abs().max()) < 1e-5
 
 
 def test_a_mask_from_the_caller_is_not_ignored_silently() -> None:
-    model = load_model("test_vit", "random").model
+    model = Model.open("test_vit", weights="random").module
     module = install_map_attention(model)["blocks.0.attn"]
     with pytest.raises(ValueError, match="no caller-given mask"):
         module(torch.randn(1, 101, 64), attn_mask=torch.zeros(101, 101))

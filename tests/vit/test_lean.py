@@ -11,16 +11,16 @@ import torch
 import vitfrost
 from vitfrost.configs import Compact, FreezeHeads, Hallucinate, Quantize
 from vitfrost.deploy.graph import inference_form, with_float_weights
+from vitfrost.model import Model
 from vitfrost.plans.schema import HeadPlan
 from vitfrost.vit.lean import LastBlock, PatchProduct, SeparateAttention, cuts_patches, is_lean, make_lean
-from vitfrost.vit.load import LoadedModel, load_model
 
 
-def small(name: str = "vit_tiny_patch16_224", image_size: int | tuple[int, int] = (32, 48), **options: Any) -> LoadedModel:
-    return load_model(name, "random", image_size, num_classes=7, **{"depth": 2} | options)
+def small(name: str = "vit_tiny_patch16_224", image_size: int | tuple[int, int] = (32, 48), **options: Any) -> Model:
+    return Model.open(name, weights="random", image_size=image_size, options={"num_classes": 7, **{"depth": 2} | options})
 
 
-def lean_and_original(loaded: LoadedModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+def lean_and_original(loaded: Model) -> tuple[torch.nn.Module, torch.nn.Module]:
     original = inference_form(loaded).double()
     return make_lean(with_float_weights(copy.deepcopy(original))), original
 
@@ -69,7 +69,7 @@ def test_frozen_heads_stay_what_they_are_in_every_layer(heads: str, constant: st
     artifact = vitfrost.compress(loaded, plan.model_copy(update={"layers": layers}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in artifact.model.named_parameters():
+        for name, parameter in artifact.module.named_parameters():
             if "constants" in name:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) / 50)
     lean, original = lean_and_original(artifact)
@@ -98,14 +98,16 @@ def test_weights_of_four_bits_are_the_values_that_they_stand_for(shallow: Any, t
 
 
 def test_other_families_stay_as_they_are() -> None:
-    loaded = load_model("swin_tiny_patch4_window7_224", "random", 56, num_classes=7, depths=(1,), num_heads=(3,))
+    loaded = Model.open(
+        "swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"num_classes": 7, "depths": (1,), "num_heads": (3,)}
+    )
     lean, original = lean_and_original(loaded)
     assert not is_lean(lean)
     assert lean.state_dict().keys() == original.state_dict().keys()
 
 
 def test_only_convolutions_that_read_every_pixel_once_become_products() -> None:
-    embedding = small().model.patch_embed
+    embedding = small().module.patch_embed
     assert cuts_patches(embedding)
     for change in ({"stride": (8, 8)}, {"padding": (1, 1)}, {"dilation": (2, 2)}):
         changed = copy.deepcopy(embedding)

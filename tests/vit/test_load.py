@@ -11,30 +11,32 @@ import torch
 from safetensors.torch import save_file
 
 from vitfrost.errors import VitfrostError
+from vitfrost.model import Model
+from vitfrost.vit.checkpoint import read_weights
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.load import create_model, hash_state, load_model, read_weights
+from vitfrost.vit.load import create_model, hash_state
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "weights.safetensors"
-    save_file(load_model("test_vit", "random", seed=5).model.state_dict(), path)
+    save_file(Model.open("test_vit", weights="random", seed=5).module.state_dict(), path)
     return path
 
 
 def test_weights_make_the_identity(weights: Path) -> None:
-    loaded = load_model("test_vit", weights)
-    assert loaded.state_hash == load_model("test_vit", "random", seed=5).state_hash
-    assert loaded.state_hash != load_model("test_vit", "random", seed=6).state_hash
+    loaded = Model.open("test_vit", weights=weights)
+    assert loaded.state_hash == Model.open("test_vit", weights="random", seed=5).state_hash
+    assert loaded.state_hash != Model.open("test_vit", weights="random", seed=6).state_hash
     assert loaded.weight_tag == "file:weights.safetensors"
-    assert not loaded.model.training
+    assert not loaded.module.training
 
 
 def test_plain_state_dicts_are_read_and_code_is_not_run(tmp_path: Path, weights: Path) -> None:
     state = read_weights(weights)
     for name, content in (("plain.pth", state), ("nested.pth", {"model": state})):
         torch.save(content, tmp_path / name)
-        assert load_model("test_vit", tmp_path / name).state_hash == load_model("test_vit", weights).state_hash
+        assert Model.open("test_vit", weights=tmp_path / name).state_hash == Model.open("test_vit", weights=weights).state_hash
     torch.save(create_model("test_vit"), tmp_path / "pickled_module.pth")
     with pytest.raises(VitfrostError, match="not a readable weights file"):
         read_weights(tmp_path / "pickled_module.pth")
@@ -49,10 +51,10 @@ def test_misfits_name_the_keys(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(
         VitfrostError, match=r"missing blocks\.0\.norm1\.bias; unexpected extra\.weight; other shapes at head\.weight"
     ) as caught:
-        load_model("test_vit", tmp_path / "bad.safetensors")
+        Model.open("test_vit", weights=tmp_path / "bad.safetensors")
     assert "\n" not in str(caught.value)
     with pytest.raises(VitfrostError, match="do not fit the model"):
-        load_model("test_vit2", weights)
+        Model.open("test_vit2", weights=weights)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of tensors", b"\x00" * 100])
@@ -66,24 +68,24 @@ def test_damaged_weights(tmp_path: Path, content: bytes) -> None:
 
 def test_missing_weights_and_unknown_names() -> None:
     with pytest.raises(VitfrostError, match="no weights file"):
-        load_model("test_vit", "nowhere.safetensors")
+        Model.open("test_vit", weights="nowhere.safetensors")
     with pytest.raises(VitfrostError, match="did you mean deit_tiny_patch16_224"):
-        load_model("deit_tiny_patch16_225", "random")
+        Model.open("deit_tiny_patch16_225", weights="random")
 
 
 @torch.no_grad()
 def test_heads_keep_their_width_where_there_are_fewer_of_them() -> None:
     """Half of the heads halve queries, keys, values and projection; timm alone would make the heads twice as wide."""
-    loaded = load_model("test_vit", "random", num_heads=1, attn_head_dim=32)
+    loaded = Model.open("test_vit", weights="random", options={"num_heads": 1, "attn_head_dim": 32})
     assert loaded.options == {"num_heads": 1, "attn_head_dim": 32}
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     assert [(site.heads, site.head_dim, site.width) for site in sites.attention] == [(1, 32, 64)] * len(sites.attention)
-    assert tuple(loaded.model.blocks[0].attn.qkv.weight.shape) == (96, 64)
-    assert tuple(loaded.model.blocks[0].attn.proj.weight.shape) == (64, 32)
+    assert tuple(loaded.module.blocks[0].attn.qkv.weight.shape) == (96, 64)
+    assert tuple(loaded.module.blocks[0].attn.proj.weight.shape) == (64, 32)
     pixels = torch.randn(2, 3, 160, 160)
-    before = loaded.model(pixels)
-    install_map_attention(loaded.model)
-    torch.testing.assert_close(loaded.model(pixels), before, atol=1e-5, rtol=0)
+    before = loaded.module(pixels)
+    install_map_attention(loaded.module)
+    torch.testing.assert_close(loaded.module(pixels), before, atol=1e-5, rtol=0)
 
 
 def test_a_width_of_heads_that_cannot_be_is_refused() -> None:
@@ -96,10 +98,10 @@ def test_a_width_of_heads_that_cannot_be_is_refused() -> None:
 
 @torch.no_grad()
 def test_weights_are_carried_to_another_resolution(weights: Path) -> None:
-    loaded = load_model("test_vit", weights, 192)
+    loaded = Model.open("test_vit", weights=weights, image_size=192)
     assert loaded.image_size == (192, 192)
-    assert loaded.preprocessing["input_size"] == (3, 192, 192)
-    assert bool(torch.isfinite(loaded.model(torch.randn(1, 3, 192, 192))).all())
+    assert loaded.preprocessing.input_size == (3, 192, 192)
+    assert bool(torch.isfinite(loaded.module(torch.randn(1, 3, 192, 192))).all())
 
 
 def test_the_hash_does_not_depend_on_key_order() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitfrost.errors import UnsupportedModel, VitfrostError
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import create_model, load_model
+from vitfrost.vit.load import create_model
 
 from ..shapes import shapes_only
 
@@ -95,7 +96,7 @@ def test_keys_are_means_of_consecutive_tokens() -> None:
 
 def test_merged_normalizations_leave_the_sites_as_they_are() -> None:
     with torch.device("cpu"):
-        model = load_model("nextvit_small", "random", 32).model
+        model = Model.open("nextvit_small", weights="random", image_size=32).module
         before = find_sites(model)
         for module in model.modules():
             if hasattr(module, "reparameterize"):

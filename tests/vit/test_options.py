@@ -11,7 +11,7 @@ import torch
 from tests.conftest import write_pictures
 
 from vitfrost.errors import VitfrostError
-from vitfrost.vit.load import load_model
+from vitfrost.model import Model
 from vitfrost.vit.options import ARCHITECTURE_OPTIONS, check_options
 
 
@@ -42,9 +42,9 @@ def test_an_artifact_cannot_name_a_pickle(hostile: tuple[Path, Path], tmp_path: 
 
     pickle, mark = hostile
     images = write_pictures(tmp_path / "images", 4)
-    statistics = vitfrost.calibrate("vitfrost_digits", images, weights="random", limit=4, progress=False)
-    vitfrost.compress("vitfrost_digits", vitfrost.plan(statistics), statistics=statistics, images=images, weights="random",
-                      out=tmp_path / "artifact")  # fmt: skip
+    model = vitfrost.Model.open("vitfrost_digits", weights="random")
+    statistics = vitfrost.calibrate(model, images, vitfrost.Calibrate(limit=4), progress=False)
+    vitfrost.compress(model, vitfrost.plan(statistics), statistics=statistics, images=images, out=tmp_path / "artifact")
     file = tmp_path / "artifact" / "config.json"
     config = json.loads(file.read_text())
     config["model"]["options"] = {"checkpoint_path": str(pickle)}
@@ -88,6 +88,10 @@ def test_values_of_another_type_are_refused(options: dict[str, Any], line: str) 
 
 
 def test_options_of_the_architecture_pass() -> None:
-    loaded = load_model("vitfrost_digits", "random", num_classes=4, depth=2, init_values=0.1, norm_layer="layernorm", qk_norm=None)
-    assert (loaded.classes, len(loaded.model.blocks)) == (4, 2)
+    loaded = Model.open(
+        "vitfrost_digits",
+        weights="random",
+        options={"num_classes": 4, "depth": 2, "init_values": 0.1, "norm_layer": "layernorm", "qk_norm": None},
+    )
+    assert (loaded.classes, len(loaded.module.blocks)) == (4, 2)
     assert "checkpoint_path" not in ARCHITECTURE_OPTIONS

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitfrost.errors import UnsupportedModel, VitfrostError
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import create_model, load_model
+from vitfrost.vit.load import create_model
 
+from ..models import random_model
 from ..shapes import shapes_only
 
 SMALL: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
@@ -134,7 +136,7 @@ def reference_logits(model: Any, x: Tensor, position_size: int) -> Tensor:
 @pytest.mark.parametrize(("size", "tolerance"), [((64, 64), 1e-12), ((96, 64), 1e-6), ((75, 110), 1e-6)])  # timm interpolates in float32
 @torch.no_grad()
 def test_version_1_equals_a_reference(size: tuple[int, int], tolerance: float) -> None:
-    model = load_model("vitfrost_pvt_tiny", "random", **OUR_SMALL).model.double()
+    model = random_model("vitfrost_pvt_tiny", **OUR_SMALL).module.double()
     for parameter in model.parameters():  # timm's small weights would leave the maps even, zero biases untested
         parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     pixels = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -142,7 +144,7 @@ def test_version_1_equals_a_reference(size: tuple[int, int], tolerance: float) -
 
 
 def test_every_parameter_is_used_and_outputs_are_finite() -> None:
-    model = load_model("vitfrost_pvt_tiny", "random", 80, **OUR_SMALL).model.train()
+    model = Model.open("vitfrost_pvt_tiny", weights="random", image_size=80, options=OUR_SMALL).module.train()
     logits = model(torch.randn(2, 3, 80, 80))
     assert logits.shape == (2, 7)
     assert bool(torch.isfinite(logits).all())
@@ -151,14 +153,14 @@ def test_every_parameter_is_used_and_outputs_are_finite() -> None:
 
 
 def test_images_of_another_size_need_no_other_weights(tmp_path: Path) -> None:
-    save_file(load_model("vitfrost_pvt_tiny", "random", seed=3, **OUR_SMALL).model.state_dict(), tmp_path / "w.safetensors")
-    loaded = load_model("vitfrost_pvt_tiny", tmp_path / "w.safetensors", (64, 96), **OUR_SMALL)
+    save_file(Model.open("vitfrost_pvt_tiny", weights="random", seed=3, options=OUR_SMALL).module.state_dict(), tmp_path / "w.safetensors")
+    loaded = Model.open("vitfrost_pvt_tiny", weights=tmp_path / "w.safetensors", image_size=(64, 96), options=OUR_SMALL)
     assert loaded.image_size == (64, 96)
-    assert loaded.preprocessing["input_size"] == (3, 64, 96)
-    assert loaded.preprocessing["mean"] == (0.485, 0.456, 0.406)
-    assert loaded.preprocessing["std"] == (0.229, 0.224, 0.225)
-    assert loaded.state_hash == load_model("vitfrost_pvt_tiny", "random", seed=3, **OUR_SMALL).state_hash
-    assert find_sites(loaded.model).image_size == (64, 96)
+    assert loaded.preprocessing.input_size == (3, 64, 96)
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert loaded.preprocessing.std == (0.229, 0.224, 0.225)
+    assert loaded.state_hash == Model.open("vitfrost_pvt_tiny", weights="random", seed=3, options=OUR_SMALL).state_hash
+    assert find_sites(loaded.module).image_size == (64, 96)
 
 
 @pytest.mark.parametrize(("name", "options"), MODELS[:2])
@@ -169,7 +171,7 @@ def test_an_image_that_is_too_small_is_refused(name: str, options: dict[str, Any
 
 def test_what_version_1_does_not_have_is_refused_in_one_line() -> None:
     with pytest.raises(VitfrostError, match=r"give --weights FILE .* No pretrained weights exist"):
-        load_model("vitfrost_pvt_tiny")
+        Model.open("vitfrost_pvt_tiny")
     with pytest.raises(VitfrostError, match="class token"):
         create_model("vitfrost_pvt_tiny", sr_ratios=(8, 4, 2, 2))
     model = create_model("vitfrost_pvt_tiny", **OUR_SMALL)

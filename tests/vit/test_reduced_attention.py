@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.load import load_model
 
 SMALL: dict[str, Any] = {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 20, 32), "num_heads": (1, 2, 5, 4), "num_classes": 7}
 PVT1: dict[str, Any] = {**SMALL, "position_size": 64}
@@ -33,20 +33,20 @@ MODELS = [
 def test_parity_with_timm(
     name: str, options: dict[str, Any], size: int | tuple[int, int], lively: Callable[..., None], pixels: Callable[..., Tensor]
 ) -> None:
-    loaded = load_model(name, "random", size, **options)
+    loaded = Model.open(name, weights="random", image_size=size, options=options)
     batch = pixels(loaded.image_size)
-    lively(loaded.model, batch)
-    expected = loaded.model(batch)
+    lively(loaded.module, batch)
+    expected = loaded.module(batch)
     tolerance = 1e-5 * float(expected.abs().max())
     assert 0.1 < float(expected.std()) < 10
-    ours = copy.deepcopy(loaded.model)
+    ours = copy.deepcopy(loaded.module)
     modules = install_map_attention(ours)
     assert float((ours(batch) - expected).abs().max()) < tolerance  # fused
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for site_name, module in modules.items():
         module.observe(lambda maps, values, site_name=site_name: seen.update({site_name: (maps, values)}))
     assert float((ours(batch) - expected).abs().max()) < tolerance  # explicit maps
-    for site in find_sites(loaded.model).attention:
+    for site in find_sites(loaded.module).attention:
         maps, values = seen[site.name]
         assert maps.shape == (2, *site.maps_shape[1:])
         assert values.shape == (2, site.heads, site.keys, site.head_dim)
@@ -54,13 +54,13 @@ def test_parity_with_timm(
         assert site.keys < 2 or float(maps.std(-1).mean()) > 0.05 / site.keys  # not even
     # the same modules at another resolution, which only the convolution of positions has to follow
     other = pixels((96, 128), seed=1)
-    expected = loaded.model(other)
+    expected = loaded.module(other)
     assert float((ours(other) - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(("name", "options"), [MODELS[number][:2] for number in (0, 2, 4, 5)])
 def test_state_dict_survives_the_replacement(name: str, options: dict[str, Any]) -> None:
-    model = load_model(name, "random", 64, **options).model
+    model = Model.open(name, weights="random", image_size=64, options=options).module
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modules = install_map_attention(model)
     after = model.state_dict()
@@ -73,26 +73,26 @@ def test_state_dict_survives_the_replacement(name: str, options: dict[str, Any])
 @torch.no_grad()
 def test_merged_normalizations_are_taken_over(lively: Callable[..., None], pixels: Callable[..., Tensor]) -> None:
     """Next-ViT's deployed form: BatchNorms merged into the layers after them, the keys' own one among them."""
-    loaded = load_model("nextvit_small", "random", 64, **NEXT)
-    lively(loaded.model, pixels((64, 64)))
-    for module in list(loaded.model.modules()):
+    loaded = Model.open("nextvit_small", weights="random", image_size=64, options=NEXT)
+    lively(loaded.module, pixels((64, 64)))
+    for module in list(loaded.module.modules()):
         if hasattr(module, "reparameterize"):
             module.reparameterize()
-    expected = loaded.model(pixels((64, 64)))
-    install_map_attention(loaded.model)
-    assert float((loaded.model(pixels((64, 64))) - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    expected = loaded.module(pixels((64, 64)))
+    install_map_attention(loaded.module)
+    assert float((loaded.module(pixels((64, 64))) - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_gradients_are_timms(lively: Callable[..., None], pixels: Callable[..., Tensor]) -> None:
     """Every parameter is trained as in the original."""
     for name, options in (MODELS[0][:2], MODELS[4][:2], MODELS[5][:2]):
-        loaded = load_model(name, "random", 64, **options)
-        lively(loaded.model, pixels((64, 64)))
-        ours = copy.deepcopy(loaded.model)
+        loaded = Model.open(name, weights="random", image_size=64, options=options)
+        lively(loaded.module, pixels((64, 64)))
+        ours = copy.deepcopy(loaded.module)
         install_map_attention(ours)
-        for model in (loaded.model, ours):
+        for model in (loaded.module, ours):
             model.double()(pixels((64, 64)).double()).square().sum().backward()
-        wanted = {key: parameter.grad for key, parameter in loaded.model.named_parameters()}
+        wanted = {key: parameter.grad for key, parameter in loaded.module.named_parameters()}
         for key, parameter in ours.named_parameters():
             assert torch.allclose(parameter.grad, wanted[key], rtol=1e-6, atol=1e-9), key  # a constant for all keys has none
             assert key.endswith(("k.bias", "kv.bias")) or float(parameter.grad.abs().max()) > 1e-6, key

@@ -10,21 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from vitfrost.errors import UnsupportedModel
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites, install_map_attention
-from vitfrost.vit.load import LoadedModel, load_model
 from vitfrost.vit.stream import ResidualStream, output_in_place_of
 
-MODELS: dict[str, Callable[[], LoadedModel]] = {
-    "distilled": lambda: load_model("deit_tiny_distilled_patch16_224", "random", (48, 80), depth=2),
-    "registers": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, reg_tokens=3, init_values=0.1, pre_norm=True),
-    "average pooling": lambda: load_model("vit_tiny_patch16_224", "random", 64, depth=2, global_pool="avg", class_token=False),
-    "swin": lambda: load_model(  # windows that are shifted, and padded: 10 x 10 tokens in windows of 7 x 7
-        "swin_tiny_patch4_window7_224", "random", 40, embed_dim=24, depths=(2, 2), num_heads=(2, 4), strict_img_size=True
+MODELS: dict[str, Callable[[], Model]] = {
+    "distilled": lambda: Model.open("deit_tiny_distilled_patch16_224", weights="random", image_size=(48, 80), options={"depth": 2}),
+    "registers": lambda: Model.open(
+        "vit_tiny_patch16_224", weights="random", image_size=64, options={"depth": 2, "reg_tokens": 3, "init_values": 0.1, "pre_norm": True}
     ),
-    "pvt": lambda: load_model("vitfrost_pvt_tiny", "random", (64, 96), depths=(1, 2, 1, 1), embed_dims=(16, 32, 40, 64)),
-    "pvt_v2": lambda: load_model("pvt_v2_b0", "random", (64, 96), depths=(1, 1, 1, 2), embed_dims=(16, 32, 40, 64)),
-    "pvt_v2 linear": lambda: load_model("pvt_v2_b2_li", "random", 64, depths=(1, 1, 1, 1), embed_dims=(16, 32, 40, 64)),
-    "nextvit": lambda: load_model("nextvit_small", "random", 64, depths=(1, 1, 5, 1)),
+    "average pooling": lambda: Model.open(
+        "vit_tiny_patch16_224", weights="random", image_size=64, options={"depth": 2, "global_pool": "avg", "class_token": False}
+    ),
+    "swin": lambda: Model.open(
+        "swin_tiny_patch4_window7_224",
+        weights="random",
+        image_size=40,
+        options={"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "strict_img_size": True},
+    ),
+    "pvt": lambda: Model.open(
+        "vitfrost_pvt_tiny", weights="random", image_size=(64, 96), options={"depths": (1, 2, 1, 1), "embed_dims": (16, 32, 40, 64)}
+    ),
+    "pvt_v2": lambda: Model.open(
+        "pvt_v2_b0", weights="random", image_size=(64, 96), options={"depths": (1, 1, 1, 2), "embed_dims": (16, 32, 40, 64)}
+    ),
+    "pvt_v2 linear": lambda: Model.open(
+        "pvt_v2_b2_li", weights="random", image_size=64, options={"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64)}
+    ),
+    "nextvit": lambda: Model.open("nextvit_small", weights="random", image_size=64, options={"depths": (1, 1, 5, 1)}),
 }
 
 
@@ -33,7 +46,7 @@ MODELS: dict[str, Callable[[], LoadedModel]] = {
 def test_what_runs_from_a_block_on_is_the_whole_model(kind: str) -> None:
     """Every block reads and puts out the bits that it does in the whole; so does the head, from whatever block it is run."""
     loaded = MODELS[kind]()
-    model, names = loaded.model, [site.name.rpartition(".")[0] for site in find_sites(loaded.model).feed_forward]
+    model, names = loaded.module, [site.name.rpartition(".")[0] for site in find_sites(loaded.module).feed_forward]
     install_map_attention(model)
     stream = ResidualStream(model)
     assert stream.names == names
@@ -55,14 +68,14 @@ def test_what_runs_from_a_block_on_is_the_whole_model(kind: str) -> None:
 
 
 def test_a_layer_is_found_in_its_block() -> None:
-    stream = ResidualStream(MODELS["swin"]().model)
+    stream = ResidualStream(MODELS["swin"]().module)
     assert [stream.block_of(f"{name}.attn.qkv") for name in stream.names] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="in no block"):
         stream.block_of("patch_embed.proj")
 
 
 def test_a_model_that_does_more_than_its_blocks_is_refused() -> None:
-    model = MODELS["distilled"]().model
+    model = MODELS["distilled"]().module
     ResidualStream(model)
     model.register_forward_hook(lambda _, inputs, output: 2 * output)
     with pytest.raises(UnsupportedModel, match="something else than its blocks"):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.schema import ModelIdentity
+from ..identity import Identity
 from ..records import Format
 from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
@@ -32,7 +32,7 @@ class SearchImages(Strict):
 class SearchSubject(Strict):
     """What measurements depend on; a search with another subject cannot go on from them."""
 
-    model: ModelIdentity
+    model: Identity
     statistics: str
     images: SearchImages
     constants: dict[str, Any]
@@ -176,7 +176,7 @@ def open_log(
         raise VitfrostError(f"{path} holds a search already; add --resume to go on with it, or name another file with --search")
     found = load_search(path)
     for field, ours, theirs in ((name, getattr(subject, name), getattr(found.subject, name)) for name in SearchSubject.model_fields):
-        if isinstance(theirs, ModelIdentity):  # the tag only says where weights came from
+        if isinstance(theirs, Identity):  # the tag only says where weights came from
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
             raise VitfrostError(f"{path} is of a search with another {field}; name another file with --search")

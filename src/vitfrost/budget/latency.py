@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..configs.verbs import Unit
+from ..model import Model
 from ..progress import say
 from ..timing.rounds import paired_ratio
-from ..vit.load import LoadedModel
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
 from .greedy import GreedySearch, Step
@@ -28,7 +28,7 @@ CORRECTIONS = 3
 class Timer(Protocol):
     """What times models beside the original; `RuntimeTimer` does."""
 
-    def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
+    def time(self, models: Mapping[str, Callable[[], Model]], text: str, seconds: float) -> Timed:
         """Milliseconds of the models and the original in the same rounds."""
         ...
 
@@ -82,7 +82,7 @@ class Latency:
     def __init__(
         self,
         timer: Timer,
-        model_of: Callable[[State], LoadedModel],
+        model_of: Callable[[State], Model],
         moves: Moves,
         log: SearchLog,
         setup: LatencySetup,
@@ -183,7 +183,7 @@ class Latency:
         found = {amount: self.known.change(group.kind, group.sites, amount) for amount in group.amounts}
         return {amount: change.saved for amount, change in found.items() if change is not None}
 
-    def _making(self, group: Group, amount: int) -> Callable[[], LoadedModel]:
+    def _making(self, group: Group, amount: int) -> Callable[[], Model]:
         return lambda: self.model_of(state_of(group, amount, self.moves))
 
 

@@ -8,7 +8,7 @@ from ..configs import Compact, FreezeHeads, Quantize
 from ..plans.choose import StatisticsRecord
 from ..plans.freeze_heads import with_constants
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.schema import LatencyPlan, ModelIdentity, Plan, StatisticsIdentity
+from ..plans.schema import LatencyPlan, Plan, StatisticsIdentity
 from ..plans.structure import FeedForwardPlan
 from ..vit.sites import ModelSites
 from .history import Measurement, SearchRecord, Taken
@@ -27,7 +27,7 @@ def planned(
 ) -> Plan:
     """The plan of a state. `layers` are those of the plan with all heads computed; `record` tells how the state came about."""
     heads, blocks = reasons(record)
-    size = statistics.header.model["image_size"]
+    size = statistics.header.model.image_size
     why = {(place, head): heads[layers[place].site, head] for place, chosen in enumerate(state.heads) for head in chosen}
     made = with_constants(layers, state.heads, constants, statistics.sites, size, why)
     alone = {(each.site, each.head): each for each in record.alone if each.kind in ("head", "layer")}
@@ -69,7 +69,7 @@ def _plan(
 ) -> Plan:
     header, factorizes = statistics.header, any(rank is not None for rank in state.ranks)
     return Plan(
-        model=ModelIdentity.model_validate(dict(header.model)),
+        model=header.model,
         statistics=StatisticsIdentity(
             hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
             observed=header.observed,

@@ -47,7 +47,7 @@ class Replacements:
         self._allowed = [allowed_pairs(model, layer.site) for layer in self.layers]
         self._projections: list[Any] = [model.get_submodule(f"{block.site}.fc2") for block in self._blocks]
         self._factorized: dict[tuple[int, int], nn.Module] = {}
-        size = statistics.header.model["image_size"]
+        size = statistics.header.model.image_size
         self.frozen: list[list[HeadPlan]] = []
         self._constants: list[list[Constant]] = []
         for layer in self.layers:

@@ -17,23 +17,25 @@ from ..configs import Compact, FreezeHeads, Quantize, Search, refuse_idle
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
+from ..identity import Identity
 from ..images.batches import Batch, images_hash, take_usable
+from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet
 from ..methods.constant_heads.constants import Kind
 from ..methods.low_rank.moments import InputMoments
-from ..models import open_model
+from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import UNQUANTIZED, computed_layer
 from ..plans.file import save_plan
-from ..plans.schema import ModelIdentity, Plan
+from ..plans.schema import Plan
 from ..plans.structure import FeedForwardPlan
 from ..progress import say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
-from ..vit.load import LoadedModel, device_of
+from ..vit.load import device_of
 from ..vit.sites import ModelSites
 from .effects import Effect, EffectMeter
 from .greedy import Goal, GreedySearch, Step, drop_of
@@ -50,8 +52,8 @@ from .timer import RuntimeTimer
 
 
 def search(
-    model: str | Path | LoadedModel,
-    images: str | Path,
+    model: ModelLike,
+    images: ImagesLike,
     budget: Search,
     *methods: FreezeHeads | Compact | Quantize,
     statistics: Statistics | str | Path,
@@ -68,8 +70,8 @@ def search(
     where it misses the target the search goes on, at most three times.
 
     Args:
-        model: a LoadedModel, or a timm name.
-        images: folder that the images to measure on are drawn from.
+        model: as of every verb, but no artifact.
+        images: a folder or an iterable (see images.given) that the images to measure on are drawn from.
         budget: what the plan may cost, and how to search.
         methods: how heads are frozen and blocks compacted, without shares; and the plan's bits (32), which are not measured.
         statistics: those of the model, or their file.
@@ -84,19 +86,20 @@ def search(
     target = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)
     over = frozenset(budget.over)
     place = _place_of_record(record, out)
-    loaded, known = open_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    images = images if isinstance(images, str | Path) else find_given(images, several=True)
+    loaded, known = as_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
     sites = _fitting_sites(known, loaded)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
-    batches = [part.to(device_of(loaded.model)) for part in batch.pixels.split(budget.batch_size)]
+    batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(budget.batch_size)]
     if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
-    changed = copy.deepcopy(loaded.model).eval()
+    changed = copy.deepcopy(loaded.module).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
-    macs = MacsOfStates(loaded.model, sites, kinds)
+    macs = MacsOfStates(loaded.module, sites, kinds)
     if target is None:
         refuse_below(budget, macs.floor(over))
     drawn = SearchImages(
@@ -116,7 +119,7 @@ def search(
         if target is not None:
             scratch = None if place is None else scratch_of(place)
             timer = stack.enter_context(RuntimeTimer(loaded, target, images, budget.seed, progress, scratch))
-            apart = None if target.runtime == "torch" else block_cut_short(loaded.model)
+            apart = None if target.runtime == "torch" else block_cut_short(loaded.module)
             latency = Latency(timer, model_of, moves, log, target.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
         done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
@@ -216,10 +219,10 @@ def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path 
     return Path(record)
 
 
-def _subject(loaded: LoadedModel, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
+def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
     """What the measurements depend on."""
     constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
-    model = ModelIdentity.model_validate(loaded.identity())
+    model = Identity.model_validate(loaded.identity)
     return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init})
 
 
@@ -242,27 +245,30 @@ def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search
     return heads, replace(blocks, ratio=None), given.get(Quantize, UNQUANTIZED)
 
 
-def _fitting_sites(statistics: Statistics, loaded: LoadedModel) -> ModelSites:
+def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
     """The model's sites. Raises VitfrostError for statistics of another model, and for a model that is changed or no classifier."""
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
             "a search starts from a model as timm builds it, with statistics of it; give --model NAME and its own statistics"
         )
-    sites = find_sites(loaded.model)
-    statistics.check_fits(loaded.identity(), sites.signature())
+    sites = find_sites(loaded.module)
+    statistics.check_fits(loaded.identity, sites.signature())
     if loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
     return sites
 
 
 def _draw(
-    folder: str | Path, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
-) -> tuple[ImageSet, Batch]:
+    images: ImagesLike, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
+) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
-    found = find_images(folder, labels, classes, has_reference=True)
-    if found.labels is not None and labels is None and not (Path(folder) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
+    if not isinstance(images, str | Path):
+        given = find_given(images).shuffled(seed)
+        return given, take_usable(given, preprocess, count)
+    found = find_images(images, labels, classes, has_reference=True)
+    if found.labels is not None and labels is None and not (Path(images) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
         found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes
-    drawn = found.subset(len(found), seed)
+    drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)
 
 

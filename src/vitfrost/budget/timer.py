@@ -16,12 +16,13 @@ from ..configs import Export
 from ..deploy.export import export_graph
 from ..errors import VitfrostError
 from ..files import scratch_folder
+from ..images.given import ImagesLike
+from ..model import Model
 from ..progress import say
 from ..runtime.runtimes import RUNTIMES
 from ..threads import torch_threads
 from ..timing.rounds import interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
-from ..vit.load import LoadedModel
 from .runtimes import Target
 
 # int8 ranges for measurements of time come from so few of the search's images.
@@ -49,15 +50,15 @@ class RuntimeTimer:
 
     def __init__(
         self,
-        original: LoadedModel,
+        original: Model,
         target: Target,
-        images: str | Path,
+        images: ImagesLike,
         seed: int,
         progress: bool,
         scratch: Path | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.original, self.target, self.images, self.seed, self.progress = original, target, Path(images), seed, progress
+        self.original, self.target, self.images, self.seed, self.progress = original, target, images, seed, progress
         self.scratch, self.clock = scratch, clock
         self._stack = ExitStack()
         self._kept: Path | None = None
@@ -72,9 +73,9 @@ class RuntimeTimer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def time(self, models: Mapping[str, Callable[[], LoadedModel]], text: str, seconds: float) -> Timed:
+    def time(self, models: Mapping[str, Callable[[], Model]], text: str, seconds: float) -> Timed:
         """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
-        made: dict[str, Callable[[], LoadedModel]] = {ORIGINAL: lambda: self.original, **models}
+        made: dict[str, Callable[[], Model]] = {ORIGINAL: lambda: self.original, **models}
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sessions = {}
             try:
@@ -88,7 +89,7 @@ class RuntimeTimer:
                 sessions.clear()
                 gc.collect()
 
-    def _open(self, name: str, loaded: LoadedModel, folder: Path) -> Opened:
+    def _open(self, name: str, loaded: Model, folder: Path) -> Opened:
         target = self.target
         path = None if target.runtime in EAGER else str(self._export(name, loaded, folder))
         session = Opening(target.runtime, loaded.image_size, target.threads, path, precision=target.precision).open(loaded)
@@ -96,7 +97,7 @@ class RuntimeTimer:
             raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another --runtime")
         return session
 
-    def _export(self, name: str, loaded: LoadedModel, folder: Path) -> Path:
+    def _export(self, name: str, loaded: Model, folder: Path) -> Path:
         if name == ORIGINAL and self._kept is not None:
             return self._kept
         target = self.target

@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from ..configs.base import options_of
+from ..configs.model import Colors, Crop, ModelPart, read_pairs
 from ..errors import VitfrostError
 
-Crop = Literal["center", "squash", "border"]
+if TYPE_CHECKING:
+    from ..model import Model
+
 ArtifactOrNone = Annotated[Positional[Path | None], arg(metavar="ARTIFACT", help="an artifact folder (or give --model)")]
-Model = Annotated[str | None, arg(metavar="NAME", help="a timm model name, such as deit_tiny_patch16_224")]
 Weights = Annotated[
     str | None, arg(metavar="FILE", help="safetensors or a plain state dict; 'random' for untrained weights; else timm's own")
 ]
-Size = Annotated[int | None, arg(metavar="PX", help="input size, if not the model's own")]
-CropShare = Annotated[float | None, arg(metavar="SHARE", help="share of the resized image that is kept; else the model's own")]
 Device = Annotated[str, arg(metavar="DEVICE", help="where the model runs: cpu, or cuda where there is a GPU")]
-CropMode = Annotated[Crop | None, arg(help="how the crop is made; 'squash' resizes both sides to the input size")]
+_OPTIONS = {option.field: option for option in options_of(ModelPart)}
+
+
+def _model_flag(field: str) -> Any:
+    option = _OPTIONS[field]
+    return arg(name=option.flag.name, metavar=option.flag.metavar, help=option.help)
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model, and where it runs."""
+
+    model: Annotated[str | None, _model_flag("name")] = None
+    weights: Annotated[str | None, _model_flag("weights")] = None
+    image_size: Annotated[int | None, _model_flag("image_size")] = None
+    classes: Annotated[int | None, _model_flag("classes")] = None
+    mean: Annotated[Colors | None, _model_flag("mean")] = None
+    std: Annotated[Colors | None, _model_flag("std")] = None
+    crop_pct: Annotated[float | None, _model_flag("crop_pct")] = None
+    crop_mode: Annotated[Crop | None, _model_flag("crop_mode")] = None
+    class_names: Annotated[str | None, _model_flag("class_names")] = None
+    model_option: Annotated[tuple[str, ...], _model_flag("options")] = ()
+    device: Device = "cpu"
+
+    def open(self, artifact: Path | None = None, *, exports: bool = False, untrained: bool = False) -> Model:
+        """The artifact, or the model that the flags name; without weights that download them, or `untrained`.
+
+        Raises VitfrostError unless just one is named, and as `Model.open` does.
+        """
+        from ..model import Model, refuse_export
+
+        named = one_of(artifact, self.model)
+        if not exports:
+            refuse_export(named)
+        given = {name: value for name, value in asdict(self).items() if name not in ("model", "model_option")}
+        if untrained and artifact is None and self.weights is None:
+            given["weights"] = "random"
+        return Model.open(named, options=read_pairs(self.model_option), **given)
+
+
+Flags = Annotated[ModelFlags, arg(name="")]
 
 
 def one_of(artifact: Path | None, model: str | None) -> str | Path:
@@ -27,20 +69,6 @@ def one_of(artifact: Path | None, model: str | None) -> str | Path:
     if (artifact is None) == (model is None):
         raise VitfrostError("give either an ARTIFACT folder or --model NAME")
     return artifact if artifact is not None else str(model)
-
-
-def opened(
-    artifact: Path | None,
-    model: str | None,
-    weights: str | None,
-    image_size: int | None,
-    crop_pct: float | None,
-    crop_mode: Crop | None,
-) -> Any:
-    """The model that is named."""
-    from ..models import open_model
-
-    return open_model(one_of(artifact, model), weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
 
 
 def show(renderable: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Calibrate
-from .arguments import ArtifactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 from .flags import Given, Group, takes
 
 
@@ -17,12 +17,7 @@ def calibrate(
     given: Given,
     images: Path,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
-    device: Device = "cpu",
+    model: Flags = ModelFlags(),
 ) -> None:
     """Measure the attention maps of a model or an artifact on images: entropy, mean, variance of every weight.
 
@@ -34,11 +29,7 @@ def calibrate(
     from .. import calibrate as verb
     from ..distributed import rank
 
-    found = verb(
-        one_of(artifact, model), images, limit=config.limit, seed=config.seed, out=out, weights=weights, image_size=image_size,
-        crop_pct=crop_pct, crop_mode=crop_mode, batch_size=config.batch_size, maps=config.maps,
-        memory_limit=int(config.memory_limit * 1e9), sensitivity=config.sensitivity, similarity=config.similarity, device=device,
-    )  # fmt: skip
+    found = verb(model.open(artifact), images, config, out=out)
     if rank() != 0:
         return
     header = found.header

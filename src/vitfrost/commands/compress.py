@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..configs import Compress, Repair
 from ..configs.methods import FULL_PRECISION
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, opened
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 from .flags import Given, Group, takes
 
 
@@ -18,13 +18,9 @@ def compress(
     given: Given,
     plan: Path,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     statistics: Path | None = None,
     images: Path | None = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
     """Apply a plan: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save an artifact (safetensors, JSON).
@@ -47,7 +43,7 @@ def compress(
         given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
     if chosen.hallucinate is None and chosen.compact is None:
         given.refuse(["compact-images"], "has no effect: the plan neither hallucinates heads nor compacts blocks; leave it out")
-    loaded = opened(artifact, model, weights, image_size, crop_pct, crop_mode)
+    loaded = model.open(artifact)
     made = verb(
         loaded, chosen, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..configs import Evaluate
 from ..errors import VitfrostError
-from .arguments import ArtifactOrNone, CropMode, CropShare, Device, Model, Size, Weights, one_of, show
+from .arguments import ArtifactOrNone, Flags, ModelFlags, Weights, show
 from .flags import Given, Group, takes
 
 
@@ -17,15 +18,10 @@ def evaluate(
     *,
     given: Given,
     images: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     labels: Path | None = None,
     reference: str | None = None,
     reference_weights: Weights = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
-    device: Device = "cpu",
     json: Path | None = None,
 ) -> None:
     """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference.
@@ -39,16 +35,19 @@ def evaluate(
     """
     config = given.config(Evaluate)
     from .. import evaluate as verb
+    from ..distributed import rank
+    from ..evaluation.evaluate import open_reference
     from ..evaluation.results import format_rows
 
-    if artifact is not None and weights is not None:
+    if artifact is not None and model.weights is not None:
         if reference is None:
             raise VitfrostError("an artifact has its own weights; --weights goes with --model, or with --reference")
-        weights, reference_weights = None, reference_weights or weights
-    row = verb(
-        one_of(artifact, model), images, weights=weights, labels=labels, reference=reference, reference_weights=reference_weights,
-        limit=config.limit, seed=config.seed, image_size=image_size, crop_pct=crop_pct, crop_mode=crop_mode, batch_size=config.batch_size,
-        device=device, json=json,
-    )  # fmt: skip
-    if row is not None:
+        model, reference_weights = replace(model, weights=None), reference_weights or model.weights
+    if reference is None and reference_weights is not None:
+        raise VitfrostError("reference weights are given without a reference; name the reference model as well")
+    loaded = model.open(artifact, exports=True)
+    crops = {"crop_pct": model.crop_pct, "crop_mode": model.crop_mode}
+    compared = None if reference is None else open_reference(reference, loaded, weights=reference_weights, device=model.device, **crops)
+    row = verb(loaded, images, labels=labels, reference=compared, config=config, json=json)
+    if rank() == 0:
         show(format_rows([row]))

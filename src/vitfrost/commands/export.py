@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Export
-from .arguments import ArtifactOrNone, CropMode, CropShare, Model, Size, Weights, opened
+from .arguments import ArtifactOrNone, Flags, ModelFlags
 from .flags import Given, Group, takes
 
 
@@ -16,12 +16,8 @@ def export(
     *,
     given: Given,
     out: Path,
-    model: Model = None,
-    weights: Weights = None,
+    model: Flags = ModelFlags(),
     images: Path | None = None,
-    image_size: Size = None,
-    crop_pct: CropShare = None,
-    crop_mode: CropMode = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model or an artifact as a graph that runs without torch, checked against the original.
@@ -36,7 +32,7 @@ def export(
     from ..files import read_json
     from ..runtime.folder import EXPORT_FILE, model_bytes
 
-    loaded = opened(artifact, model, weights, image_size, crop_pct, crop_mode)
+    loaded = model.open(artifact)
     folder = verb(loaded, config, out=out, images=images, overwrite=overwrite)
     about = read_json(folder / EXPORT_FILE)
     parity = about["parity"]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .arguments import ArtifactOrNone, Model, Size, Weights, one_of, show
+from .arguments import ArtifactOrNone, Flags, ModelFlags, show
 
 
 def inspect(
     artifact: ArtifactOrNone = None,
     /,
-    model: Model = None,
-    weights: Weights = None,
-    image_size: Size = None,
+    *,
+    model: Flags = ModelFlags(),
     plan: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -28,8 +27,8 @@ def inspect(
 
     if json is not None:
         refuse_unwritable(json)
-    named = None if plan is not None and artifact is None and model is None else one_of(artifact, model)
-    found = verb(named, weights=weights, image_size=image_size, plan=plan)
+    named = None if plan is not None and artifact is None and model.model is None else model.open(artifact, untrained=True)
+    found = verb(named, plan=plan)
     show(format_inspection(found))
     if json is not None:
         write_json(json, found)

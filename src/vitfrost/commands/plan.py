@@ -9,7 +9,7 @@ from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search
 from ..configs.flat import flat_options, methods_of
 from ..configs.words import spelled
 from ..errors import VitfrostError
-from .arguments import Device, Model, Size, Weights
+from .arguments import Flags, ModelFlags
 from .flags import Given, Group, takes
 
 _OTHERS = {option.name for cls in (Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
@@ -23,9 +23,7 @@ def plan(
     given: Given,
     out: Path,
     statistics: Path | None = None,
-    model: Model = None,
-    weights: Weights = None,
-    image_size: Size = None,
+    model: Flags = ModelFlags(),
 ) -> None:
     """Choose what happens to every head, feed-forward block and bit; write a plan that you can read, edit and diff.
 
@@ -36,17 +34,16 @@ def plan(
         statistics: file from `vitfrost calibrate`; without it, give --model: a plan for training or timing, which freezes and computes
             the first heads, and no single weights.
     """
-    if (statistics is None) == (model is None):
+    if (statistics is None) == (model.model is None):
         raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
-    if statistics is not None and (weights is not None or image_size is not None):
+    if statistics is not None and model != ModelFlags():
         raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
     methods = methods_of(given.values, spelled, freezes=statistics is not None)
     if statistics is None and "freeze" in given and ("by" in given or "unit" not in given):
         raise VitfrostError("freezing by what maps are takes their statistics; give --statistics FILE, or --unit head without --by")
     from .. import plan as verb
-    from ..models import open_model
 
-    source: Any = statistics if statistics is not None else open_model(str(model), weights, image_size)
+    source: Any = statistics if statistics is not None else model.open()
     _print_planned(out, verb(source, *methods, out=out))
 
 
@@ -62,13 +59,10 @@ def search(
     out: Path,
     statistics: Path,
     images: Path,
-    model: Model = None,
-    weights: Weights = None,
-    image_size: Size = None,
+    model: Flags = ModelFlags(),
     labels: Path | None = None,
     record: Path | None = None,
     resume: bool = False,
-    device: Device = "cpu",
 ) -> None:
     """Search for the plan that changes the outputs least within a budget of lost points, multiply-accumulates or latency.
 
@@ -82,16 +76,14 @@ def search(
         record: file for all that is measured; beside the plan, named like it, if not given.
         resume: go on with that file.
     """
-    if model is None:
+    if model.model is None:
         raise VitfrostError("a search measures the model; give --model NAME")
     budget = given.config(Search)
     bits = {"weight-bits": 32, "activation-bits": 32} | dict(given.values)
     how = (given.config(FreezeHeads), given.config(Compact), Given(bits).config(Quantize))
     from .. import search as verb
-    from ..models import open_model
 
-    loaded = open_model(model, weights, image_size, device=device)
-    made = verb(loaded, images, budget, *how, statistics=statistics, labels=labels, record=record, resume=resume, out=out)
+    made = verb(model.open(), images, budget, *how, statistics=statistics, labels=labels, record=record, resume=resume, out=out)
     _print_planned(out, made)
 
 

@@ -19,15 +19,14 @@ from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
 from ..evaluation.description import FULL_PRECISION_BITS, describe
 from ..files import atomic_folder, refuse_existing, sha256_of_file
-from ..images.preprocess import Preprocess
+from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
-from ..models import open_model
+from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
-from ..vit.load import LoadedModel
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
@@ -57,11 +56,11 @@ class Int8(NamedTuple):
 
 
 def export(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     config: Export = DEFAULTS,
     *,
     out: str | Path,
-    images: str | Path | None = None,
+    images: ImagesLike | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model as an ONNX or OpenVINO graph; returns the folder `out`.
@@ -70,10 +69,10 @@ def export(
     where nothing could be left out, a lean graph is plain.
 
     Args:
-        model: a timm name, an artifact's folder, or a LoadedModel.
+        model: as of every verb.
         config: what graph is written.
         out: folder for the exported model.
-        images: folder of pictures, to calibrate int8 and to compare with the original; random pixels do the latter without it.
+        images: a folder or an iterable, to calibrate int8 and to compare with the original; random pixels do the latter without it.
         overwrite: replace an existing folder.
 
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
@@ -84,10 +83,10 @@ def export(
 
 @torch.random.fork_rng(devices=[])
 def export_graph(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     config: Export,
     out: str | Path,
-    images: str | Path | None = None,
+    images: ImagesLike | None = None,
     *,
     time_only: bool = False,
     overwrite: bool = False,
@@ -106,7 +105,7 @@ def export_graph(
     refuse_existing(out, overwrite)
     for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
-    loaded = open_model(model)
+    loaded = as_model(model)
     _check_model(loaded)
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
@@ -123,9 +122,10 @@ def export_graph(
             "version": FORMAT.version,
             "format": format,
             "precision": precision,
-            "model": loaded.identity(),
+            "model": loaded.identity.model_dump(mode="json"),
             "classes": loaded.classes,
-            "preprocessing": Preprocess(loaded.preprocessing).describe(),
+            **({} if loaded.class_names is None else {"class_names": list(loaded.class_names)}),
+            "preprocessing": loaded.preprocessing.plain(),
             "plan_hash": about.plan_hash,
             "plan": _plan_of(loaded),
             "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
@@ -147,19 +147,19 @@ def export_graph(
     return out
 
 
-def _check_model(loaded: LoadedModel) -> None:
+def _check_model(loaded: Model) -> None:
     """Refuse simulated quantization; warn of frozen entries that save nothing."""
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
             "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
         )
-    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.model.modules()):
+    if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
 
 
 def _drawn(
-    loaded: LoadedModel, images: str | Path | None, wanted: int, checks: int, seed: int
+    loaded: Model, images: ImagesLike | None, wanted: int, checks: int, seed: int
 ) -> tuple[ndarray | None, ndarray, dict[str, Any] | None]:
     """Pixels to calibrate with, pixels to compare with, and the record of the former; see `pictures.draw`."""
     if images is None:
@@ -170,7 +170,7 @@ def _drawn(
     return calibration, compared, record
 
 
-def _write_graph(written: Any, loaded: LoadedModel, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
     """Returns, for export.json, "graph" and "attention": what its products are computed in, "int8" or "float", if there are any in an int8
     graph for OpenVINO."""
     program = trace(written, loaded.image_size, loaded.name)
@@ -206,7 +206,7 @@ def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, wha
     return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
 
 
-def _plan_of(loaded: LoadedModel) -> dict[str, Any] | None:
+def _plan_of(loaded: Model) -> dict[str, Any] | None:
     if not isinstance(loaded, Artifact):
         return None
     found = summary(loaded.plan)

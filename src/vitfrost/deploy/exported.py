@@ -1,4 +1,4 @@
-"""An exported model as a LoadedModel, so that it is measured like any other: on the same pixels, beside the same references."""
+"""An exported model as a Model, so that it is measured like any other: on the same pixels, beside the same references."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..class_names import names_from_plain
 from ..errors import VitfrostError
-from ..images.preprocess import Preprocess
+from ..images.preprocessing import Preprocessing
+from ..model import Model
 from ..runtime.session import Session, open_export
-from ..vit.load import LoadedModel
 
 
 class ExportedGraph(nn.Module):
@@ -28,8 +29,8 @@ class ExportedGraph(nn.Module):
         return torch.from_numpy(self.session.run(pixels.cpu().contiguous().numpy()))
 
 
-@dataclass
-class ExportedModel(LoadedModel):
+@dataclass(repr=False, eq=False)
+class ExportedModel(Model):
     """An export. `state_hash` and `weight_tag` are those of the original model; `about` is what its export.json says."""
 
     about: dict[str, Any] = None  # type: ignore[assignment]
@@ -46,7 +47,8 @@ def load_exported(path: str | Path) -> ExportedModel:
     try:
         return ExportedModel(
             ExportedGraph(session).eval(), model["name"], tuple(model["image_size"]), model["weight_tag"], model["state_hash"],
-            Preprocess(about["preprocessing"]).describe(), about["classes"], about=about, session=session,
+            Preprocessing.from_plain(about["preprocessing"]), about["classes"],
+            class_names=names_from_plain(about.get("class_names"), about["classes"]), about=about, session=session,
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; export again") from error

@@ -13,18 +13,18 @@ from torch import nn
 from ..errors import VitfrostError
 from ..methods.constant_heads.module import ConstantHeads
 from ..methods.quantize.modules import QuantizedLayer
+from ..model import Model
 from ..passes.structure import merge_structure
 from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
-from ..vit.load import LoadedModel
 from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
 OPSET = 23
 
 
-def inference_form(loaded: LoadedModel) -> nn.Module:
+def inference_form(loaded: Model) -> nn.Module:
     """A copy of the model on the CPU in float32 and in evaluation mode, its training forms merged and its constant maps folded."""
-    model = merge_structure(copy.deepcopy(loaded.model).cpu().float().eval())
+    model = merge_structure(copy.deepcopy(loaded.module).cpu().float().eval())
     for module in model.modules():
         if isinstance(module, ConstantHeads):
             module.folded()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,19 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..images.batches import images_hash, take_usable
+from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
-from ..images.source import open_images
-from ..vit.load import LoadedModel
+from ..model import Model
 
 Pixels = Float[ndarray, "_ 3 height width"]
 
 
-def draw(loaded: LoadedModel, images: str | Path, calibration: int, checks: int, seed: int) -> tuple[Pixels, Pixels, dict[str, Any] | None]:
+def draw(loaded: Model, images: ImagesLike, calibration: int, checks: int, seed: int) -> tuple[Pixels, Pixels, dict[str, Any] | None]:
     """Normalized pixels to calibrate with and to compare with, a seeded draw, and the record of the former (None without any).
 
     Where the folder has too few, calibration comes first, and the last of its pictures serve to compare as well.
     """
-    image_set = open_images(images)
-    drawn = image_set.subset(len(image_set), seed)
+    drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), calibration + checks)
     pixels = batch.pixels.numpy()
     used = batch.positions[:calibration]
@@ -36,6 +34,6 @@ def draw(loaded: LoadedModel, images: str | Path, calibration: int, checks: int,
     return pixels[: len(used)], pixels[-checks:], record if used else None
 
 
-def random_pixels(loaded: LoadedModel, count: int, seed: int) -> Pixels:
+def random_pixels(loaded: Model, count: int, seed: int) -> Pixels:
     """Normally distributed pixels, where there are no pictures to compare on."""
     return np.random.default_rng(seed).standard_normal((count, 3, *loaded.image_size), dtype=np.float32)

@@ -11,9 +11,10 @@ from torch import nn
 from ..artifact import Artifact
 from ..deploy.exported import ExportedModel
 from ..methods.frozen_entries import FrozenMaps
+from ..model import Model
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, device_of
+from ..vit.load import device_of
 from .cost import logit_macs, macs_by_part
 from .inspect import skeleton
 
@@ -35,7 +36,7 @@ class Description:
     threads: int
 
 
-def describe(loaded: LoadedModel) -> Description:
+def describe(loaded: Model) -> Description:
     """Kind, precision ("fp32", "W4/A4"), seeds, plan, size and multiply-accumulates of a loaded model or artifact.
 
     Size is that of an artifact's folder or of an export's graph, else of the parameters. Fake-quantized models are "simulated".
@@ -47,9 +48,9 @@ def describe(loaded: LoadedModel) -> Description:
             session.threads,
         )  # fmt: skip
     macs, threads = executed_macs(loaded), torch.get_num_threads()
-    runtime = f"torch {torch.__version__.partition('+')[0]} {device_of(loaded.model).type}"
+    runtime = f"torch {torch.__version__.partition('+')[0]} {device_of(loaded.module).type}"
     if not isinstance(loaded, Artifact):
-        size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
         return Description("executed", "fp32", {}, None, size, macs, runtime, threads)
     weight_bits, activation_bits = loaded.plan.quantize.weights, loaded.plan.quantize.activations
     full = weight_bits == activation_bits == FULL_PRECISION_BITS
@@ -65,12 +66,12 @@ def describe(loaded: LoadedModel) -> Description:
     )
 
 
-def executed_macs(loaded: LoadedModel) -> int:
+def executed_macs(loaded: Model) -> int:
     """Multiply-accumulates per image that are executed: those of its layers less Q K^T of wholly frozen heads.
 
     Where a layer hallucinates, all its other heads have their logits computed, whether their maps are frozen or not.
     """
-    model: nn.Module = loaded.model
+    model: nn.Module = loaded.module
     attention = [module for module in model.modules() if isinstance(module, MapAttention)]
     saved = 0
     for module in attention:

@@ -8,78 +8,55 @@ from typing import Any
 
 import numpy as np
 
+from ..configs import Evaluate
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..files import refuse_unwritable, write_json
-from ..images.preprocess import Preprocess
+from ..images.given import ImagesLike, find_given
 from ..images.source import LABELS_FILE, ImageSet, open_images
-from ..models import open_model, open_reference
-from ..vit.load import LoadedModel
+from ..model import Model, ModelLike, as_model
 from .description import describe
 from .intervals import mean, paired_difference, share
 from .outcomes import Measured, Outcomes, measure_outcomes
 from .results import Interval, Row, environment
 
-BATCH_SIZE = 16
-
 
 def evaluate(
-    model: str | Path | LoadedModel,
-    images: str | Path | ImageSet,
+    model: ModelLike,
+    images: ImagesLike,
     *,
-    weights: str | Path | None = None,
+    reference: ModelLike | None = None,
     labels: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
-    reference: str | Path | LoadedModel | None = None,
-    reference_weights: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    config: Evaluate = Evaluate(),
+    name: str | None = None,
     json: str | Path | None = None,
     progress: bool = True,
-    name: str | None = None,
-    device: str | None = None,
-) -> Row | None:
+) -> Row:
     """Measure a model on images, against labels, a reference model, or both.
 
-    `model` and `reference`: a timm name (with `weights`, `reference_weights`), a LoadedModel, or the folder of an artifact or of an
-    export, which runs by its own runtime on the CPU.
-    `limit`: a draw of so many images by `seed`. `crop_pct` and `crop_mode` replace the preprocessing of both models.
-    `device`: "cpu" or "cuda" (None: the CPU, or where a LoadedModel is).
-    `json`: where to write the row. The row's shares and intervals are in percent. Under torchrun every process takes its
-    share of the images; process 0 writes and returns the row of the whole, the others return None.
+    `images`: a folder, or any iterable of tensors or (tensor, label) pairs (see images.given). `reference`: the model to compare with;
+    one given by the same timm name is built for the same image size and sees the same pixels. An export runs by its own runtime.
+    `labels`: a CSV for a folder without labels.csv. `name`: what the row calls the model. `json`: where to write the row, whose shares
+    and intervals are in percent. Under torchrun every process takes its share of the images and returns the row of the whole.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
     if json is not None:
         refuse_unwritable(json)
-    if reference is None and reference_weights is not None:
-        raise VitfrostError("reference weights are given without a reference; name the reference model as well")
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode, device=device, exports=True)
-    compared = None
-    if reference is not None:
-        compared = open_reference(reference, loaded, reference_weights, crop_pct=crop_pct, crop_mode=crop_mode, device=device, exports=True)
-    row = evaluate_many(
-        {name or loaded.name: loaded}, images, labels=labels, reference=compared,
-        limit=limit, seed=seed, batch_size=batch_size, progress=progress,
-    )[0]  # fmt: skip
-    if rank() != 0:
-        return None
-    if json is not None:
+    loaded = as_model(model, exports=True)
+    compared = None if reference is None else open_reference(reference, loaded)
+    row = evaluate_many({name or loaded.name: loaded}, images, labels=labels, reference=compared, config=config, progress=progress)[0]
+    if json is not None and rank() == 0:
         write_json(json, row.model_dump(mode="json"))
     return row
 
 
 def evaluate_many(
-    models: Mapping[str, LoadedModel],
-    images: str | Path | ImageSet,
+    models: Mapping[str, Model],
+    images: ImagesLike,
     *,
-    reference: str | LoadedModel | None = None,
+    reference: str | Model | None = None,
     labels: str | Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    config: Evaluate = Evaluate(),
     progress: bool = True,
 ) -> list[Row]:
     """Measure several models in one pass over the images; one row per model in the order of `models`.
@@ -99,16 +76,37 @@ def evaluate_many(
             raise VitfrostError(
                 f"{loaded.name} has {loaded.classes} classes, {everyone[0].name} has {classes}; give classifiers of the same classes"
             )
-    image_set = images if isinstance(images, ImageSet) else find_images(images, labels, classes, reference is not None)
-    if image_set.labels is None and reference is None:
-        raise VitfrostError(f"the images of {image_set.root} have no labels and there is no reference; give labels or a reference model")
-    measured = measure_outcomes(list(models.values()), reference, image_set.subset(limit, seed), batch_size, progress)
+    if isinstance(images, str | Path):
+        images = find_images(images, labels, classes, reference is not None)
+    elif labels is not None:
+        raise VitfrostError("labels in a file belong to a folder of images; give (tensor, label) pairs instead")
+    drawn = find_given(images).subset(config.limit, config.seed)
+    measured = measure_outcomes(list(models.values()), reference, drawn, config.batch_size, progress)
     names = [name for name, loaded in models.items() if loaded is reference]
     reference_name = None if reference is None else (names[0] if names else reference.name)
     return [
         result_row(name, loaded, outcomes, measured, reference_name)
         for (name, loaded), outcomes in zip(models.items(), measured.models, strict=True)
     ]
+
+
+def open_reference(reference: ModelLike, model: Model, **given: Any) -> Model:
+    """The model to compare with; `given` are further arguments of `Model.open`.
+
+    One given by the same timm name is built for the same image size and sees the same pixels as the model. Raises VitfrostError when it
+    has other classes.
+    """
+    if isinstance(reference, str) and reference == model.name:
+        options = {key: value for key, value in model.options.items() if key != "num_classes"}  # which the weights tell
+        loaded = Model.open(reference, image_size=model.image_size, options=options, **given)
+        loaded.preprocessing = model.preprocessing
+    else:
+        loaded = Model.open(reference, **given) if given and isinstance(reference, str | Path) else as_model(reference, exports=True)
+    if loaded.classes != model.classes:
+        raise VitfrostError(
+            f"the reference {loaded.name} has {loaded.classes} classes, {model.name} has {model.classes}; they must have the same classes"
+        )
+    return loaded
 
 
 def find_images(folder: str | Path, labels: str | Path | None, classes: int, has_reference: bool) -> ImageSet:
@@ -124,7 +122,7 @@ def find_images(folder: str | Path, labels: str | Path | None, classes: int, has
         return open_images(folder)
 
 
-def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
+def result_row(name: str, loaded: Model, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
     """The row of one measured model; `reference` is the name of the model that it was compared with."""
     about = describe(loaded)
     images = len(outcomes.positions)
@@ -157,7 +155,7 @@ def result_row(name: str, loaded: LoadedModel, outcomes: Outcomes, measured: Mea
         size_bytes=about.size_bytes,
         macs=about.macs,
         seconds_per_image=float(np.median(outcomes.seconds)),
-        preprocessing=Preprocess(loaded.preprocessing).describe(),
+        preprocessing=loaded.preprocessing.plain(),
         environment=environment(),
         **found,
     )

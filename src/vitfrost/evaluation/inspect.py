@@ -13,59 +13,48 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from ..model import Model, ModelLike
     from ..plans.schema import Plan
-    from ..vit.load import LoadedModel
     from ..vit.sites import ModelSites
 
 
-def skeleton(loaded: LoadedModel) -> tuple[nn.Module, ModelSites]:
+def skeleton(loaded: Model) -> tuple[nn.Module, ModelSites]:
     """The model as timm builds it, or with an artifact's structure, before anything was quantized, untrained; and its sites."""
     from ..artifact import Artifact
     from ..passes.structure import install_structure
     from ..vit.families import find_sites
-    from ..vit.load import create_model
 
-    model = create_model(loaded.name, loaded.image_size, **loaded.options)
+    model = loaded.blank()
     return model, install_structure(model, loaded.plan) if isinstance(loaded, Artifact) else find_sites(model)
 
 
-def inspect(
-    model: str | Path | LoadedModel | None = None,
-    *,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    plan: Plan | str | Path | None = None,
-) -> dict[str, Any]:
+def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = None) -> dict[str, Any]:
     """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part; with a plan, also what it makes of them.
 
-    `model`: a timm name (nothing is downloaded), a LoadedModel, or an artifact's folder; the plan's own where it is not given.
-    `weights`: a file that is loaded to see whether it fits. Returns plain data for JSON: name, family, image_size, tokens, attention
+    `model`: as of every verb, but a timm name downloads nothing; the plan's own where it is not given.
+    Returns plain data for JSON: name, family, image_size, tokens, attention
     (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
     softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, and parameters
     and macs as above.
     Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
     """
-    from ..models import names_artifact, open_model
+    from ..model import Model, as_model, names_folder
     from ..plans.file import load_plan
     from ..plans.schema import Plan
-    from ..vit.families import find_sites
-    from ..vit.load import create_model
 
     if plan is not None and not isinstance(plan, Plan):
         plan = load_plan(plan)
     if model is None:
         if plan is None:
             raise VitfrostError("nothing to inspect; give a model, an artifact or a plan")
-        model, image_size = plan.model.name, image_size or plan.model.image_size
-    if isinstance(model, str) and weights is None and not names_artifact(model):
-        name, plain = model, create_model(model, image_size)
-        sites = find_sites(plain)
-    else:
-        loaded = open_model(model, weights, image_size)
-        name, (plain, sites) = loaded.name, skeleton(loaded)
+        model = Model.open(plan.model.name, weights="random", image_size=plan.model.image_size, classes=plan.model.classes)
+    elif isinstance(model, str) and not names_folder(model):
+        model = Model.open(model, weights="random")
+    loaded = as_model(model)
+    plain, sites = skeleton(loaded)
     parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
     description = {
-        "name": name,
+        "name": loaded.name,
         "supported": True,
         "family": sites.family,
         "image_size": list(sites.image_size),

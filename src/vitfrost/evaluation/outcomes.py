@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed import gather_objects, rank, shared_errors, world
 from ..errors import VitfrostError
 from ..images.batches import Batch, BatchLoader, images_hash
 from ..images.decode import Decoded
+from ..images.given import AnyImages
 from ..images.preprocess import Preprocess
-from ..images.source import ImageSet
+from ..images.preprocessing import Preprocessing
+from ..model import Model
 from ..progress import track
-from ..vit.load import LoadedModel
-from .description import device_of
 from .intervals import divergences
 
 TOP = 5
@@ -53,9 +53,9 @@ class Measured:
 
 @torch.inference_mode()
 def measure_outcomes(
-    models: list[LoadedModel],
-    reference: LoadedModel | None,
-    image_set: ImageSet,
+    models: list[Model],
+    reference: Model | None,
+    image_set: AnyImages,
     batch_size: int,
     progress: bool = True,
     *,
@@ -70,23 +70,19 @@ def measure_outcomes(
     Raises VitfrostError when no image is usable or a model's outputs are not finite.
     """
     everyone = models if reference is None or any(model is reference for model in models) else [*models, reference]
-    preprocesses: list[Preprocess] = []
+    readings: list[Preprocessing] = []
     which: list[int] = []
     for loaded in everyone:
-        preprocess = Preprocess(loaded.preprocessing)
-        known = [other.describe() for other in preprocesses]
-        if preprocess.describe() not in known:
-            preprocesses.append(preprocess)
-            known.append(preprocess.describe())
-        which.append(known.index(preprocess.describe()))
-    if len(preprocesses) > 1:
+        if loaded.preprocessing not in readings:
+            readings.append(loaded.preprocessing)
+        which.append(readings.index(loaded.preprocessing))
+    if len(readings) > 1:
         kept = None
-    loaders = [BatchLoader(image_set, preprocess, batch_size, rank=rank(), world=world(), kept=kept) for preprocess in preprocesses]
+    loaders = [BatchLoader(image_set, Preprocess(reading), batch_size, rank=rank(), world=world(), kept=kept) for reading in readings]
     parts: list[list[Outcomes]] = [[] for _ in everyone]
     digests: dict[int, str] = {}
-    share = len(range(rank() * batch_size, len(image_set), world() * batch_size))
     with shared_errors():
-        for batch in track(aligned(loaders, batch_size), share, text, progress and rank() == 0):
+        for batch in track(aligned(loaders, batch_size), loaders[0].expected, text, progress and rank() == 0):
             digests |= {position: batch[0].digests[position] for position in batch[0].positions}
             for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
                 part.append(outcomes)
@@ -94,7 +90,7 @@ def measure_outcomes(
     digests = {position: digest for _, some, _ in gathered for position, digest in some.items()}
     skipped = {position for _, _, some in gathered for position in some}
     if not digests:
-        raise VitfrostError(f"none of the {len(image_set)} images of {image_set.root} is usable; give a folder with readable images")
+        raise VitfrostError(f"none of the images of {image_set.root} is usable; give a folder with readable images")
     whole = [_joined([outcomes[index] for outcomes, _, _ in gathered]) for index in range(len(everyone))]
     by_identity = {id(loaded): outcomes for loaded, outcomes in zip(everyone, whole, strict=True)}
     return Measured(
@@ -115,6 +111,10 @@ def aligned(loaders: list[BatchLoader], batch_size: int) -> Iterator[list[Batch]
     current = [next(iterator, None) for iterator in iterators]
     while all(batch is not None for batch in current):
         batches = [batch for batch in current if batch is not None]
+        if any(batches[0].digests[p] != batch.digests[p] for batch in batches[1:] for p in batches[0].positions if p in batch.digests):
+            raise VitfrostError(
+                "the images came in another order, or changed, when they were read again; give a loader that does not shuffle"
+            )
         numbers = [batch.positions[0] // batch_size for batch in batches]
         common = set.intersection(*(set(batch.positions) for batch in batches))
         if common:
@@ -132,10 +132,14 @@ def _reduced(batch: Batch, positions: set[int]) -> Batch:
     return Batch(batch.pixels[keep], labels, [batch.positions[index] for index in keep], batch.digests, batch.skipped)
 
 
-def _outcomes_of_batch(
-    models: list[LoadedModel], reference: LoadedModel | None, batches: list[Batch], image_set: ImageSet
-) -> list[Outcomes]:
+def _outcomes_of_batch(models: list[Model], reference: Model | None, batches: list[Batch], image_set: AnyImages) -> list[Outcomes]:
     """Outcomes of every model on its form of the same images."""
+    if batches[0].labels is None and reference is None:
+        raise VitfrostError(f"the images of {image_set.root} have no labels and there is no reference; give labels or a reference model")
+    if batches[0].labels is not None and max(batches[0].labels) >= models[0].classes:
+        raise VitfrostError(
+            f"{image_set.root} have labels up to {max(batches[0].labels)}, but {models[0].name} has {models[0].classes} classes"
+        )
     runs = [_timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
     teacher = next((logits for loaded, (logits, _) in zip(models, runs, strict=True) if loaded is reference), None)
     for loaded, (logits, _) in zip(models, runs, strict=True):
@@ -143,14 +147,13 @@ def _outcomes_of_batch(
     return [_outcomes(logits, teacher, batches[0], seconds) for logits, seconds in runs]
 
 
-def _timed(loaded: LoadedModel, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
+def _timed(loaded: Model, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
     """Logits on the CPU and the seconds of the forward pass alone."""
-    model: nn.Module = loaded.model
-    device = device_of(model)
+    device = loaded.device
     pixels = pixels.to(device)
     _synchronize(device)
     start = time.perf_counter()
-    logits = model(pixels)
+    logits = loaded(pixels)
     _synchronize(device)
     return logits.float().cpu().numpy(), time.perf_counter() - start
 
@@ -160,10 +163,10 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _check_finite(logits: Float[ndarray, "images classes"], loaded: LoadedModel, batch: Batch, image_set: ImageSet) -> None:
+def _check_finite(logits: Float[ndarray, "images classes"], loaded: Model, batch: Batch, image_set: AnyImages) -> None:
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad):
-        file = image_set.files[batch.positions[int(bad[0])]]
+        file = image_set.name_of(batch.positions[int(bad[0])])
         raise VitfrostError(f"the outputs of {loaded.name} are not finite for {file}; check its weights and, if quantized, its calibration")
 
 

@@ -72,6 +72,13 @@ class Row(Strict):
     environment: dict[str, str] = Field(default_factory=dict)
     variant: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        shares = {"top-1": self.top1, "agreement": self.agreement}
+        shown = [f"{what} {share:.2f} %" for what, share in shares.items() if share is not None]
+        return f"Row({', '.join([self.name, *shown, f'{self.precision} {self.kind}', f'{self.images} images'])})"
+
+    __str__ = __repr__
+
 
 class Results(Strict):
     """The results file: rows in the order in which they were measured."""

@@ -68,20 +68,20 @@ def demo(out: str | Path | None = None) -> Path:
 
 def _structured(folder: Path) -> list[Row]:
     """Hallucinated maps and compact blocks, as the closed form leaves them and after a short distillation."""
-    from ..artifact import load_artifact
+    from ..artifact import Artifact
     from ..evaluation.evaluate import evaluate_many
+    from ..model import Model
     from ..passes.compress import compress
     from ..progress import say
     from ..training.train import train
-    from ..vit.load import load_model
 
     say(f"train -> {folder / 'trained'}")
-    distilled = load_artifact(train(folder / "training.yaml", folder / "trained", resume=True) / "artifact")
+    distilled = Artifact.load(train(folder / "training.yaml", folder / "trained", resume=True) / "artifact")
     closed = compress(
         distilled.name, distilled.plan, statistics=folder / "run" / "statistics.safetensors", images=folder / "data" / "calibration",
         out=folder / "closed-form", overwrite=True,
     )  # fmt: skip
-    original = load_model(distilled.name)
+    original = Model.open(distilled.name)
     models = {"closed form": closed, "distilled": distilled}
     return evaluate_many(models, folder / "data" / "test", reference=original, progress=False)
 

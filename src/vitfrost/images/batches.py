@@ -6,6 +6,7 @@ The memory in use is that of the images ahead (about one batch), whatever the nu
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
 from .decode import Decoded, decode_file
+from .given import AnyImages, GivenImages
 from .preprocess import Preprocess
-from .source import ImageSet
 
 
 @dataclass
@@ -49,7 +51,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        image_set: ImageSet,
+        image_set: AnyImages,
         preprocess: Preprocess,
         batch_size: int,
         *,
@@ -83,14 +85,20 @@ class BatchLoader:
         if self._world == 1 and not self.digests:
             raise _nothing_usable(self.image_set, self.skipped)
 
+    @property
+    def expected(self) -> int | None:
+        """How many batches this process is going to give, where that is known."""
+        images = self.image_set.expected
+        return None if images is None else len(range(self._rank * self.batch_size, images, self._world * self.batch_size))
+
     def _positions(self) -> Iterator[int]:
-        size = len(self.image_set)
+        size = len(_every(self.image_set))
         for start in range(self._rank * self.batch_size, size, self._world * self.batch_size):
             yield from range(start, min(start + self.batch_size, size))
 
 
 def decode_in_order(
-    image_set: ImageSet,
+    image_set: AnyImages,
     preprocess: Preprocess,
     positions: Iterable[int],
     threads: int,
@@ -101,6 +109,9 @@ def decode_in_order(
 
     `kept`: take from and add to these decoded files.
     """
+    if isinstance(image_set, GivenImages):
+        yield from image_set.read(positions, preprocess)
+        return
     pending: deque[tuple[int, Future[Decoded]]] = deque()
 
     def work(position: int) -> Decoded:
@@ -127,7 +138,7 @@ def decode_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def take_usable(image_set: ImageSet, preprocess: Preprocess, count: int, *, threads: int = 2) -> Batch:
+def take_usable(image_set: AnyImages, preprocess: Preprocess, count: int, *, threads: int = 2) -> Batch:
     """The first `count` usable images in order, as one batch; fewer where the set has no more.
 
     `skipped` names the unusable files met on the way. Raises VitfrostError for a count below 1 and when nothing is usable.
@@ -136,7 +147,7 @@ def take_usable(image_set: ImageSet, preprocess: Preprocess, count: int, *, thre
         raise VitfrostError(f"cannot take {count} images; the number must be at least 1")
     taken: list[tuple[int, Decoded]] = []
     usable = 0
-    with closing(decode_in_order(image_set, preprocess, range(len(image_set)), threads, 2 * threads)) as decoded:
+    with closing(decode_in_order(image_set, preprocess, _every(image_set), threads, 2 * threads)) as decoded:
         for item in decoded:
             taken.append(item)
             usable += item[1].pixels is not None
@@ -149,15 +160,20 @@ def take_usable(image_set: ImageSet, preprocess: Preprocess, count: int, *, thre
     return batch
 
 
-def images_hash(image_set: ImageSet, digests: Mapping[int, str]) -> str:
+def _every(image_set: AnyImages) -> range:
+    """The positions of a set; more than there can be where only reading tells how many there are."""
+    return range(sys.maxsize if image_set.size is None else image_set.size)
+
+
+def images_hash(image_set: AnyImages, digests: Mapping[int, str]) -> str:
     """One SHA-256 over (relative name, digest) of the used files in the order of their positions."""
     total = hashlib.sha256()
     for position in sorted(digests):
-        total.update(f"{image_set.files[position]}\0{digests[position]}\n".encode("utf-8", "surrogateescape"))
+        total.update(f"{image_set.name_of(position)}\0{digests[position]}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
-def _collect(image_set: ImageSet, preprocess: Preprocess, members: list[tuple[int, Decoded]], skipped: dict[int, str]) -> Batch | None:
+def _collect(image_set: AnyImages, preprocess: Preprocess, members: list[tuple[int, Decoded]], skipped: dict[int, str]) -> Batch | None:
     """Build a batch from decoded files and add the unusable ones to `skipped`; None when no file is usable."""
     unusable = {position: decoded.reason for position, decoded in members if decoded.pixels is None}
     skipped |= unusable
@@ -165,16 +181,31 @@ def _collect(image_set: ImageSet, preprocess: Preprocess, members: list[tuple[in
     if not usable:
         return None
     positions = [position for position, _ in usable]
+    pixels = np.stack([pixels for _, pixels in usable])
     return Batch(
-        pixels=preprocess.normalize(np.stack([pixels for _, pixels in usable])),
-        labels=None if image_set.labels is None else [image_set.labels[position] for position in positions],
+        pixels=preprocess.normalize(pixels) if pixels.dtype == np.uint8 else torch.from_numpy(pixels),
+        labels=_labels(image_set, members, positions),
         positions=positions,
         digests={position: decoded.digest for position, decoded in members if decoded.pixels is not None},
         skipped=unusable,
     )
 
 
-def _nothing_usable(image_set: ImageSet, skipped: Mapping[int, str]) -> VitfrostError:
+def _labels(image_set: AnyImages, members: list[tuple[int, Decoded]], positions: list[int]) -> list[int] | None:
+    if not isinstance(image_set, GivenImages):
+        return None if image_set.labels is None else [image_set.labels[position] for position in positions]
+    labels = [decoded.label for _, decoded in members]
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        raise VitfrostError(
+            f"some of {image_set.root} have a label, and {image_set.name_of(labels.index(None))} has none; give one for each"
+        )
+    return known or None
+
+
+def _nothing_usable(image_set: AnyImages, skipped: Mapping[int, str]) -> VitfrostError:
+    if isinstance(image_set, GivenImages):
+        return VitfrostError("there is no image in what was given")
     first = min(skipped)
     return VitfrostError(
         f"none of the {len(image_set)} images of {image_set.root} is usable; the first, {image_set.files[first]}: {skipped[first]}"

@@ -14,11 +14,15 @@ from .geometry import Geometry
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 [3, height, width] and the SHA-256 of the file's bytes, or None and "" with `reason` telling why the file is skipped."""
+    """Pixels uint8 [3, height, width] and the SHA-256 of the file's bytes, or None and "" with `reason` telling why the file is skipped.
+
+    Images that are given in memory have normalized floats, and their `label` with them.
+    """
 
     pixels: np.ndarray | None
     digest: str
     reason: str
+    label: int | None = None
 
 
 class _Unusable(Exception):

@@ -12,68 +12,37 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import VitfrostError
-
-CROP_MODES = ("center", "border", "squash")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+from .preprocessing import Preprocessing
 
 
 class Geometry:
-    """From an RGB picture to what the model reads; equal to timm's `create_transform(..., is_training=False)`.
+    """From an RGB picture to what the model reads; equal to timm's `create_transform(..., is_training=False)`, but for `whole_squares`.
 
-    `config` is timm's data configuration: input_size (3, height, width), mean, std, crop_pct, crop_mode ("squash" with
-    crop_pct 1 resizes straight to the input size), interpolation. Raises VitfrostError for values timm has no meaning for.
-
-    One addition, `whole_squares` (false if not in the configuration): a square picture smaller than what the center crop is cut
-    from has been prepared for the model already; enlarging it only to cut its border off would undo that, so it is taken
-    whole, resized straight to the input size.
+    `config`: a Preprocessing, or the same as a mapping.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        self._config: dict[str, Any] = {
-            "input_size": [int(size) for size in config["input_size"]],
-            "mean": [float(value) for value in config["mean"]],
-            "std": [float(value) for value in config["std"]],
-            "crop_pct": float(config["crop_pct"]),
-            "crop_mode": str(config["crop_mode"]),
-            "interpolation": str(config["interpolation"]),
-            "whole_squares": bool(config.get("whole_squares", False)),
-        }
-        self._check()
-        self._resampling = Image.Resampling[self._config["interpolation"].upper()]
-        self._mean, self._std = (np.asarray(self._config[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
-
-    def _check(self) -> None:
-        config = self._config
-        if len(config["input_size"]) != 3 or config["input_size"][0] != 3 or min(config["input_size"]) < 1:
-            raise VitfrostError(f"the input size {config['input_size']} is not (3, height, width); only RGB models are supported")
-        if not 0 < config["crop_pct"] <= 1:
-            raise VitfrostError(f"crop_pct {config['crop_pct']} is out of range; give a number above 0 and at most 1")
-        for key, known in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
-            if config[key] not in known:
-                raise VitfrostError(f"{key} '{config[key]}' is unknown; choose one of {', '.join(known)}")
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration as plain JSON values, enough to build the same again."""
-        return {key: list(value) if isinstance(value, list) else value for key, value in self._config.items()}
+    def __init__(self, config: Preprocessing | Mapping[str, Any]):
+        self.config = config if isinstance(config, Preprocessing) else Preprocessing.from_plain(config)
+        self._resampling = Image.Resampling[self.config.interpolation.upper()]
+        self._mean, self._std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (self.config.mean, self.config.std))
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of what the model reads."""
-        _, height, width = self._config["input_size"]
+        _, height, width = self.config.input_size
         return height, width
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of a picture after resizing and before cropping."""
-        target_height, target_width = (math.floor(size / self._config["crop_pct"]) for size in self.input_size)
-        if self._config["crop_mode"] == "squash":
+        target_height, target_width = (math.floor(size / self.config.crop_pct) for size in self.input_size)
+        if self.config.crop_mode == "squash":
             return target_width, target_height
-        if self._config["crop_mode"] == "center" and target_height == target_width:  # torchvision's rule for the shorter side
+        if self.config.crop_mode == "center" and target_height == target_width:  # torchvision's rule for the shorter side
             if width <= height:
                 return target_width, int(target_width * height / width)
             return int(target_width * width / height), target_width
         ratios = (height / target_height, width / target_width)
-        ratio = max(ratios) if self._config["crop_mode"] == "border" else min(ratios)
+        ratio = max(ratios) if self.config.crop_mode == "border" else min(ratios)
         return round(width / ratio), round(height / ratio)
 
     def resized_pixels(self, width: int, height: int) -> int:
@@ -82,8 +51,8 @@ class Geometry:
         return resized_width * resized_height
 
     def _is_prepared(self, image: Image.Image) -> bool:
-        cut_from = int(min(self.input_size) / self._config["crop_pct"])
-        return self._config["whole_squares"] and self._config["crop_mode"] == "center" and image.width == image.height < cut_from
+        cut_from = int(min(self.input_size) / self.config.crop_pct)
+        return self.config.whole_squares and self.config.crop_mode == "center" and image.width == image.height < cut_from
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an RGB picture: uint8 [3, height, width]."""
@@ -92,7 +61,7 @@ class Geometry:
             image = image.resize((width, height), self._resampling)
         else:
             image = image.resize(self.resized(*image.size), self._resampling)
-            fill = tuple(round(255 * value) for value in self._config["mean"]) if self._config["crop_mode"] == "border" else 0
+            fill = tuple(round(255 * value) for value in self.config.mean) if self.config.crop_mode == "border" else 0
             image = _center(image, width, height, fill)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 

@@ -31,21 +31,50 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def size(self) -> int:
+        """How many images there are."""
+        return len(self.files)
+
+    @property
+    def expected(self) -> int:
+        """The same, as of images that are given."""
+        return len(self.files)
+
+    def shuffled(self, seed: int) -> ImageSet:
+        """All images in a drawn order."""
+        return self.subset(len(self), seed)
+
+    def name_of(self, position: int) -> str:
+        """What messages and hashes call an image."""
+        return self.files[position]
+
     def subset(self, limit: int | None, seed: int) -> ImageSet:
         """Draw `limit` images by a seeded permutation that does not depend on `limit`, so that draws nest.
 
         None keeps everything in its order; a limit beyond the size gives the whole permutation.
         Raises VitfrostError for a limit below 1 or a negative seed.
         """
-        if seed < 0:
-            raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
-        if limit is None:
+        drawn = draw(len(self.files), limit, seed)
+        if drawn is None:
             return self
-        if limit < 1:
-            raise VitfrostError(f"cannot draw {limit} images; the limit must be at least 1")
-        drawn = np.random.default_rng(seed).permutation(len(self.files))[:limit].tolist()
         labels = None if self.labels is None else tuple(self.labels[index] for index in drawn)
         return ImageSet(self.root, tuple(self.files[index] for index in drawn), labels)
+
+
+def draw(size: int | None, limit: int | None, seed: int) -> list[int] | None:
+    """`limit` of `size` numbers by a seeded permutation; None for all of them, or where their number is not known.
+
+    Raises VitfrostError for a limit below 1 or a negative seed.
+    """
+    if seed < 0:
+        raise VitfrostError(f"the seed {seed} is negative; give 0 or more")
+    if limit is not None and limit < 1:
+        raise VitfrostError(f"cannot draw {limit} images; the limit must be at least 1")
+    if limit is None or size is None:
+        return None
+    drawn: list[int] = np.random.default_rng(seed).permutation(size)[:limit].tolist()
+    return drawn
 
 
 def open_images(folder: str | Path, labels: str | Path | None = None, *, need_labels: bool = False, classes: int | None = None) -> ImageSet:

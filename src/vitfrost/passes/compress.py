@@ -6,17 +6,17 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Artifact, save_artifact, settings_of
+from ..artifact import Artifact, settings_of
 from ..configs import Compress, Repair, refuse_idle
 from ..errors import VitfrostError
 from ..files import refuse_existing
-from ..models import open_model
+from ..images.given import ImagesLike, find_given
+from ..model import Model, ModelLike, as_model
 from ..plans.file import load_plan
 from ..plans.fits import check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
-from ..vit.load import LoadedModel, create_model
 from .draws import Draws
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
@@ -50,22 +50,20 @@ def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAU
     return passes
 
 
-def start_work(
-    loaded: LoadedModel, plan: Plan, statistics: Statistics | None = None, draws: Draws | None = None, progress: bool = False
-) -> Work:
+def start_work(loaded: Model, plan: Plan, statistics: Statistics | None = None, draws: Draws | None = None, progress: bool = False) -> Work:
     """A copy of the model, ready for the plan's passes. An artifact keeps its structure, and the records of what was done to it.
 
     Raises VitfrostError where the plan is not for this model.
     """
     given = loaded if isinstance(loaded, Artifact) else None
-    sites = find_sites(loaded.model if given is None else create_model(loaded.name, loaded.image_size, **loaded.options))
-    check_fits(plan, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    sites = find_sites(loaded.module if given is None else loaded.blank())
+    check_fits(plan, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     records: dict[str, Any] = {}
     if given is not None:
         _check_structure(given.plan, plan)
         sites = changed_sites(sites, plan)
         records = {"structure": given.structure, "repair": given.repair, **given.passes}
-    model = copy.deepcopy(loaded.model).cpu()  # once, and in seconds: the same bits wherever the model runs
+    model = copy.deepcopy(loaded.module).cpu()  # once, and in seconds: the same bits wherever the model runs
     install_map_attention(model)
     kept = {name: record for name, record in records.items() if record is not None}
     return Work(model, sites, loaded, plan, statistics, draws or Draws(loaded, None, 0), progress, kept)
@@ -85,10 +83,10 @@ def artifact_of(work: Work, recipe: dict[str, Any] | None = None) -> Artifact:
     """The model with its plan and its history, once all passes have been applied."""
     loaded, records = work.original, dict(work.records)
     structure, repair, quantization = (records.pop(name, None) for name in ("structure", "repair", "quantization"))
-    return Artifact(
-        work.model.eval(), loaded.name, loaded.image_size, loaded.weight_tag, loaded.state_hash, loaded.preprocessing, loaded.classes,
-        loaded.options, plan=work.plan, statistics=_source(work.statistics), structure=structure, repair=repair, quantization=quantization,
-        passes=records, training=loaded.training if isinstance(loaded, Artifact) else None, seeds=_seeds(work), recipe=recipe,
+    return Artifact.made_from(
+        loaded, work.model, plan=work.plan, statistics=_source(work.statistics), structure=structure, repair=repair,
+        quantization=quantization, passes=records,
+        training=loaded.training if isinstance(loaded, Artifact) else None, seeds=_seeds(work), recipe=recipe,
     )  # fmt: skip
 
 
@@ -114,15 +112,11 @@ def _seeds(work: Work) -> dict[str, int]:
 
 
 def compress(
-    model: str | Path | LoadedModel,
+    model: ModelLike,
     plan: Plan | str | Path,
     *,
     statistics: Statistics | str | Path | None = None,
-    images: str | Path | None = None,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
+    images: ImagesLike | None = None,
     repair: Repair | None = None,
     config: Compress = DEFAULTS,
     progress: bool = False,
@@ -134,7 +128,8 @@ def compress(
 
     Args:
         statistics: those that the plan was made from; needed where it freezes or hallucinates.
-        images: folder that images are drawn from where activations are quantized, compact blocks fitted, or the model repaired.
+        images: a folder or an iterable (see images.given) that images are drawn from where activations are quantized, compact blocks
+            fitted, or the model repaired.
         repair: re-fit output projections and second feed-forward projections (see methods.repair.refit): to the structure alone where
             activations are quantized, else to frozen maps too.
         config: how many images are drawn, and by which seed.
@@ -150,10 +145,11 @@ def compress(
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(statistics)
-    loaded = open_model(model, weights, image_size, crop_pct=crop_pct, crop_mode=crop_mode)
+    loaded = as_model(model)
+    images = None if images is None else find_given(images, several=True)
     work = start_work(loaded, plan, statistics, Draws(loaded, images, config.seed), progress)
     apply_passes(passes_of(plan, repair, config, structured=isinstance(loaded, Artifact)), work)
     artifact = artifact_of(work, recipe)
     if out is not None:
-        save_artifact(artifact, out, overwrite)
+        artifact.save(out, overwrite)
     return artifact

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -11,30 +10,30 @@ from torch import Tensor
 
 from ..errors import VitfrostError
 from ..images.batches import BatchLoader, images_hash, take_usable
+from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
-from ..images.source import ImageSet, open_images
-from ..vit.load import LoadedModel
+from ..model import Model
 
 
-def draw_calibration(loaded: LoadedModel, images: str | Path, count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
+def draw_calibration(loaded: Model, images: ImagesLike, count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
-    image_set = open_images(images)
-    drawn = image_set.subset(len(image_set), seed)
+    drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
     record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
     return batch.pixels, record
 
 
 class DrawnBatches:
-    """A seeded draw that is read batch by batch, once. `len`: the number of batches."""
+    """A seeded draw that is read batch by batch, once."""
 
-    def __init__(self, drawn: ImageSet, preprocess: Preprocess, batch_size: int, seed: int):
+    def __init__(self, drawn: AnyImages, preprocess: Preprocess, batch_size: int, seed: int):
         self._drawn, self._seed = drawn, seed
         self._loader = BatchLoader(drawn, preprocess, batch_size)
-        self._batches = -(-len(drawn) // batch_size)
 
-    def __len__(self) -> int:
-        return self._batches
+    @property
+    def expected(self) -> int | None:
+        """The number of batches, where it is known."""
+        return self._loader.expected
 
     def __iter__(self) -> Iterator[Float[Tensor, "images 3 height width"]]:
         return (batch.pixels for batch in self._loader)
@@ -51,9 +50,9 @@ class DrawnBatches:
 
 
 class Draws:
-    """What passes draw from one folder of images (None: there is none), all with one seed. `seeds` has the seed by use, for the record."""
+    """What passes draw from one source of images (None: there is none), all with one seed. `seeds` has the seed by use, for the record."""
 
-    def __init__(self, loaded: LoadedModel, images: str | Path | None, seed: int):
+    def __init__(self, loaded: Model, images: ImagesLike | None, seed: int):
         self.seed = seed
         self.seeds: dict[str, int] = {}
         self._loaded, self._images = loaded, images
@@ -71,12 +70,11 @@ class Draws:
 
     def batches(self, use: str, count: int, batch_size: int) -> DrawnBatches:
         """At most `count` images in batches."""
-        image_set = open_images(self._source(use))
-        drawn = image_set.subset(min(count, len(image_set)), self.seed)
+        drawn = find_given(self._source(use)).subset(count, self.seed)
         self.seeds[use] = self.seed
         return DrawnBatches(drawn, Preprocess(self._loaded.preprocessing), batch_size, self.seed)
 
-    def _source(self, use: str) -> str | Path:
+    def _source(self, use: str) -> ImagesLike:
         if self._images is None:
             raise VitfrostError(f"{use} needs images; give --images DIR")
         return self._images

@@ -55,5 +55,5 @@ class GiveStructure:
         similarity, constants = similarity_of(plan, statistics), fitted_constants(plan, statistics)
         errors = start_from(work.model, plan, pixels, similarity, constants=constants, seed=work.draws.seed)
         work.sites = changed_sites(work.sites, plan)
-        seen = None if pixels is None else (work.original.model, pixels[:DISTANCE_IMAGES])
+        seen = None if pixels is None else (work.original.module, pixels[:DISTANCE_IMAGES])
         return drawn | {"relative_errors": errors, "heads": hallucinated_heads(plan, work.model, similarity, seen)}

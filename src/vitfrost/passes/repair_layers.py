@@ -32,7 +32,7 @@ class RepairLayers:
     def apply(self, work: Work) -> Record:
         """What has been done to the model by now is repaired; what comes later is not."""
         drawn = work.draws.batches(self.name, self.options.images, BATCH_SIZE)
-        original = copy.deepcopy(work.original.model).cpu()  # where the changed model is, and without what a caller has hooked to it
+        original = copy.deepcopy(work.original.module).cpu()  # where the changed model is, and without what a caller has hooked to it
         refit = Refit(work.model, original, work.sites, self.options)
-        layers = refit.run(drawn, len(drawn), work.progress)
+        layers = refit.run(drawn, drawn.expected, work.progress)
         return plain(self.options) | {"skip_last": refit.skipped} | drawn.record() | {"layers": layers}

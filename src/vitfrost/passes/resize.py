@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..artifact import Artifact, load_artifact, save_artifact, settings_of
+from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
+from ..identity import Identity
 from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.schema import ModelIdentity, Plan
+from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import create_model, hash_state, load_state
 from ..vit.resize import fit_state
 from ..vit.sites import AttentionSite
+from ..vit.skeleton import Skeleton
 from .structure import install_structure, shape_of
 
 
@@ -33,33 +36,38 @@ def resize(
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
-    given = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    given = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
     if given.plan.freeze is not None or settings_of(given.plan).any:
         raise VitfrostError("the artifact is quantized or has frozen entries, which belong to its image size; resize it before that")
+    if not given.registered:
+        raise VitfrostError(f"only timm's models are built for another image size, and timm cannot make this {given.name}")
     model = create_model(given.name, image_size, **given.options)
     sites = {site.name: site for site in find_sites(model).attention}
-    before = {site.name: site for site in find_sites(create_model(given.name, given.image_size, **given.options)).attention}
+    before = {site.name: site for site in find_sites(given.blank()).attention}
     size = find_sites(model).image_size
     layers = tuple(_layer(layer, before[layer.site], sites[layer.site]) for layer in given.plan.layers)
-    state = dict(given.model.state_dict())
-    for name, module in given.model.named_modules():
+    state = dict(given.module.state_dict())
+    for name, module in given.module.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.constants, ConstantHeads):
             state |= _constants(module.constants, f"{name}.constants", before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
     state = fit_state(model, state)
+    skeleton = Skeleton(model)
     install_structure(model, unhashed)
     load_state(model, state, f"of the {given.name} at {_shown(given.image_size)} px")
     digest = hash_state(model)
     tag = f"{given.weight_tag} at {_shown(given.image_size)} px"
     plan = _named(unhashed, {"weight_tag": tag, "state_hash": digest})
-    preprocessing = given.preprocessing | {"input_size": (given.preprocessing["input_size"][0], *size)}
-    made = Artifact(
-        model.eval(), given.name, size, tag, digest, preprocessing, given.classes, given.options, plan=plan,
-        statistics=given.statistics, structure=given.structure, training=given.training, seeds=given.seeds, recipe=given.recipe,
+    original = replace(
+        given, image_size=size, weight_tag=tag, state_hash=digest, preprocessing=given.preprocessing.at(size), skeleton=skeleton
+    )
+    made = Artifact.made_from(
+        original, model, plan=plan, statistics=given.statistics, structure=given.structure, training=given.training, seeds=given.seeds,
+        recipe=given.recipe,
     )  # fmt: skip
     if out is not None:
-        save_artifact(made, out, overwrite)
+        made.save(out, overwrite)
     return made
 
 
@@ -69,7 +77,7 @@ def _shown(size: tuple[int, int]) -> str:
 
 def _named(plan: Plan, changes: dict[str, Any]) -> Plan:
     """The plan for a model of another name, checked again."""
-    identity = ModelIdentity.model_validate(plan.model.model_dump() | changes)
+    identity = Identity.model_validate(plan.model.model_dump() | changes)
     return Plan.model_validate(plan.model_dump() | {"model": identity.model_dump()})
 
 

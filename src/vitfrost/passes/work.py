@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import VitfrostError
+from ..model import Model
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
-from ..vit.load import LoadedModel
 from ..vit.sites import ModelSites
 from .draws import Draws
 
@@ -31,7 +31,7 @@ class Work:
 
     model: nn.Module
     sites: ModelSites
-    original: LoadedModel
+    original: Model
     plan: Plan
     statistics: Statistics | None
     draws: Draws

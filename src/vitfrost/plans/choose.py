@@ -15,6 +15,7 @@ from ..configs.flat import UNQUANTIZED, Method
 from ..configs.methods import FULL_PRECISION
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
+from ..identity import Identity
 from .compact import compact_blocks
 from .criteria import SiteArrays
 from .file import save_plan
@@ -22,11 +23,13 @@ from .freeze_entries import with_frozen_entries
 from .freeze_heads import first_heads, frozen_by_criterion
 from .hallucinate import hallucinated_layers
 from .heads import COMPUTED, LayerPlan
-from .schema import ModelIdentity, Plan, StatisticsIdentity
+from .schema import Plan, StatisticsIdentity
 from .structure import FeedForwardPlan
 
 if TYPE_CHECKING:
-    from ..vit.load import LoadedModel
+    from torch import nn
+
+    from ..model import Model, ModelLike
 
 
 @runtime_checkable
@@ -94,24 +97,24 @@ def computed_layer(site: Mapping[str, Any], allowed: np.ndarray | None = None) -
     )
 
 
-def unfrozen_plan(identity: Mapping[str, Any], signature: Sequence[Mapping[str, Any]], quantize: Quantize) -> Plan:
+def unfrozen_plan(identity: Identity, signature: Sequence[Mapping[str, Any]], quantize: Quantize) -> Plan:
     """The plan that computes every head and only quantizes.
 
-    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature().
+    `identity` and `signature` are Model.identity and ModelSites.signature().
     """
     layers = tuple(computed_layer(site) for site in signature)
-    return Plan(model=ModelIdentity.model_validate(dict(identity)), quantize=quantize, layers=layers)
+    return Plan(model=identity, quantize=quantize, layers=layers)
 
 
 def plan(
-    source: StatisticsRecord | LoadedModel | str | Path,
+    source: StatisticsRecord | Model | nn.Module | str | Path,
     *methods: Method,
     out: str | Path | None = None,
 ) -> Plan:
     """Choose the heads to hallucinate, the feed-forward blocks to compact, the attention weights or heads to freeze, and the bits.
 
     Args:
-        source: statistics (of `vitfrost.calibrate`, or their file). Without them a model: a LoadedModel, or a timm name; such a plan is for
+        source: statistics (of `vitfrost.calibrate`, or their file). Without them a model: a Model, or a timm name; such a plan is for
             training or timing. It freezes and computes the first heads, and no single weights.
         methods: at most one of FreezeEntries, FreezeHeads, Hallucinate, Compact and Quantize. None at all means FreezeEntries(0.2). Without
             Quantize, weights and activations have 4 bits where single weights are frozen, else 32. Heads are hallucinated first; only
@@ -151,17 +154,17 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     else:
         if hallucinate is not None:
             hallucinate = replace(hallucinate, by=hallucinate.by or "medoids")
-            layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model["name"])
+            layers = hallucinated_layers(layers, hallucinate, statistics.head_moments, header.model.name)
             _check_mix(layers, hallucinate, statistics)
         if constants is not None:
             constants = replace(constants, by=constants.by or ("fisher" if header.sensitivity else "entropy"))
-            layers = frozen_by_criterion(layers, constants, statistics.sites, header.model["image_size"])
+            layers = frozen_by_criterion(layers, constants, statistics.sites, header.model.image_size)
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
     if chosen.entries is not None:
         layers = with_frozen_entries(layers, chosen.entries, statistics.sites)
     return Plan(
-        model=ModelIdentity.model_validate(dict(header.model)),
+        model=header.model,
         statistics=StatisticsIdentity(
             hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
             observed=header.observed,
@@ -171,10 +174,10 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     )  # fmt: skip
 
 
-def _from_model(model: str | Path | LoadedModel, chosen: Methods) -> Plan:
+def _from_model(model: ModelLike, chosen: Methods) -> Plan:
     """Without statistics: the first heads are computed, or drawn, and the first ones are frozen, to uniform maps."""
     from ..artifact import Artifact
-    from ..models import open_model
+    from ..model import as_model
     from ..vit.families import find_sites
 
     heads, constants = chosen.hallucinate, chosen.heads
@@ -182,11 +185,11 @@ def _from_model(model: str | Path | LoadedModel, chosen: Methods) -> Plan:
         raise VitfrostError(
             "freezing by what maps are takes their statistics; plan from statistics, or freeze whole heads, of which the first are taken"
         )
-    loaded = open_model(model)
+    loaded = as_model(model)
     if isinstance(loaded, Artifact):
         raise VitfrostError("an artifact has a structure already; calibrate it and plan from its statistics")
-    sites = find_sites(loaded.model)
-    made = unfrozen_plan(loaded.identity(), sites.signature(), chosen.quantize)
+    sites = find_sites(loaded.module)
+    made = unfrozen_plan(loaded.identity, sites.signature(), chosen.quantize)
     layers: Sequence[LayerPlan] = made.layers
     if heads is not None:
         heads = replace(heads, by=heads.by or "first")

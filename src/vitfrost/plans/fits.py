@@ -6,21 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import VitfrostError
-from .schema import ModelIdentity, Plan
+from ..identity import Identity
+from .schema import Plan
 
 
 def check_fits(
     plan: Plan,
-    identity: Mapping[str, Any],
+    identity: Identity,
     signature: Sequence[Mapping[str, Any]],
     feed_forward: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Raise VitfrostError saying what differs unless the plan is for this model.
 
-    `identity` and `signature` are LoadedModel.identity() and ModelSites.signature(), `feed_forward` those of its feed-forward sites.
+    `identity` and `signature` are Model.identity and ModelSites.signature(), `feed_forward` those of its feed-forward sites.
     The weight tag may differ: it only says where the weights came from, their hash says which they are.
     """
-    ours, theirs = plan.model, ModelIdentity.model_validate(dict(identity))
+    ours, theirs = plan.model, identity
     for what, planned, given in (
         ("model", ours.name, theirs.name),
         ("resolution", "x".join(map(str, ours.image_size)), "x".join(map(str, theirs.image_size))),

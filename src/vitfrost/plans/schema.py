@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from ..configs.flat import Method
+from ..identity import Identity
 from ..strict import Count, Positive, Strict
 from ..vit.names import has_relative_bias
 from .heads import HeadPlan, LayerPlan
@@ -18,16 +19,6 @@ from .structure import NO_SWIN, FeedForwardPlan
 
 KIND, VERSION = "vitfrost plan", 1
 STRUCTURE_PARTS = ("constants", "hallucinate", "compact", "feed_forward")
-
-
-class ModelIdentity(Strict):
-    """Which model a plan is for, as LoadedModel.identity() gives it."""
-
-    name: str
-    image_size: tuple[Positive, Positive]
-    weight_tag: str
-    state_hash: str
-    classes: Count
 
 
 class StatisticsIdentity(Strict):
@@ -55,7 +46,7 @@ class Plan(Strict):
 
     kind: Literal["vitfrost plan"] = "vitfrost plan"
     version: Literal[1] = 1
-    model: ModelIdentity
+    model: Identity
     statistics: StatisticsIdentity | None = None
     freeze: FreezeEntries | None = None
     constants: FreezeHeads | None = None
@@ -65,6 +56,21 @@ class Plan(Strict):
     quantize: Quantize
     layers: tuple[LayerPlan, ...]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
+
+    def __repr__(self) -> str:
+        heads = [head for layer in self.layers for head in layer.heads]
+        counts = {
+            "frozen whole": sum(head.constant is not None for head in heads),
+            "with frozen weights": sum(bool(head.entries) for head in heads),
+            "hallucinated": sum(len(layer.hallucinated) for layer in self.layers),
+        }
+        made = [f"{count} of {len(heads)} heads {what}" for what, count in counts.items() if count]
+        compact = sum(block.rank is not None for block in self.feed_forward)
+        made += [f"{compact} compact blocks"] if compact else []
+        bits = f"W{self.quantize.weights}/A{self.quantize.activations}"
+        return f"Plan({', '.join([self.model.name, f'{len(self.layers)} layers', *made, bits])})"
+
+    __str__ = __repr__
 
     @model_validator(mode="after")
     def _layers_are_consistent(self) -> Plan:

@@ -40,7 +40,7 @@ def render(parts: RunParts) -> str:
     return fill(
         TEMPLATE,
         parts=parts,
-        name=parts.identity["name"] if parts.identity else "a model",
+        name=parts.identity.name if parts.identity else "a model",
         done=summary.what_was_done(parts.plan) if parts.plan else None,
         cards=summary.key_numbers(parts),
         facts=summary.facts(parts),

@@ -14,6 +14,7 @@ from ..budget.history import SUFFIX, SearchRecord, load_search
 from ..errors import VitfrostError
 from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
 from ..evaluation.results import Results, Row, load_results
+from ..identity import Identity
 from ..passes.structure import has_structure, install_structure
 from ..plans.file import load_plan, parse_plan, plan_hash
 from ..plans.fits import check_fits
@@ -93,18 +94,18 @@ class RunParts:
     search: SearchRecord | None = None
 
     @cached_property
-    def identity(self) -> dict[str, Any] | None:
+    def identity(self) -> Identity | None:
         """Name, image size, weight tag and hash of the model."""
         found = [identity for _, identity in self._identities()]
         return found[0] if found else None
 
-    def _identities(self) -> list[tuple[str, dict[str, Any]]]:
+    def _identities(self) -> list[tuple[str, Identity]]:
         """Which model each part is of; the plan inside the artifact names the artifact's."""
         return [
-            *([(PLAN, self.plan.model.model_dump(mode="json"))] if self.plan else []),
+            *([(PLAN, self.plan.model)] if self.plan else []),
             *([(STATISTICS, self.statistics.header.model)] if self.statistics else []),
             *([(QUANTIZED, self.quantized.header.model)] if self.quantized else []),
-            *([("the search", self.search.subject.model.model_dump(mode="json"))] if self.search else []),
+            *([("the search", self.search.subject.model)] if self.search else []),
         ]
 
     @cached_property
@@ -115,8 +116,10 @@ class RunParts:
         """
         if self.identity is None:
             return None
+        if self.artifact and not self.artifact["model"].get("registered", True):
+            return None
         options = self.artifact["model"].get("options", {}) if self.artifact else {}
-        model = create_model(self.identity["name"], tuple(self.identity["image_size"]), **options)
+        model = create_model(self.identity.name, self.identity.image_size, **options)
         sites = find_sites(model)
         for statistics in (self.statistics, self.quantized):
             if statistics is not None:
@@ -186,7 +189,7 @@ class RunParts:
         identities = self._identities()
         if not identities and self.results is None:
             raise VitfrostError(f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTIFACT}, {RESULTS}; make one with vitfrost run")
-        hashes = [(name, identity["state_hash"]) for name, identity in identities]
+        hashes = [(name, identity.state_hash) for name, identity in identities]
         hashes += [(f"row '{row.name}' of {RESULTS}", row.state_hash) for row in (self.original, self.compressed) if row]
         for name, state_hash in hashes[1:]:
             if state_hash != hashes[0][1]:

@@ -234,7 +234,7 @@ def facts(parts: RunParts) -> list[tuple[str, str, str]]:
     found = []
     row = parts.compressed or parts.original
     if parts.identity is not None:
-        found.append(("Weights", parts.identity["weight_tag"], parts.identity["state_hash"]))
+        found.append(("Weights", parts.identity.weight_tag, parts.identity.state_hash))
     if row is not None:
         found.append(("Evaluation images", f"{row.images:,}", row.images_hash))
     for name, statistics in (("Calibration images", parts.statistics), ("Calibration images, quantized model", parts.quantized)):

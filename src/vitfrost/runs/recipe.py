@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, create_model, model_validator
 
+from ..configs.model import ModelPart
 from ..configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize, Repair
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
@@ -55,21 +57,6 @@ def with_options(*options: Option, **renamed: str) -> Callable[[type[P]], type[P
 
 def _options(config: type, *without: str) -> list[Option]:
     return [option for option in options_of(config) if option.field not in without and option.flag.form != "none"]
-
-
-class ModelPart(Part):
-    """Which model: a timm name, and a weights file unless timm's own pretrained weights are meant.
-
-    `whole_squares`: take square pictures that are smaller than what the crop is cut from whole (see docs/options.md), although a
-    crop is asked for; without a crop here the model does so anyway.
-    """
-
-    name: str
-    weights: str | None = None
-    image_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = Field(None, gt=0, le=1)
-    crop_mode: Literal["center", "squash", "border"] | None = None
-    whole_squares: bool = False
 
 
 @with_options(*_options(Calibrate, "batch_size", "memory_limit"), maps="observed")
@@ -194,8 +181,8 @@ class Recipe(Part):
             return None if path is None else str((folder / path).resolve())
 
         recipe = self.model_copy(deep=True)
-        if recipe.model.weights != "random":
-            recipe.model.weights = absolute(recipe.model.weights)
+        weights = "random" if self.model.weights == "random" else absolute(self.model.weights)
+        recipe.model = replace(self.model, weights=weights, class_names=absolute(self.model.class_names))
         recipe.calibration.images = str((folder / recipe.calibration.images).resolve())
         recipe.compress.images = absolute(recipe.compress.images)
         if recipe.evaluation is not None:
@@ -207,7 +194,7 @@ class Recipe(Part):
         """What is recorded in an artifact: everything but where files lay (their hashes are recorded instead)."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         for part, keys in (
-            ("model", ["weights"]),
+            ("model", ["weights", "class_names"]),
             ("calibration", ["images"]),
             ("compress", ["images"]),
             ("evaluation", ["images", "labels"]),

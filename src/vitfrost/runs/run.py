@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ..configs import Calibrate, Evaluate
 from ..configs import Compress, Quantize
 from ..configs.base import parsed
 from ..errors import VitfrostError
@@ -14,7 +16,6 @@ from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
 from ..images.source import open_images
-from ..models import open_model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import CRITERIA
@@ -22,7 +23,8 @@ from ..progress import TimeLeft
 from ..reporting.build import REPORT, report
 from ..statistics.calibrate import calibrate
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, find_device, find_weights, load_model
+from ..model import Model
+from ..vit.load import find_device, find_weights
 from .recipe import Recipe, load_recipe, save_recipe
 from .stages import Stage, run_stages
 
@@ -61,18 +63,18 @@ class RecipeRun(ABC, Generic[R]):
         return self.folder
 
     @cached_property
-    def original(self) -> LoadedModel:
+    def original(self) -> Model:
         """The model to compress, loaded once."""
-        part = self.recipe.model
-        loaded = load_model(part.name, part.weights, part.image_size, crop_pct=part.crop_pct, crop_mode=part.crop_mode)
-        if part.whole_squares:
-            loaded.preprocessing["whole_squares"] = True
-        return open_model(loaded, device=self.device)
+        return self.recipe.model.open(self.device)
+
+    def open(self, model: Model | Path) -> Model:
+        """A model, or the artifact in a folder, where the run measures."""
+        return (model if isinstance(model, Model) else Model.open(model)).to(self.device)
 
     @property
     def model(self) -> dict[str, Any]:
         """What says which model it is, for the keys of stages."""
-        return {**self.recipe.model.model_dump(), "state": self.original.state_hash}
+        return {**self.recipe.model.settings(), "state": self.original.state_hash}
 
     @property
     def compression_images(self) -> str:
@@ -86,11 +88,10 @@ class RecipeRun(ABC, Generic[R]):
         if (part := self.recipe.evaluation) is not None:
             find_images(part.images, part.labels, self.original.classes, has_reference=True)
 
-    def calibrate(self, model: LoadedModel | Path, out: Path, maps: str, **options: Any) -> None:
+    def calibrate(self, model: Model | Path, out: Path, maps: str, **options: Any) -> None:
         """Statistics of a model over the recipe's calibration images."""
         part = self.recipe.calibration
-        options = {"limit": part.limit, "seed": part.seed, "progress": self.progress} | options
-        calibrate(open_model(model, device=self.device), part.images, out=out, maps=maps, **options)
+        calibrate(self.open(model), part.images, part.config(maps=maps, **options), out=out, progress=self.progress)
 
     def compress(self, out: Path, chosen: Any, config: Compress, **options: Any) -> None:
         """The original compressed by a plan, with the recipe's images."""
@@ -102,7 +103,7 @@ class RecipeRun(ABC, Generic[R]):
     def quantize(self, out: Path, seed: int, weight_bits: int, activation_bits: int, levels: str) -> None:
         """The original quantized by RepQ-ViT, with nothing frozen."""
         settings = parsed(Quantize, {"weights": weight_bits, "activations": activation_bits, "levels": levels})
-        chosen = unfrozen_plan(self.original.identity(), find_sites(self.original.model).signature(), settings)
+        chosen = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), settings)
         self.compress(out, chosen, Compress(seed, self.recipe.compress.calibration_images))
 
 
@@ -127,7 +128,7 @@ class SingleRun(RecipeRun[Recipe]):
         """Whether the statistics need the heads' similarity."""
         return self.recipe.calibration.similarity or self.recipe.plan.similarity
 
-    def _calibrate(self, model: LoadedModel | Path, out: Path, maps: str) -> None:
+    def _calibrate(self, model: Model | Path, out: Path, maps: str) -> None:
         self.calibrate(model, out, maps, sensitivity=self.sensitivity, similarity=self.similarity)
 
     def _compress(self, source: str, out: Path) -> None:
@@ -141,12 +142,13 @@ class SingleRun(RecipeRun[Recipe]):
     def _evaluate(self, out: Path) -> None:
         part = self.recipe.evaluation
         assert part is not None
-        models: dict[str, LoadedModel] = {"original": self.original}
+        models: dict[str, Model] = {"original": self.original}
         if self.quantized_statistics:
-            models["quantized"] = open_model(self.folder / "quantized", device=self.device)
-        models["compressed"] = open_model(self.folder / "artifact", device=self.device)
+            models["quantized"] = self.open(self.folder / "quantized")
+        models["compressed"] = self.open(self.folder / "artifact")
         rows = evaluate_many(
-            models, part.images, labels=part.labels, reference="original", limit=part.limit, seed=part.seed, progress=self.progress
+            models, part.images, labels=part.labels, reference="original", config=Evaluate(limit=part.limit, seed=part.seed),
+            progress=self.progress,
         )
         save_results(Results(rows=rows), out)
 
@@ -212,7 +214,8 @@ def with_paths(recipe: R, weights: str | Path | None, calibration: str | Path | 
     """The recipe with other weights (a file, or a folder as in `run`), calibration images and evaluation images where they are given."""
     recipe = recipe.model_copy(deep=True)
     if weights is not None:
-        recipe.model.weights = str(weights) if str(weights) == "random" else find_weights(Path(weights), recipe.model.name)
+        found = str(weights) if str(weights) == "random" else find_weights(Path(weights), recipe.model.name)
+        recipe.model = replace(recipe.model, weights=found)
     if calibration is not None:
         recipe.calibration.images = str(Path(calibration).resolve())
     if images is not None and recipe.evaluation is not None:

@@ -50,6 +50,7 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
             and isinstance(about["model"]["name"], str)
             and isinstance(about["classes"], int)
             and about["classes"] > 0
+            and (about.get("class_names") is None or len(about["class_names"]) == about["classes"])
             and isinstance(about["macs"], int)
             and isinstance(about["seeds"], dict)
             and isinstance(about["plan_hash"], str | None)

@@ -19,11 +19,19 @@ def text_of(predictions: Sequence[Prediction], as_json: bool) -> str:
     if as_json:
         rows = [
             {"file": found.file, "classes": list(found.classes), "probabilities": [round(share, 6) for share in found.probabilities]}
+            | ({} if found.names is None else {"names": list(found.names)})
             for found in predictions
         ]
         return json.dumps(rows, indent=2)
     return "\n".join(
         f"{found.file}: "
-        + ", ".join(f"{index} {100 * share:.2f} %" for index, share in zip(found.classes, found.probabilities, strict=True))
+        + ", ".join(f"{label} {100 * share:.2f} %" for label, share in zip(labels_of(found), found.probabilities, strict=True))
         for found in predictions
     )
+
+
+def labels_of(found: Prediction) -> list[str]:
+    """What the classes are called: index and name, or the index alone."""
+    if found.names is None:
+        return [str(index) for index in found.classes]
+    return [f"{index} {name}" for index, name in zip(found.classes, found.names, strict=True)]

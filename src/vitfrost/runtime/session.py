@@ -21,11 +21,12 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file: class indices, most probable first, with their probabilities."""
+    """What the model says of one file: class indices, most probable first, with probabilities, and names where the export has them."""
 
     file: str
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
+    names: tuple[str, ...] | None = None
 
 
 class Session:
@@ -78,11 +79,13 @@ class Session:
 
     def _predict(self, files: list[str | Path], top: int) -> Iterator[Prediction]:
         logits = self.run(self.geometry.normalized(np.stack([self._read(file) for file in files])))
+        known = self.about.get("class_names")
         for file, row in zip(files, logits, strict=True):
             chosen = np.argsort(-row, kind="stable")[:top]
             shares = np.exp(row.astype(np.float64) - row.max())
             shares /= shares.sum()
-            yield Prediction(str(file), tuple(chosen.tolist()), tuple(shares[chosen].tolist()))
+            names = None if known is None else tuple(known[index] for index in chosen)
+            yield Prediction(str(file), tuple(chosen.tolist()), tuple(shares[chosen].tolist()), names)
 
     def _read(self, file: str | Path) -> np.ndarray:
         decoded = decode_file(Path(file), self.geometry)

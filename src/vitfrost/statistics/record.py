@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
@@ -16,11 +16,16 @@ from pydantic import ConfigDict
 
 from ..errors import VitfrostError
 from ..files import atomic_file
+from ..identity import Identity
 from ..records import Format, parse
 from ..spelling import hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 from .similarity import added, moments_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
 FORMAT = Format("a statistics file", "vitfrost.statistics", FORMAT_VERSION, mend="calibrate again")
@@ -79,6 +84,9 @@ class SiteStatistics:
         """Mean over the images of the squared norm of a value after its head's slice of the output projection."""
         return (self.value_sums / (VALUE_SCALE * max(self.images, 1))).astype(np.float32)
 
+    def __repr__(self) -> str:
+        return f"SiteStatistics({self.name}, maps {list(self.maps_shape)}, {self.images} images)"
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored, by name."""
         stored = {name: getattr(self, name) for name in _ARRAYS}
@@ -112,7 +120,7 @@ class StatisticsHeader:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    model: dict[str, Any]
+    model: Identity
     sites: list[dict[str, Any]]
     precision: str
     observed: str
@@ -139,6 +147,33 @@ class Statistics:
     header: StatisticsHeader
     sites: dict[str, SiteStatistics]
     similarity: Int64[np.ndarray, "heads heads"] | None = None
+
+    def __getitem__(self, site: str) -> SiteStatistics:
+        """The statistics of one site, such as "blocks.3.attn". Raises VitfrostError naming the sites there are."""
+        if site not in self.sites:
+            names = list(self.sites)
+            raise VitfrostError(f"there is no site '{site}'; there are {len(names)}, {names[0]} to {names[-1]}")
+        return self.sites[site]
+
+    def __repr__(self) -> str:
+        header = self.header
+        more = [name for name in ("sensitivity", "similarity") if getattr(header, name)]
+        return (
+            f"Statistics({', '.join([header.model.name, f'{len(self.sites)} sites', f'{header.images} images', header.precision, *more])})"
+        )
+
+    def plot(
+        self, site: str, head: int, picture: str | Path | Image | None = None, *, of: Literal["mean", "variance", "entropy"] = "mean",
+        window: int = 0,
+    ) -> Figure:  # fmt: skip
+        """A matplotlib figure of a head's map over the patch grid: the class token's row, or the mean over the patches.
+
+        `picture`: a file or a Pillow image to lay it over. `of`: mean map, its variance, or its entropy (bits). Raises VitfrostError for
+        a site, head or window that is not there.
+        """
+        from .plot import plot_head
+
+        return plot_head(self, site, head, picture, of=of, window=window)
 
     @cached_property
     def moments(self) -> Float64[np.ndarray, "heads heads"]:
@@ -237,19 +272,24 @@ class Statistics:
         similarity = None if self.similarity is None or other.similarity is None else added(self.similarity, other.similarity)
         return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()}, similarity)
 
-    def check_fits(self, identity: dict[str, Any], signature: list[dict[str, Any]]) -> None:
+    def check_fits(self, identity: Identity, signature: list[dict[str, Any]]) -> None:
         """Raise VitfrostError, saying what differs, unless the statistics belong to this model and these sites."""
         own = self.header.model
         for key, what in (("name", "model"), ("image_size", "resolution"), ("state_hash", "weights")):
-            if own.get(key) != identity.get(key):
+            if getattr(own, key) != getattr(identity, key):
                 shown = "weight_tag" if key == "state_hash" else key
                 raise VitfrostError(
-                    f"the statistics belong to another {what}: theirs {own.get(shown)} ({str(own.get(key))[:24]}), "
-                    f"here {identity.get(shown)} ({str(identity.get(key))[:24]}); calibrate this model"
+                    f"the statistics belong to another {what}: theirs {_shown(own, shown)} ({str(_shown(own, key))[:24]}), "
+                    f"here {_shown(identity, shown)} ({str(_shown(identity, key))[:24]}); calibrate this model"
                 )
         if self.header.sites != signature:
             differing = [site["name"] for site in signature if site not in self.header.sites] or ["their number"]
             raise VitfrostError(f"the statistics belong to other attention sites ({differing[0]} differs); calibrate this model")
+
+
+def _shown(identity: Identity, field: str) -> Any:
+    value = getattr(identity, field)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
@@ -263,7 +303,7 @@ def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
 
 
 def _header_values(header: StatisticsHeader) -> dict[str, Any]:
-    values = asdict(header)
+    values = asdict(header) | {"model": header.model.model_dump(mode="json")}
     # as it was written, so that plans made from the file still know it by its hash
     for name, version in _SINCE.items():
         if header.version < version:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..errors import VitfrostError
 from ..evaluation.cost import macs_by_part
@@ -113,7 +112,7 @@ class GridParts:
     def _read(self, path: Path) -> Statistics:
         statistics = Statistics.load(path)
         expected = self.state_hash
-        if expected is not None and statistics.header.model["state_hash"] != expected:
+        if expected is not None and statistics.header.model.state_hash != expected:
             raise self._mixed(path.name)
         return statistics
 
@@ -147,9 +146,9 @@ class GridParts:
         Raises VitfrostError for a name that timm does not know, and for statistics that do not fit the sites.
         """
         kept = [one for one in (self.statistics, self.quantized[1] if self.quantized else None) if one is not None]
-        header: dict[str, Any] | None = kept[0].header.model if kept else None
-        size = tuple(header["image_size"]) if header else self.recipe.model.image_size
-        model = create_model(header["name"] if header else self.recipe.model.name, size)
+        header = kept[0].header.model if kept else None
+        size = header.image_size if header else self.recipe.model.image_size
+        model = create_model(header.name if header else self.recipe.model.name, size)
         sites = find_sites(model)
         for one in kept:
             assert header is not None

@@ -13,12 +13,12 @@ from ..evaluation.outcomes import Measured, Outcomes, measure_outcomes
 from ..images.decode import Decoded
 from ..images.source import ImageSet
 from ..methods.frozen_entries import FrozenMaps
+from ..model import Model
 from ..passes.freeze_entries import frozen_modules
 from ..plans.choose import plan, summary
 from ..plans.schema import Plan
 from ..runs.recipe import PlanPart
 from ..statistics.record import Statistics
-from ..vit.load import LoadedModel
 from .outcome_files import Outcome
 from .shared import Remembered, SharedModel, VariantModel
 from .variants import ORIGINAL, Variant
@@ -34,26 +34,26 @@ class Evaluation:
     `folder` is where outcomes are saved.
     """
 
-    original: LoadedModel
+    original: Model
     image_set: ImageSet
     batch_size: int
     folder: Path
     progress: bool = True
     kept: dict[int, Decoded] | None = None
-    reference: LoadedModel = field(init=False)
+    reference: Model = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reference = replace(self.original, model=Remembered(self.original.model))
+        self.reference = replace(self.original, module=Remembered(self.original.module))
         height, width = self.original.image_size
         if self.kept is None and len(self.image_set) * 3 * height * width < KEPT_BYTES:
             self.kept = {}
 
-    def run(self, models: list[LoadedModel], text: str) -> Measured:
+    def run(self, models: list[Model], text: str) -> Measured:
         """One pass over the images with some models, beside the original."""
         return measure_outcomes(models, self.reference, self.image_set, self.batch_size, self.progress, text=text, kept=self.kept)
 
     def save(
-        self, variant: Variant | None, context: str, loaded: LoadedModel, outcomes: Outcomes, measured: Measured, made: Plan | None
+        self, variant: Variant | None, context: str, loaded: Model, outcomes: Outcomes, measured: Measured, made: Plan | None
     ) -> Outcome:
         """Write one outcome (by the first process only); `context` is what it depends on beside its variant."""
         row = result_row(ORIGINAL if variant is None else variant.title, loaded, outcomes, measured, ORIGINAL)
@@ -73,7 +73,7 @@ class Evaluation:
 
 def measure_variants(
     evaluation: Evaluation,
-    base: LoadedModel,
+    base: Model,
     members: Sequence[tuple[Variant, Statistics | None]],
     contexts: Mapping[str, str],
     text: str,
@@ -83,17 +83,17 @@ def measure_variants(
     Every variant comes with the statistics that it is planned from (None where it freezes nothing). Variants with equal frozen
     maps in their first layers share the work of these layers. `contexts` are those of the variants, by key.
     """
-    with SharedModel(base.model) as shared:
+    with SharedModel(base.module) as shared:
         taking_part = [_artifact(base, shared, variant, statistics) for variant, statistics in members]
         measured = evaluation.run(list(taking_part), text)
         for (variant, _), artifact, outcomes in zip(members, taking_part, measured.models, strict=True):
-            model = artifact.model
+            model = artifact.module
             assert isinstance(model, VariantModel)
             model.select()
             evaluation.save(variant, contexts[variant.key], artifact, outcomes, measured, artifact.plan)
 
 
-def _artifact(base: LoadedModel, shared: SharedModel, variant: Variant, statistics: Statistics | None) -> Artifact:
+def _artifact(base: Model, shared: SharedModel, variant: Variant, statistics: Statistics | None) -> Artifact:
     """The variant as an artifact that is not saved; its size is the base's and that of its packed frozen maps."""
     frozen: dict[str, FrozenMaps] = {}
     if variant.freeze == 0 and isinstance(base, Artifact):
@@ -101,15 +101,14 @@ def _artifact(base: LoadedModel, shared: SharedModel, variant: Variant, statisti
     else:
         assert statistics is not None
         made = plan(statistics, *PlanPart.model_validate(variant.plan).methods())
-        frozen = frozen_modules(base.model, made, statistics)
-    size = base.size_bytes if isinstance(base, Artifact) else sum(p.numel() * p.element_size() for p in base.model.parameters())
+        frozen = frozen_modules(base.module, made, statistics)
+    size = base.size_bytes if isinstance(base, Artifact) else sum(p.numel() * p.element_size() for p in base.module.parameters())
     seeds = dict(base.seeds) if isinstance(base, Artifact) else {}
     if statistics is not None and statistics.header.seed is not None:
         seeds["statistics"] = statistics.header.seed
     if made.freeze is not None:
         seeds["plan"] = made.freeze.seed
-    return Artifact(
-        shared.add(frozen), base.name, base.image_size, base.weight_tag, base.state_hash, base.preprocessing, base.classes, base.options,
-        plan=made, seeds=seeds, size_bytes=size + sum(frozen_bytes(maps) for maps in frozen.values()),
+    return Artifact.made_from(
+        base, shared.add(frozen), plan=made, seeds=seeds, size_bytes=size + sum(frozen_bytes(maps) for maps in frozen.values()),
         quantization=base.quantization if isinstance(base, Artifact) else None,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from ..files import atomic_file
 from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
+from ..model import Model
 from ..vit.families import has_class_token, install_map_attention
-from ..vit.load import LoadedModel
 
 _METADATA_KEY = "vitfrost.picture"
 
@@ -46,7 +46,7 @@ class MappedPicture:
     maps: Float32[np.ndarray, "windows heads queries keys"]
 
 
-def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int = 0) -> Path:
+def take_picture(loaded: Model, images: str | Path, out: Path, seed: int = 0) -> Path:
     """Draw one usable picture by `seed`, run the model on it, and write both as one safetensors file, whose path is returned.
 
     `pixels` uint8 [height, width, 3] is what is left of the picture after resizing and cropping; `maps` float32 [windows,
@@ -59,7 +59,7 @@ def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int =
     preprocess = Preprocess(loaded.preprocessing)
     batch = take_usable(image_set.subset(len(image_set), seed), preprocess, 1)
     file = image_set.subset(len(image_set), seed).files[batch.positions[0]]
-    model = copy.deepcopy(loaded.model).eval().cpu()
+    model = copy.deepcopy(loaded.module).eval().cpu()
     site, attention = list(install_map_attention(model).items())[-1]
     seen: list[Tensor] = []
     attention.observe(lambda maps, values: seen.append(maps))
@@ -80,8 +80,7 @@ def take_picture(loaded: LoadedModel, images: str | Path, out: Path, seed: int =
 
 def _as_bytes(pixels: Tensor, preprocess: Preprocess) -> UInt8[np.ndarray, "3 height width"]:
     """The inverse of `Preprocess.normalize` for one image, exact."""
-    config = preprocess.describe()
-    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.config.mean, preprocess.config.std))
     return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

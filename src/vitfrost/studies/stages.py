@@ -11,18 +11,18 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+from ..configs import Evaluate
 from ..errors import VitfrostError
-from ..evaluation.evaluate import BATCH_SIZE, find_images
+from ..evaluation.evaluate import find_images
 from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..keyed import file_key, hash_of
-from ..models import open_model
+from ..model import Model
 from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
 from ..runs.stages import Stage
 from ..statistics.record import Statistics
-from ..vit.load import LoadedModel
 from .grid_page import report_study
 from .measure import Evaluation, measure_variants
 from .outcome_files import OUTCOMES, Outcome, load_outcome, load_outcomes, outcome_path
@@ -63,7 +63,7 @@ class GridRun(RecipeRun[StudyRecipe]):
     @cached_property
     def evaluation(self) -> Evaluation:
         """What all variants are measured on."""
-        return Evaluation(self.original, self.image_set, BATCH_SIZE, self.folder / OUTCOMES, self.progress)
+        return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
         stages = [Stage("picture", PICTURE, (), [self.model, self.recipe.evaluation], self._take_picture)]
@@ -106,7 +106,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         quantized = source.statistics == "quantized"
         same = [variant for variant in self.variants if variant.source.observed == source.observed]
         sensitivity = part.sensitivity or any(CRITERIA[variant.plan["by"]].needs_sensitivity for variant in same)
-        model: LoadedModel | Path = self.folder / "quantized" / source.model if quantized else self.original
+        model: Model | Path = self.folder / "quantized" / source.model if quantized else self.original
 
         def make(out: Path) -> None:
             self.calibrate(model, out, part.observed if quantized else "before", limit=source.images, sensitivity=sensitivity)
@@ -135,7 +135,7 @@ class GridRun(RecipeRun[StudyRecipe]):
                 open_members.append(variant)
         quantizes = members[0].source.quantizes
         # the original stays as it is
-        base = open_model(self.folder / "quantized" / name, device=self.device) if quantizes else copy.deepcopy(self.original)
+        base = self.open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
         for start in range(0, len(open_members), VARIANTS_PER_PASS):

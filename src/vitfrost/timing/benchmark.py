@@ -115,6 +115,12 @@ class Benchmark(Strict):
     rows: list[BenchRow] = Field(min_length=1)
     left_out: list[LeftOut] = Field(default_factory=list)
 
+    def __repr__(self) -> str:
+        models = list(dict.fromkeys(row.subject for row in self.rows))
+        return f"Benchmark({', '.join(models[:4])}{' ...' if len(models) > 4 else ''}: {len(self.rows)} rows, {self.rounds} rounds)"
+
+    __str__ = __repr__
+
     def groups(self) -> list[list[BenchRow]]:
         """The rows that were interleaved with each other: of one image size, batch size and number of threads."""
         found: dict[Any, list[BenchRow]] = {}

@@ -11,9 +11,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..deploy.graph import inference_form
+from ..model import Model
 from ..runtime import Runtime
 from ..threads import torch_threads
-from ..vit.load import LoadedModel, find_device
+from ..vit.load import find_device
 from .constant_forms import choose_forms, constant_forms
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Torch(Runtime):
 
     name = package = "torch"
 
-    def __init__(self, loaded: LoadedModel, threads: int, precision: str, compiled: bool, device: str):
+    def __init__(self, loaded: Model, threads: int, precision: str, compiled: bool, device: str):
         self.precision, self.threads = precision, threads
         self.label = f"torch {torch.__version__.partition('+')[0]} {torch.device(device).type}"
         self._device = find_device(device)

@@ -35,14 +35,12 @@ class ModelSource:
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
-        """The LoadedModel. Raises VitfrostError as `load_artifact` and `load_model` do."""
+        """The Model. Raises VitfrostError as `Model.open` does."""
+        from ..model import Model
+
         if self.artifact:
-            from ..artifact import load_artifact
-
-            return load_artifact(self.model)
-        from ..vit.load import load_model
-
-        return load_model(self.model, self.weights, self.image_size, **self.options)
+            return Model.open(Path(self.model))
+        return Model.open(self.model, weights=self.weights, image_size=self.image_size, options=self.options)
 
 
 @dataclass(frozen=True)

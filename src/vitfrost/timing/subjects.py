@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..artifact import Artifact, is_artifact, load_artifact
+from ..artifact import Artifact, is_artifact
 from ..errors import VitfrostError
 from ..evaluation.description import describe
+from ..model import Model
 from ..runtime.folder import is_export, read_export
-from ..vit.load import RANDOM_WEIGHTS, LoadedModel, find_weights, load_model
+from ..vit.load import RANDOM_WEIGHTS, find_weights
 from .sessions import ModelSource
 
 TIMM = "timm:"
@@ -36,7 +37,7 @@ class Subject:
     kind: Literal["executed", "simulated"] = "executed"
     precision: str = "fp32"
     source: ModelSource | None = None
-    loaded: LoadedModel | None = None
+    loaded: Model | None = None
     export: Path | None = None
     about: dict[str, Any] | None = None
     peer: str = ""
@@ -117,11 +118,11 @@ def _named_apart(peers: list[Subject], taken: set[str]) -> list[Subject]:
 
 
 def _timm(source: ModelSource, label: str) -> Subject:
-    loaded = load_model(source.model, source.weights, source.image_size, **source.options)
+    loaded = source.load()
     return _subject(loaded, source, label, unmodified=True)
 
 
-def _subject(loaded: LoadedModel, source: ModelSource, label: str, unmodified: bool) -> Subject:
+def _subject(loaded: Model, source: ModelSource, label: str, unmodified: bool) -> Subject:
     about = describe(loaded)
     return Subject(
         label, unmodified, ModelSource(loaded.name, False, None, loaded.image_size, loaded.options), loaded.weight_tag, loaded.state_hash,
@@ -133,9 +134,7 @@ def _folder(path: Path, label: str) -> Subject:
     if is_export(path):
         return _exported(path, label)
     if is_artifact(path):
-        loaded = load_artifact(path)
-        assert isinstance(loaded, Artifact)
-        return _subject(loaded, ModelSource(str(path.resolve()), artifact=True), label, unmodified=False)
+        return _subject(Artifact.load(path), ModelSource(str(path.resolve()), artifact=True), label, unmodified=False)
     hint = f"; for the timm model write {TIMM}{path}" if "/" not in str(path) and not path.exists() else ""
     raise VitfrostError(f"{path} is neither an artifact nor an exported folder{hint}")
 

@@ -7,7 +7,6 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ..evaluation.outcomes import TOP, Outcomes, in_top
 from ..files import sha256_of_file
 from ..images.batches import decode_in_order, images_hash
 from ..images.preprocess import Preprocess
+from ..images.preprocessing import Preprocessing
 from ..images.source import ImageSet, open_images
 from ..progress import track
 from .packs import Pack
@@ -41,7 +41,7 @@ class EvaluationImages:
     std: Float[Tensor, "3 1 1"]
 
 
-def open_evaluation(part: SourcePart, preprocessing: dict[str, Any], classes: int, threads: int, progress: bool) -> EvaluationImages:
+def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: int, threads: int, progress: bool) -> EvaluationImages:
     """Decode a folder or a pack with the model's own preprocessing.
 
     Raises VitfrostError for a source without labels or with more classes than the model, and where no picture is usable.
@@ -56,7 +56,7 @@ def open_evaluation(part: SourcePart, preprocessing: dict[str, Any], classes: in
         raise VitfrostError(f"none of the pictures of {path} is usable; give others for the evaluation")
     if max(labels) >= classes:
         raise VitfrostError(f"the evaluation pictures {path} have labels up to {max(labels)}, the model has {classes} classes")
-    mean, std = (torch.tensor(preprocess.describe()[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return EvaluationImages(torch.from_numpy(np.stack(pixels)), np.asarray(labels, np.int64), digest, skipped, mean, std)
 
 

@@ -18,9 +18,9 @@ from ..distributed import rank, world
 from ..errors import VitfrostError
 from ..evaluation.intervals import share
 from ..evaluation.outcomes import Outcomes
+from ..model import Model
 from ..progress import say, track
 from ..vit.compat import import_timm
-from ..vit.load import LoadedModel
 from .augment import Augment, mix
 from .checkpoint import load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
@@ -53,14 +53,14 @@ class Trainer:
         recipe: TrainingRecipe,
         folder: Path,
         model: nn.Module,
-        loaded: LoadedModel,
+        loaded: Model,
         images: DecodedImages,
         device: torch.device,
         *,
         inputs: dict[str, str],
         notes: dict[str, Any],
         evaluation: EvaluationImages | None = None,
-        teacher: LoadedModel | None = None,
+        teacher: Model | None = None,
         progress: bool = True,
     ):
         self.recipe, self.folder, self.device, self.inputs, self.notes = recipe, folder, device, inputs, notes
@@ -87,7 +87,7 @@ class Trainer:
         height, width = loaded.image_size
         if height != width:
             raise VitfrostError(f"the model takes images of {height} x {width} pixels, training square ones only; choose a square size")
-        self.augment = Augment(recipe.augment, height, loaded.preprocessing["mean"], loaded.preprocessing["std"])
+        self.augment = Augment(recipe.augment, height, loaded.preprocessing.mean, loaded.preprocessing.std)
         self.step, self.elapsed, self.last_good = 0, 0.0, 0
         self._metrics_position = 0
         self._bad_step = torch.full((), -1, device=device)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..artifact import load_artifact
+from ..artifact import Artifact
 from ..configs.flat import UNQUANTIZED
 from ..distributed import rank
 from ..errors import VitfrostError
+from ..model import Model
 from ..passes.draws import draw_calibration
 from ..passes.give_structure import fitted_constants, similarity_of
 from ..passes.structure import has_structure, install_structure, start_from
@@ -22,8 +22,9 @@ from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
+from ..vit.checkpoint import read_weights
 from ..vit.families import find_sites
-from ..vit.load import LoadedModel, hash_state, load_model, load_state, read_weights
+from ..vit.load import hash_state, load_state, own_seed
 from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
 from .recipe import SourcePart, TrainingRecipe
@@ -35,7 +36,7 @@ DECODING_THREADS = 2
 class Start:
     """What training starts from. `loaded` is the model before it was changed, `model` the one that is trained; None as `plan`: plain."""
 
-    loaded: LoadedModel
+    loaded: Model
     model: nn.Module
     plan: Plan
     seeds: dict[str, int]
@@ -51,29 +52,29 @@ def load_start(recipe: TrainingRecipe, *, fill: bool = True) -> Start:
     if recipe.start.artifact is not None:
         return _of_artifact(recipe)
     loaded = _load_model(recipe)
-    sites = find_sites(loaded.model)
+    sites = find_sites(loaded.module)
     chosen = _plan(recipe, loaded)
-    check_fits(chosen, loaded.identity(), sites.signature(), [site.signature() for site in sites.feed_forward])
+    check_fits(chosen, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     _refuse_untrainable(chosen)
-    start = Start(loaded, copy.deepcopy(loaded.model), chosen, {"training": recipe.seed})
+    start = Start(loaded, copy.deepcopy(loaded.module), chosen, {"training": recipe.seed})
     if has_structure(chosen):
-        torch.manual_seed(recipe.seed)
-        if recipe.model.weights is None or not fill:
-            install_structure(start.model, chosen, training=True)
-        else:
-            _take_up(start, recipe)
+        with own_seed(recipe.seed):
+            if recipe.model.weights is None or not fill:
+                install_structure(start.model, chosen, training=True)
+            else:
+                _take_up(start, recipe)
     return start
 
 
 def _of_artifact(recipe: TrainingRecipe) -> Start:
     """Go on from an artifact: merged layers stay merged."""
-    artifact = load_artifact(str(recipe.start.artifact))
+    artifact = Artifact.load(str(recipe.start.artifact))
     if artifact.name != recipe.model.name:
         raise VitfrostError(f"start.artifact is a {artifact.name}, but model.name is {recipe.model.name}; name the same model")
     _refuse_untrainable(artifact.plan)
-    for parameter in artifact.model.parameters():
+    for parameter in artifact.module.parameters():
         parameter.requires_grad_(True)
-    return Start(artifact, artifact.model, artifact.plan, {**artifact.seeds, "training": recipe.seed}, artifact.structure)
+    return Start(artifact, artifact.module, artifact.plan, {**artifact.seeds, "training": recipe.seed}, artifact.structure)
 
 
 def _refuse_untrainable(chosen: Plan) -> None:
@@ -84,22 +85,18 @@ def _refuse_untrainable(chosen: Plan) -> None:
         )
 
 
-def _load_model(recipe: TrainingRecipe) -> LoadedModel:
+def _load_model(recipe: TrainingRecipe) -> Model:
     part = recipe.model
-    options = dict(part.options)
-    if part.classes is not None:
-        options["num_classes"] = part.classes
-    crop: dict[str, Any] = {"crop_pct": part.crop_pct, "crop_mode": part.crop_mode, "seed": recipe.seed}
-    loaded = load_model(part.name, None if part.weights == "timm" else "random", part.image_size, **crop, **options)
+    loaded = replace(part, weights=None if part.weights == "timm" else "random").open(seed=recipe.seed)
     if part.weights not in (None, "timm"):
         loaded = _with_weights(loaded, str(part.weights))
     kept = {name: value for name, value in loaded.options.items() if not name.endswith("drop_rate") and name != "drop_path_rate"}
     return replace(loaded, options=kept)
 
 
-def _with_weights(loaded: LoadedModel, path: str) -> LoadedModel:
+def _with_weights(loaded: Model, path: str) -> Model:
     """Weights of a file, but for a classifier that has other classes: that stays untrained."""
-    model: Any = loaded.model
+    model: Any = loaded.module
     state, own = fit_state(model, read_weights(path)), model.state_dict()
     classifier = model.get_classifier()
     for name in [name for name, module in model.named_modules() if module is classifier]:
@@ -110,9 +107,9 @@ def _with_weights(loaded: LoadedModel, path: str) -> LoadedModel:
     return replace(loaded, weight_tag=f"file:{Path(path).name}", state_hash=hash_state(model))
 
 
-def _plan(recipe: TrainingRecipe, loaded: LoadedModel) -> Plan:
+def _plan(recipe: TrainingRecipe, loaded: Model) -> Plan:
     if recipe.plan is None:
-        return unfrozen_plan(loaded.identity(), find_sites(loaded.model).signature(), UNQUANTIZED)
+        return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), UNQUANTIZED)
     if isinstance(recipe.plan, str):
         return load_plan(recipe.plan)
     methods = (recipe.plan.constants, recipe.plan.hallucinate, recipe.plan.compact)
@@ -124,7 +121,7 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     """Fill the plan's structure from the trained weights, in closed form."""
     part = recipe.start
     statistics = None if part.statistics is None else Statistics.load(part.statistics)
-    if statistics is not None and statistics.header.model["state_hash"] != start.loaded.state_hash:
+    if statistics is not None and statistics.header.model.state_hash != start.loaded.state_hash:
         raise VitfrostError(f"the statistics {part.statistics} are of other weights; calibrate this model, or leave them out")
     pixels = None
     if part.images is not None:
@@ -137,21 +134,21 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     start.structure = (start.structure or {}) | {"relative_errors": errors}
 
 
-def load_teacher(recipe: TrainingRecipe, start: Start) -> LoadedModel | None:
+def load_teacher(recipe: TrainingRecipe, start: Start) -> Model | None:
     """The teacher in evaluation mode, without gradients. Raises VitfrostError where its classes are not the model's."""
     part = recipe.teacher
     if part is None:
         return None
     if part.original:
-        teacher = replace(start.loaded, model=copy.deepcopy(start.loaded.model))
+        teacher = replace(start.loaded, module=copy.deepcopy(start.loaded.module))
     else:
         weights = None if part.weights == "timm" else part.weights
-        teacher = load_model(str(part.name), weights, part.image_size, **part.options)
+        teacher = Model.open(str(part.name), weights=weights, image_size=part.image_size, options=part.options)
     if teacher.classes != start.loaded.classes:
         raise VitfrostError(
             f"the teacher {teacher.name} has {teacher.classes} classes, the model {start.loaded.classes}; give an equal one"
         )
-    teacher.model.eval().requires_grad_(False)
+    teacher.module.eval().requires_grad_(False)
     return teacher
 
 
@@ -180,7 +177,7 @@ def _open(part: SourcePart, size: int, cache: Path | None, threads: int, progres
 
 
 def input_hashes(
-    recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: LoadedModel | None
+    recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: Model | None
 ) -> dict[str, str]:
     """What a checkpoint belongs to, by name."""
     found = {"recipe": recipe.hash(), "plan": plan_hash(start.plan), "start": start.loaded.state_hash, "training data": images.digest}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from ..configs import Compact, FreezeHeads, Hallucinate
+from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.text import overlaid
@@ -22,26 +24,6 @@ from .augment import AugmentSettings
 FORMAT = Format("a training recipe", "vitfrost training", language="YAML")
 NAMED_WEIGHTS = ("timm", "random")
 RUN_ONLY = ("threads", "checkpoint_every", "log_every", "tensorboard", "time_limit")
-
-
-class ModelPart(Strict):
-    """What is trained. `weights`: none or "random" (untrained), a file, or "timm" for timm's pretrained weights.
-
-    `options` are further arguments of timm's create_model, such as embed_dim, num_heads, depth or drop_path_rate.
-    """
-
-    name: str
-    weights: str | None = None
-    image_size: int | tuple[int, int] | None = None
-    classes: int | None = Field(None, ge=1)
-    crop_pct: float | None = Field(None, gt=0, le=1)
-    crop_mode: Literal["center", "squash", "border"] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("weights")
-    @classmethod
-    def _random_is_untrained(cls, value: str | None) -> str | None:
-        return None if value == "random" else value
 
 
 class StartPart(Strict):
@@ -208,6 +190,11 @@ class TrainingRecipe(Strict):
     threads: int | None = Field(None, ge=1)
     tensorboard: bool = False
 
+    @field_validator("model")
+    @classmethod
+    def _random_is_untrained(cls, value: ModelPart) -> ModelPart:
+        return replace(value, weights=None) if value.weights == "random" else value
+
     @model_validator(mode="after")
     def _parts_agree(self) -> TrainingRecipe:
         if self.schedule.follow == "time" and self.time_limit is None:
@@ -257,7 +244,13 @@ def _paths(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     start = data.get("start") or {}
     named = [(source, "source") for source in sources]
     named += [(start, key) for key in ("statistics", "images", "artifact")]
-    named += [(data["data"], "cache"), (data["model"], "weights"), (data.get("teacher") or {}, "weights"), (data, "plan")]
+    named += [
+        (data["data"], "cache"),
+        (data["model"], "weights"),
+        (data["model"], "class_names"),
+        (data.get("teacher") or {}, "weights"),
+        (data, "plan"),
+    ]
     return [(part, key) for part, key in named if isinstance(part.get(key), str) and part[key] not in NAMED_WEIGHTS]
 
 

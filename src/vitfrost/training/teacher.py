@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import VitfrostError
-from ..vit.load import LoadedModel
+from ..model import Model
 
 
 class WithTokens(nn.Module):
@@ -31,14 +31,14 @@ class WithTokens(nn.Module):
 class Teacher:
     """A loaded model in evaluation mode on the student's pictures: resized and normalized anew where it takes them differently."""
 
-    def __init__(self, teacher: LoadedModel, student: LoadedModel, device: torch.device, tokens: bool = False):
-        self.model: nn.Module = teacher.model.to(device)
+    def __init__(self, teacher: Model, student: Model, device: torch.device, tokens: bool = False):
+        self.model: nn.Module = teacher.module.to(device)
         if tokens:
             self.model = WithTokens(self.model)
         self.size = None if teacher.image_size == student.image_size else teacher.image_size
 
-        def constant(loaded: LoadedModel, key: str) -> Tensor:
-            return torch.tensor(loaded.preprocessing[key], device=device).view(3, 1, 1)
+        def constant(loaded: Model, key: str) -> Tensor:
+            return torch.tensor(getattr(loaded.preprocessing, key), device=device).view(3, 1, 1)
 
         own, given = ({key: constant(loaded, key) for key in ("mean", "std")} for loaded in (teacher, student))
         self.scale = given["std"] / own["std"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
-from ..artifact import Artifact, load_artifact, save_artifact
+from ..artifact import Artifact
 from ..distributed import barrier, rank, shared_errors
 from ..errors import VitfrostError
 from ..evaluation.evaluate import result_row
@@ -140,17 +141,15 @@ def _finish(trainer: Trainer, start: Start, evaluation: EvaluationImages | None)
             "seconds": round(trainer.elapsed, 1),
             "start": {"weight_tag": loaded.weight_tag, "state_hash": loaded.state_hash},
         }
-        artifact = Artifact(
-            model, loaded.name, loaded.image_size, f"trained:{recipe.hash()[:12]}", hash_state(model), loaded.preprocessing, loaded.classes,
-            loaded.options, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes,
-        )  # fmt: skip
-        save_artifact(artifact, folder / ARTIFACT, overwrite=True)
+        trained = replace(loaded, weight_tag=f"trained:{recipe.hash()[:12]}", state_hash=hash_state(model))
+        artifact = Artifact.made_from(trained, model, plan=start.plan, training=record, recipe=recipe.without_paths(), **trainer.notes)
+        artifact.save(folder / ARTIFACT, overwrite=True)
     barrier()
     if evaluation is None:
         return
-    saved = load_artifact(folder / ARTIFACT)
-    saved.model.to(trainer.device)
-    outcomes = outcomes_of(saved.model, evaluation)
+    saved = Artifact.load(folder / ARTIFACT)
+    saved.module.to(trainer.device)
+    outcomes = outcomes_of(saved.module, evaluation)
     if rank() == 0:
         trainer.note_result(outcomes)
         measured = Measured([outcomes], None, evaluation.digest, evaluation.skipped)

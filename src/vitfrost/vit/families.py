@@ -15,6 +15,7 @@ from ..errors import UnsupportedModel
 from . import nextvit, plain, pvt_sites, swin
 from .attention import MapAttention
 from .forward import ForwardPass
+from .kinds import named
 from .sites import ModelSites
 
 _FAMILIES = (plain, swin, pvt_sites, nextvit)
@@ -43,6 +44,9 @@ def family_of(model: nn.Module) -> Any:
         if family.matches(model):
             return family
     name = type(model).__name__
+    for family in _FAMILIES:
+        if (told := named(model, *family.KINDS)) != name:
+            raise UnsupportedModel(f"this model is a {told}; only the forward pass of the class itself is supported")
     if name in _REFUSALS:
         raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; {_SUPPORTED}")
     for path, module in model.named_modules():

@@ -1,10 +1,11 @@
-"""From a model's name and a weights file to a loaded timm model that knows who it is."""
+"""timm modules made by name, and weights put into them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +18,6 @@ from .options import check_options
 
 timm = import_timm()
 RANDOM_WEIGHTS = "random"
-
-
-@dataclass
-class LoadedModel:
-    """A timm model in evaluation mode with its identity and its preprocessing.
-
-    `preprocessing` holds timm's data configuration: input_size, mean, std, crop_pct, crop_mode, interpolation; and whole_squares.
-    `options` are the further arguments it was created with.
-    `state_hash` is the SHA-256 of all parameters and buffers; statistics, plans and artifacts are bound to it.
-    """
-
-    model: nn.Module
-    name: str
-    image_size: tuple[int, int]
-    weight_tag: str
-    state_hash: str
-    preprocessing: dict[str, Any]
-    classes: int
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def identity(self) -> dict[str, Any]:
-        """What is written into statistics, plans and artifacts."""
-        return {
-            "name": self.name,
-            "image_size": list(self.image_size),
-            "weight_tag": self.weight_tag,
-            "state_hash": self.state_hash,
-            "classes": self.classes,
-        }
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -80,32 +52,6 @@ def hash_state(model: nn.Module) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file or a plain state dict (tensors only, no pickled code).
-
-    Raises VitfrostError when the file is missing, damaged, or holds anything but tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise VitfrostError(f"no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the two libraries raise many types; each means the file is no weights file
-        raise VitfrostError(
-            f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise VitfrostError(f"{path} holds no state dict of tensors")
-    return state
 
 
 def find_weights(path: Path, name: str) -> str:
@@ -147,6 +93,14 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
+@contextmanager
+def own_seed(seed: int) -> Iterator[None]:
+    """Draws on the CPU start from `seed`; afterwards torch's generator is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """How timm is told an image size: an argument where the model is built for one, else its configuration."""
     config = timm.get_pretrained_cfg(name)
@@ -156,12 +110,15 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
     return {"pretrained_cfg_overlay": {"input_size": (config.input_size[0], height, width)}}
 
 
-def create_model(name: str, image_size: int | tuple[int, int] | None = None, pretrained: bool = False, **options: Any) -> Any:
+def create_model(
+    name: str, image_size: int | tuple[int, int] | None = None, *, pretrained: bool = False, seed: int = 0, **options: Any
+) -> Any:
     """Create a timm model; raise VitfrostError for an unknown name, and for options that are not on the list of options.py or that the
     model does not take.
 
-    A model that takes images of any size is not built for `image_size`, which then stands in its configuration only. Beside timm's
-    own options plain ViTs take `attn_head_dim`, the width of a head where it is not the model's width over the number of heads.
+    Weights that no file brings are drawn from `seed`; torch's generator stays as it is. A model that takes images of any size is not
+    built for `image_size`, which then stands in its configuration only. Beside timm's own options plain ViTs take `attn_head_dim`, the
+    width of a head where it is not the model's width over the number of heads.
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
@@ -180,55 +137,8 @@ def create_model(name: str, image_size: int | tuple[int, int] | None = None, pre
     try:
         if image_size is not None:
             options |= _size_options(name, image_size)
-        return timm.create_model(name, pretrained=pretrained, **options)
+        with own_seed(seed):
+            return timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
-
-
-def set_crop(preprocessing: dict[str, Any], crop_pct: float | None, crop_mode: str | None) -> None:
-    """Replace the model's own crop, in place. A crop that is asked for is made on every picture (see images.preprocess)."""
-    asked = crop_pct is not None or crop_mode is not None
-    preprocessing["whole_squares"] = not asked and preprocessing.get("whole_squares", True)
-    if crop_pct is not None:
-        preprocessing["crop_pct"] = crop_pct
-    if crop_mode is not None:
-        preprocessing["crop_mode"] = crop_mode
-
-
-def load_model(
-    name: str,
-    weights: str | Path | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    *,
-    crop_pct: float | None = None,
-    crop_mode: str | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> LoadedModel:
-    """Load a timm model in evaluation mode (fp32).
-
-    `weights`: a safetensors or state-dict file; None for timm's pretrained weights; "random" for untrained ones
-    drawn from `seed` (for measurements and tests). Raises VitfrostError as the functions above do.
-    """
-    from timm.data import resolve_model_data_config
-
-    random = str(weights) == RANDOM_WEIGHTS
-    torch.manual_seed(seed)
-    model = create_model(name, image_size, pretrained=weights is None, **options)
-    config = model.pretrained_cfg
-    tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
-    if random:
-        tag = f"random:{seed}"
-    elif weights is not None:
-        from .resize import fit_state
-
-        load_state(model, fit_state(model, read_weights(weights)), weights)
-        tag = f"file:{Path(weights).name}"
-    model.eval()
-    preprocessing = resolve_model_data_config(model)
-    set_crop(preprocessing, crop_pct, crop_mode)
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    size = tuple(built_for or preprocessing["input_size"][1:])
-    preprocessing["input_size"] = (preprocessing["input_size"][0], *size)
-    return LoadedModel(model, name, size, tag, hash_state(model), preprocessing, int(model.num_classes), options)

@@ -11,6 +11,7 @@ from .attention import MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
 from .grids import Grid, check_not_empty, convolved, image_size_of
+from .kinds import is_kind, named
 from .reduced_attention import PooledAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -18,21 +19,23 @@ import_timm()
 from timm.layers import ConvMlp  # noqa: E402  (timm must be imported through the guard)
 from timm.models.nextvit import EfficientAttention, NextConvBlock, NextTransformerBlock, NextViT  # noqa: E402
 
+KINDS = (NextViT,)
 NAMES = ("nextvit_*",)
 
 
 def matches(model: nn.Module) -> bool:
     """True for timm's NextViT, also with its normalizations merged into the layers after them."""
-    return type(model) is NextViT
+    return is_kind(model, *KINDS)
 
 
 def _check_block(block: Any, name: str) -> None:
-    if type(block) not in (NextConvBlock, NextTransformerBlock):
-        raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Next-ViT's convolution and transformer blocks are supported")
-    if type(block.mlp) is not ConvMlp or not isinstance(block.mlp.norm, nn.Identity):
-        raise UnsupportedModel(f"{name}.mlp is a {type(block.mlp).__name__}; only fc1-activation-fc2 of 1 x 1 convolutions is supported")
-    if type(block) is NextTransformerBlock and type(block.e_mhsa) is not EfficientAttention:
-        raise UnsupportedModel(f"{name}.e_mhsa is {type(block.e_mhsa).__name__}; only Next-ViT's own attention is supported")
+    if not is_kind(block, NextConvBlock, NextTransformerBlock):
+        shown = named(block, NextConvBlock, NextTransformerBlock)
+        raise UnsupportedModel(f"{name} is a {shown}; only Next-ViT's convolution and transformer blocks are supported")
+    if not is_kind(block.mlp, ConvMlp) or not isinstance(block.mlp.norm, nn.Identity):
+        raise UnsupportedModel(f"{name}.mlp is a {named(block.mlp, ConvMlp)}; only fc1-activation-fc2 of 1 x 1 convolutions is supported")
+    if isinstance(block, NextTransformerBlock) and not is_kind(block.e_mhsa, EfficientAttention):
+        raise UnsupportedModel(f"{name}.e_mhsa is {named(block.e_mhsa, EfficientAttention)}; only Next-ViT's own attention is supported")
 
 
 def _attention(attn: Any, name: str, index: int, grid: Grid) -> tuple[AttentionSite, list[LinearSite]]:

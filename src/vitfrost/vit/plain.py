@@ -10,6 +10,7 @@ from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
+from .kinds import is_kind, named
 from .norms import has_affine_norm
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -18,25 +19,26 @@ from timm.layers import Attention, Mlp  # noqa: E402  (timm must be imported thr
 from timm.models.deit import VisionTransformerDistilled  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+KINDS = (VisionTransformerDistilled, VisionTransformer)
 NAMES = ("vit_*", "deit_*")
 
 
 def matches(model: nn.Module) -> bool:
-    """True for timm's VisionTransformer and its distilled form (not for their other subclasses)."""
-    return type(model) in (VisionTransformer, VisionTransformerDistilled)
+    """True for timm's VisionTransformer and its distilled form, and for subclasses with the same forward pass."""
+    return is_kind(model, *KINDS)
 
 
 def check_feed_forward(mlp: Any, name: str) -> None:
     """Raise UnsupportedModel for gated or otherwise unusual feed-forward blocks."""
-    if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.norm, nn.Identity):
-        raise UnsupportedModel(f"{name} is a {type(mlp).__name__} feed-forward block; only fc1-activation-fc2 is supported")
+    if not is_kind(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.norm, nn.Identity):
+        raise UnsupportedModel(f"{name} is a {named(mlp, Mlp)} feed-forward block; only fc1-activation-fc2 is supported")
 
 
 def _check_block(block: Any, name: str) -> None:
-    if type(block) is not Block:
-        raise UnsupportedModel(f"{name} is a {type(block).__name__}; only the pre-norm Block is supported")
-    if type(block.attn) is not Attention:
-        raise UnsupportedModel(f"{name}.attn is {type(block.attn).__name__}; only plain multi-head self-attention is supported")
+    if not is_kind(block, Block):
+        raise UnsupportedModel(f"{name} is a {named(block, Block)}; only the pre-norm Block is supported")
+    if not is_kind(block.attn, Attention):
+        raise UnsupportedModel(f"{name}.attn is {named(block.attn, Attention)}; only plain multi-head self-attention is supported")
     if getattr(block.attn, "gate", None) is not None:
         raise UnsupportedModel(f"{name}.attn is gated attention, which is not supported")
     check_feed_forward(block.mlp, f"{name}.mlp")

@@ -13,6 +13,7 @@ from .attention import MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
+from .kinds import is_kind, named
 from .norms import has_affine_norm
 from .plain import check_feed_forward
 from .reduced_attention import PyramidAttention
@@ -21,21 +22,25 @@ from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 import_timm()
 from timm.models import pvt_v2  # noqa: E402  (timm must be imported through the guard)
 
+KINDS = (pvt.PyramidVisionTransformer, pvt_v2.PyramidVisionTransformerV2)
 NAMES = ("vitfrost_pvt_*", "pvt_v2_*")
 
 
 def matches(model: nn.Module) -> bool:
     """True for PVT version 1 and timm's version 2, "linear" attention included."""
-    return type(model) in (pvt.PyramidVisionTransformer, pvt_v2.PyramidVisionTransformerV2)
+    return is_kind(model, *KINDS)
 
 
 def _check_block(block: Any, name: str) -> None:
-    if type(block) not in (pvt.Block, pvt_v2.Block) or type(block.attn) is not pvt_v2.Attention:
-        raise UnsupportedModel(f"{name} is a {type(block).__name__} with {type(block.attn).__name__}; only PVT's own blocks are supported")
-    if type(block) is pvt.Block:
+    if not is_kind(block, pvt.Block, pvt_v2.Block) or not is_kind(block.attn, pvt_v2.Attention):
+        shown = f"{named(block, pvt.Block, pvt_v2.Block)} with {named(block.attn, pvt_v2.Attention)}"
+        raise UnsupportedModel(f"{name} is a {shown}; only PVT's own blocks are supported")
+    if isinstance(block, pvt.Block):
         check_feed_forward(block.mlp, f"{name}.mlp")
-    elif type(block.mlp) is not pvt_v2.MlpWithDepthwiseConv:
-        raise UnsupportedModel(f"{name}.mlp is a {type(block.mlp).__name__}; only PVT v2's own feed-forward block is supported")
+    elif not is_kind(block.mlp, pvt_v2.MlpWithDepthwiseConv):
+        raise UnsupportedModel(
+            f"{name}.mlp is a {named(block.mlp, pvt_v2.MlpWithDepthwiseConv)}; only PVT v2's own feed-forward block is supported"
+        )
 
 
 def _key_grid(attn: Any, grid: Grid) -> Grid:

@@ -12,6 +12,7 @@ from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
+from .kinds import is_kind, named
 from .norms import has_affine_norm
 from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -24,12 +25,13 @@ from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported
     WindowAttention,
 )
 
+KINDS = (SwinTransformer,)
 NAMES = ("swin_*",)
 
 
 def matches(model: nn.Module) -> bool:
-    """True for timm's SwinTransformer (version 1), not for its subclasses."""
-    return type(model) is SwinTransformer
+    """True for timm's SwinTransformer (version 1), and for subclasses with the same forward pass."""
+    return is_kind(model, *KINDS)
 
 
 def allowed_pairs(block: Any) -> Bool[Tensor, "windows queries keys"] | None:
@@ -39,8 +41,9 @@ def allowed_pairs(block: Any) -> Bool[Tensor, "windows queries keys"] | None:
 
 
 def _check_block(block: Any, name: str) -> None:
-    if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
-        raise UnsupportedModel(f"{name} is a {type(block).__name__}; only Swin version 1 blocks are supported")
+    for path, module, kind in ((name, block, SwinTransformerBlock), (f"{name}.attn", block.attn, WindowAttention)):
+        if not is_kind(module, kind):
+            raise UnsupportedModel(f"{path} is a {named(module, kind)}; only Swin version 1 blocks are supported")
     if block.dynamic_mask:
         raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
     check_feed_forward(block.mlp, f"{name}.mlp")

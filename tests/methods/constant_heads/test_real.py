@@ -9,17 +9,17 @@ import pytest
 
 import vitfrost
 from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, resized, resized_map
+from vitfrost.model import Model
 from vitfrost.plans.freeze_heads import fitted, freezing_error, structure_error
 from vitfrost.statistics.record import SiteStatistics, Statistics
-from vitfrost.vit.load import load_model
 
 SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)
 
 
 def observed(shared_data: Path, size: int, images: int) -> Statistics:
     weights = shared_data / "deit_tiny_patch16_224" / "model.safetensors"
-    model = load_model("deit_tiny_patch16_224", weights, size)
-    return vitfrost.calibrate(model, shared_data / "calibration", limit=images, batch_size=4, progress=False)
+    model = Model.open("deit_tiny_patch16_224", weights=weights, image_size=size)
+    return vitfrost.calibrate(model, shared_data / "calibration", vitfrost.Calibrate(limit=images, batch_size=4), progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch import nn
 
 from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer
 from vitfrost.methods.quantize.repq import QuantizationSettings, install_quantizers, map_quantizers, quantize_model
+from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.load import LoadedModel, load_model
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64), "num_heads": (1, 2, 5, 8), "num_classes": 7}
 MODELS: dict[str, dict[str, Any]] = {
@@ -24,15 +24,15 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+def loaded(request: pytest.FixtureRequest) -> Model:
     """A model whose BatchNorms know what they read."""
-    made = load_model(request.param, "random", 64, seed=1, **MODELS[request.param])
-    norms = [module for module in made.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    made = Model.open(request.param, weights="random", image_size=64, seed=1, options=MODELS[request.param])
+    norms = [module for module in made.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        made.model.train()(pictures(16))
-    made.model.eval()
+        made.module.train()(pictures(16))
+    made.module.eval()
     return made
 
 
@@ -42,41 +42,41 @@ def pictures(count: int, seed: int = 0) -> torch.Tensor:
     return nn.functional.interpolate(coarse, 64, mode="bilinear")
 
 
-def quantized(loaded: LoadedModel, weight_bits: int, activation_bits: int) -> nn.Module:
+def quantized(loaded: Model, weight_bits: int, activation_bits: int) -> nn.Module:
     settings = QuantizationSettings(weight_bits, activation_bits)
-    return quantize_model(copy.deepcopy(loaded.model), find_sites(loaded.model), settings, pictures(8))
+    return quantize_model(copy.deepcopy(loaded.module), find_sites(loaded.module), settings, pictures(8))
 
 
 @pytest.fixture(scope="module")
-def four_bits(loaded: LoadedModel) -> nn.Module:
+def four_bits(loaded: Model) -> nn.Module:
     """The model at W4/A4."""
     with torch.no_grad():
         return quantized(loaded, 4, 4)
 
 
 @torch.no_grad()
-def test_more_bits_are_closer_to_the_original(loaded: LoadedModel) -> None:
+def test_more_bits_are_closer_to_the_original(loaded: Model) -> None:
     pixels = pictures(16, seed=2)
-    reference = loaded.model(pixels)
+    reference = loaded.module(pixels)
     errors = [float((quantized(loaded, bits, bits)(pixels) - reference).square().mean()) for bits in (3, 5, 8)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.05 * float(reference.var(0).mean())  # between pictures
 
 
 @torch.no_grad()
-def test_every_layer_of_every_role_is_quantized(loaded: LoadedModel, four_bits: nn.Module) -> None:
-    sites, model = find_sites(loaded.model), four_bits
+def test_every_layer_of_every_role_is_quantized(loaded: Model, four_bits: nn.Module) -> None:
+    sites, model = find_sites(loaded.module), four_bits
     for site in sites.linears:
-        layer, original = model.get_submodule(site.name), loaded.model.get_submodule(site.name)
+        layer, original = model.get_submodule(site.name), loaded.module.get_submodule(site.name)
         assert isinstance(layer, QuantizedLayer)
         assert layer.codes.shape == original.weight.shape
         assert int(layer.codes.max()) <= 15
         assert layer.input_quantizer.scale.shape == ()  # layer-wise also where a LayerNorm's channels were observed
         assert layer.input_quantizer.bits == (8 if site.role == "stem" else 4)
         assert not layer.input_quantizer.channel_wise
-        assert site.norm is None or isinstance(loaded.model.get_submodule(site.norm), nn.LayerNorm)
+        assert site.norm is None or isinstance(loaded.module.get_submodule(site.norm), nn.LayerNorm)
         assert site.norm is None or isinstance(original, nn.Linear)
-    kinds = [module for module in loaded.model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    kinds = [module for module in loaded.module.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert len(kinds) == len(sites.linears)  # none is left out
     maps = map_quantizers(model)
     assert maps.keys() == {site.name for site in sites.attention}
@@ -84,9 +84,9 @@ def test_every_layer_of_every_role_is_quantized(loaded: LoadedModel, four_bits: 
 
 
 @torch.no_grad()
-def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel, four_bits: nn.Module) -> None:
+def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: Model, four_bits: nn.Module) -> None:
     training = copy.deepcopy(loaded)
-    training.model.train()
+    training.module.train()
     one, other = four_bits, quantized(training, 4, 4)
     assert other.training
     assert not one.training
@@ -95,9 +95,9 @@ def test_a_model_in_training_is_calibrated_as_in_evaluation(loaded: LoadedModel,
 
 
 @torch.no_grad()
-def test_a_state_is_loaded_into_an_untrained_model(loaded: LoadedModel, four_bits: nn.Module) -> None:
-    made, again = four_bits, copy.deepcopy(loaded.model)
-    install_quantizers(again, find_sites(loaded.model), QuantizationSettings(4, 4))
+def test_a_state_is_loaded_into_an_untrained_model(loaded: Model, four_bits: nn.Module) -> None:
+    made, again = four_bits, copy.deepcopy(loaded.module)
+    install_quantizers(again, find_sites(loaded.module), QuantizationSettings(4, 4))
     again.load_state_dict(made.state_dict(), strict=False)
     assert again.state_dict().keys() | made.state_dict().keys() == made.state_dict().keys()
     for module in again.modules():

@@ -15,8 +15,8 @@ import vitfrost
 from vitfrost.configs import FreezeHeads
 from vitfrost.methods.constant_heads.module import ConstantHeads
 from vitfrost.methods.repair.constants import MapSums
+from vitfrost.model import Model
 from vitfrost.passes.structure import install_constants
-from vitfrost.vit.load import LoadedModel
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(2, 5), st.integers(2, 5), st.integers(0, 10_000))
@@ -48,10 +48,10 @@ def test_a_penalty_holds_the_maps_and_bad_ones_are_refused() -> None:
         sums.solve(-0.1)
 
 
-def frozen(loaded: LoadedModel, unit: str = "head", kind: str = "dense") -> nn.Module:
+def frozen(loaded: Model, unit: str = "head", kind: str = "dense") -> nn.Module:
     """The model with half of its heads (or layers) frozen to uniform maps."""
     plan = vitfrost.plan(loaded, FreezeHeads(0.5, unit, kind=kind))
-    model = copy.deepcopy(loaded.model)
+    model = copy.deepcopy(loaded.module)
     install_constants(model, plan)
     return model
 
@@ -83,7 +83,7 @@ def test_maps_that_do_not_depend_on_the_picture_are_found() -> None:
     """Without queries every map is uniform; constants that were spoilt become that again. Fails where heads are mixed up."""
     loaded = lively(MODELS["vit"]())
     with torch.no_grad():
-        for block in loaded.model.blocks:
+        for block in loaded.module.blocks:
             block.attn.qkv.weight[:192] = 0
             block.attn.qkv.bias[:192] = 0
     model = frozen(loaded)

@@ -6,6 +6,7 @@ Shapes: B images, W windows per image, rows = B W, F frozen heads, N queries, M 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
@@ -192,7 +193,8 @@ class ConstantHeads(nn.Module):
         if state != self._folded_from:
             self._folded, self._folded_from = {}, state
         if form not in self._folded:
-            with torch.no_grad():
+            # What is kept has to be of use to a later pass with gradients as well.
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.no_grad():
                 self._folded[form] = self._fold(form)
         return self._folded[form]
 

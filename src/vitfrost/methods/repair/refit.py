@@ -140,9 +140,9 @@ class Refit:
         self.record: dict[str, dict[str, float]] = {}
 
     @torch.no_grad()
-    def run(self, batches: Iterable[Float[Tensor, "_ 3 height width"]], total: int, progress: bool = False) -> dict[str, Any]:
-        """Fit to the pictures, `total` batches of them. Returns by layer what was left of the stream before and after, relative to how
-        much the original's stream varies, on these pictures."""
+    def run(self, batches: Iterable[Float[Tensor, "_ 3 height width"]], total: int | None, progress: bool = False) -> dict[str, Any]:
+        """Fit to the pictures, `total` batches of them (None: not known). Returns by layer what was left of the stream before and after,
+        relative to how much the original's stream varies, on these pictures."""
         streams = _Streams()
         for pixels in track(batches, total, "repair: first layers", progress):
             stream = self.original.enter(pixels.to(self.original.device))

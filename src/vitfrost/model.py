@@ -1,0 +1,285 @@
+"""The model that every verb takes: a module in memory, a timm model, or the folder of an artifact or an export, with what belongs to it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .class_names import imagenet_names, read_class_names
+from .errors import UnsupportedModel, VitfrostError
+from .identity import Identity
+from .images.preprocessing import Preprocessing
+from .runtime.folder import EXPORT_FILE, is_export
+from .vit.attention import MapAttention
+from .vit.checkpoint import check_finite, read_weights
+from .vit.compat import import_timm
+from .vit.families import find_sites
+from .vit.load import RANDOM_WEIGHTS, create_model, device_of, find_device, hash_state, load_state
+from .vit.options import check_options
+from .vit.registry import classes_of, registry_options, unwrapped
+from .vit.resize import fit_state
+from .vit.skeleton import Skeleton
+
+timm = import_timm()
+log = logging.getLogger("vitfrost")
+MEMORY = "memory"
+IMAGENET_CLASSES = 1000
+Size = int | tuple[int, int] | None
+
+
+@dataclass(repr=False, eq=False)
+class Model:
+    """A model in evaluation mode, in float32, with its identity and what it reads and says.
+
+    `state_hash`: SHA-256 of all parameters and buffers; statistics, plans and artifacts are bound to it. `weight_tag` says where the
+    weights came from. `options`: what timm's model was created with beside its name and image size. `class_names`: what the outputs
+    are called, where that is known. `skeleton` makes the model's layers anew, without its weights and before anything was compressed
+    (None: as they are in `module`); `registered`: timm makes the same from name, image size and options.
+    """
+
+    module: nn.Module
+    name: str
+    image_size: tuple[int, int]
+    weight_tag: str
+    state_hash: str
+    preprocessing: Preprocessing
+    classes: int
+    options: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    skeleton: Callable[[], nn.Module] | None = None
+    registered: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        image_size: Size = None,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        class_names: Sequence[str] | str | Path | None = None,
+        name: str | None = None,
+        build: Callable[[], nn.Module] | None = None,
+    ) -> Model:
+        """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
+
+        `mean`, `std`, `image_size` (pixels) and the crop say how pictures in folders are read; what is not given is taken from the
+        module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files; timm's if not given. `build`
+        makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module itself.
+        Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
+        """
+        module = unwrapped(module)
+        check_finite(module.state_dict(), f"the weights of this {type(module).__name__}")
+        own: Any = copy.deepcopy(module).float().eval().requires_grad_(True)
+        size = image_size_of(own, image_size)
+        own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
+        sites = find_sites(own)
+        if sites.image_size != size:
+            shown = "x".join(map(str, sites.image_size))
+            raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
+        classes = _outputs(own, size)
+        known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
+        options = registry_options(own, known, size, classes)
+        reading = _preprocessing(own, size).changed(
+            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
+        )
+        made = cls(
+            own, known, size, MEMORY, hash_state(own), reading, classes, options or {}, skeleton=build, registered=options is not None
+        )
+        made.class_names = _names(class_names, made)
+        return made
+
+    @classmethod
+    def open(
+        cls,
+        name: str | Path,
+        *,
+        weights: str | Path | None = None,
+        image_size: Size = None,
+        classes: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        class_names: Sequence[str] | str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> Model:
+        """A timm model by its name, the artifact in a folder, or the export in one (which its own runtime runs, on the CPU).
+
+        `weights`: a safetensors file or a checkpoint (see vit.checkpoint); None for timm's own pretrained weights; "random" for weights
+        drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
+        `device`: "cpu" or "cuda". Raises VitfrostError in one line for anything that is not there or does not fit.
+        """
+        if names_folder(name):
+            built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
+            for what, value in built.items():
+                if value is not None:
+                    raise VitfrostError(f"the artifact {name} brings its own {what}; leave out what you give for it")
+            made = _open_folder(Path(name))
+        else:
+            made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
+        made.preprocessing = made.preprocessing.changed(
+            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
+        )
+        if class_names is not None:
+            made.class_names = read_class_names(class_names, made.classes)
+        return made if device is None else made.to(device)
+
+    @property
+    def identity(self) -> Identity:
+        """What is written into statistics, plans and artifacts."""
+        return Identity(
+            name=self.name, image_size=self.image_size, weight_tag=self.weight_tag, state_hash=self.state_hash, classes=self.classes
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return device_of(self.module)
+
+    def to(self, device: str) -> Model:
+        """Move the model itself to "cpu" or "cuda"; returns it."""
+        self.module.to(find_device(device))
+        return self
+
+    def blank(self) -> nn.Module:
+        """The model's layers as they were before anything was compressed, with weights that mean nothing."""
+        if self.skeleton is not None:
+            return self.skeleton()
+        if any(isinstance(module, MapAttention) for module in self.module.modules()):
+            return create_model(self.name, self.image_size, **self.options)  # type: ignore[no-any-return]
+        return Skeleton(self.module)()
+
+    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
+        """Logits of normalized pixels, on the model's device."""
+        logits: Tensor = self.module(pixels.to(self.device))
+        return logits
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_size))
+        return f"{type(self).__name__}({self.name}, {size} px, {self.classes} classes, weights {self.weight_tag} {self.state_hash[:8]})"
+
+
+ModelLike = Model | nn.Module | str | Path
+
+
+def as_model(model: ModelLike, *, exports: bool = False) -> Model:
+    """What a user names as a Model: a module is wrapped, a name or a folder is opened.
+
+    `exports`: an exported model is taken as well. Raises VitfrostError as `Model.of` and `Model.open` do.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        return Model.of(model)
+    if not isinstance(model, str | Path):
+        raise VitfrostError(f"a {type(model).__name__} is no model; give a vitfrost.Model, a torch.nn.Module, a timm name or a folder")
+    if not exports:
+        refuse_export(model)
+    return Model.open(model)
+
+
+def refuse_export(model: str | Path) -> None:
+    """Raise VitfrostError for the folder of an exported model."""
+    if names_folder(model) and is_export(model):
+        raise VitfrostError(f"{model} is an exported model, which can only be evaluated and run; give the artifact it was exported from")
+
+
+def names_folder(model: str | Path) -> bool:
+    """True for a path, a name with a separator, and, if timm has no such model, that of a folder with a config.json or export.json."""
+    if isinstance(model, Path) or "/" in model or "\\" in model:
+        return True
+    return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
+
+
+def _open_folder(folder: Path) -> Model:
+    if is_export(folder):
+        from .deploy.exported import load_exported  # the door looks up here: what it opens is a Model itself
+
+        return load_exported(folder)
+    from .artifact import Artifact
+
+    return Artifact.load(folder)
+
+
+def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
+    if classes is not None:
+        options["num_classes"] = classes
+    check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    random = str(weights) == RANDOM_WEIGHTS
+    state = None if weights is None or random else read_weights(weights)
+    module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    config = module.pretrained_cfg
+    tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
+    if random:
+        tag = f"random:{seed}"
+    elif state is not None:
+        found = None if "num_classes" in options else classes_of(module, state)
+        if found is not None and found != classes_of(module):
+            options["num_classes"] = found
+            log.info("%s: its head has %d classes", weights, found)
+            module = create_model(name, image_size, seed=seed, **options)
+        load_state(module, fit_state(module, state), str(weights))
+        tag = f"file:{Path(str(weights)).name}"
+    elif "num_classes" in options and options["num_classes"] != config.get("num_classes"):
+        log.warning("%s: timm's weights have no head of %s classes; it is untrained", name, options["num_classes"])
+    module.eval()
+    size = image_size_of(module, None)
+    made = Model(module, name, size, tag, hash_state(module), _preprocessing(module, size), int(module.num_classes), options)
+    made.class_names = _names(None, made)
+    return made
+
+
+def image_size_of(module: Any, given: Size) -> tuple[int, int]:
+    """Height and width in pixels: as given, as the patch embedding is built, or as the configuration says.
+
+    Raises VitfrostError where nothing says it.
+    """
+    if given is not None:
+        return given if isinstance(given, tuple) else (given, given)
+    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    config = getattr(module, "pretrained_cfg", None) or {}
+    found = built_for or tuple(config.get("input_size", ()))[1:]
+    if len(found) != 2:
+        raise VitfrostError(f"this {type(module).__name__} does not say for which image size it is; give image_size")
+    return int(found[0]), int(found[1])
+
+
+@torch.inference_mode()
+def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
+    """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
+    said = module(torch.zeros(1, 3, *size, device=device_of(module)))
+    if not isinstance(said, Tensor) or said.ndim != 2:
+        shown = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise UnsupportedModel(f"this {type(module).__name__} gives {shown} for an image; only logits [images, classes] are supported")
+    return said.shape[1]
+
+
+def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:
+    """As timm reads the module's configuration; square pictures that are prepared already are taken whole."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(module)
+    return Preprocessing.from_plain(config | {"input_size": (config["input_size"][0], *size), "whole_squares": True})
+
+
+def _names(given: Sequence[str] | str | Path | None, model: Model) -> tuple[str, ...] | None:
+    """The names that are given; ImageNet-1k's for a trained head of as many classes as the architecture was published with."""
+    if given is not None:
+        return read_class_names(given, model.classes)
+    published = (getattr(model.module, "pretrained_cfg", None) or {}).get("num_classes")
+    trained = not model.weight_tag.startswith(RANDOM_WEIGHTS)
+    return imagenet_names() if trained and model.classes == published == IMAGENET_CLASSES else None

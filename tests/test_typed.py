@@ -1,0 +1,26 @@
+"""The public names are typed: a user's code passes a strict type checker."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import vitfrost
+
+HERE = Path(__file__).parent
+
+
+def test_user_code_passes_a_strict_type_checker(tmp_path: Path) -> None:
+    options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports", "--cache-dir", HERE.parent / ".mypy_cache"]
+    words = [sys.executable, "-m", "mypy", *options, HERE / "typed_user_code.py"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=240, cwd=HERE.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_names_for_the_checker_are_those_that_are_loaded() -> None:
+    text = Path(str(vitfrost.__file__)).read_text()
+    for_checker = set(re.findall(r"^    from \S+ import (\w+) as \1$", text, flags=re.M))
+    assert for_checker | {"__version__"} == set(vitfrost.__all__)
+    assert all(getattr(vitfrost, name) is not None for name in vitfrost.__all__)
