@@ -215,7 +215,7 @@ def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path 
     return Path(record)
 
 
-def _drawn(image_set: ImageSet, batch: Batch, seed: int) -> SearchImages:
+def _drawn(image_set: AnyImages, batch: Batch, seed: int) -> SearchImages:
     """For the record: which images are measured on."""
     return SearchImages(
         images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=seed, skipped=len(batch.skipped),
