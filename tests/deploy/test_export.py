@@ -187,12 +187,15 @@ def test_a_graph_with_other_logits_leaves_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "onnx", "--precision", "int8"), "give --images DIR, or --ranges dynamic"),
-        (("--format", "openvino", "--precision", "int8", "--ranges", "dynamic"), "only ONNX Runtime's int8 has dynamic ranges"),
+        (("--format", "onnx", "--precision", "int8"), "give images (--images DIR), or ranges dynamic"),
+        (("--format", "openvino", "--precision", "int8", "--ranges", "dynamic"), "--ranges is 'dynamic', which is of int8 in ONNX Runtime"),
         (("--format", "onnx", "--precision", "int8", "--attention", "int8"), "ONNX Runtime's int8 covers layers with weights only"),
-        (("--format", "onnx", "--precision", "fp32", "--graph", "thin"), "invalid choice 'thin'"),
-        (("--format", "onnx", "--precision", "bf16"), "ONNX Runtime has no bf16 kernels for the CPU"),
-        (("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"), "calibration images must be at least 1"),
+        (("--format", "onnx", "--precision", "fp32", "--graph", "thin"), "--graph: 'thin' is none of lean, plain"),
+        (("--format", "onnx", "--precision", "bf16"), "--precision is 'bf16', which is of OpenVINO; give --format openvino"),
+        (
+            ("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"),
+            "--calibration-images is 0; it should be",
+        ),
         (("--format", "onnx", "--precision", "fp32", "--images", "nowhere"), "no image folder nowhere"),
     ],
 )

@@ -56,7 +56,6 @@ class Int8(NamedTuple):
     lean: bool
 
 
-@torch.random.fork_rng(devices=[])
 def export(
     model: ModelLike,
     config: Export = DEFAULTS,
@@ -83,6 +82,7 @@ def export(
     return export_graph(model, config, out, images, overwrite=overwrite)
 
 
+@torch.random.fork_rng(devices=[])
 def export_graph(
     model: ModelLike,
     config: Export,
