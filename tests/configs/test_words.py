@@ -183,6 +183,26 @@ def test_an_option_of_another_command_without_effect_is_refused(call: Callable[.
     assert len(ended.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("methods", "words", "message"),
+    [
+        (
+            (FreezeHeads(0.25),),
+            "--calibration-images 4",
+            "--calibration-images has no effect: the plan leaves activations",
+        ),
+        ((FreezeEntries(0.1),), "--compact-images 4", "--compact-images has no effect: the plan neither hallucinates heads nor compacts"),
+    ],
+)
+def test_images_that_a_plan_does_not_draw_are_refused(
+    folder: Path, call: Callable[..., Any], tmp_path: Path, methods: tuple[Any, ...], words: str, message: str
+) -> None:
+    vitfrost.plan(folder / "statistics.safetensors", *methods, out=tmp_path / "plan.yaml")
+    ended = call("compress", "--model", "vitfrost_digits", "--plan", tmp_path / "plan.yaml", "--out", tmp_path / "artifact", *words.split())
+    assert ended.status == 2
+    assert message in ended.err
+
+
 def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable[..., Any], tmp_path: Path) -> None:
     ended = call("plan", "--statistics", folder / "statistics.safetensors", "--hallucinate", 0.25, "--out", tmp_path / "p.yaml")
     assert ended.status == 0, ended.err

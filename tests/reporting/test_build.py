@@ -183,7 +183,7 @@ def results_of_another_model(folder: Path) -> None:
     ("damage", "message"),
     [
         (damaged_results, "results.json is not readable JSON"),
-        (foreign_artifact, "not of a whole vitfrost artifact"),
+        (foreign_artifact, "config.json is not an artifact: it has no kind"),
         (artifact_without_weights, "has no model.safetensors"),
         (truncated_statistics, "statistics.safetensors is no readable statistics file"),
         (results_of_another_model, "mixes runs"),

@@ -80,8 +80,7 @@ def search(
         resume: go on with the record: what it holds is not measured again, whatever the budget is now.
         out: file for the plan.
 
-    Raises VitfrostError, one line, where things do not fit each other, the runtime is not installed, or the budget cannot be met (then it
-    says how near it came).
+    Raises VitfrostError where things do not fit each other, the runtime is not installed, or the budget cannot be met (it says how near).
     """
     whole, blocks, quantize = _methods(methods, budget)
     target = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)

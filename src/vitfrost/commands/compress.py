@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Compress, Repair
+from ..configs.methods import FULL_PRECISION
 from .arguments import ArtifactOrNone, Flags, ModelFlags
 from .flags import Given, Group, takes
 
@@ -35,10 +36,16 @@ def compress(
     """
     config, repair = given.config(Compress), given.optional(Repair)
     from .. import compress as verb
+    from ..plans.file import load_plan
 
+    chosen = load_plan(plan)
+    if chosen.quantize.activations == FULL_PRECISION:
+        given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
+    if chosen.hallucinate is None and chosen.compact is None:
+        given.refuse(["compact-images"], "has no effect: the plan neither hallucinates heads nor compacts blocks; leave it out")
     loaded = model.open(artifact)
     made = verb(
-        loaded, plan, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
+        loaded, chosen, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )
     if made.repair is not None:
         name, left = list(made.repair["layers"].items())[-1]

@@ -14,7 +14,7 @@ from ..configs.model import ModelPart
 from ..configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize, Repair
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
-from ..configs.methods import RepairMethod
+from ..configs.methods import ProtectedPart, RepairMethod
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.text import overlaid
@@ -84,6 +84,7 @@ class PlanPart(_Flat):
     freeze: float | None = Field(FreezeEntries.ratio, ge=0, le=1)
     hallucinate: Annotated[float, Field(gt=0, lt=1)] | Hallucinate | None = None
     compact: Annotated[float, Field(gt=0, lt=1)] | Compact | None = None
+    protect: tuple[ProtectedPart, ...] = FreezeEntries.protect  # as written: the keys of measured variants hold it so
 
     @model_validator(mode="after")
     def _resolve(self) -> PlanPart:
@@ -115,7 +116,7 @@ class PlanPart(_Flat):
             key = name.replace("-", "_")
             if key in type(self).model_fields and key not in ("freeze", "hallucinate", "compact") and key in self.model_fields_set:
                 value = getattr(self, key)
-                if value != option.default or name.endswith("-bits") or (name == "by" and self.unit != UNIT.default):
+                if value != option.default or name in ("weight-bits", "activation-bits") or (name == "by" and self.unit != UNIT.default):
                     given[name] = value
         if self.freeze is None:
             given.pop("seed", None)
