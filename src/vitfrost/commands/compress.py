@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..configs import Compress, Repair
 from ..configs.methods import FULL_PRECISION
-from .arguments import ArtifactOrNone, Flags, ModelFlags
+from .arguments import ArtifactOrNone, Flags, ModelFlags, one_of
 from .flags import Given, Group, takes
 
 
@@ -35,6 +35,7 @@ def compress(
         overwrite: replace an existing folder.
     """
     config, repair = given.config(Compress), given.optional(Repair)
+    one_of(artifact, model.model)
     from .. import compress as verb
     from ..plans.file import load_plan
 
