@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: install demo test lint digits clean
+.PHONY: install demo test lint docs digits clean
 
 install: $(VENV)/.installed
 
@@ -24,9 +24,18 @@ test: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
 
+# The documentation site in build/site; every warning is an error. It needs no torch, so it has an environment of its own.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=true $(VENV)-docs/bin/mkdocs build --strict
+
+$(VENV)-docs/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt mkdocs-material "mkdocstrings[python]" ruff
+	touch $@
+
 # Trains the bundled digits model anew (within ten minutes on two cores).
 digits: install
 	$(BIN)/python scripts/train_digits.py
 
 clean:
-	rm -rf $(VENV) vitfrost-demo build dist
+	rm -rf $(VENV) $(VENV)-docs vitfrost-demo build dist

@@ -122,6 +122,8 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     assert Artifact.load(artifact).seeds == {"calibration": 4, "statistics": 1, "plan": 2}
     called = call("evaluate", artifact, "--images", pictures, "--reference", "vitfrost_digits", "--json", row)
     assert called.status == 0, called.err
+    assert "vitfrost_digits (reference)" in called.out
+    assert max(map(len, called.out.splitlines())) <= 80
     found = json.loads(row.read_text())
     assert found["images"] == 40
     assert found["interval"][0] <= found["top1"] <= found["interval"][1] <= 100
@@ -168,7 +170,7 @@ def test_an_artifact_is_calibrated(call: Callable, prepared, pictures: Path, tmp
 
 
 def test_inspect_tells_and_writes_what_it_found(call: Callable, prepared, tmp_path: Path) -> None:
-    for words in (("--model", "vitfrost_digits"), (prepared.artifact,)):
+    for words in (("--model", "vitfrost_digits"), ("vitfrost_digits",), (prepared.artifact,)):
         called = call("inspect", *words, "--json", tmp_path / "found.json")
         assert called.status == 0, called.err
         assert "blocks.0.attn" in called.out
@@ -176,3 +178,9 @@ def test_inspect_tells_and_writes_what_it_found(call: Callable, prepared, tmp_pa
     called = call("inspect", "--model", "resnet18")
     assert called.status == 2
     assert called.err.count("\n") == 1
+
+
+def test_the_version_is_told(call: Callable) -> None:
+    import vitfrost
+
+    assert call("--version").out == f"vitfrost {vitfrost.__version__}\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -41,6 +43,19 @@ def test_a_command_shows_messages_on_stderr_and_takes_its_handler_away(capsys: p
     say("later")
     assert capsys.readouterr().err == "compress: 3 of 9\nvitfrost: saves no time\n"
     assert [type(handler) for handler in logging.getLogger("vitfrost").handlers] == [logging.NullHandler]
+
+
+def test_a_long_silence_ends_with_a_line_that_says_what_is_being_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitfrost import progress
+
+    monkeypatch.setitem(progress.SECONDS_OF_SILENCE, "file", 0.3)
+    with progress.messages_on_stderr():
+        progress.doing("export: write the graph")
+        time.sleep(1.2)
+    time.sleep(0.6)
+    assert re.fullmatch(r"export: write the graph, \d s so far\n", capsys.readouterr().err)
 
 
 def test_without_a_handler_of_the_caller_nothing_is_shown() -> None:

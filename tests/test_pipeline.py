@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from vitfrost.artifact import Artifact
+from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.file import load_plan
 from vitfrost.runs.recipe import load_recipe
@@ -92,3 +93,65 @@ def test_the_command_replaces_the_paths_of_the_recipe(call: Callable, pictures: 
     written = (tmp_path / "run" / "artifact" / "config.json").read_text()
     assert str(tmp_path) not in written
     assert str(pictures) not in written
+
+
+SEARCHED = {key: value for key, value in RECIPE.items() if key != "plan"} | {
+    "search": {"target_macs": 0.97, "over": ["layers"], "images": 6},
+    "repair": {"images": 6},
+}
+
+
+def test_a_search_takes_the_place_of_the_plan_and_is_made_anew_for_other_statistics(
+    images: Path, tmp_path: Path, messages: Callable[[], str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(SEARCHED))
+    run(recipe, out, progress=False)
+    assert list(_announced(messages())) == ["calibrate", "search", "compress and repair", "report"]
+    record = load_search(out / "plan.search.json")
+    assert record.subject.statistics == Statistics.load(out / "statistics.safetensors").content_hash
+    assert any(layer.constant for layer in Artifact.load(out / "artifact").plan.layers)
+    assert Artifact.load(out / "artifact").repair["images"] == 6
+
+    budget = SEARCHED | {"search": SEARCHED["search"] | {"target_macs": 0.95}}
+    recipe.write_text(yaml.safe_dump(budget))
+    run(recipe, out, resume=True, progress=False)
+    assert _announced(messages())["calibrate"] is False
+    known = {each.state for each in record.measurements}
+    assert known <= {each.state for each in load_search(out / "plan.search.json").measurements}
+
+    recipe.write_text(yaml.safe_dump(budget | {"calibration": {"images": "images", "limit": 5}}))
+    run(recipe, out, resume=True, progress=False)
+    assert all(_announced(messages()).values())
+    assert load_search(out / "plan.search.json").subject.statistics == Statistics.load(out / "statistics.safetensors").content_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan": {"freeze": 0.1}}, "search chooses the plan; leave plan out, or search"),
+        ({"calibration": {"images": "images", "precision": "quantized"}}, "search starts from the original"),
+        ({"compress": {"repair": "bias"}}, "repair stands in the recipe twice"),
+        ({"search": {"target_macs": 0.9, "target_latency": 0.9, "runtime": "openvino-int8"}}, "are two searches"),
+        ({"export": {"precision": "bf16"}}, "which is of OpenVINO"),
+        ({"bench": {"rounds": 0}}, "rounds"),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_go_together_are_refused_in_one_line(tmp_path: Path, changes: dict, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(SEARCHED | changes))
+    with pytest.raises(VitfrostError, match=message) as refused:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_simulated_activations_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(VitfrostError, match=r"export refuses simulated activations; set plan.activation_bits to 32"):
+        load_recipe(_write(tmp_path, plan={"freeze": 0.2}, export={"precision": "int8"}))
+
+
+def test_the_recipe_of_the_main_job_is_valid() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "fast.yaml")
+    assert recipe.search is not None
+    assert recipe.search.target_latency is not None
+    assert None not in (recipe.repair, recipe.export, recipe.evaluation, recipe.bench)

@@ -15,8 +15,9 @@ from typing import Any
 
 import tyro
 
+from . import __version__
 from .errors import VitfrostError
-from .progress import messages_on_stderr
+from .progress import doing, messages_on_stderr
 from .spelling import american_words
 
 
@@ -63,6 +64,8 @@ def _parse(arguments: list[str] | None, verbs: Sequence[Callable[..., None]] | N
     """Turn the command line into something to do; a mistake in it ends in one line."""
     complaint = io.StringIO()
     words = american_words(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        return lambda: print(f"{program} {__version__}")
     named = next((word for word in words if not word.startswith("-")), None)
     if verbs is None:
         commands = {name: _deferred(command(name)) if name == named else _described(name) for name in MODULES}
@@ -104,7 +107,9 @@ def main(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with messages_on_stderr():
-            _parse(arguments, verbs, program, description)()
+            act = _parse(arguments, verbs, program, description)
+            doing(getattr(getattr(act, "func", None), "__name__", program))
+            act()
         sys.stdout.flush()
     except VitfrostError as error:
         sys.exit(_fail(str(error)))

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_OF_SILENCE = {"terminal": 2.0, "file": 5.0}
 _LOG = logging.getLogger(__name__)
 
 
 def say(text: str) -> None:
     """A line of progress, for whoever listens to the logger."""
     _LOG.info(text)
+
+
+def doing(text: str) -> None:
+    """What is being done now (level DEBUG); the command line shows it where it takes long."""
+    _LOG.debug(text)
 
 
 class _Line(logging.Formatter):
@@ -27,18 +34,51 @@ class _Line(logging.Formatter):
         return f"vitfrost: {text}" if record.levelno >= logging.WARNING else text
 
 
+class _Messages(logging.StreamHandler[Any]):
+    """Messages as lines. After seconds of silence, and every ten seconds from then on, a line says what is being done."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(_Line())
+        self.now_doing: str | None = None
+        self._start = self._last = time.monotonic()
+        self._silence = SECONDS_OF_SILENCE["terminal" if self.stream.isatty() else "file"]
+        self._wait = self._silence
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show progress and warnings; remember what is being done."""
+        self._last = time.monotonic()
+        if record.levelno >= logging.INFO:
+            super().emit(record)
+        else:
+            self.now_doing, self._start, self._wait = record.getMessage(), self._last, self._silence
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.25):
+            now = time.monotonic()
+            if self.now_doing is not None and now - self._last >= self._wait:
+                self._last, self._wait = now, SECONDS_BETWEEN_LINES
+                print(f"{self.now_doing}, {now - self._start:.0f} s so far", file=self.stream, flush=True)
+
+    def end(self) -> None:
+        """No more lines."""
+        self._ended.set()
+
+
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
     """Show what vitfrost logs, progress and warnings, line by line on stderr until the block ends: what a program does, not a library."""
-    logger, handler = logging.getLogger("vitfrost"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
+    logger, handler = logging.getLogger("vitfrost"), _Messages()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     try:
         yield
     finally:
+        handler.end()
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
@@ -98,6 +138,7 @@ def _with_bar(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T
         for item in iterable:
             yield item
             progress.advance(task)
+            doing(text)
 
 
 def _with_lines(iterable: Iterable[T], total: int | None, text: str) -> Iterator[T]:

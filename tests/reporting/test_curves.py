@@ -84,8 +84,8 @@ def test_heads_stand_layer_after_layer_in_the_order_of_their_values(layers: list
     places = [tuple(map(float, point.split(","))) for point in drawn.line.split()]
     flat = [value for heads in layers for value in heads]
     assert len(drawn.marks) == len(flat)
-    assert [title for _, title in drawn.marks][-1].startswith(f"layer {len(layers)}, head {len(layers[-1])}: mean ")
-    assert [label for _, label in chart.x_ticks] == [str(number) for number in range(1, len(layers) + 1)]
+    assert [title for _, title in drawn.marks][-1].startswith(f"layer {len(layers) - 1}, head {len(layers[-1]) - 1}: mean ")
+    assert [label for _, label in chart.x_ticks] == [str(number) for number in range(len(layers))]
     assert len(chart.bands) == (len(layers) + 1) // 2
     if len(flat) > 1:
         numbers = [number for number, heads in enumerate(layers) for _ in heads]

@@ -87,19 +87,19 @@ def test_a_copy_is_explained_and_a_lone_head_has_no_others(seed: int, size: floa
 def test_marks_and_borders_lie_where_the_heads_are() -> None:
     counts = [2, 3, 1]
     chart = matrix_chart(np.eye(6), counts, [(3, 2)], Scale("cosine", -1.0, 1.0, "RdBu_r"))
-    assert name_heads(counts) == ["L1H1", "L1H2", "L2H1", "L2H2", "L2H3", "L3H1"]
+    assert name_heads(counts) == ["L0H0", "L0H1", "L1H0", "L1H1", "L1H2", "L2H0"]
     assert chart.borders == pytest.approx([0, 2 * chart.cell, 5 * chart.cell, 6 * chart.cell], abs=0.02)
     assert chart.borders[-1] == chart.side
     (mark,) = chart.marks
     assert (mark.x, mark.y) == pytest.approx((2.5 * chart.cell, 3.5 * chart.cell), abs=0.02)
-    assert mark.title == "L2H2 is hallucinated like L2H1: cosine 0.000"
+    assert mark.title == "L1H1 is hallucinated like L1H0: cosine 0.000"
     assert [start for start, _ in chart.edges] == pytest.approx([3 * chart.cell], abs=0.02)
-    assert [label for _, label in chart.labels] == ["1", "2", "3"]
+    assert [label for _, label in chart.labels] == ["0", "1", "2"]
 
 
 def test_many_layers_are_numbered_sparsely() -> None:
     chart = matrix_chart(np.eye(48), [1] * 48, [], Scale("cosine", -1.0, 1.0, "RdBu_r"))
-    assert [label for _, label in chart.labels] == [str(number) for number in range(1, 49, 2)]
+    assert [label for _, label in chart.labels] == [str(number) for number in range(0, 48, 2)]
     assert np.diff([middle for middle, _ in chart.labels]).min() >= 17
 
 
@@ -109,5 +109,5 @@ def test_bars_are_as_high_as_the_shares() -> None:
     assert [bar.height for bar in chart.bars] == pytest.approx([0.5 * full, 0.25 * full, 0], abs=0.01)
     assert [bar.reached for bar in chart.bars] == [None, pytest.approx(0.125 * full, abs=0.01), None]
     assert "25.0 % explained by all other heads of its layer; hallucinated, 12.5 % explained by its mix" in chart.bars[1].title
-    assert chart.bars[2].title == "L2H1: the only head of its layer"
+    assert chart.bars[2].title == "L1H0: the only head of its layer"
     assert bar_chart([[0.5, 0.5]], [{0: -0.2, 1: None}]).bars[0].reached == 0

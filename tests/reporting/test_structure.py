@@ -112,7 +112,7 @@ def test_heads_and_blocks_are_those_of_the_artifact(structured_run: Path, tmp_pa
         moments = statistics.head_moments(layer.site)
         reached = {one["head"]: one for one in record["heads"][layer.site]}
         for head, bar in zip(range(HEADS), bars, strict=False):
-            assert bar.title.startswith(f"L{number + 1}H{head + 1}: ")
+            assert bar.title.startswith(f"L{number}H{head}: ")
             assert (bar.reached is not None) == (head in layer.hallucinated) == (made.sources[number][head][0] == "hallucinated")
             if head in layer.hallucinated:
                 one, like = reached[head], layer.heads[head].like
@@ -122,19 +122,19 @@ def test_heads_and_blocks_are_those_of_the_artifact(structured_run: Path, tmp_pa
                 assert one["explained"] <= possible + 1e-3
                 explained = f"{100 * one['explained']:.1f}".replace("-", "−")
                 cosine = moments[head, like] / np.sqrt(moments[head, head] * moments[like, like])
-                assert rows[f"L{number + 1}H{head + 1}"] == [
-                    f"L{number + 1}H{like + 1}", f"{cosine:.3f}", f"{100 * possible:.1f}", explained,
+                assert rows[f"L{number}H{head}"] == [
+                    f"L{number}H{like}", f"{cosine:.3f}", f"{100 * possible:.1f}", explained,
                     f"{one['distance']:.3f}",
                 ]  # fmt: skip
-                assert made.sources[number][head][1] == f"like H{like + 1}"
+                assert made.sources[number][head][1] == f"like H{like}"
     assert [(bar.name, bar.rank, bar.error) for bar in made.blocks] == [
         (f"F{number}", "rank 32 of 64", f"{100 * record['relative_errors'][block.site]:.2f} %")
-        for number, block in enumerate(chosen.feed_forward, 1)
+        for number, block in enumerate(chosen.feed_forward)
     ]
     gallery = build_gallery(parts)
     assert gallery is not None
     for layer, (_, heads) in zip(chosen.layers, gallery.layers, strict=True):
-        assert [head.like for head in heads] == [None if one.like is None else one.like + 1 for one in layer.heads]
+        assert [head.like for head in heads] == [one.like for one in layer.heads]
     titles = re.findall(r"<title>(L\dH\d) is hallucinated like (L\dH\d)", page_of(structured_run, tmp_path / "page.html").source)
     assert titles == [(name, row[0]) for name, row in rows.items()]
 

@@ -65,22 +65,20 @@ def test_entropy_of_the_class_tokens_row(parts: GridParts, statistics: Statistic
         for head, one in enumerate(figure.pictures[layer]):
             row = site.entropy[0, head, 0, 1:].reshape(8, 8)
             np.testing.assert_array_equal(drawn(one.uri), colors(row.astype(np.float64), figure.scale))
-            assert one.caption == f"L{layer + 1}H{head + 1}: {row.mean(dtype=np.float64):.2g} bits"
+            assert one.caption == f"L{layer}H{head}: {row.mean(dtype=np.float64):.2g} bits"
         np.testing.assert_allclose(mean_entropy(parts, statistics)[layer], site.entropy.mean(axis=(0, 2, 3)), rtol=1e-5)
     assert figure.chart.y_ticks[0] == (figure.chart.frame.bottom, "0")
 
 
 def test_whole_maps_of_the_extreme_heads(parts: GridParts, statistics: Statistics) -> None:
-    means = {
-        (layer, head): site.entropy[0, head - 1].mean() for layer, site in enumerate(statistics.sites.values(), 1) for head in range(1, 5)
-    }
+    means = {(layer, head): site.entropy[0, head].mean() for layer, site in enumerate(statistics.sites.values()) for head in range(4)}
     figure = whole_maps(parts, statistics)
     (low, high), captions = (min(means, key=means.__getitem__), max(means, key=means.__getitem__)), [one.caption for one in figure.maps]
     assert captions[0].startswith(f"L{low[0]}H{low[1]}, lowest mean")
     assert captions[1].startswith(f"L{high[0]}H{high[1]}, highest mean")
-    assert any(caption.startswith("L2H3") and "the paper's example" in caption for caption in captions)
-    site = list(statistics.sites.values())[low[0] - 1]
-    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colors(site.entropy[0, low[1] - 1].astype(np.float64), figure.scale))
+    assert any(caption.startswith("L1H2") and "the paper's L2H3" in caption for caption in captions)
+    site = list(statistics.sites.values())[low[0]]
+    np.testing.assert_array_equal(drawn(figure.maps[0].uri), colors(site.entropy[0, low[1]].astype(np.float64), figure.scale))
 
 
 def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics: Statistics) -> None:
@@ -89,13 +87,13 @@ def test_divergence_is_that_of_the_quantized_model(parts: GridParts, statistics:
     assert name == "w4a4-seed0"
     figure = divergence_rows(parts.anatomy.sites.attention, True, statistics, quantized)
     first, second = heads_of_the_paper(figure)
-    assert [one.caption.partition(":")[0] for one in (first, second)] == ["L1H1", "L2H3"]
+    assert [one.caption.partition(":")[0] for one in (first, second)] == ["L0H0", "L1H2"]
     for one, layer, head in ((first, 0, 0), (second, 1, 2)):
         site = list(statistics.sites.values())[layer]
         divergence = kl_maps(site, quantized.sites[site.name])[0, head, 0]
         np.testing.assert_array_equal(drawn(one.uri), colors(divergence[1:].reshape(8, 8).astype(np.float64), figure.scale))
         titles = [title for _, title in figure.chart.curves[0].marks]
-        assert f"layer {layer + 1}, head {head + 1}: mean {divergence.mean(dtype=np.float64):.4g} bits" in titles
+        assert f"layer {layer}, head {head}: mean {divergence.mean(dtype=np.float64):.4g} bits" in titles
 
 
 @given(high=st.integers(1, 4), wide=st.integers(1, 4), side=st.integers(2, 4), shift=st.integers(0, 1))

@@ -19,6 +19,10 @@ FORMAT = Format("a search of vitfrost", "vitfrost search")
 SUFFIX = ".search.json"
 
 
+class OtherSearch(VitfrostError):
+    """A search's file is of another model, other statistics or other images."""
+
+
 class SearchImages(Strict):
     """The images that states were measured on."""
 
@@ -179,5 +183,5 @@ def open_log(
         if isinstance(theirs, Identity):  # the tag only says where weights came from
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
-            raise VitfrostError(f"{path} is of a search with another {field}; name another file with --search")
+            raise OtherSearch(f"{path} is of a search with another {field}; name another file with --search")
     return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements, "latencies": found.latencies}))

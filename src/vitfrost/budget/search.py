@@ -31,7 +31,7 @@ from ..plans.choose import UNQUANTIZED, computed_layer
 from ..plans.file import save_plan
 from ..plans.schema import Plan
 from ..plans.structure import FeedForwardPlan
-from ..progress import say
+from ..progress import doing, say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
@@ -91,12 +91,14 @@ def search(
     sites = _fitting_sites(known, loaded)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
+    doing("search: read images")
     image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
     batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(budget.batch_size)]
     if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
     changed = copy.deepcopy(loaded.module).eval()
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
+    doing("search: fit the constants of all heads")
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
     kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.module, sites, kinds)

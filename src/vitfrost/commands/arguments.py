@@ -50,9 +50,9 @@ class ModelFlags:
 
         Raises VitfrostError unless just one is named, and as `Model.open` does.
         """
+        named = one_of(artifact, self.model)
         from ..model import Model, refuse_export
 
-        named = one_of(artifact, self.model)
         if not exports:
             refuse_export(named)
         given = {name: value for name, value in asdict(self).items() if name not in ("model", "model_option")}
@@ -72,7 +72,16 @@ def one_of(artifact: Path | None, model: str | None) -> str | Path:
 
 
 def show(renderable: Any) -> None:
-    """Print a table, as wide as the terminal."""
+    """Print a table, as wide as the terminal; tables are made for 80 columns."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(renderable)
+    Console(width=None if sys.stdout.isatty() else 80).print(renderable)
+
+
+def announce_simulation(plan: Any) -> None:
+    """Say in one line that a plan's model is simulated, and that `export` therefore refuses it."""
+    bits = plan.quantize.activations
+    if bits != 32:
+        print(
+            f"activations of {bits} bits are simulated, and vitfrost export refuses them; to deploy in int8, plan with --activation-bits 32"
+        )

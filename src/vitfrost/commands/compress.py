@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..configs import Compress, Repair
 from ..configs.methods import FULL_PRECISION
-from .arguments import ArtifactOrNone, Flags, ModelFlags, one_of
+from .arguments import ArtifactOrNone, Flags, ModelFlags, announce_simulation, one_of
 from .flags import Given, Group, takes
 
 
@@ -54,3 +54,4 @@ def compress(
             f"missed at {name}: {left['before']:.4f} -> {left['after']:.4f}"
         )
     print(f"{out}: {made.size_bytes / 1e6:.3f} MB")
+    announce_simulation(made.plan)

@@ -34,10 +34,13 @@ def evaluate(
         json: write the result row to this file.
     """
     config = given.config(Evaluate)
-    from .. import evaluate as verb
     from ..distributed import rank
-    from ..evaluation.evaluate import open_reference
+    from ..evaluation.evaluate import evaluate_beside, open_reference
     from ..evaluation.results import format_rows
+    from ..files import refuse_unwritable, write_json
+
+    if json is not None:
+        refuse_unwritable(json)
 
     if artifact is not None and model.weights is not None:
         if reference is None:
@@ -48,6 +51,8 @@ def evaluate(
     loaded = model.open(artifact, exports=True)
     crops = {"crop_pct": model.crop_pct, "crop_mode": model.crop_mode}
     compared = None if reference is None else open_reference(reference, loaded, weights=reference_weights, device=model.device, **crops)
-    row = verb(loaded, images, labels=labels, reference=compared, config=config, json=json)
+    rows = evaluate_beside(loaded, images, compared, labels=labels, config=config)
     if rank() == 0:
-        show(format_rows([row]))
+        if json is not None:
+            write_json(json, rows[-1].model_dump(mode="json"))
+        show(format_rows(rows))

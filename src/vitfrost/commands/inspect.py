@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from .arguments import ArtifactOrNone, Flags, ModelFlags, show
+from tyro.conf import Positional, arg
+
+from .arguments import Flags, ModelFlags, one_of, show
 
 
 def inspect(
-    artifact: ArtifactOrNone = None,
+    artifact: Annotated[Positional[Path | None], arg(metavar="MODEL", help="a timm model name or an artifact folder")] = None,
     /,
     *,
     model: Flags = ModelFlags(),
@@ -21,12 +25,16 @@ def inspect(
         plan: also count what this plan leaves of them; without a model, the plan's own is taken.
         json: also write what was found to this file.
     """
+    if plan is None:
+        one_of(artifact, model.model)
     from .. import inspect as verb
     from ..evaluation.inspect import format_inspection
     from ..files import refuse_unwritable, write_json
 
     if json is not None:
         refuse_unwritable(json)
+    if artifact is not None and model.model is None and not artifact.exists() and len(artifact.parts) == 1:
+        artifact, model = None, replace(model, model=str(artifact))
     named = None if plan is not None and artifact is None and model.model is None else model.open(artifact, untrained=True)
     found = verb(named, plan=plan)
     show(format_inspection(found))

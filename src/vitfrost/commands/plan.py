@@ -9,7 +9,7 @@ from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search
 from ..configs.flat import flat_options, methods_of
 from ..configs.words import spelled
 from ..errors import VitfrostError
-from .arguments import Flags, ModelFlags
+from .arguments import Flags, ModelFlags, announce_simulation
 from .flags import Given, Group, takes
 
 _OTHERS = {option.name for cls in (Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
@@ -104,3 +104,4 @@ def _print_planned(out: Path, made: Any) -> None:
         low, high = timed["interval"]
         parts.append(f"{timed['ratio']:.3f} of the original's latency on {timed['runtime']} (95 % interval {low:.3f} to {high:.3f})")
     print(f"{out}: {', '.join(parts)}")
+    announce_simulation(made)

@@ -36,7 +36,8 @@ class Calibrate:
     maps: Literal["before", "after"] = "before"
     """Of a quantized artifact, the maps before or after its map quantizer."""
     sensitivity: bool = False
-    """Also measure how much the outputs depend on every attention weight; needs no labels and takes up to twice as long."""
+    """Also measure how much the outputs depend on every attention weight; needs no labels, and takes one and a half to two and a half times
+    as long."""
     similarity: bool = False
     """Also measure how alike the heads are, within layers and across them; a plan that hallucinates heads needs it."""
     memory_limit: Annotated[float, Field(gt=0), Flag(metavar="GB")] = 4.0

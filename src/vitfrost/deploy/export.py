@@ -23,6 +23,7 @@ from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
 from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
+from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, import_runtime
 from ..runtime.session import Session, open_export
@@ -110,12 +111,14 @@ def export_graph(
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
     static = precision == "int8" and ranges == "static"
+    doing(f"export to {format} {precision}: read images")
     calibration, compared, record = _drawn(loaded, images, config.calibration_images if static else 0, checks, seed)
     ready = inference_form(loaded)
     written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
     reduced = precision == "int8" and reduces_range(config.weight_range)
     with atomic_folder(out, overwrite) as folder:
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
+        doing(f"export to {format} {precision}: write the graph")
         made = _write_graph(written, loaded, format, int8, folder)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
@@ -138,6 +141,7 @@ def export_graph(
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
+        doing(f"export to {format} {precision}: compare with the model")
         session = open_export(folder, threads=torch.get_num_threads())
         parity = _compared(ready, session, compared, precision, "random" if images is None else "images")
         if not (time_only and precision == "int8"):

@@ -44,10 +44,30 @@ def evaluate(
         refuse_unwritable(json)
     loaded = as_model(model, exports=True)
     compared = None if reference is None else open_reference(reference, loaded)
-    row = evaluate_many({name or loaded.name: loaded}, images, labels=labels, reference=compared, config=config, progress=progress)[0]
+    row = evaluate_beside(loaded, images, compared, labels=labels, config=config, name=name, progress=progress)[-1]
     if json is not None and rank() == 0:
         write_json(json, row.model_dump(mode="json"))
     return row
+
+
+def evaluate_beside(
+    model: Model,
+    images: ImagesLike,
+    reference: Model | None,
+    *,
+    labels: str | Path | None = None,
+    config: Evaluate = Evaluate(),
+    name: str | None = None,
+    progress: bool = True,
+) -> list[Row]:
+    """The row of a model, after the row of its reference where there is one. Raises VitfrostError as `evaluate` does."""
+    name = name or model.name
+    models = {name: model}
+    if reference is not None:
+        label = reference.name if reference.name != name else f"{name} (reference)"
+        models = {label: reference, name: model}
+    rows = evaluate_many(models, images, labels=labels, reference=reference, config=config, progress=progress)
+    return [*rows[:-1], rows[-1] if reference is None else rows[-1].model_copy(update={"reference": reference.name})]
 
 
 def evaluate_many(

@@ -10,7 +10,6 @@ from .cost import MAC_PARTS, PARAMETER_PARTS, macs_by_part, parameters_by_part, 
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
     from torch import nn
 
     from ..model import Model, ModelLike
@@ -110,56 +109,58 @@ def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
 def format_inspection(description: dict[str, Any]) -> Group:
     """Compact tables for a terminal: attention and feed-forward sites (equal neighbors together), parameters and MACs by part."""
     from rich.console import Group
-    from rich.table import Table
 
-    sites = Table(title=f"{description['name']}: {description['family']}, {_size(description['image_size'])} px", title_justify="left")
-    sites.add_column("from site", no_wrap=True)
-    for column in ("layers", "heads", "head width", "tokens", "keys", "windows", "prefix"):
-        sites.add_column(column, justify="right")
-    for site, layers in _runs(description["attention"]):
-        numbers = (layers, site["heads"], site["head_width"], *site["maps"][2:], site["windows"], site["prefix_tokens"])
-        sites.add_row(site["name"], *map(str, numbers))
-    blocks = Table()
-    for column in ("from feed-forward", "layers", "width", "hidden", "tokens", "after"):
-        blocks.add_column(column, justify="left" if column in ("from feed-forward", "after") else "right", no_wrap=True)
-    for block, layers in _runs(description["feed_forward"]):
-        after = "convolution" if block["block"] == "convolution" else "attention"
-        blocks.add_row(block["name"], *map(str, (layers, block["width"], block["hidden"], block["tokens"])), after)
+    from ..terminal import tables
+
+    attention, blocks = _runs(description["attention"]), _runs(description["feed_forward"])
+    none = [""] * len(attention)
+    sites = tables([
+        ("from site", [site["name"] for site, _ in attention]),
+        ("layers", [str(layers) for _, layers in attention]),
+        *((title, [str(site[key]) for site, _ in attention]) for title, key in (("heads", "heads"), ("head\nwidth", "head_width"))),
+        ("tokens", [str(site["maps"][2]) for site, _ in attention]),
+        ("keys", [str(site["maps"][3]) for site, _ in attention]),
+        ("windows", [str(site["windows"]) for site, _ in attention] if any(site["windows"] > 1 for site, _ in attention) else none),
+        ("prefix", [str(site["prefix_tokens"]) for site, _ in attention]),
+    ], title=f"{description['name']}: {description['family']}, {_size(description['image_size'])} px")  # fmt: skip
+    feed_forward = tables([
+        ("from feed-forward", [block["name"] for block, _ in blocks]),
+        ("layers", [str(layers) for _, layers in blocks]),
+        *((key, [str(block[key]) for block, _ in blocks]) for key in ("width", "hidden", "tokens")),
+        ("after", ["convolution" if block["block"] == "convolution" else "attention" for block, _ in blocks]),
+    ], left=("after",))  # fmt: skip
     elements = f"softmax elements per image: {description['softmax_elements']:,}"
     planned = description.get("planned")
     if planned is None:
-        return Group(sites, blocks, _parts(description), elements)
+        return Group(sites, feed_forward, _parts(description), elements)
     heads, compact = planned["hallucinated_heads"], planned["compact_blocks"]
     said = f"{planned['constant_heads']} frozen heads, {heads} hallucinated heads, {compact} compact feed-forward blocks"
-    return Group(sites, blocks, _parts(description, planned), said, elements)
+    return Group(sites, feed_forward, _parts(description, planned), said, elements)
 
 
-def _parts(description: dict[str, Any], planned: dict[str, Any] | None = None) -> Table:
+def _parts(description: dict[str, Any], planned: dict[str, Any] | None = None) -> Group:
     """Parameters and multiply-accumulates by part, and what a plan leaves of them."""
-    from rich.table import Table
+    from ..terminal import tables
 
-    parts = Table()
-    columns = ["part", "parameters", "MACs", "MACs %"]
-    for column in columns if planned is None else [*columns, "planned parameters", "saved %", "planned MACs", "saved %"]:
-        parts.add_column(column, justify="left" if column == "part" else "right")
-    total = description["macs_total"]
-    after: dict[str, Any] = {"parameters": {}, "macs": {}} if planned is None else planned
+    named = dict.fromkeys(PARAMETER_PARTS[:3] + MAC_PARTS)
+    after = planned or {"parameters": {}, "macs": {}}
+    kept = [part for part in named if any(about[of].get(part, 0) for about in (description, after) for of in ("parameters", "macs"))]
 
-    def row(name: str, before: tuple[int, int], left: tuple[int, int]) -> None:
-        cells = [name, _count(before[0]), _count(before[1]), f"{100 * before[1] / total:.1f}" if before[1] else ""]
-        for old, new in zip(before, left, strict=True) if planned is not None else ():
-            cells += [_count(new), f"{100 * (1 - new / old):.1f}" if old and new != old else ""]
-        parts.add_row(*cells)
+    def counts(about: dict[str, Any], of: str) -> list[int]:
+        return [*(about[of].get(part, 0) for part in kept), about.get(f"{of}_total", 0)]
 
-    for part in dict.fromkeys(PARAMETER_PARTS[:3] + MAC_PARTS):
-        before = (description["parameters"].get(part, 0), description["macs"].get(part, 0))
-        left = (after["parameters"].get(part, 0), after["macs"].get(part, 0))
-        if any(before + left):
-            row(part.replace("_", " "), before, left)
-    parts.add_section()
-    totals = ("parameters_total", "macs_total")
-    row("total", tuple(description[key] for key in totals), tuple(after.get(key, 0) for key in totals))
-    return parts
+    def saved(of: str) -> list[str]:
+        pairs = zip(counts(description, of), counts(after, of), strict=True)
+        return [f"{100 * (1 - new / old):.1f}" if old and new != old else "" for old, new in pairs]
+
+    shares = [f"{100 * count / description['macs_total']:.1f}" if count else "" for count in counts(description, "macs")]
+    columns = [("part", [*(part.replace("_", " ") for part in kept), "total"])]
+    for title, of in (("parameters", "parameters"), ("MACs", "macs")):
+        columns.append((title, [_count(count) for count in counts(description, of)]))
+        columns += [("MACs %", shares)] if of == "macs" else []
+        if planned is not None:
+            columns += [("planned", [_count(count) for count in counts(after, of)]), ("saved %", saved(of))]
+    return tables(columns, total=True)
 
 
 def _size(image_size: list[int]) -> str:

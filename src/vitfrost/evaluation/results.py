@@ -17,7 +17,7 @@ from ..records import Format
 from ..strict import Strict
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 Percent = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 Interval = tuple[Percent, Percent]
@@ -101,34 +101,40 @@ def load_results(path: str | Path) -> Results:
     return FORMAT.load(Results, path)
 
 
-def format_rows(rows: Sequence[Row]) -> Table:
-    """A table for a terminal, intervals below their values; columns that no row fills are left out."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    columns: dict[str, list[str]] = {
-        "model": [row.name for row in rows],
-        "precision": [f"{row.precision}\n{row.kind}" for row in rows],
-        "images": [str(row.images) + (f" ({row.skipped} skipped)" if row.skipped else "") for row in rows],
-        "top-1 %": [_with_interval(row.top1, row.interval) for row in rows],
-        "top-5 %": [_with_interval(row.top5, None) for row in rows],
-        "difference": [_with_interval(d.value, d.interval, "+") if (d := row.top1_difference) else "" for row in rows],
-        "agreement %": [_with_interval(row.agreement, row.agreement_interval) for row in rows],
-        "KL nats": ["" if row.kl is None else f"{row.kl:.4f}" for row in rows],
-        "MB": ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows],
-        "GMACs": ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows],
-        "ms/image": ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows],
-    }
-    filled = {title: cells for title, cells in columns.items() if any(cells)}
-    table = Table(box=SIMPLE_HEAD)
-    for title in filled:
-        table.add_column(title, justify="left" if title in ("model", "precision") else "right", overflow="fold")
-    for cells in zip(*filled.values(), strict=True):
-        table.add_row(*cells)
-    return table
+def load_row(path: str | Path) -> Results:
+    """Read what `vitfrost evaluate --json` wrote, one row, or a results file. Raises VitfrostError as `load_results` does."""
+    data = FORMAT.plain(path)
+    if isinstance(data, dict) and "state_hash" in data:
+        data = {"kind": FORMAT.kind, "version": FORMAT.version, "rows": [data]}
+    return FORMAT.record(Results, FORMAT.check(data, path), path)
 
 
-def _with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
+def format_rows(rows: Sequence[Row]) -> Group:
+    """Tables for a terminal, intervals below their values; columns that no row fills are left out."""
+    from ..terminal import tables
+
+    return tables([
+        ("model", [row.name for row in rows]),
+        ("precision", [f"{row.precision}\n{row.kind}" for row in rows]),
+        ("top-1 %", [with_interval(row.top1, row.interval) for row in rows]),
+        ("difference", [_difference(row) for row in rows]),
+        ("MB", ["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.3f}" for row in rows]),
+        ("GMACs", ["" if row.macs is None else f"{row.macs / 1e9:.3f}" for row in rows]),
+        ("images", [str(row.images) + (f"\n({row.skipped} skipped)" if row.skipped else "") for row in rows]),
+        ("top-5 %", [with_interval(row.top5, None) for row in rows]),
+        ("agreement %", [with_interval(row.agreement, row.agreement_interval) for row in rows]),
+        ("KL nats", ["" if row.kl is None else f"{row.kl:.4f}" for row in rows]),
+        ("ms/image", ["" if row.seconds_per_image is None else f"{1e3 * row.seconds_per_image:.1f}" for row in rows]),
+    ], left=("precision",))  # fmt: skip
+
+
+def _difference(row: Row) -> str:
+    found = row.top1_difference
+    itself = row.name == row.reference and row.kl == 0
+    return "" if found is None or itself else with_interval(found.value, found.interval, "+")
+
+
+def with_interval(value: float | None, interval: Interval | None, sign: str = "") -> str:
     if value is None:
         return ""
     shown = f"{value:{sign}.2f}"

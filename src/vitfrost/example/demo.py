@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,39 +12,36 @@ from ..files import write_text
 from .data import write_digit_images
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..evaluation.results import Row
 
 RECIPE = """\
-# vitfrost demo: the bundled model on handwritten digits; run again with `vitfrost run recipe.yaml --out another-folder`
+# vitfrost demo: whole layers of attention frozen under a budget of time, on the bundled model and handwritten digits.
+# Run again with `vitfrost run recipe.yaml --out another-folder`.
 kind: vitfrost recipe
 version: 1
 model: {name: vitfrost_digits}
-calibration: {images: data/calibration, limit: 512, seed: 0, precision: quantized, similarity: true}
-plan: {freeze: 0.2, by: entropy, frozen_bits: 4, weight_bits: 4, activation_bits: 4}
-compress: {seed: 0}
+calibration: {images: data/calibration, limit: 200}
+"""
+FAST = """\
+search: {target_latency: 0.85, runtime: onnxruntime-int8, over: [layers], images: 200}
+repair: {images: 200}
+export: {format: onnx, precision: int8, calibration_images: 200}
+evaluation: {images: data/test}
+bench: {runtime: [onnxruntime], precision: [fp32], rounds: 15, memory: false}
+"""
+# Without the packages of vitfrost[export] there is no runtime to be fast on: a budget of multiply-accumulates, and no times.
+WITHOUT_EXPORT = """\
+search: {target_macs: 0.9, over: [layers], images: 200}
+repair: {images: 200}
 evaluation: {images: data/test}
 """
-TRAINING = """\
-# The same model with half of its maps hallucinated and compact feed-forward blocks: started in closed form from its weights, then
-# distilled from it for four epochs; run again with `vitfrost train training.yaml --out another-folder`
-kind: vitfrost training
-version: 1
-model: {name: vitfrost_digits, weights: timm}
-plan: {hallucinate: {share: 0.5}, compact: {ratio: 0.5}}
-start: {statistics: run/statistics.safetensors, images: data/calibration, limit: 256}
-teacher: {original: true, weight: 1.0, temperature: 2.0}
-data: {train: [{source: data/calibration, labels: none}], evaluation: {source: data/test}}
-augment: {rotate: 15, scale: [0.88, 1.12], shear: 8.5, translate: 0.15}
-optimizer: {lr: 1.0e-3, weight_decay: 0.0, clip: 1.0}
-schedule: {epochs: 4, warmup: 0.5}
-batch_size: 48
-"""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def demo(out: str | Path | None = None) -> Path:
-    """Write the digit images and two recipes into `out` (default: vitfrost-demo here), run both, print a table.
-
-    The first recipe runs into `out`/run, with the report; the second trains into `out`/trained.
+    """Write the digit images and a recipe into `out` (default: vitfrost-demo here), run it into `out`/run, print a table.
 
     A second call takes up an earlier demo in the same folder where it stopped. Returns the path of the HTML report.
     Raises VitfrostError when `out` is a file, holds anything but such a demo, or cannot be written.
@@ -53,41 +51,64 @@ def demo(out: str | Path | None = None) -> Path:
     _refuse_foreign(folder, recipe)
     from rich.console import Console
 
-    from ..evaluation.results import format_rows, load_results
     from ..runs.run import run
 
-    write_text(recipe, RECIPE)
-    write_text(folder / "training.yaml", TRAINING)
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    write_text(recipe, RECIPE + (WITHOUT_EXPORT if missing else FAST))
     write_digit_images(folder / "data")
     made = run(recipe, out=folder / "run", resume=True)
-    rows = [*load_results(made / "results.json").rows, *_structured(folder)]
-    Console(width=None if sys.stdout.isatty() else 160).print(format_rows(rows))
+    Console(width=None if sys.stdout.isatty() else 80).print(_table(made))
+    if missing:
+        print(f"{', '.join(missing)} not installed, so nothing was exported and timed: pip install 'vitfrost[export]'")
     print(f"report: {made / 'report.html'}")
     return made / "report.html"
 
 
-def _structured(folder: Path) -> list[Row]:
-    """Hallucinated maps and compact blocks, as the closed form leaves them and after a short distillation."""
-    from ..artifact import Artifact
-    from ..evaluation.evaluate import evaluate_many
-    from ..model import Model
-    from ..passes.compress import compress
-    from ..progress import say
-    from ..training.train import train
+def _table(run: Path) -> Table:
+    """What the run began with and what it ended with: accuracy, size, and time on ONNX Runtime where it was measured."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
-    say(f"train -> {folder / 'trained'}")
-    distilled = Artifact.load(train(folder / "training.yaml", folder / "trained", resume=True) / "artifact")
-    closed = compress(
-        distilled.name, distilled.plan, statistics=folder / "run" / "statistics.safetensors", images=folder / "data" / "calibration",
-        out=folder / "closed-form", overwrite=True,
-    )  # fmt: skip
-    original = Model.open(distilled.name)
-    models = {"closed form": closed, "distilled": distilled}
-    return evaluate_many(models, folder / "data" / "test", reference=original, progress=False)
+    from ..evaluation.results import load_results
+    from ..plans.file import load_plan
+    from ..timing.bench import RESULT_FILE
+    from ..timing.benchmark import load_benchmark
+    from ..timing.rounds import paired_ratio
+
+    rows = load_results(run / "results.json").rows
+    original, ended = rows[0], rows[-1]
+    table = Table(box=SIMPLE_HEAD, title=f"{original.images} held-out digits; intervals are 95 %", title_justify="left")
+    for title in ("model", "precision", "top-1 %", "MB", "time"):
+        table.add_column(title, justify="left" if title in ("model", "precision") else "right", overflow="fold")
+    path = run / "bench" / RESULT_FILE
+    if not path.is_file():
+        for row in (original, ended):
+            table.add_row(row.name, f"{row.precision}\n{row.kind}", _accuracy(row), f"{(row.size_bytes or 0) / 1e6:.2f}", "")
+        return table
+    timed = load_benchmark(path).rows
+    began = next(row for row in timed if row.unmodified and row.precision == "fp32" and row.graph == "plain")
+    final = next(row for row in timed if not row.unmodified)
+    value, low, high = paired_ratio(final.round_ms, began.round_ms, seed=0)
+    shares = [("original", began, original, "1"), ("frozen, repaired", final, ended, f"{value:.2f}\n[{low:.2f}, {high:.2f}]")]
+    for name, made, accuracy, time in shares:
+        table.add_row(name, f"{made.precision}\n{made.kind}", _accuracy(accuracy), f"{made.file_bytes / 1e6:.2f}", time)
+    table.caption = f"time: of the original's, ONNX Runtime, 1 thread, {final.p50_ms:.2f} ms per image in the end"
+    table.caption_justify = "left"
+    if (alike := load_plan(run / "plan.yaml").latency) is not None:
+        low, high = alike.interval
+        table.caption += f"\nbeside the original in int8: {alike.ratio:.2f} [{low:.2f}, {high:.2f}], as the search measured it"
+    return table
+
+
+def _accuracy(row: Row) -> str:
+    from ..evaluation.results import with_interval
+
+    return with_interval(row.top1, row.interval)
 
 
 def _refuse_foreign(folder: Path, recipe: Path) -> None:
     if folder.is_file():
         raise VitfrostError(f"{folder} is a file; name a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (recipe.is_file() and recipe.read_bytes() == RECIPE.encode()):
+    known = [(RECIPE + rest).encode() for rest in (FAST, WITHOUT_EXPORT)]
+    if folder.is_dir() and any(folder.iterdir()) and not (recipe.is_file() and recipe.read_bytes() in known):
         raise VitfrostError(f"the folder {folder} exists and is no demo of this version; name another one with --out")

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import VitfrostError
 from ..model import Model
 from ..plans.schema import Plan
+from ..progress import doing
 from ..statistics.record import Statistics
 from ..vit.sites import ModelSites
 from .draws import Draws
@@ -75,6 +76,7 @@ def apply_passes(passes: Sequence[Pass], work: Work) -> Work:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(work.draws.seed)
         for one in passes:
+            doing(f"compress: {one.name}")
             record = one.apply(work)
             if record is not None:
                 work.records[one.name] = record

@@ -13,6 +13,7 @@ from .parts import RunParts, read_parts
 from .search import build_search
 from .structure import build_likeness, build_structure
 from .templates import fill
+from .verdict import build_verdict
 
 TEMPLATE, REPORT = "page.html.j2", "report.html"
 OPEN_LAYERS = 2
@@ -41,7 +42,8 @@ def render(parts: RunParts) -> str:
         TEMPLATE,
         parts=parts,
         name=parts.identity.name if parts.identity else "a model",
-        done=summary.what_was_done(parts.plan) if parts.plan else None,
+        done=summary.what_was_done(parts.plan, parts.exported) if parts.plan else None,
+        verdict=build_verdict(parts),
         cards=summary.key_numbers(parts),
         facts=summary.facts(parts),
         rows=rows,

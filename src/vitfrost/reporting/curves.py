@@ -232,7 +232,7 @@ def over_heads(curves: Sequence[Curve], heads_per_layer: Sequence[int], y: Axis,
 def by_head(series: dict[str, list[list[float]]], y_title: str, log: bool = True) -> Chart:
     """Lay out `series[name][layer][head]` in bits; on a log axis values below the lowest decade are drawn at its lower end."""
     heads_per_layer = [len(heads) for heads in next(iter(series.values()))]
-    names = [f"layer {layer}, head {head}" for layer, heads in enumerate(heads_per_layer, 1) for head in range(1, heads + 1)]
+    names = [f"layer {layer}, head {head}" for layer, heads in enumerate(heads_per_layer) for head in range(heads)]
     flat = {name: [value for heads in layers for value in heads] for name, layers in series.items()}
     positive = [value for values in flat.values() for value in values if value > 0] or [1.0]
     ticks = decades(positive) if log else None
@@ -247,11 +247,10 @@ def by_head(series: dict[str, list[list[float]]], y_title: str, log: bool = True
 
 
 def layer_labels(middles: Sequence[float], gap: float) -> list[tuple[float, str]]:
-    """Numbers of layers at their middles; 1, 3, 5, ... or 1, 5, 10, ... or 1, 10, 20, ... where they would stand closer than `gap`."""
+    """Numbers of layers at their middles; 0, 2, 4, ... or 0, 5, 10, ... or 0, 10, 20, ... where they would stand closer than `gap`."""
     closest = min((after - before for before, after in pairwise(middles)), default=gap)
     step = next((step for step in (1, 2, 5) if step * closest >= gap), 10)
-    shown = {1, *range(1 if step < 5 else step, len(middles) + 1, step)}
-    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles, 1) if number in shown]
+    return [(round(middle, 2), str(number)) for number, middle in enumerate(middles) if number % step == 0]
 
 
 def _heights(curves: Iterable[Curve], levels: Iterable[Level], x_low: float, x_high: float) -> Iterable[float]:

@@ -59,9 +59,9 @@ def draw_rows(rows: Sequence[np.ndarray], values: Sequence[np.ndarray], class_to
                 f"{what}, layer {layer}, head {head}: mean {np.nanmean(grid):.3g}, highest {np.nanmax(grid):.3g} bits",
                 picture(grid, scale),
             )
-            for head, grid in enumerate(heads, 1)
+            for head, grid in enumerate(heads)
         ]
-        for layer, heads in enumerate(rows, 1)
+        for layer, heads in enumerate(rows)
     ]  # fmt: skip
     flat = [one.reshape(len(one), -1) for one in values]
     mean, highest = ([function(one, axis=1).tolist() for one in flat] for function in (np.nanmean, np.nanmax))

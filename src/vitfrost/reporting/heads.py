@@ -104,8 +104,8 @@ def frozen_shares(layers: tuple[LayerPlan, ...]) -> list[list[float]]:
 
 
 def _likes(layer: LayerPlan) -> dict[int, int]:
-    """For every hallucinated head the number, from 1 on, of the head that it starts like."""
-    return {head: like + 1 for head, like in zip(layer.hallucinated, sources(layer), strict=True)}
+    """For every hallucinated head the number of the head that it starts like."""
+    return dict(zip(layer.hallucinated, sources(layer), strict=True))
 
 
 def build_gallery(parts: RunParts) -> Gallery | None:
@@ -125,7 +125,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
                 layer.site,
                 [
                     Head(
-                        head + 1,
+                        head,
                         means[number][head],
                         planned[number][head],
                         _pictures(drawings, layer, number, head),
@@ -180,7 +180,7 @@ def _pictures(drawings: list[_Drawing], maps: LayerMaps, layer: int, head: int) 
     made = []
     for drawing in drawings:
         values = shrink(drawing.values[layer][head], 0 if drawing.over_patches else maps.site.prefix_tokens)
-        where = f"layer {layer + 1}, head {head + 1}" + (", over the patch grid" if drawing.over_patches else "")
+        where = f"layer {layer}, head {head}" + (", over the patch grid" if drawing.over_patches else "")
         made.append(Picture(drawing.caption, f"{drawing.caption} of {where}", picture(values, drawing.scale)))
         if drawing.caption == MEAN_MAP and head in maps.constants:  # beside the map that it stands for, in the same colors
             values = shrink(maps.constants[head], maps.site.prefix_tokens)

@@ -56,8 +56,8 @@ class MatrixChart:
 
 
 def name_heads(heads_per_layer: Sequence[int]) -> list[str]:
-    """ "L1H1", "L1H2", ... for all heads of a model."""
-    return [f"L{layer}H{head}" for layer, heads in enumerate(heads_per_layer, 1) for head in range(1, heads + 1)]
+    """ "L0H0", "L0H1", ... for all heads of a model."""
+    return [f"L{layer}H{head}" for layer, heads in enumerate(heads_per_layer) for head in range(heads)]
 
 
 def matrix_chart(

@@ -13,7 +13,7 @@ from ..artifact import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from ..budget.history import SUFFIX, SearchRecord, load_search
 from ..errors import VitfrostError
 from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
-from ..evaluation.results import Results, Row, load_results
+from ..evaluation.results import Results, Row, load_results, load_row
 from ..identity import Identity
 from ..passes.structure import has_structure, install_structure
 from ..plans.file import load_plan, parse_plan, plan_hash
@@ -21,12 +21,15 @@ from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..runs.recipe import Recipe, is_study, load_recipe, read_recipe
+from ..runtime.folder import is_export, read_export
 from ..statistics.record import Statistics
+from ..timing.benchmark import Benchmark, load_benchmark
 from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
 from ..vit.sites import ModelSites
 
 RECIPE, PLAN, RESULTS, ARTIFACT = "recipe.yaml", "plan.yaml", "results.json", "artifact"
+ROW, BENCH, DEPLOY = "result.json", "bench/bench.json", "deploy"
 ARTIFACT_KEYS = {"model", "plan", "seeds", "versions", "weights_sha256"}
 STATISTICS, QUANTIZED = "statistics.safetensors", "statistics.quantized.safetensors"
 OLDER = {ARTIFACT: "artefact", QUANTIZED: "statistics.quantised.safetensors"}  # what earlier versions called them
@@ -92,6 +95,8 @@ class RunParts:
     results: Results | None
     record: StructureRecord | None = None
     search: SearchRecord | None = None
+    bench: Benchmark | None = None
+    exported: dict[str, Any] | None = None
 
     @cached_property
     def identity(self) -> Identity | None:
@@ -172,6 +177,16 @@ class RunParts:
         return self.artifact is not None and self.artifact.get("training") is not None
 
     @property
+    def repaired(self) -> bool:
+        """Whether the artifact was repaired."""
+        return self.artifact is not None and self.artifact.get("repair") is not None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the plan changes layers."""
+        return self.plan is not None and has_structure(self.plan)
+
+    @property
     def original(self) -> Row | None:
         """The first result row without a plan."""
         return next((row for row in self._rows() if row.plan_hash is None), None)
@@ -227,9 +242,11 @@ def read_parts(folder: Path) -> RunParts:
         plan_differs=written is not None and plan is not None and plan_hash(written) != plan_hash(plan),
         artifact=artifact,
         artifact_bytes=sum(file.stat().st_size for file in place(ARTIFACT).iterdir()) if artifact else None,
-        results=optional(RESULTS, load_results),
+        results=optional(RESULTS, load_results) or optional(ROW, load_row),
         record=_read_record(artifact, place(ARTIFACT) / CONFIG_FILE) if artifact else None,
         search=_read_search(folder),
+        bench=optional(BENCH, load_benchmark),
+        exported=read_export(folder / DEPLOY) if is_export(folder / DEPLOY) else None,
     )
     parts.check(folder)
     return parts

@@ -75,7 +75,7 @@ def _layers(record: SearchRecord) -> Table | None:
         cells = [_alone(frozen[number], record) if number < len(frozen) else EMPTY] if frozen else []
         own = blocks[number] if number < len(blocks) else []
         cells += [_alone(each, record, f"rank {each.rank}, ") for each in own] + [EMPTY] * (most - len(own))
-        rows.append((f"L{number + 1}", cells))
+        rows.append((f"L{number}", cells))
     return Table("KL of each change alone, thousandths of a nat, and what it saves", "Layer", columns, rows)
 
 

@@ -215,7 +215,7 @@ def _start(plan: Plan, hallucinates: bool) -> str:
 def _source(layer: LayerPlan, head: int) -> Source:
     plan = layer.heads[head]
     if plan.source == "hallucinated":
-        like = dict(zip(layer.hallucinated, sources(layer), strict=True))[head] + 1
+        like = dict(zip(layer.hallucinated, sources(layer), strict=True))[head]
         return "hallucinated", f"like H{like}", f"hallucinated, starts like head {like}"
     if plan.constant is not None:
         text = f"{plan.constant} {plan.window}" if plan.window else plan.constant
@@ -229,11 +229,11 @@ def _source(layer: LayerPlan, head: int) -> Source:
 def _constants(plan: Plan) -> Table | None:
     """Every head that is frozen whole: its constant, and why it was chosen."""
     rows = []
-    for number, layer in enumerate(plan.layers, 1):
+    for number, layer in enumerate(plan.layers):
         for head in layer.constant:
             made = layer.heads[head]
             kind = f"{made.constant}, {made.window} × {made.window}" if made.window else str(made.constant)
-            rows.append((f"L{number}H{head + 1}", [Cell(kind), Cell(made.why) if made.why else EMPTY]))
+            rows.append((f"L{number}H{head}", [Cell(kind), Cell(made.why) if made.why else EMPTY]))
     return Table("Heads that are frozen whole", "Head", ["constant", "why"], rows) if rows else None
 
 
@@ -250,13 +250,13 @@ def _likes(parts: RunParts, plan: Plan, likeness: Likeness | None) -> Table | No
         for (head, one), like in zip(_reached(parts, layer), sources(layer), strict=True):
             share = likeness.shares[number][head] if likeness else None
             cells = [
-                Cell(f"L{number + 1}H{like + 1}"),
+                Cell(f"L{number}H{like}"),
                 EMPTY if moments is None else Cell(f"{cosines_of(moments)[head, like]:.3f}"),
                 _percent(share),
                 _percent(one.explained if one else None),
                 EMPTY if one is None or one.distance is None else Cell(f"{one.distance:.3f}"),
             ]
-            rows.append((f"L{number + 1}H{head + 1}", cells))
+            rows.append((f"L{number}H{head}", cells))
     columns = ["starts like", "cosine with it", "explained by all others, %", "explained by its mix, %", "distance of maps"]
     return Table("Hallucinated heads", "Head", columns, rows) if rows else None
 
@@ -269,7 +269,7 @@ def _blocks(parts: RunParts, plan: Plan) -> list[BlockBar]:
     errors = parts.record.relative_errors if parts.record else {}
     longest = max((error for error in errors.values()), default=0.0)
     bars = []
-    for number, block in enumerate(plan.feed_forward, 1):
+    for number, block in enumerate(plan.feed_forward):
         if block.rank is not None:
             error = errors.get(block.site)
             length = 0.0 if error is None or not longest else 100 * error / longest

@@ -89,8 +89,8 @@ def operations(count: int) -> str:
     return f"{count / 1e9:.3f} G" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
-def what_was_done(plan: Plan) -> str:
-    """The plan in one or two sentences."""
+def what_was_done(plan: Plan, exported: dict[str, Any] | None = None) -> str:
+    """The plan in one or two sentences, and what export.json says of an export."""
     counted = count_frozen(plan)
     sentences = []
     if plan.freeze is not None and plan.statistics is not None and counted["frozen_entries"]:
@@ -108,6 +108,9 @@ def what_was_done(plan: Plan) -> str:
     else:
         named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
         sentences.append(f"RepQ-ViT quantizes {' and '.join(named)}.")
+    if exported is not None:
+        runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[exported["format"]]
+        sentences.append(f"The result is exported for {runtime} in {exported['precision']}.")
     return " ".join(sentences)
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, create_model, model_validator
 
-from ..configs.model import ModelPart
-from ..configs import Calibrate, Compact, Compress, Evaluate, FreezeEntries, Hallucinate, Quantize, Repair
+from ..configs import Bench, Calibrate, Compact, Compress, Evaluate, Export, FreezeEntries, Hallucinate, Quantize, Repair, Search
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
 from ..configs.methods import ProtectedPart, RepairMethod
+from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
 from ..plans.text import overlaid
@@ -164,15 +164,35 @@ class EvaluationPart(_Flat):
 
 
 class Recipe(Part):
-    """One run: calibrate, plan, compress, evaluate, report."""
+    """One run: calibrate, plan or search, compress (and repair), export, evaluate, bench, report.
+
+    `search` chooses the plan under a budget, in the place of `plan`; `search`, `repair`, `export` and `bench` hold the fields of the
+    configuration classes of these names, and a stage whose part is missing is left out.
+    """
 
     kind: Literal["vitfrost recipe"] = "vitfrost recipe"
     version: Literal[1] = 1
     model: ModelPart
     calibration: CalibrationPart
+    search: Search | None = None
     plan: PlanPart = PlanPart()
     compress: CompressPart = CompressPart()
+    repair: Repair | None = None
+    export: Export | None = None
     evaluation: EvaluationPart | None = None
+    bench: Bench | None = None
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Recipe:
+        if self.search is not None and "plan" in self.model_fields_set:
+            raise ValueError("search chooses the plan; leave plan out, or search")
+        if self.search is not None and self.calibration.precision == "quantized":
+            raise ValueError("search starts from the original; leave calibration.precision out")
+        if self.repair is not None and self.compress.repair is not None:
+            raise ValueError("repair stands in the recipe twice; leave compress.repair out")
+        if self.export is not None and self.search is None and self.plan.activation_bits != 32:
+            raise ValueError("export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8")
+        return self
 
     def resolved(self: R, folder: Path) -> R:
         """The same recipe with its relative paths taken from `folder`."""
@@ -238,4 +258,6 @@ def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write the recipe as YAML, atomically."""
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True))
+    unused = {"plan"} if recipe.search is not None else set()
+    data = recipe.model_dump(mode="json", exclude_none=True, exclude=unused)
+    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

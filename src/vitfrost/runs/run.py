@@ -8,27 +8,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ..configs import Calibrate, Evaluate
-from ..configs import Compress, Quantize
-from ..configs.base import parsed
-from ..errors import VitfrostError
+from ..budget.history import SUFFIX, OtherSearch
+from ..budget.search import search
+from ..configs import Bench, Compress, Evaluate, Export, Quantize, Search
+from ..configs.base import parsed, plain
+from ..deploy.export import export
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
 from ..images.source import open_images
+from ..model import Model
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft
 from ..reporting.build import REPORT, report
+from ..runtime.folder import EXPORT_FILE
+from ..runtime.runtimes import FORMATS, import_runtime
 from ..statistics.calibrate import calibrate
+from ..timing.bench import RESULT_FILE, bench
 from ..vit.families import find_sites
-from ..model import Model
 from ..vit.load import find_device, find_weights
 from .recipe import Recipe, load_recipe, save_recipe
 from .stages import Stage, run_stages
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, PLAN_FILE, DEPLOY = "recipe.yaml", "plan.yaml", "deploy"
 R = TypeVar("R", bound=Recipe)
 
 
@@ -108,7 +112,14 @@ class RecipeRun(ABC, Generic[R]):
 
 
 class SingleRun(RecipeRun[Recipe]):
-    """One plan: statistics, plan, artifact, results."""
+    """One plan: statistics, plan, artifact, and as far as the recipe asks for them an exported folder, results and times."""
+
+    def check_images(self) -> None:
+        """Also find out whether the packages of an export are there."""
+        if self.recipe.export is not None:
+            for package in FORMATS[self.recipe.export.format].needs(self.recipe.export.precision):
+                import_runtime(package, "export")
+        super().check_images()
 
     def report(self, out: Path) -> object:
         return report(self.folder, out)
@@ -133,7 +144,29 @@ class SingleRun(RecipeRun[Recipe]):
 
     def _compress(self, source: str, out: Path) -> None:
         part = self.recipe.compress
-        self.compress(out, self.folder / "plan.yaml", part.config(), statistics=self.folder / source, repair=part.repair_config())
+        repair = self.recipe.repair or part.repair_config()
+        self.compress(out, self.folder / PLAN_FILE, part.config(), statistics=self.folder / source, repair=repair)
+
+    def _search(self, budget: Search, source: str, out: Path) -> None:
+        """The plan under a budget; what an earlier search of the same model and images measured is not measured again."""
+        record = out.with_suffix(SUFFIX)
+        options: dict[str, Any] = {"statistics": self.folder / source, "record": record, "out": out, "progress": self.progress}
+        try:
+            search(self.original, self.compression_images, budget, resume=record.exists(), **options)
+        except OtherSearch:
+            record.unlink()
+            search(self.original, self.compression_images, budget, **options)
+
+    def _export(self, config: Export, out: Path) -> None:
+        export(self.folder / "artifact", config, images=self.compression_images, out=out.parent, overwrite=True)
+
+    def _bench(self, config: Bench, out: Path) -> None:
+        """The exported folder, or the artifact, beside the unmodified model on the runtimes of this machine."""
+        model, made = self.recipe.model, self.folder / ("artifact" if self.recipe.export is None else DEPLOY)
+        bench(
+            [f"timm:{model.name}", made], replace(config, image_size=(self.original.image_size[0],)), images=self.compression_images,
+            weights=model.weights, out=out.parent, resume=out.parent.exists(), progress=self.progress,
+        )  # fmt: skip
 
     def _quantize(self, out: Path) -> None:
         part = self.recipe.plan
@@ -146,8 +179,14 @@ class SingleRun(RecipeRun[Recipe]):
         if self.quantized_statistics:
             models["quantized"] = self.open(self.folder / "quantized")
         models["compressed"] = self.open(self.folder / "artifact")
+        if self.recipe.export is not None:
+            models["exported"] = Model.open(self.folder / DEPLOY)
         rows = evaluate_many(
-            models, part.images, labels=part.labels, reference="original", config=Evaluate(limit=part.limit, seed=part.seed),
+            models,
+            part.images,
+            labels=part.labels,
+            reference="original",
+            config=Evaluate(limit=part.limit, seed=part.seed),
             progress=self.progress,
         )
         save_results(Results(rows=rows), out)
@@ -169,18 +208,36 @@ class SingleRun(RecipeRun[Recipe]):
                     lambda out: self._calibrate(folder / "quantized", out, recipe.calibration.observed),
                 ),
             ]  # fmt: skip
+        if (budget := recipe.search) is None:
+            plan_made_by = Stage(
+                "plan", PLAN_FILE, (source,), recipe.plan.options(), lambda out: plan(folder / source, *recipe.plan.methods(), out=out)
+            )
+        else:
+            plan_made_by = Stage("search", PLAN_FILE, (source,), plain(budget), lambda out: self._search(budget, source, out))
+        repair = recipe.repair
         stages += [
+            plan_made_by,
             Stage(
-                "plan", "plan.yaml", (source,), recipe.plan.options(),
-                lambda out: plan(folder / source, *recipe.plan.methods(), out=out),
-            ),
-            Stage(
-                "compress", "artifact", (source, "plan.yaml"), [self.model, drawn, taken["images"]],
+                "compress" if repair is None else "compress and repair", "artifact", (source, PLAN_FILE),
+                [self.model, drawn, taken["images"], *([] if repair is None else [plain(repair)])],
                 lambda out: self._compress(source, out),
             ),
         ]  # fmt: skip
+        return stages + self._stages_after("artifact")
+
+    def _stages_after(self, made: str) -> list[Stage]:
+        """Export, evaluation and bench, those that the recipe asks for."""
+        recipe, stages = self.recipe, []
+        if (config := recipe.export) is not None:
+            made = f"{DEPLOY}/{EXPORT_FILE}"
+            settings = [plain(config), self.compression_images]
+            stages.append(Stage("export", made, ("artifact",), settings, lambda out: self._export(config, out)))
         if recipe.evaluation is not None:
-            stages.append(Stage("evaluate", "results.json", ("artifact",), recipe.evaluation.model_dump(), self._evaluate))
+            read = tuple(dict.fromkeys(("artifact", made)))
+            stages.append(Stage("evaluate", "results.json", read, recipe.evaluation.model_dump(), self._evaluate))
+        if (timing := recipe.bench) is not None:
+            settings = [self.model, plain(timing)]
+            stages.append(Stage("bench", f"bench/{RESULT_FILE}", (made,), settings, lambda out: self._bench(timing, out)))
         return stages
 
 

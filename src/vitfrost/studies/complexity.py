@@ -112,7 +112,7 @@ def _layers(sites: ModelSites) -> tuple[list[_Layer], list[_Layer]]:
 
 def _equal(layers: list[_Layer]) -> list[tuple[_Layer, list[int]]]:
     """Equal layers that follow each other, with their numbers."""
-    return [(layer, [number for number, _ in members]) for layer, members in groupby(enumerate(layers, 1), key=lambda one: one[1])]
+    return [(layer, [number for number, _ in members]) for layer, members in groupby(enumerate(layers), key=lambda one: one[1])]
 
 
 def _numbered(numbers: list[int]) -> str:

@@ -26,8 +26,8 @@ from .picture import MappedPicture
 
 FIRST_HEADS = 6
 FULL_MAP_PIXELS = 256
-PAPER_HEAD = (2, 3)
-"""Layer 2, head 3, whose map the paper shows; beside layer 1, head 1 for the divergence."""
+PAPER_HEAD = (1, 2)
+"""The head whose map the paper shows, which counts from 1 (layer 2, head 3); beside layer 0, head 0 for the divergence."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def attention_on_picture(found: MappedPicture) -> AttentionOnPicture:
     scale = Scale.covering("attention weight", [heads], "magma")
     what = "what the class token attends to" if header.class_token else "mean attention to each patch"
     return AttentionOnPicture(
-        header.file, header.layer, header.class_token,
+        header.file, header.layer - 1, header.class_token,
         Picture("Input", "The picture as the model sees it", _photograph(found.pixels)),
         [
-            Picture(f"Head {number}", f"{_number(header.layer, number)}: {what}, highest weight {grid.max():.3f}", picture(grid, scale))
-            for number, grid in enumerate(heads, 1)
+            Picture(f"Head {number}", f"{_number(header.layer - 1, number)}: {what}, highest weight {grid.max():.3f}", picture(grid, scale))
+            for number, grid in enumerate(heads)
         ],
         scale,
     )  # fmt: skip
@@ -115,22 +115,22 @@ def first_heads(rows: HeadRows) -> list[Picture]:
 
 def heads_of_the_paper(rows: HeadRows) -> list[Picture]:
     """Those of figure 4 (b) and (c), as far as the model has them."""
-    chosen = [(heads, head) for layer, head in ((1, 1), PAPER_HEAD) for heads in rows.pictures[layer - 1 : layer]]
-    return [heads[head - 1] for heads, head in chosen if head <= len(heads)]
+    chosen = [(heads, head) for layer, head in ((0, 0), PAPER_HEAD) for heads in rows.pictures[layer : layer + 1]]
+    return [heads[head] for heads, head in chosen if head < len(heads)]
 
 
 def whole_maps(parts: GridParts, statistics: Statistics) -> WholeMaps:
-    """Figure 3: the heads of lowest and of highest mean entropy, and L2H3 where there is one."""
+    """Figure 3: the heads of lowest and of highest mean entropy, and the paper's example where there is one."""
     sites = parts.anatomy.sites.attention
     maps = _maps(statistics, sites)
-    means = {(layer, head): float(np.nanmean(one)) for layer, heads in enumerate(maps, 1) for head, one in enumerate(heads, 1)}
+    means = {(layer, head): float(np.nanmean(one)) for layer, heads in enumerate(maps) for head, one in enumerate(heads)}
     chosen = {min(means, key=lambda key: means[key]): "lowest mean", max(means, key=lambda key: means[key]): "highest mean"}
     if PAPER_HEAD in means:
-        chosen[PAPER_HEAD] = ", ".join(filter(None, (chosen.get(PAPER_HEAD), "the paper's example")))
-    scale = Scale.covering("entropy, bits", [maps[layer - 1][head - 1] for layer, head in chosen], "viridis")
+        chosen[PAPER_HEAD] = ", ".join(filter(None, (chosen.get(PAPER_HEAD), "the paper's L2H3")))
+    scale = Scale.covering("entropy, bits", [maps[layer][head] for layer, head in chosen], "viridis")
     shown = []
     for (layer, head), why in chosen.items():
-        values = shrink(maps[layer - 1][head - 1], sites[layer - 1].prefix_tokens, FULL_MAP_PIXELS)
+        values = shrink(maps[layer][head], sites[layer].prefix_tokens, FULL_MAP_PIXELS)
         caption = f"{_number(layer, head)}, {why}: {means[layer, head]:.2f} bits"
         shown.append(Picture(caption, f"Entropy map of layer {layer}, head {head}, {why}", picture(values, scale)))
     return WholeMaps(shown, scale)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..terminal import tables
 from .benchmark import Benchmark, BenchRow, Rate, Ratio
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
 
 
 def format_benchmark(benchmark: Benchmark) -> Group:
@@ -40,36 +40,28 @@ def title_of(rows: Sequence[BenchRow]) -> str:
     return f"{size} px, batch {row.batch}, {_threads(row.threads)}{load}"
 
 
-def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    columns: dict[str, list[str]] = {
-        "model": [row.subject + ("\nrandom weights" if row.random_weights else "") for row in rows],
-        "runtime": [row.runtime for row in rows],
-        "precision": [_precision(row) for row in rows],
-        "constant heads": [row.constant_forms or "" for row in rows],
-        "p50 ms": [f"{row.p50_ms:.2f}" for row in rows],
-        "p90 ms": [f"{row.p90_ms:.2f}" for row in rows],
-        "images/s": [f"{row.images_per_second:.1f}" for row in rows],
-        "time / peer": [_shown(row.to_peer, row.name) for row in rows],
-        "time / unmodified": [_shown(row.to_unmodified, row.name) for row in rows],
-        "of limit": ["" if row.limit_share is None else f"{100 * row.limit_share:.0f} %" for row in rows],
-        "GMACs": [f"{row.macs / 1e9:.3f}" for row in rows],
-        "peak MB": ["" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}" for row in rows],
-        "file MB": [f"{row.file_bytes / 1e6:.1f}" for row in rows],
-    }
+def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Group:
     peers = ", ".join(dict.fromkeys(row.to_peer.to for row in rows if row.to_peer is not None))
-    table = Table(box=SIMPLE_HEAD, title=f"{title_of(rows)}; peer: {peers or 'none'}", title_justify="left")
-    table.caption, table.caption_justify = _limits(rates), "left"
-    filled = {title: cells for title, cells in columns.items() if any(cells)}
-    for title in filled:
-        table.add_column(
-            title, justify="left" if title in ("model", "runtime", "precision", "constant heads") else "right", overflow="fold"
-        )
-    for cells in zip(*filled.values(), strict=True):
-        table.add_row(*cells)
-    return table
+    columns = [
+        ("model", [_named(row) for row in rows]),
+        ("p50 ms", [f"{row.p50_ms:.2f}" for row in rows]),
+        ("time / peer", [_shown(row.to_peer, row.name) for row in rows]),
+        ("file MB", [f"{row.file_bytes / 1e6:.1f}" for row in rows]),
+        ("time / unmodified", [_shown(row.to_unmodified, row.name) for row in rows]),
+        ("p90 ms", [f"{row.p90_ms:.2f}" for row in rows]),
+        ("images/s", [f"{row.images_per_second:.1f}" for row in rows]),
+        ("of limit", ["" if row.limit_share is None else f"{100 * row.limit_share:.0f} %" for row in rows]),
+        ("GMACs", [f"{row.macs / 1e9:.3f}" for row in rows]),
+        ("peak MB", ["" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}" for row in rows]),
+        ("constant heads", [row.constant_forms or "" for row in rows]),
+    ]
+    title = f"{title_of(rows)}; peer: {peers or 'none'}"
+    return tables(columns, title=title, caption=_limits(rates), left=("constant heads",))
+
+
+def _named(row: BenchRow) -> str:
+    weights = "\nrandom weights" if row.random_weights else ""
+    return f"{row.subject}{weights}\n{row.runtime} {_precision(row)}"
 
 
 def _precision(row: BenchRow) -> str:

@@ -1,0 +1,1 @@
+"""The verb `run`: recipes, and the stages that they ask for."""
