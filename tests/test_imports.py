@@ -17,12 +17,12 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, keyed, deploy, evaluation, models, passes, plans, statistics
+artifact, deploy, evaluation, keyed, model, passes, plans, statistics
 methods
 configs, plans.criteria
 images, runtime, vit
 files, records, strict, terminal
-distributed, errors, progress, spelling, threads
+distributed, errors, progress, spelling, terminal, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

@@ -69,7 +69,8 @@ class Artifact(Model):
     @classmethod
     def made_from(cls, model: Model, module: nn.Module, *, plan: Plan, **history: Any) -> Artifact:
         """What `module` is once the plan has been applied to `model`; `history` are the further fields."""
-        skeleton = model.skeleton or (None if isinstance(model, Artifact) else Skeleton(model.module))
+        changed = any(isinstance(each, MapAttention) for each in model.module.modules())
+        skeleton = model.skeleton or (None if changed else Skeleton(model.module))
         about = {f.name: getattr(model, f.name) for f in fields(Model)} | {"module": module.eval(), "skeleton": skeleton}
         return cls(**about, plan=plan, **history)
 

@@ -6,6 +6,8 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
 
 timm = import_timm()
+# What opens the folder of each kind as a Model. These modules stand above this one, so they are named and not imported.
+_FOLDERS = {"artifact": ("vitfrost.artifact", "Artifact.load"), "export": ("vitfrost.deploy.exported", "load_exported")}
 log = logging.getLogger("vitfrost")
 MEMORY = "memory"
 IMAGENET_CLASSES = 1000
@@ -205,19 +209,14 @@ def names_folder(model: str | Path) -> bool:
 
 
 def _open_folder(folder: Path) -> Model:
-    if is_export(folder):
-        from .deploy.exported import load_exported  # the door looks up here: what it opens is a Model itself
-
-        return load_exported(folder)
-    from .artifact import Artifact
-
-    return Artifact.load(folder)
+    module, function = _FOLDERS["export" if is_export(folder) else "artifact"]
+    made: Model = attrgetter(function)(import_module(module))(folder)
+    return made
 
 
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
     if classes is not None:
         options["num_classes"] = classes
-    check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)

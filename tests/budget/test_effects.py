@@ -17,7 +17,7 @@ from vitfrost.vit.families import find_sites
 
 
 def meter_of(known: Any, memory: int) -> EffectMeter:
-    model, sites = copy.deepcopy(known.model.model), find_sites(known.model.model)
+    model, sites = copy.deepcopy(known.model.module), find_sites(known.model.module)
     layers = [computed_layer(site, known.statistics.sites[site["name"]].allowed) for site in known.statistics.header.sites]
     replacements = Replacements(model, sites, layers, known.statistics, FreezeHeads(kind="dense"), Compact(init="weights"), {})
     pixels = torch.randn(5, 3, *known.model.image_size, generator=torch.Generator().manual_seed(0))

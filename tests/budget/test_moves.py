@@ -54,7 +54,7 @@ def test_costs_are_those_of_the_changed_model(models: Any, which: str, constants
     settings = FreezeHeads(kind=constants, window=3 if constants == "local" else None)  # type: ignore[arg-type]
     sites = find_sites(loaded.module)
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in statistics.header.sites]
-    size = statistics.header.model["image_size"]
+    size = statistics.header.model.image_size
     heads = [
         [choose_kind(settings, layer, statistics.sites[layer.site], shape_of(layer, size), head)[0] for head in range(len(layer.heads))]
         for layer in layers

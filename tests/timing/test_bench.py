@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,3 +197,15 @@ def test_a_model_without_anything_to_leave_out_has_one_graph(tmp_path: Path) -> 
 
 def test_settings_are_kept_beside_what_was_measured(measured: tuple[Path, Benchmark]) -> None:
     assert json.loads((measured[0] / "bench-settings.json").read_text())["what"] == ["vitfrost_digits"]
+
+
+def test_models_in_memory_are_timed_beside_each_other(shallow: Any, tmp_path: Path) -> None:
+    artifact = vitfrost.compress(shallow.model, vitfrost.plan(shallow.model, vitfrost.FreezeHeads(0.5)))
+    config = vitfrost.Bench(runtime=("torch",), precision=("fp32",), rounds=3, memory=False)
+    made = vitfrost.bench([shallow.model, artifact], config, json=tmp_path / "bench.json", progress=False)
+    assert {row.subject: row.unmodified for row in made.rows} == {"vitfrost_digits": True, "model 2": False}
+    assert {row.plan_hash for row in made.rows} == {None, artifact.plan_hash}
+    assert len(repr(made)) < 200
+    other = vitfrost.Model.of(shallow.model.module, name="mine")
+    with pytest.raises(vitfrost.VitfrostError, match="timm cannot make this mine again"):
+        vitfrost.bench(other, config, json=tmp_path / "bench.json", progress=False)

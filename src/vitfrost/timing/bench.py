@@ -9,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..configs import Bench
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import refuse_existing_run, refuse_unwritable, write_json
 from ..keyed import found_or_made, hash_of
+from ..model import Model
 from ..progress import TimeLeft, say, track
 from ..runtime.runtimes import cores
 from ..vit.load import find_device
@@ -23,6 +26,7 @@ from .chart import draw_chart
 from .compare import compared
 from .exports import identity_of, with_exports
 from .group import measure_group
+from .held import on_disk
 from .memory import peak_memory
 from .rounds import WARM_UP
 from .sessions import EAGER, find_runtimes, runtime_version
@@ -33,7 +37,7 @@ DEFAULTS = Bench()
 
 
 def bench(
-    what: str | Path | Sequence[str | Path],
+    what: str | Path | Model | nn.Module | Sequence[str | Path | Model | nn.Module],
     config: Bench = DEFAULTS,
     *,
     images: str | Path | None = None,
@@ -47,7 +51,7 @@ def bench(
     """Measure the time of models, each beside its unmodified model on every runtime, and return (and write) what was found.
 
     Args:
-        what: artifact folders, exported folders, and "timm:NAME" for a timm model.
+        what: artifact folders, exported folders, "timm:NAME" for a timm model, and models in memory.
         config: what is timed, and how often.
         images: folder that int8 is calibrated on; noise if not given.
         weights: of timm models and unmodified peers; "random" for untrained ones, which peers have where none are given.
@@ -66,14 +70,16 @@ def bench(
     if json is not None:
         refuse_unwritable(json)
     images = None if images is None else _images(images)
-    subjects = open_subjects([what] if isinstance(what, str | Path) else list(what), weights, sizes)
-    cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(config.precision)), device)
-    left_out += [LeftOut(name=name, why="not installed; it comes with vitfrost[export]") for name in absent]
-    if not cells:
-        raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
-    if against is not None and against not in {name for cell in cells for name in (cell.name, cell.subject.label)}:
-        raise VitfrostError(f"--against {against} is none of the rows; the models are {', '.join(subject.label for subject in subjects)}")
     with ExitStack() as stack:
+        subjects = open_subjects(stack.enter_context(on_disk(what)), weights, sizes)
+        cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(config.precision)), device)
+        left_out += [LeftOut(name=name, why="not installed; it comes with vitfrost[export]") for name in absent]
+        if not cells:
+            raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
+        if against is not None and against not in {name for cell in cells for name in (cell.name, cell.subject.label)}:
+            raise VitfrostError(
+                f"--against {against} is none of the rows; the models are {', '.join(subject.label for subject in subjects)}"
+            )
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
         write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
         cells, failed = with_exports(cells, folder, images, seed)

@@ -48,7 +48,7 @@ class Subject:
         return self.weight_tag.startswith(f"{RANDOM_WEIGHTS}:")
 
 
-def open_subjects(what: Sequence[str | Path], weights: str | Path | None, image_sizes: Sequence[int] | None) -> list[Subject]:
+def open_subjects(what: Sequence[str | Path | ModelSource], weights: str | Path | None, image_sizes: Sequence[int] | None) -> list[Subject]:
     """The models named by `what`, in their order, and after them the unmodified models that are not among them.
 
     `weights`: a file (or a folder with NAME/model.safetensors) for timm models and unmodified ones, or "random". Without it a timm
@@ -60,12 +60,15 @@ def open_subjects(what: Sequence[str | Path], weights: str | Path | None, image_
     labels = _labels(what)
     given: list[Subject] = []
     for item, label in zip(what, labels, strict=True):
-        if str(item).startswith(TIMM):
+        if isinstance(item, ModelSource):
+            given.append(_timm(item, label))
+            _check_size(given[-1], image_sizes)
+        elif str(item).startswith(TIMM):
             name = str(item).removeprefix(TIMM)
             for size in image_sizes or (None,):
                 given.append(_timm(ModelSource(name, False, _weights(weights, name), None if size is None else (size, size)), label))
         else:
-            given.append(_folder(Path(item), label))
+            given.append(_folder(Path(str(item)), label))
             _check_size(given[-1], image_sizes)
     known = {_build(subject) for subject in given if subject.unmodified}
     peers: list[Subject] = []
@@ -94,10 +97,11 @@ def _weights(weights: str | Path | None, name: str) -> str | None:
     return find_weights(Path(weights), name)
 
 
-def _labels(what: Sequence[str | Path]) -> list[str]:
+def _labels(what: Sequence[str | Path | ModelSource]) -> list[str]:
     """What the subjects are called: a timm name, a folder's name, or its whole path where names are alike."""
-    short = [str(item).removeprefix(TIMM) if str(item).startswith(TIMM) else Path(item).resolve().name for item in what]
-    labels = [name if short.count(name) == 1 else str(item) for name, item in zip(short, what, strict=True)]
+    named = [f"{TIMM}{item.model}" if isinstance(item, ModelSource) else str(item) for item in what]
+    short = [name.removeprefix(TIMM) if name.startswith(TIMM) else Path(name).resolve().name for name in named]
+    labels = [name if short.count(name) == 1 else whole for name, whole in zip(short, named, strict=True)]
     for label in labels:
         if labels.count(label) > 1:
             raise VitfrostError(f"{label} is given twice; name every model once")
