@@ -162,10 +162,10 @@ class SingleRun(RecipeRun[Recipe]):
 
     def _bench(self, config: Bench, out: Path) -> None:
         """The exported folder, or the artifact, beside the unmodified model on the runtimes of this machine."""
-        model, made = self.recipe.model, self.folder / ("artifact" if self.recipe.export is None else DEPLOY)
+        made = self.folder / ("artifact" if self.recipe.export is None else DEPLOY)
         bench(
-            [f"timm:{model.name}", made], replace(config, image_size=(self.original.image_size[0],)), images=self.compression_images,
-            weights=model.weights, out=out.parent, resume=out.parent.exists(), progress=self.progress,
+            [self.original, made], config, images=self.compression_images, out=out.parent, resume=out.parent.exists(),
+            progress=self.progress,
         )  # fmt: skip
 
     def _quantize(self, out: Path) -> None:
