@@ -67,17 +67,17 @@ def test_memory_holds_the_weights_and_grows_with_the_batch(measured: tuple[Path,
 
 def test_a_run_is_not_written_over_and_goes_on_where_it_was(measured: tuple[Path, Benchmark]) -> None:
     folder, made = measured
-    options = {"runtime": ["torch"], "batch": [1, 3], "rounds": 3, "out": folder, "progress": False}
+    config, options = Bench(("torch",), batch=(1, 3), rounds=3), {"out": folder, "progress": False}
     with pytest.raises(VitfrostError, match="holds a run already; add --resume"):
-        vitfrost.bench("timm:vitfrost_digits", **options)
+        vitfrost.bench("timm:vitfrost_digits", config, **options)
     before = {path: path.stat().st_mtime_ns for path in (folder / "groups").iterdir()}
     assert len(before) == 2
-    again = vitfrost.bench("timm:vitfrost_digits", **options, resume=True)
+    again = vitfrost.bench("timm:vitfrost_digits", config, **options, resume=True)
     assert again == made
     assert {path: path.stat().st_mtime_ns for path in (folder / "groups").iterdir()} == before
     first, second = sorted(before)
     first.unlink()
-    third = vitfrost.bench("timm:vitfrost_digits", **options, resume=True)
+    third = vitfrost.bench("timm:vitfrost_digits", config, **options, resume=True)
     assert first.is_file()
     assert second.stat().st_mtime_ns == before[second]
     assert third.rows[1] == made.rows[1]
@@ -113,8 +113,8 @@ def artifact_run(shallow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """The folder and the result of an artifact, every head frozen, beside its model on ONNX Runtime and PyTorch."""
     folder = tmp_path_factory.mktemp("exported")
     shallow.compress(folder / "frozen", FreezeEntries(1.0, bits=32))
-    options = {"runtime": ["onnxruntime", "torch"], "rounds": 2, "memory": False, "progress": False}
-    return folder / "run", vitfrost.bench(folder / "frozen", weights="random", out=folder / "run", **options)
+    config = Bench(("onnxruntime", "torch"), rounds=2, memory=False)
+    return folder / "run", vitfrost.bench(folder / "frozen", config, weights="random", out=folder / "run", progress=False)
 
 
 @EXPORTS

@@ -102,11 +102,7 @@ def search(
     macs = MacsOfStates(loaded.module, sites, kinds)
     if target is None:
         refuse_below(budget, macs.floor(over))
-    drawn = SearchImages(
-        images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=budget.seed, skipped=len(batch.skipped),
-        labeled=batch.labels is not None,
-    )  # fmt: skip
-    subject = _subject(loaded, known, drawn, whole, blocks)
+    subject = _subject(loaded, known, _drawn(image_set, batch, budget.seed), whole, blocks)
     log = open_log(place, subject, recorded(budget), macs.original, torch.get_num_threads(), resume)
     moves = Moves(sites.attention, sites.feed_forward, over)
 
@@ -217,6 +213,14 @@ def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path 
         return None
     refuse_unwritable(record)
     return Path(record)
+
+
+def _drawn(image_set: AnyImages, batch: Batch, seed: int) -> SearchImages:
+    """For the record: which images are measured on."""
+    return SearchImages(
+        images=len(batch.positions), images_hash=images_hash(image_set, batch.digests), seed=seed, skipped=len(batch.skipped),
+        labeled=batch.labels is not None,
+    )  # fmt: skip
 
 
 def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:

@@ -39,12 +39,11 @@ def compress(
     from .. import compress as verb
     from ..plans.file import load_plan
 
-    chosen = load_plan(plan)
+    loaded, chosen = model.open(artifact), load_plan(plan)
     if chosen.quantize.activations == FULL_PRECISION:
         given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
     if chosen.hallucinate is None and chosen.compact is None:
         given.refuse(["compact-images"], "has no effect: the plan neither hallucinates heads nor compacts blocks; leave it out")
-    loaded = model.open(artifact)
     made = verb(
         loaded, chosen, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )

@@ -152,10 +152,18 @@ def parsed(cls: type[C], data: Any, names: Mapping[str, str] | None = None) -> C
     except ValidationError as error:
         if names is None:
             raise VitfrostError(_named(cls, describe(error))) from error
-        text = describe(error, names)
+        text = describe(error, _ByField(names))
         if not error.errors(include_url=False)[0]["loc"]:  # of several fields, which the text names
             text = re.sub(rf"\b({'|'.join(names)})\b", lambda field: names[field[0]], text)
         raise VitfrostError(text) from error
+
+
+class _ByField(dict[str, str]):
+    """Names of fields, also of what stands in them: batch[0] is --batch[0]."""
+
+    def get(self, path: str, default: Any = None) -> Any:
+        field, bracket, rest = path.partition("[")
+        return f"{super().get(field, field)}{bracket}{rest}"
 
 
 def idle_fields(config: Any) -> dict[str, str]:

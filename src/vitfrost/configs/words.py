@@ -58,7 +58,10 @@ def read(option: Option, words: list[str]) -> Any:
     if form == "words":
         return tuple(_scalar(option, word) for word in words)
     if form == "commas":
-        return tuple(_scalar(option, word.strip()) for word in words[0].split(",") if word.strip())
+        values = tuple(_scalar(option, word.strip()) for word in words[0].split(",") if word.strip())
+        if not values:
+            raise ValueError(f"'{words[0]}' holds nothing; give values with commas between them")
+        return values
     if len(words) > 1:
         return tuple(_scalar(option, word) for word in words)
     return _scalar(option, words[0])

@@ -55,7 +55,6 @@ class Int8(NamedTuple):
     lean: bool
 
 
-@torch.random.fork_rng(devices=[])
 def export(
     model: ModelLike,
     config: Export = DEFAULTS,
@@ -82,6 +81,7 @@ def export(
     return export_graph(model, config, out, images, overwrite=overwrite)
 
 
+@torch.random.fork_rng(devices=[])
 def export_graph(
     model: ModelLike,
     config: Export,
