@@ -94,7 +94,7 @@ def test_variants_are_laid_over_in_order_and_null_takes_away(tmp_path: Path) -> 
     }
     path = written(tmp_path, {"variants": variants})
     plain, wide, both = (load_training_recipe(path, names) for names in ((), ("wide",), ("wide", "short")))
-    assert (plain.module.options, wide.model.options, wide.ema) == ({}, {"embed_dim": 96}, 0.9)
+    assert (plain.model.options, wide.model.options, wide.ema) == ({}, {"embed_dim": 96}, 0.9)
     assert (both.model.options, both.ema, both.schedule.steps, both.schedule.epochs) == ({"embed_dim": 96}, None, 7, None)
     with pytest.raises(VitfrostError, match="no variant 'long'; its variants are wide, short"):
         load_training_recipe(path, ("long",))
