@@ -279,7 +279,7 @@ def test_other_models_and_statistics_are_refused(models: Any, pictures: Path, ca
     with pytest.raises(VitfrostError, match="statistics belong to another model"):
         search(replace(digits, statistics=cls.statistics), pictures, target_macs=0.9, **QUICK)
     statistics = copy.copy(digits.statistics)
-    artifact = vitfrost.compress(digits.module, vitfrost.plan(statistics, FreezeHeads(0.2)),
+    artifact = vitfrost.compress(digits.model, vitfrost.plan(statistics, FreezeHeads(0.2)),
                                  statistics=statistics)  # fmt: skip
     with pytest.raises(VitfrostError, match="a search starts from a model as timm builds it"):
         search(replace(digits, model=artifact), pictures, target_macs=0.9, **QUICK)
