@@ -142,7 +142,7 @@ def heads_alone(original: Model, statistics: Statistics, images: Path) -> list[d
     """Every head frozen to its mean map, the others computed; layers before it are shared between the variants."""
     model = deepcopy(original.module)
     attention = install_map_attention(model)
-    reference = replace(original, model=Remembered(original.module))
+    reference = replace(original, module=Remembered(original.module))
     image_set = open_images(images, need_labels=True, classes=original.classes)
     found = []
     with SharedModel(model) as shared:
@@ -154,7 +154,7 @@ def heads_alone(original: Model, statistics: Statistics, images: Path) -> list[d
                 mask[:, head] = True
                 frozen = FrozenMaps(mask, None, 32, "published")
                 frozen.set_values(torch.from_numpy(site.mean), None)
-                members.append(replace(original, model=shared.add({name: frozen})))
+                members.append(replace(original, module=shared.add({name: frozen})))
                 about.append({"site": name, "head": head, "entropy": float(site.entropy[:, head].mean())})
         measured = measure_outcomes(members, reference, image_set, 16, text="heads")
     assert measured.reference is not None

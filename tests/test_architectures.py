@@ -276,7 +276,7 @@ def load_uneven(architecture: Reduced) -> Model:
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     loaded.module.train()(torch.randn(8, 3, *loaded.image_size, generator=torch.Generator().manual_seed(1)))
-    return replace(loaded, model=loaded.module.eval(), state_hash=hash_state(loaded.module))
+    return replace(loaded, module=loaded.module.eval(), state_hash=hash_state(loaded.module))
 
 
 def bytes_by_shape(model: torch.nn.Module) -> int:

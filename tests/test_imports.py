@@ -17,25 +17,27 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, deploy, evaluation, keyed, model, passes, plans, statistics
+artifact, class_names, deploy, evaluation, keyed, model, passes, plans, statistics
 methods
 configs, plans.criteria
 images, runtime, vit
-files, records, strict, terminal
-distributed, errors, progress, spelling, terminal, threads
+files, identity, records, strict, terminal
+distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Modules that every module imports, lazily or not: {"vitfrost.cli": {"vitfrost.errors", ...}, ...}."""
+    """Modules that every module imports, lazily or not, but not for types alone: {"vitfrost.cli": {"vitfrost.errors", ...}, ...}."""
     files = {".".join(("vitfrost", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")}
     files = {name.removesuffix(".__init__"): path for name, path in files.items()}
     found: dict[str, set[str]] = {}
     for name, path in files.items():
         parents = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
         found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names if alias.name in files}
             elif isinstance(node, ast.ImportFrom):

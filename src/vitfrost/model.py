@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .class_names import imagenet_names, read_class_names
+from .configs.model import ModelPart
 from .errors import UnsupportedModel, VitfrostError
 from .identity import Identity
 from .images.preprocessing import Preprocessing
@@ -174,6 +175,16 @@ class Model:
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_size))
         return f"{type(self).__name__}({self.name}, {size} px, {self.classes} classes, weights {self.weight_tag} {self.state_hash[:8]})"
+
+
+def open_part(part: ModelPart, device: str | None = None, seed: int = 0) -> Model:
+    """The model that a recipe or the flags of a command name. Raises VitfrostError as `Model.open` does."""
+    given = asdict(part)
+    name, whole = given.pop("name"), given.pop("whole_squares")
+    made = Model.open(name, device=device, seed=seed, **given)
+    if whole:
+        made.preprocessing = replace(made.preprocessing, whole_squares=True)
+    return made
 
 
 ModelLike = Model | nn.Module | str | Path

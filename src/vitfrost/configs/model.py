@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from .base import PYTHON_ONLY, Flag, Positive, config
-
-if TYPE_CHECKING:
-    from ..model import Model
 
 Crop = Literal["center", "squash", "border"]
 Colors = tuple[float, float, float]
@@ -44,17 +41,6 @@ class ModelPart:
     whole_squares: Annotated[bool, PYTHON_ONLY] = False
     """Take square pictures that are smaller than what the crop is cut from whole (see docs/options.md), although a crop is asked for;
     without a crop here the model does so anyway."""
-
-    def open(self, device: str | None = None, seed: int = 0) -> Model:
-        """The model. Raises VitfrostError as `Model.open` does."""
-        from ..model import Model
-
-        given = asdict(self)
-        name, whole = given.pop("name"), given.pop("whole_squares")
-        made = Model.open(name, device=device, seed=seed, **given)
-        if whole:
-            made.preprocessing = replace(made.preprocessing, whole_squares=True)
-        return made
 
     def settings(self) -> dict[str, Any]:
         """What tells a run's stages whether they were made of the same model; fields that later versions added only where they are set."""

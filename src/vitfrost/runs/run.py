@@ -17,7 +17,7 @@ from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
 from ..images.source import open_images
-from ..model import Model
+from ..model import Model, open_part
 from ..passes.compress import compress
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import CRITERIA
@@ -69,7 +69,7 @@ class RecipeRun(ABC, Generic[R]):
     @cached_property
     def original(self) -> Model:
         """The model to compress, loaded once."""
-        return self.recipe.model.open(self.device)
+        return open_part(self.recipe.model, self.device)
 
     def open(self, model: Model | Path) -> Model:
         """A model, or the artifact in a folder, where the run measures."""

@@ -13,7 +13,7 @@ from ..artifact import Artifact
 from ..configs.flat import UNQUANTIZED
 from ..distributed import rank
 from ..errors import VitfrostError
-from ..model import Model
+from ..model import Model, open_part
 from ..passes.draws import draw_calibration
 from ..passes.give_structure import fitted_constants, similarity_of
 from ..passes.structure import has_structure, install_structure, start_from
@@ -87,7 +87,7 @@ def _refuse_untrainable(chosen: Plan) -> None:
 
 def _load_model(recipe: TrainingRecipe) -> Model:
     part = recipe.model
-    loaded = replace(part, weights=None if part.weights == "timm" else "random").open(seed=recipe.seed)
+    loaded = open_part(replace(part, weights=None if part.weights == "timm" else "random"), seed=recipe.seed)
     if part.weights not in (None, "timm"):
         loaded = _with_weights(loaded, str(part.weights))
     kept = {name: value for name, value in loaded.options.items() if not name.endswith("drop_rate") and name != "drop_path_rate"}
