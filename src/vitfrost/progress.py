@@ -50,10 +50,10 @@ class _Messages(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         """Show progress and warnings; remember what is being done."""
         self._last = time.monotonic()
+        if record.levelno <= logging.INFO:
+            self.now_doing, self._start, self._wait = record.getMessage(), self._last, self._silence
         if record.levelno >= logging.INFO:
             super().emit(record)
-        else:
-            self.now_doing, self._start, self._wait = record.getMessage(), self._last, self._silence
 
     def _watch(self) -> None:
         while not self._ended.wait(0.25):

@@ -92,11 +92,11 @@ def _table(run: Path) -> Table:
     shares = [("original", began, original, "1"), ("frozen, repaired", final, ended, f"{value:.2f}\n[{low:.2f}, {high:.2f}]")]
     for name, made, accuracy, time in shares:
         table.add_row(name, f"{made.precision}\n{made.kind}", _accuracy(accuracy), f"{made.file_bytes / 1e6:.2f}", time)
-    table.caption = f"time: of the original's, ONNX Runtime, 1 thread, {final.p50_ms:.2f} ms per image in the end"
+    table.caption = f"time of the original's, ONNX Runtime, 1 thread; {final.p50_ms:.2f} ms in the end"
     table.caption_justify = "left"
     if (alike := load_plan(run / "plan.yaml").latency) is not None:
         low, high = alike.interval
-        table.caption += f"\nbeside the original in int8: {alike.ratio:.2f} [{low:.2f}, {high:.2f}], as the search measured it"
+        table.caption += f"\nbeside the original in int8: {alike.ratio:.2f} [{low:.2f}, {high:.2f}]"
     return table
 
 
