@@ -69,6 +69,7 @@ def test_what_is_measured_comes_with_its_interval(parts: RunParts) -> None:
     assert accuracy.kind == "simulated"
     assert (time.value, time.kind) == ("0.75", "executed")
     assert time.note.startswith("(0.75 to 0.75) of the time of the peer; 1.50 ms per image on onnxruntime int8, batch 1, 1 thread")
+    assert time.question == "Time beside the fastest peer"
     assert size.value.endswith(" MB")
     assert "times smaller" in size.note
     page = render(parts)

@@ -110,6 +110,8 @@ def what_was_done(plan: Plan, exported: dict[str, Any] | None = None) -> str:
         sentences.append(f"RepQ-ViT quantizes {' and '.join(named)}.")
     if exported is not None:
         runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[exported["format"]]
+        if exported["precision"] == "int8":
+            sentences = [sentence for sentence in sentences if sentence != "Nothing is quantized."]
         sentences.append(f"The result is exported for {runtime} in {exported['precision']}.")
     return " ".join(sentences)
 
