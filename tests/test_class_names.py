@@ -14,6 +14,7 @@ import vitfrost as vf
 from vitfrost.class_names import imagenet_names, names_from_plain, plain_names, read_class_names
 from vitfrost.configs.model import ModelPart
 from vitfrost.errors import VitfrostError
+from vitfrost.model import open_part
 from vitfrost.runs.recipe import load_recipe
 from vitfrost.vit.load import create_model
 
@@ -81,7 +82,7 @@ def test_a_recipe_has_the_same_part(fine_tuned: Path, tmp_path: Path) -> None:
     )
     for file in fine_tuned.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    model = load_recipe(tmp_path / "recipe.yaml").model.open()
+    model = open_part(load_recipe(tmp_path / "recipe.yaml").model)
     assert (model.classes, model.class_names, model.preprocessing.mean) == (5, tuple(NAMES), (0.1, 0.2, 0.3))
 
 

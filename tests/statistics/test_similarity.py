@@ -219,7 +219,7 @@ def test_the_header_names_the_feed_forward_blocks_and_hallucinated_heads_have_no
     ],
 )
 def test_other_families_are_compared_where_maps_have_one_shape(name, options):
-    loaded = random_model(name, **options)
+    loaded = random_model(name, 64, **options)
     sites = list(find_sites(loaded.module).attention)
     sums = SimilaritySums(sites)
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ def test_deit_tiny_by_hand() -> None:
     found = complexity(anatomy_of("deit_tiny_patch16_224"))
     n, d = 197, 192
     ((layers, cells),) = found.table.rows
-    assert layers == "1–12"
+    assert layers == "0–11"
     expected = [4 * n * d * d, 2 * n * n * d, 4 * n * d * d + 2 * n * n * d, 8 * n * d * d, 12 * n * d * d + 2 * n * n * d]
     assert [cell.value for cell in cells] == [
         "197",
@@ -50,7 +50,7 @@ def test_equations_agree_with_what_is_counted(name: str, size: int | None) -> No
 def test_stages_of_windowed_models_are_told_apart() -> None:
     found = complexity(anatomy_of("swin_tiny_patch4_window7_224"))
     assert [(name, cells[0].value, cells[2].value) for name, cells in found.table.rows] == [
-        ("1–2", "49", "64"), ("3–4", "49", "16"), ("5–10", "49", "4"), ("11–12", "49", "1"),
+        ("0–1", "49", "64"), ("2–3", "49", "16"), ("4–9", "49", "4"), ("10–11", "49", "1"),
     ]  # fmt: skip
 
 
@@ -58,15 +58,15 @@ def test_next_vit_by_hand() -> None:
     """M keys to N queries, hidden widths of 2 d and 3 d, and feed-forward blocks behind convolutions, at 224 px."""
     found = complexity(anatomy_of("nextvit_small"))
     rows = {name: dict(zip(found.table.columns, (cell.value for cell in cells), strict=True)) for name, cells in found.table.rows}
-    assert list(rows) == ["1", "2–3", "4", "convolution 1–3", "convolution 4–6", "convolution 7–14", "convolution 15–16"]
+    assert list(rows) == ["0", "1–2", "3", "convolution 0–2", "convolution 3–5", "convolution 6–13", "convolution 14–15"]
     n, m, d, wide = 784, 49, 192, 256
     projections, products, feed_forward = 2 * (n + m) * d * d, 2 * n * m * d, 2 * n * wide * 2 * wide
     layer = projections + products + feed_forward
     expected = [projections, products, projections + products, feed_forward, layer, layer]
-    costs = [value for column, value in rows["1"].items() if column not in ("N", "M keys", "d", "windows", "MLP's hidden width")]
+    costs = [value for column, value in rows["0"].items() if column not in ("N", "M keys", "d", "windows", "MLP's hidden width")]
     assert costs == [f"{value / 1e6:,.2f}" for value in expected]
-    assert [rows["1"][column] for column in ("N", "M keys", "d", "windows", "MLP's hidden width")] == ["784", "49", "192", "1", "512"]
-    convolution = rows["convolution 1–3"]
+    assert [rows["0"][column] for column in ("N", "M keys", "d", "windows", "MLP's hidden width")] == ["784", "49", "192", "1", "512"]
+    convolution = rows["convolution 0–2"]
     assert [convolution[column] for column in ("N", "M keys", "d", "MLP's hidden width")] == ["3,136", "–", "96", "288"]
     assert convolution["all these layers"] == f"{3 * 2 * 3136 * 96 * 288 / 1e6:,.2f}"
 

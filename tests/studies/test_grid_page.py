@@ -38,7 +38,7 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(finished_grid: Path,
     anchors = {reference[1:] for reference in page.references if reference.startswith("#")}
     assert anchors <= set(page.ids)
     assert {f"figure-{number}" for number in range(1, 7)} | {"table-1"} <= anchors
-    whole_maps = len({"lowest", "highest"}) + ("the paper's example:" in page.text)
+    whole_maps = len({"lowest", "highest"}) + ("the paper's L2H3:" in page.text)
     assert len(page.images) == (1 + 4) + (FIRST + HEADS) + whole_maps + (CHOSEN + HEADS)
     assert len(page.source) < 1_000_000
     assert "None" not in page.text
@@ -209,7 +209,7 @@ def test_figures_of_windowed_models(grid_folder: Path, pictures: Path, page_of: 
     page = page_of(grid_folder)
     heads = 2 * 3 + 2 * 6 + 6 * 12 + 2 * 24
     assert len(page.images) == (1 + 24) + (FIRST + heads) + 3
-    assert "This model has no class token: the mean over all queries of each head of layer 12" in page.text
+    assert "This model has no class token: the mean over all queries of each head of layer 11" in page.text
     assert "the mean over the queries of a window stands for its row" in page.text
 
 

@@ -10,32 +10,31 @@ from .summary import Point
 from .variants import UNFROZEN, changed_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 
-def format_points(points: Sequence[Point]) -> Table:
+def format_points(points: Sequence[Point]) -> Group:
     """One line per point: what was frozen and how, mean top-1 over the seeds, difference to the unfrozen model; 95 % intervals."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from ..terminal import tables
 
-    table = Table(box=SIMPLE_HEAD)
-    for title, side in (("block", "left"), ("frozen", "right"), ("by", "left"), ("statistics", "left"), ("constants", "right"),
-                        ("options", "left"), ("seeds", "right"), ("top-1 %", "right"), ("difference", "right")):  # fmt: skip
-        table.add_column(title, justify="right" if side == "right" else "left")
-    for point in points:
-        unfrozen = point.block == UNFROZEN
-        table.add_row(
-            point.block,
-            "" if unfrozen else f"{100 * point.share:.1f} %",
-            "" if unfrozen else str(point.options["by"]),
-            "" if unfrozen else f"{point.statistics}, {point.statistics_images} images",
-            "" if unfrozen else f"{point.options['frozen_bits']} bit",
-            "" if unfrozen else ", ".join(changed_options(point.options)),
-            str(len(point.seeds)),
-            _shown(point.top1, ""),
-            "" if unfrozen else _shown(point.difference, "+"),
-        )
-    return table
+    rows = [_row(point) for point in points]
+    columns = [(title, [row[title] for row in rows]) for title in (rows[0] if rows else ("block",))]
+    return tables(columns, left=("by", "statistics", "options"))
+
+
+def _row(point: Point) -> dict[str, str]:
+    changes = {
+        "frozen": f"{100 * point.share:.1f} %",
+        "by": str(point.options["by"]),
+        "statistics": f"{point.statistics}, {point.statistics_images} images",
+        "constants": f"{point.options['frozen_bits']} bit",
+        "options": ", ".join(changed_options(point.options)),
+        "difference": _shown(point.difference, "+"),
+    }
+    if point.block == UNFROZEN:
+        changes = dict.fromkeys(changes, "")
+    difference = changes.pop("difference")
+    return {"block": point.block} | changes | {"seeds": str(len(point.seeds)), "top-1 %": _shown(point.top1, ""), "difference": difference}
 
 
 def _shown(estimate: Estimate, sign: str) -> str:
