@@ -49,7 +49,7 @@ def test_points_average_seeds_and_pair_them_with_their_own_baseline() -> None:
     assert half.share == 0.5
     assert by_share[0.1].seeds == (0,)
     assert [point.freeze for point in select(by_share.values(), "EAM", by="entropy", statistics="fp32")] == [0.1, 0.5]
-    assert format_points(list(by_share.values())).row_count == 3
+    assert all(part.row_count == 3 for part in format_points(list(by_share.values())).renderables)
     other = points([*outcomes, _outcome(0, 0.3, 1, renormalize="mass", protect=["cls-rows"])])[-1]
     assert changed_options(other.options) == ["protect cls-rows", "renormalize mass"]
 

@@ -65,12 +65,12 @@ def _input() -> np.ndarray:
 
 
 @cache
-def product_chain(int8: bool) -> bytes:
-    """`PRODUCTS` matrix products in a row as an ONNX model, float32 [SIDE, SIDE] in and out; with `int8` as QDQ."""
+def product_chain(int8: bool, side: int) -> bytes:
+    """`PRODUCTS` matrix products in a row as an ONNX model, float32 [side, side] in and out; with `int8` as QDQ."""
     onnx = import_runtime("onnx", "export")
     helper, numpy_helper, kind = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
     rng = np.random.default_rng(1)
-    constants: dict[str, Any] = {"step": _ACTIVATION_STEP, "zero": _ZERO_POINT, "weight_step": np.float32(1 / 73 / SIDE**0.5)}
+    constants: dict[str, Any] = {"step": _ACTIVATION_STEP, "zero": _ZERO_POINT, "weight_step": np.float32(1 / 73 / side**0.5)}
     nodes: list[Any] = []
 
     def between(name: str) -> str:
@@ -82,7 +82,7 @@ def product_chain(int8: bool) -> bytes:
 
     last = between("x")
     for number in range(PRODUCTS):
-        codes = rng.integers(-127, 128, (SIDE, SIDE), dtype=np.int8)
+        codes = rng.integers(-127, 128, (side, side), dtype=np.int8)
         weight = f"w{number}"
         if int8:
             constants[f"{weight}_q"] = codes
@@ -94,8 +94,8 @@ def product_chain(int8: bool) -> bytes:
     used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes, "products",
-        [helper.make_tensor_value_info("x", kind, [SIDE, SIDE])],
-        [helper.make_tensor_value_info(last, kind, [SIDE, SIDE])],
+        [helper.make_tensor_value_info("x", kind, [side, side])],
+        [helper.make_tensor_value_info(last, kind, [side, side])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
     )  # fmt: skip
     return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
@@ -106,7 +106,7 @@ def _openvino(precision: str, threads: int, device: str) -> Callable[[], object]
     hint = "bf16" if precision == "bf16" else "f32"
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(product_chain(precision == "int8")), "CPU", options)
+    compiled = core.compile_model(core.read_model(product_chain(precision == "int8", SIDE)), "CPU", options)
     if hint == "bf16" and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
         return None
     request, pixels = compiled.create_infer_request(), _input()
@@ -120,7 +120,7 @@ def _onnxruntime(precision: str, threads: int, device: str) -> Callable[[], obje
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(product_chain(precision == "int8"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(product_chain(precision == "int8", SIDE), options, providers=["CPUExecutionProvider"])
     feed = {"x": _input()}
     return lambda: session.run(None, feed)
 
