@@ -84,7 +84,7 @@ def artifact_of(work: Work, recipe: dict[str, Any] | None = None) -> Artifact:
     loaded, records = work.original, dict(work.records)
     structure, repair, quantization = (records.pop(name, None) for name in ("structure", "repair", "quantization"))
     return Artifact.made_from(
-        loaded, work.model, plan=work.plan, statistics=_source(work.statistics), structure=structure, repair=repair,
+        loaded, work.model, plan=work.plan.with_origin(None), statistics=_source(work.statistics), structure=structure, repair=repair,
         quantization=quantization, passes=records,
         training=loaded.training if isinstance(loaded, Artifact) else None, seeds=_seeds(work), recipe=recipe,
     )  # fmt: skip
@@ -127,7 +127,8 @@ def compress(
     """Apply a plan to a model: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save the artifact to `out`.
 
     Args:
-        statistics: those that the plan was made from; needed where it freezes or hallucinates.
+        statistics: those that the plan was made from; needed where it freezes or hallucinates. A plan made from statistics in memory
+            brings them.
         images: a folder or an iterable (see images.given) that images are drawn from where activations are quantized, compact blocks
             fitted, or the model repaired.
         repair: re-fit output projections and second feed-forward projections (see methods.repair.refit): to the structure alone where
@@ -143,11 +144,12 @@ def compress(
     if repair is not None:
         refuse_idle(repair)
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    if statistics is not None and not isinstance(statistics, Statistics):
-        statistics = Statistics.load(statistics)
+    known: Statistics | None = plan.origin if statistics is None else None
+    if statistics is not None:
+        known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
     loaded = as_model(model)
     images = None if images is None else find_given(images, several=True)
-    work = start_work(loaded, plan, statistics, Draws(loaded, images, config.seed), progress)
+    work = start_work(loaded, plan, known, Draws(loaded, images, config.seed), progress)
     apply_passes(passes_of(plan, repair, config, structured=isinstance(loaded, Artifact)), work)
     artifact = artifact_of(work, recipe)
     if out is not None:

@@ -127,7 +127,7 @@ def plan(
     if out is not None:
         refuse_unwritable(out)
     if hasattr(source, "head_moments"):
-        made = _from_statistics(source, chosen)  # type: ignore[arg-type]
+        made = _from_statistics(source, chosen).with_origin(source)  # type: ignore[arg-type]
     elif isinstance(source, str | Path) and (Path(source).is_file() or Path(source).suffix == ".safetensors"):
         from ..statistics.record import Statistics
 

@@ -5,6 +5,7 @@ The lines of the layers are in heads.py, the parts that change layers in structu
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -56,6 +57,17 @@ class Plan(Strict):
     quantize: Quantize
     layers: tuple[LayerPlan, ...]
     feed_forward: tuple[FeedForwardPlan, ...] = ()
+
+    @cached_property
+    def origin(self) -> Any:
+        """The statistics themselves, where the plan was made from them in this process; no file has them."""
+        return None
+
+    def with_origin(self, statistics: Any) -> Plan:
+        """The plan with the statistics in memory that it was made from, so that `compress` need not be given them; None: without."""
+        made = self.model_copy()
+        made.__dict__["origin"] = statistics  # as a cached value: plans that say the same are equal
+        return made
 
     def __repr__(self) -> str:
         heads = [head for layer in self.layers for head in layer.heads]
