@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 def doing(text: str) -> None:
-    """What is being done now (level DEBUG); the command line shows it where it takes long."""
+    """What is being done now (level DEBUG); the command line shows it where it takes long. Nothing: what shows its own progress."""
     _LOG.debug(text)
 
 
@@ -51,7 +51,7 @@ class _Messages(logging.StreamHandler[Any]):
         """Show progress and warnings; remember what is being done."""
         self._last = time.monotonic()
         if record.levelno <= logging.INFO:
-            self.now_doing, self._start, self._wait = record.getMessage(), self._last, self._silence
+            self.now_doing, self._start, self._wait = record.getMessage() or None, self._last, self._silence
         if record.levelno >= logging.INFO:
             super().emit(record)
 
@@ -149,3 +149,4 @@ def _with_lines(iterable: Iterable[T], total: int | None, text: str) -> Iterator
         if clock.elapsed - last >= SECONDS_BETWEEN_LINES:
             last = clock.elapsed
             say(f"{text}: {done}" if total is None else f"{text}: {done} of {total}, {clock.seconds:.0f} s left")
+            doing("")

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from .. import cli
-from ..commands.arguments import Device, Weights, show
+from ..commands.arguments import show
+from ..commands.run import run as run_recipe
 
 
-def run(
-    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")],
-    /,
-    *,
-    out: Path,
-    resume: bool = False,
-    quick: bool = False,
-    weights: Weights = None,
-    calibration: Path | None = None,
-    images: Path | None = None,
-    device: Device = "cpu",
-) -> None:
-    """Measure every plan of a grid, and make one page of them; every stage can be resumed.
-
-    Args:
-        recipe: YAML file: a recipe with a grid, or a list of such recipes.
-        out: folder for the run.
-        resume: go on with a run that was stopped.
-        quick: the recipe's quick variant.
-        calibration: calibration images, instead of the recipe's.
-        images: evaluation images, instead of the recipe's.
-    """
+@wraps(run_recipe)
+def run(recipe: Path, /, **options: Any) -> None:
     from ..reporting.build import REPORT
     from .outcome_files import OUTCOMES, grid_outcomes
     from .run import run_study
     from .summary import points
     from .table import format_points
 
-    folder = run_study(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images, device=device)
+    folder = run_study(recipe, **options)
     if (folder / OUTCOMES).is_dir():
         show(format_points(points(grid_outcomes(folder))))
     print(folder / REPORT)
+
+
+# The options are those of `vitfrost run`, with their help.
+_, _, _HELP = (run_recipe.__doc__ or "").partition("\n")
+run.__doc__ = f"Measure every plan of a grid, and make one page of them; every stage can be resumed.\n{_HELP}"
 
 
 def report(run: Annotated[Positional[Path], arg(metavar="RUN")], /, out: Path | None = None) -> None:
