@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vitfrost import train
+from vitfrost import Train, train
 from vitfrost.artifact import WEIGHTS_FILE
 from vitfrost.example.data import write_digit_images
 from vitfrost.files import atomic_file
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     with messages_on_stderr(), tempfile.TemporaryDirectory() as folder:
         write_digit_images(folder, ("training", "test"))
-        run = train(RECIPE, Path(folder) / "run", variants=args.variant, data=folder, device="cpu")
+        run = train(RECIPE, Path(folder) / "run", Train(variants=tuple(args.variant), data=folder))
         row = result_of(run)
         assert row is not None
         print(f"held-out accuracy {row.top1:.2f} % of {row.images} images")

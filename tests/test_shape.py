@@ -14,9 +14,7 @@ MOST_LINES_OF_A_FILE, MOST_LINES, MOST_PARAMETERS = 400, 80, 10
 LONG: set[str] = set()
 WIDE = {
     "model.py open",
-    "commands/train.py train",
     "training/loop.py __init__",
-    "training/train.py train",
 }
 KERNELS = {"methods/constant_heads/triton_kernels.py"}  # which take pointers and strides one by one
 

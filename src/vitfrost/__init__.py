@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .configs import Hallucinate as Hallucinate
     from .configs import Quantize as Quantize
     from .configs import Repair as Repair
+    from .configs import Run as Run
     from .configs import Search as Search
+    from .configs import Train as Train
     from .deploy.export import export as export
     from .errors import VitfrostError as VitfrostError
     from .evaluation.evaluate import evaluate as evaluate
@@ -51,7 +53,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless t
 _HOMES = {
     "configs": (
         "Bench", "Calibrate", "Compact", "Compress", "Evaluate", "Export", "FreezeEntries", "FreezeHeads", "Hallucinate", "Quantize",
-        "Repair", "Search",
+        "Repair", "Run", "Search", "Train",
     ),
     "artifact": ("Artifact",),
     "budget.search": ("search",),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import vitfrost
-from vitfrost.configs import Compress, FreezeEntries
+from vitfrost.configs import Compress, FreezeEntries, Run
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.studies.__main__ import main
@@ -171,7 +171,7 @@ def test_a_list_runs_what_it_can_and_names_the_rest(recipe: Path, tmp_path: Path
 
 def test_weights_may_be_a_folder_of_models(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(VitfrostError, match=r"has no weights of vitfrost_digits; put them at .*vitfrost_digits.model.safetensors"):
-        run_study(recipe, tmp_path / "run", weights=tmp_path, progress=False)
+        run_study(recipe, tmp_path / "run", Run(weights=tmp_path), progress=False)
 
 
 def test_the_main_command_points_to_this_one_and_back(recipe: Path, finished_grid: Path, call: Any, tmp_path: Path) -> None:

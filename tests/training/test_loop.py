@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Calibrate, FreezeHeads
+from vitfrost.configs import Calibrate, FreezeHeads, Train
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.evaluate import evaluate
 from vitfrost.evaluation.results import load_results
@@ -30,7 +30,8 @@ SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 
 
 def trained(recipe: Path, out: Path, **options: Any) -> Path:
-    return train(recipe, out, progress=False, device="cpu", **options)
+    own = {name: options.pop(name) for name in ("resume",) if name in options}
+    return train(recipe, out, Train(**options), progress=False, device="cpu", **own)
 
 
 def test_a_run_leaves_what_it_says_and_its_accuracy_is_that_of_the_artifact(

@@ -7,20 +7,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .arguments import Device, Weights, show
+from ..configs import Run
+from .arguments import Device, show
+from .flags import Given, Group, takes
 
 
+@takes(Group.of(Run))
 def run(
-    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")],
-    /,
-    *,
-    out: Path,
-    resume: bool = False,
-    quick: bool = False,
-    weights: Weights = None,
-    calibration: Path | None = None,
-    images: Path | None = None,
-    device: Device = "cpu",
+    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")], /, *, given: Given, out: Path, resume: bool = False, device: Device = "cpu"
 ) -> None:
     """Run a recipe from statistics to report; every stage can be resumed.
 
@@ -28,14 +22,12 @@ def run(
         recipe: YAML file.
         out: folder for the run.
         resume: go on with a run that was stopped.
-        quick: the recipe's quick variant.
-        calibration: calibration images, instead of the recipe's.
-        images: evaluation images, instead of the recipe's.
     """
+    config = given.config(Run)
     from .. import run as verb
     from ..evaluation.results import format_rows, load_results
 
-    folder = verb(recipe, out, resume=resume, quick=quick, weights=weights, calibration=calibration, images=images, device=device)
+    folder = verb(recipe, out, config, resume=resume, device=device)
     if (folder / "results.json").is_file():
         show(format_rows(load_results(folder / "results.json").rows))
     print(folder / "report.html")

@@ -2,9 +2,9 @@
 
 from .base import config, idle_fields, refuse_idle
 from .methods import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
-from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Search
+from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Run, Search, Train
 
 __all__ = [
     "Bench", "Calibrate", "Compact", "Compress", "Evaluate", "Export", "FreezeEntries", "FreezeHeads", "Hallucinate", "Quantize", "Repair",
-    "Search", "config", "idle_fields", "refuse_idle",
+    "Run", "Search", "Train", "config", "idle_fields", "refuse_idle",
 ]  # fmt: skip

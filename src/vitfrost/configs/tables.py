@@ -10,10 +10,12 @@ from ..plans.criteria import CRITERIA
 from .base import Option
 from .flat import MethodOptions, flat_options
 from .methods import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
-from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Search
+from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Run, Search, Train
 from .words import default_text, metavar
 
-CLASSES = (Calibrate, FreezeEntries, FreezeHeads, Hallucinate, Compact, Quantize, Search, Compress, Repair, Export, Evaluate, Bench)
+CLASSES = (
+    Calibrate, FreezeEntries, FreezeHeads, Hallucinate, Compact, Quantize, Search, Compress, Repair, Export, Evaluate, Bench, Run, Train,
+)  # fmt: skip
 MARK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.S)
 
 

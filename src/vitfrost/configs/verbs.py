@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -179,3 +180,41 @@ class Bench:
     """A model or a row to compare with, instead of the fastest int8 row of the unmodified model."""
     memory: Annotated[bool, Flag("no-memory", form="off")] = True
     """Measure the peak memory of every row too, which takes a process per row."""
+
+
+@config
+class Train:
+    """What takes the place of what a training recipe says."""
+
+    TITLE: ClassVar[str] = "replacement"
+
+    variants: Annotated[tuple[str, ...], Flag("variant", "NAME", form="words")] = ()
+    """Parts of the recipe's variants, laid over it in this order."""
+    weights: Annotated[str | Path | None, Flag(metavar="FILE")] = None
+    """Weights to start from; 'timm' for timm's own, 'random' for untrained ones."""
+    data: Annotated[str | Path | None, Flag(metavar="PATH")] = None
+    """Folder that the recipe's pictures are in, or one pack (.npz) for all of them."""
+    statistics: Annotated[str | Path | None, Flag(metavar="FILE")] = None
+    """Statistics that a plan's start is fitted to."""
+    artifact: Annotated[str | Path | None, Flag(metavar="DIR")] = None
+    """Artifact to go on from, with its plan."""
+    teacher_weights: Annotated[str | Path | None, Flag(metavar="FILE")] = None
+    """Weights of the teacher that the recipe names."""
+    seed: Seed | None = None
+    """Seed of the order, of draws and of noise."""
+
+
+@config
+class Run:
+    """What takes the place of what a recipe says."""
+
+    TITLE: ClassVar[str] = "replacement"
+
+    quick: bool = False
+    """The recipe's quick variant."""
+    weights: Annotated[str | Path | None, Flag(metavar="FILE")] = None
+    """Safetensors or a checkpoint, or a folder of them by the name of the model; 'random' for untrained weights."""
+    calibration: Annotated[str | Path | None, Flag(metavar="DIR")] = None
+    """Calibration images."""
+    images: Annotated[str | Path | None, Flag(metavar="DIR")] = None
+    """Evaluation images."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ..budget.history import SUFFIX, OtherSearch
 from ..budget.search import search
-from ..configs import Bench, Compress, Evaluate, Export, Quantize, Search
+from ..configs import Bench, Compress, Evaluate, Export, Quantize, Run, Search
 from ..configs.base import parsed, plain
 from ..deploy.export import export
 from ..evaluation.evaluate import evaluate_many, find_images
@@ -244,37 +244,34 @@ class SingleRun(RecipeRun[Recipe]):
 def run(
     recipe: str | Path,
     out: str | Path,
+    config: Run = Run(),
     *,
     resume: bool = False,
-    quick: bool = False,
-    weights: str | Path | None = None,
-    calibration: str | Path | None = None,
-    images: str | Path | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Path:
     """Go from a recipe to a report; every stage's file is left in the folder `out`, which is returned.
 
-    `weights`, `calibration` and `images` (evaluation) replace the recipe's paths; `weights` may be a folder that holds
-    NAME/model.safetensors or NAME.safetensors for the model's name. `quick` takes the recipe's quick variant. With `resume`, stages whose
-    outputs are already there and were made from the same inputs are not done again.
+    `config`: what takes the place of the recipe's paths, and its quick variant; a folder of weights holds NAME/model.safetensors or
+    NAME.safetensors for the model's name. With `resume`, stages whose outputs are already there and were made from the same inputs are
+    not done again.
     Raises VitfrostError as the stages do, for a study (see `vitfrost.studies`), and when `out` holds something and `resume` is not set;
     a resumed run with a changed recipe redoes what the change touches. `device`: where statistics are taken and models are measured
     ("cpu" or "cuda"); what is compressed is compressed on the CPU, so it has the same bits.
     """
     find_device(device)
-    loaded = with_paths(load_recipe(recipe, quick=quick), weights, calibration, images)
+    loaded = with_paths(load_recipe(recipe, quick=config.quick), config)
     return SingleRun(loaded, Path(out), progress, device).run(resume)
 
 
-def with_paths(recipe: R, weights: str | Path | None, calibration: str | Path | None, images: str | Path | None) -> R:
+def with_paths(recipe: R, config: Run) -> R:
     """The recipe with other weights (a file, or a folder as in `run`), calibration images and evaluation images where they are given."""
     recipe = recipe.model_copy(deep=True)
-    if weights is not None:
-        found = str(weights) if str(weights) == "random" else find_weights(Path(weights), recipe.model.name)
+    if config.weights is not None:
+        found = str(config.weights) if str(config.weights) == "random" else find_weights(Path(config.weights), recipe.model.name)
         recipe.model = replace(recipe.model, weights=found)
-    if calibration is not None:
-        recipe.calibration.images = str(Path(calibration).resolve())
-    if images is not None and recipe.evaluation is not None:
-        recipe.evaluation.images = str(Path(images).resolve())
+    if config.calibration is not None:
+        recipe.calibration.images = str(Path(config.calibration).resolve())
+    if config.images is not None and recipe.evaluation is not None:
+        recipe.evaluation.images = str(Path(config.images).resolve())
     return recipe

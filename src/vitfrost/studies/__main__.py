@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from .. import cli
-from ..commands.arguments import show
-from ..commands.run import run as run_recipe
+from ..commands.arguments import Device, show
+from ..commands.flags import Given, Group, takes
+from ..configs import Run
 
 
-@wraps(run_recipe)
-def run(recipe: Path, /, **options: Any) -> None:
+@takes(Group.of(Run))
+def run(
+    recipe: Annotated[Positional[Path], arg(metavar="RECIPE")], /, *, given: Given, out: Path, resume: bool = False, device: Device = "cpu"
+) -> None:
+    """Measure every plan of a grid, and make one page of them; every stage can be resumed.
+
+    Args:
+        recipe: YAML file: a recipe with a grid, or a list of such recipes.
+        out: folder for the run.
+        resume: go on with a run that was stopped.
+    """
+    config = given.config(Run)
     from ..reporting.build import REPORT
     from .outcome_files import OUTCOMES, grid_outcomes
     from .run import run_study
     from .summary import points
     from .table import format_points
 
-    folder = run_study(recipe, **options)
+    folder = run_study(recipe, out, config, resume=resume, device=device)
     if (folder / OUTCOMES).is_dir():
         show(format_points(points(grid_outcomes(folder))))
     print(folder / REPORT)
-
-
-# The options are those of `vitfrost run`, with their help.
-_, _, _HELP = (run_recipe.__doc__ or "").partition("\n")
-run.__doc__ = f"Measure every plan of a grid, and make one page of them; every stage can be resumed.\n{_HELP}"
 
 
 def report(run: Annotated[Positional[Path], arg(metavar="RUN")], /, out: Path | None = None) -> None:

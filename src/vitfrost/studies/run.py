@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from ..configs import Run
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..progress import say
@@ -19,12 +20,9 @@ from .stages import GridRun
 def run_study(
     recipe: str | Path,
     out: str | Path,
+    config: Run = Run(),
     *,
     resume: bool = False,
-    quick: bool = False,
-    weights: str | Path | None = None,
-    calibration: str | Path | None = None,
-    images: str | Path | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Path:
@@ -37,10 +35,10 @@ def run_study(
     folder = Path(out)
     listed = load_study_list(recipe)
     if listed is None:
-        loaded = with_paths(load_study(recipe, quick=quick), weights, calibration, images)
+        loaded = with_paths(load_study(recipe, quick=config.quick), config)
         return GridRun(loaded, folder, progress, device).run(resume)
     refuse_existing(folder, overwrite=True)
-    run_one = partial(run_study, quick=quick, weights=weights, calibration=calibration, images=images, device=device, progress=progress)
+    run_one = partial(run_study, config=config, device=device, progress=progress)
     made: dict[str, Path] = {}
     failed: dict[str, str] = {}
     for number, path in enumerate(listed, 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from ..artifact import Artifact
+from ..configs import Train
 from ..distributed import barrier, rank, shared_errors
 from ..errors import VitfrostError
 from ..evaluation.evaluate import result_row
@@ -33,22 +33,15 @@ RECIPE_FILE, ARTIFACT, RESULT = "recipe.yaml", "artifact", "result.json"
 def train(
     recipe: str | Path | TrainingRecipe,
     out: str | Path,
+    config: Train = Train(),
     *,
     resume: bool = False,
-    variants: Sequence[str] = (),
-    weights: str | Path | None = None,
-    data: str | Path | None = None,
-    statistics: str | Path | None = None,
-    artifact: str | Path | None = None,
-    teacher_weights: str | Path | None = None,
-    seed: int | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Path:
     """Train what a recipe says into the folder `out`, which is returned.
 
-    `variants` are parts of the recipe's `variants`, laid over it in this order.
-    `seed` replaces its seed, `weights`, `data`, `statistics`, `artifact` (to start from) and `teacher_weights` its paths:
+    `config`: what takes the place of the recipe's variant, seed and paths.
     `data` is a folder that its pictures' paths are relative to, or one pack or folder for all of them where it is a file. With
     `resume` a run that was stopped goes on from its last checkpoint, to the same bits on the same machine and number of threads.
     The folder then holds recipe.yaml, metrics.jsonl, checkpoint.pt, artifact and, where there are evaluation pictures, result.json.
@@ -56,8 +49,8 @@ def train(
     Raises VitfrostError for anything unreadable or that does not fit, and for a loss that is not finite.
     """
     folder = Path(out)
-    chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, variants, data)
-    chosen = _with_paths(chosen, weights, statistics, seed, artifact, teacher_weights)
+    chosen = recipe if isinstance(recipe, TrainingRecipe) else load_training_recipe(recipe, config.variants, config.data)
+    chosen = _with_paths(chosen, config)
     refuse_existing_run(folder, resume, RECIPE_FILE, "training run")
     place = join_processes(device)
     devices = [place] if place.type == "cuda" else []
@@ -70,14 +63,8 @@ def train(
     return folder
 
 
-def _with_paths(
-    recipe: TrainingRecipe,
-    weights: str | Path | None,
-    statistics: str | Path | None,
-    seed: int | None,
-    artifact: str | Path | None,
-    teacher_weights: str | Path | None,
-) -> TrainingRecipe:
+def _with_paths(recipe: TrainingRecipe, config: Train) -> TrainingRecipe:
+    weights, artifact, teacher_weights = config.weights, config.artifact, config.teacher_weights
     values = recipe.model_dump(mode="json")
     if artifact is not None:
         values["start"]["artifact"], values["plan"] = str(Path(artifact).resolve()), None
@@ -91,10 +78,10 @@ def _with_paths(
         if recipe.start.artifact is not None:
             raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out --weights")
         values["model"]["weights"] = str(weights) if str(weights) in NAMED_WEIGHTS else str(Path(weights).resolve())
-    if seed is not None:
-        values["seed"] = seed
-    if statistics is not None:
-        values["start"]["statistics"] = str(Path(statistics).resolve())
+    if config.seed is not None:
+        values["seed"] = config.seed
+    if config.statistics is not None:
+        values["start"]["statistics"] = str(Path(config.statistics).resolve())
     try:
         return TrainingRecipe.model_validate(values)
     except ValidationError as error:
