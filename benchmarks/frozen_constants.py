@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     statistics = Statistics.load(options.statistics)
-    size = statistics.header.model["image_size"]
+    size = statistics.header.model.image_size
     found: dict[str, list[float]] = {}
     for layer in layers_of(statistics):
         known, shape = statistics.sites[layer.site], shape_of(layer, size)
@@ -92,7 +92,7 @@ def carried(small: Statistics, large: Statistics) -> dict[str, object]:
     """Constants fitted at the small size and carried over, beside those fitted at the large size, on the large size's statistics."""
     found: dict[str, list[float]] = {}
     for before, after in zip(layers_of(small), layers_of(large), strict=True):
-        shape, target = shape_of(before, small.header.model["image_size"]), shape_of(after, large.header.model["image_size"])
+        shape, target = shape_of(before, small.header.model.image_size), shape_of(after, large.header.model.image_size)
         assert shape is not None
         assert target is not None
         source, known = small.sites[before.site], large.sites[after.site]

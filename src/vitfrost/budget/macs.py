@@ -1,6 +1,6 @@
-"""What a state costs in multiply-accumulates: the formulas of freezing.cost and compaction.cost, layer by layer.
+"""What a state costs in multiply-accumulates: the formulas of constant_heads.cost and low_rank.cost, layer by layer.
 
-Equal to what measure.cost counts on the changed model, without making it.
+Equal to what evaluation.cost counts on the changed model, without making it.
 """
 
 from __future__ import annotations

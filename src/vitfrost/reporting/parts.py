@@ -58,7 +58,7 @@ class Anatomy:
 
 
 class HallucinatedHead(BaseModel):
-    """What an artifact says of a hallucinated head (see compression.quality)."""
+    """What an artifact says of a hallucinated head (see passes.quality)."""
 
     head: int
     like: int

@@ -18,7 +18,7 @@ from .subjects import Subject
 class Cell:
     """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers; `attention`: what products of
     attention are in an int8 graph for OpenVINO, "int8" or "float"; `graph`: "lean", or "plain" as the runtimes' own tools write it (see
-    `exporting.verb.export`), which is all there is where PyTorch runs the model; `ranges`: of ONNX Runtime's int8, "static" or "dynamic".
+    `deploy.export.export`), which is all there is where PyTorch runs the model; `ranges`: of ONNX Runtime's int8, "static" or "dynamic".
 
     `export`: the exported folder, once there is one; `calibration`: what its int8 ranges were taken from.
     """

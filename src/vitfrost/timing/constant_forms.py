@@ -1,7 +1,7 @@
 """In which form a layer's constant heads run fastest on a device: found by running them, interleaved, in every form they can take.
 
-On a CPU the rule of `freezing.cost.best_form` does; a GPU has its own library of convolutions and the kernel of
-`freezing.triton_kernels`, and which of them wins depends on the GPU, the batch and the grid.
+On a CPU the rule of `constant_heads.cost.best_form` does; a GPU has its own library of convolutions and the kernel of
+`constant_heads.triton_kernels`, and which of them wins depends on the GPU, the batch and the grid.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .constants import Kind, Shape
 
-# "triton" is never chosen here but by measurement on a GPU (benchmark/constant_forms.py); its arithmetic is the convolution's.
+# "triton" is never chosen here but by measurement on a GPU (timing/constant_forms.py); its arithmetic is the convolution's.
 Form = Literal["matmul", "convolution", "triton"]
 BYTES_PER_NUMBER = 4
 # A depthwise convolution reaches about this share of a matrix product's rate on CPUs: 0.12 to 0.30 with 7 x 7 kernels
