@@ -77,7 +77,7 @@ def main() -> None:
             uniform = np.full_like(mean, 1 / shape.tokens)
             found.setdefault("uniform", []).append(structure_error(uniform, shape, known, head) / frozen)
     result = {
-        "model": statistics.header.model, "images": statistics.header.images, "images_hash": statistics.header.images_hash,
+        "model": statistics.header.model.model_dump(mode="json"), "images": statistics.header.images, "images_hash": statistics.header.images_hash,
         "relative_to_freezing": {name: spread(values) for name, values in found.items()},
     }  # fmt: skip
     if options.larger is not None:
