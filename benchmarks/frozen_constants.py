@@ -77,7 +77,8 @@ def main() -> None:
             uniform = np.full_like(mean, 1 / shape.tokens)
             found.setdefault("uniform", []).append(structure_error(uniform, shape, known, head) / frozen)
     result = {
-        "model": statistics.header.model.model_dump(mode="json"), "images": statistics.header.images, "images_hash": statistics.header.images_hash,
+        "model": statistics.header.model.model_dump(mode="json"), "images": statistics.header.images,
+        "images_hash": statistics.header.images_hash,
         "relative_to_freezing": {name: spread(values) for name, values in found.items()},
     }  # fmt: skip
     if options.larger is not None:
@@ -111,7 +112,7 @@ def carried(small: Statistics, large: Statistics) -> dict[str, object]:
             even = np.full((1, target.tokens, target.tokens), known.mean[0, head, 1:, 1:].sum(-1).mean() / target.patches)
             found.setdefault("uniform", []).append(patch_error(known, head, even, target.prefix_tokens))
     return {
-        "larger": large.header.model, "larger_images": large.header.images,
+        "larger": large.header.model.model_dump(mode="json"), "larger_images": large.header.images,
         "carried_over": {name: spread(values) for name, values in found.items()},
     }  # fmt: skip
 

@@ -130,7 +130,7 @@ def main() -> None:
             })  # fmt: skip
             print(f"{threads} threads  {row['stage']:50s} {value:.3f} [{low:.3f}, {high:.3f}]  KL {row['kl']:.4f}")
     record = {
-        "model": loaded.identity,
+        "model": loaded.identity.model_dump(mode="json"),
         "rounds": options.rounds,
         "calibration": options.calibration,
         "judged": options.judged,

@@ -77,7 +77,13 @@ def main() -> None:
         mean, refitted = (missed[index] / (whole - whole.mean(0)).square().sum()).tolist()
         rows.append({"layer": index, "mean_map": mean, "refitted": refitted, "refitted_over_mean_map": refitted / mean})
         print(f"layer {index:2d}  mean map {mean:.3f}  refitted {refitted:.3f}  {refitted / mean:.2f}")
-    record = {"model": loaded.identity, "fitted_on": options.fit, "judged_on": options.judge, "penalty": penalty, "layers": rows}
+    record = {
+        "model": loaded.identity.model_dump(mode="json"),
+        "fitted_on": options.fit,
+        "judged_on": options.judge,
+        "penalty": penalty,
+        "layers": rows,
+    }
     write_json(options.json, record | {"images_hash": images_hash(drawn, batch.digests), "seed": 0})
 
 
