@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .class_names import imagenet_names, read_class_names
+from .class_names import class_space, imagenet_names, read_class_names
 from .configs.model import ModelPart
 from .errors import UnsupportedModel, VitfrostError
 from .identity import Identity
+from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
@@ -148,6 +149,11 @@ class Model:
         return Identity(
             name=self.name, image_size=self.image_size, weight_tag=self.weight_tag, state_hash=self.state_hash, classes=self.classes
         )
+
+    @property
+    def class_space(self) -> ClassSpace:
+        """What folders and labels may say of the classes."""
+        return class_space(self.classes, self.class_names)
 
     @property
     def device(self) -> torch.device:

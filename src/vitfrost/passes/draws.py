@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
-from ..images.batches import BatchLoader, images_hash, take_usable
+from ..images.batches import BatchLoader, images_hash, name_skipped, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model
@@ -41,6 +41,7 @@ class DrawnBatches:
     def record(self) -> dict[str, Any]:
         """What was drawn; complete once everything has been read."""
         digests = self._loader.digests
+        name_skipped(self._drawn, self._loader.skipped, len(digests))
         return {
             "images": len(digests),
             "images_hash": images_hash(self._drawn, digests),

@@ -53,7 +53,7 @@ class GridRun(RecipeRun[StudyRecipe]):
     def image_set(self) -> ImageSet:
         """The images on which all variants are measured."""
         part = self.recipe.evaluation
-        return find_images(part.images, part.labels, self.original.classes, has_reference=False).subset(part.limit, part.seed)
+        return find_images(part.images, part.labels, self.original.class_space, has_reference=False).subset(part.limit, part.seed)
 
     @cached_property
     def available(self) -> int:
