@@ -20,8 +20,8 @@ class ModelPart:
     name: Annotated[str, Flag("model", "NAME")]
     """A timm model name, such as deit_tiny_patch16_224."""
     weights: Annotated[str | None, Flag(metavar="FILE")] = None
-    """Safetensors, or a checkpoint with a state dict (averaged weights first, prefixes taken off); 'random' for untrained weights; else
-    timm's own."""
+    """Safetensors, or a checkpoint with a state dict (averaged weights first, FILE#KEY for others; prefixes taken off); 'random' for
+    untrained weights; else timm's own."""
     image_size: Annotated[int | tuple[int, int] | None, Flag(metavar="PX")] = None
     """Input size in pixels, if not the model's own."""
     classes: Annotated[Positive | None, Flag(metavar="COUNT")] = None

@@ -125,6 +125,14 @@ def open_images(
     return ImageSet(root, tuple(files), tuple(label_of[file] for file in files))
 
 
+def class_folders(root: str | Path) -> tuple[str, ...]:
+    """The folders with images below `root`, in timm's natural order; none where images or a table of labels lie beside them."""
+    if (Path(root) / LABELS_FILE).is_file():
+        return ()
+    names = {file.partition("/")[0] if "/" in file else "" for file in _find(Path(root), Counter())}
+    return () if "" in names else tuple(sorted(names, key=natural_key))
+
+
 def natural_key(text: str) -> tuple[list[str | int], str]:
     """timm's natural order (digits compare as numbers, letters without case); the text itself breaks ties."""
     parts = re.split(r"(\d+)", text.lower())
