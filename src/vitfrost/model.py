@@ -26,7 +26,7 @@ from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import find_sites
-from .vit.load import RANDOM_WEIGHTS, create_model, device_of, find_device, hash_state, load_state
+from .vit.load import RANDOM_WEIGHTS, create_model, cut_pixels, device_of, find_device, hash_state, load_state, refuse_cut_pixels
 from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
@@ -93,6 +93,8 @@ class Model:
         if sites.image_size != size:
             shown = "x".join(map(str, sites.image_size))
             raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
+        if (patch := cut_pixels(own, size)) is not None:
+            log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
         classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         options = registry_options(own, known, size, classes)
@@ -238,6 +240,8 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    if image_size is not None:
+        refuse_cut_pixels(module, image_size_of(module, None))
     config = module.pretrained_cfg
     tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
     if random:

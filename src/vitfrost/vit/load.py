@@ -110,6 +110,25 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
     return {"pretrained_cfg_overlay": {"input_size": (config.input_size[0], height, width)}}
 
 
+def cut_pixels(module: nn.Module, size: tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) of a patch where images of `size` do not hold a whole number of them, and the rest would not be looked at."""
+    first: Any = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is None or first.kernel_size != first.stride or any(first.padding) or getattr(module, "dynamic_img_pad", False):
+        return None
+    if getattr(getattr(module, "patch_embed", None), "dynamic_img_pad", False):
+        return None
+    return first.stride if any(side % step for side, step in zip(size, first.stride, strict=True)) else None
+
+
+def refuse_cut_pixels(module: nn.Module, size: tuple[int, int]) -> None:
+    """Raise VitfrostError, which names sizes nearby, where the model would not see the last rows or columns of an image."""
+    patch = cut_pixels(module, size)
+    if patch is not None:
+        near = [tuple(step * (side // step + more) for side, step in zip(size, patch, strict=True)) for more in (0, 1)]
+        shown = " or ".join(str(height) if height == width else f"{height}x{width}" for height, width in near if min(height, width) > 0)
+        raise VitfrostError(f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}; give {shown}")
+
+
 def create_model(
     name: str, image_size: int | tuple[int, int] | None = None, *, pretrained: bool = False, seed: int = 0, **options: Any
 ) -> Any:
