@@ -137,7 +137,7 @@ def export_graph(
             **made,
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
+            "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)

@@ -20,6 +20,7 @@ from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
 OPSET = 23
+MOST_BYTES_IN_ONE_FILE = 1_900_000_000  # protobuf ends at 2^31
 
 
 def inference_form(loaded: Model) -> nn.Module:
@@ -50,14 +51,20 @@ def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.exp
 
 
 def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
-    """Write `path`, one file with the weights in it. Raises VitfrostError for an operator that ONNX does not have."""
+    """Write `path`, one file with the weights in it; beside it `path`.data where protobuf allows no file as large.
+
+    Raises VitfrostError for an operator that ONNX does not have, and where the files cannot be written.
+    """
     import_runtime("onnx", "export")
     import_runtime("onnxscript", "export")
     try:
         with quiet_tools():
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
             assert made is not None
-            made.save(str(path), external_data=False)
+            weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+            made.save(str(path), external_data=weights > MOST_BYTES_IN_ONE_FILE)
+    except OSError as error:
+        raise VitfrostError(f"{name} cannot be written as ONNX: {error.strerror or error}") from error
     except Exception as error:  # as above
         raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}; try --format openvino") from error
 

@@ -15,10 +15,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt8
-from PIL import Image
 
 from ..errors import VitfrostError
-from ..images.decode import Decoded, _reason, _refuse_huge, to_rgb
+from ..images.decode import Decoded, _reason, open_picture, to_rgb
 from ..images.preprocess import Preprocess
 
 Split = Literal["train", "test", "all"]
@@ -108,8 +107,7 @@ class Pack:
     def decode(self, position: int, preprocess: Preprocess) -> Decoded:
         """Decode, resize and crop one image as `images.decode.decode_file` does; never raises for bad bytes. No digest is taken."""
         try:
-            with Image.open(io.BytesIO(self.data(position))) as image:
-                _refuse_huge(image, preprocess)
+            with open_picture(io.BytesIO(self.data(position)), preprocess) as image:
                 return Decoded(preprocess.pixels(to_rgb(image)), "", "")
         except Exception as error:  # Pillow's decoders raise many types; a bad image must not end the run
             return Decoded(None, "", _reason(error))
