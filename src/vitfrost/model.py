@@ -26,7 +26,18 @@ from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import find_sites
-from .vit.load import RANDOM_WEIGHTS, create_model, cut_pixels, device_of, find_device, hash_state, load_state, refuse_cut_pixels
+from .vit.load import (
+    RANDOM_WEIGHTS,
+    create_model,
+    cut_pixels,
+    device_of,
+    find_device,
+    hash_state,
+    load_state,
+    memory_of_machine,
+    refuse_cut_pixels,
+    refuse_larger,
+)
 from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
@@ -237,6 +248,8 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     if classes is not None:
         options["num_classes"] = classes
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    if options or image_size is not None:
+        refuse_larger(name, image_size, options, memory_of_machine() // 4, "more than fit into this machine's memory")
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)

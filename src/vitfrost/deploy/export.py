@@ -45,6 +45,7 @@ from .pictures import draw, random_pixels
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
+FEWEST_TO_CALIBRATE = 16
 
 
 class Int8(NamedTuple):
@@ -169,7 +170,9 @@ def _drawn(
     if images is None:
         return None, random_pixels(loaded, checks, seed), None
     calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-    if record is not None and record["images"] < wanted:
+    if record is not None and record["images"] < FEWEST_TO_CALIBRATE:
+        _LOG.warning(f"int8 ranges are calibrated on {record['images']} images, which fit those and little else; give a few hundred")
+    elif record is not None and record["images"] < wanted:
         _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
     return calibration, compared, record
 

@@ -101,6 +101,8 @@ def evaluate_many(
             raise VitfrostError(
                 f"{loaded.name} has {loaded.classes} classes, {everyone[0].name} has {classes}; give classifiers of the same classes"
             )
+    if classes == 1:
+        raise VitfrostError(f"{everyone[0].name} has one output, whose class is always the best; give a model with two outputs or more")
     if isinstance(images, str | Path):
         images = find_images(images, labels, everyone[0].class_space, reference is not None)
     elif labels is not None:

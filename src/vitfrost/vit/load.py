@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import VitfrostError
+from ..errors import VitfrostError, shown
 from .compat import import_timm
 from .options import check_options
 
 timm = import_timm()
 RANDOM_WEIGHTS = "random"
+LONGEST_NAME = 100
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -129,6 +130,23 @@ def refuse_cut_pixels(module: nn.Module, size: tuple[int, int]) -> None:
         raise VitfrostError(f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}; give {shown}")
 
 
+def refuse_larger(name: str, image_size: int | tuple[int, int] | None, options: dict[str, Any], most: int, why: str) -> None:
+    """Raise VitfrostError for a model of more than `most` numbers, before their memory is taken. `why`: what the bound is."""
+    with torch.device("meta"):
+        made = create_model(name, image_size, **options)
+    count = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
+    if count > most:
+        raise VitfrostError(f"the model {name} of these options has {count / 1e6:,.0f} million numbers, {why}")
+
+
+def memory_of_machine() -> int:
+    """Bytes; where nothing tells, those of a large machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 40
+
+
 def create_model(
     name: str, image_size: int | tuple[int, int] | None = None, *, pretrained: bool = False, seed: int = 0, **options: Any
 ) -> Any:
@@ -143,9 +161,11 @@ def create_model(
     from .plain import attention_with_heads_of
 
     check_options({name: value for name, value in options.items() if name != "attn_head_dim"})  # which says more of its values itself
-    if not timm.is_model(name):
+    if len(name) > LONGEST_NAME or not timm.is_model(name):
         import difflib
 
+        if len(name) > LONGEST_NAME:
+            raise VitfrostError(f"timm has no model {shown(name)}; timm.list_models() lists the names")
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise VitfrostError(f"timm has no model '{name}'{hint}")
