@@ -122,4 +122,7 @@ def _text(table: Path) -> str:
 
 
 def _inside(root: Path, file: str) -> bool:
-    return not Path(file).is_absolute() and not file.startswith("../") and (root / file).is_file()
+    try:
+        return not Path(file).is_absolute() and not file.startswith("../") and (root / file).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

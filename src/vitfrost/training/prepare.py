@@ -26,8 +26,9 @@ from ..plans.fits import check_fits
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from ..vit.checkpoint import read_weights
+from ..vit.draws import own_seed
 from ..vit.families import find_sites
-from ..vit.load import hash_state, load_state, own_seed
+from ..vit.load import hash_state, load_state
 from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
 from .recipe import SourcePart, TrainingRecipe

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,13 @@ from torch import nn
 
 from ..errors import VitfrostError, shown
 from .compat import import_timm
+from .draws import own_seed
 from .options import check_options
 
 timm = import_timm()
 RANDOM_WEIGHTS = "random"
 LONGEST_NAME = 100
+LARGEST_SIDE = 16384
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -94,14 +94,6 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
-@contextmanager
-def own_seed(seed: int) -> Iterator[None]:
-    """Draws on the CPU start from `seed`; afterwards torch's generator is where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """How timm is told an image size: an argument where the model is built for one, else its configuration."""
     config = timm.get_pretrained_cfg(name)
@@ -169,8 +161,9 @@ def create_model(
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise VitfrostError(f"timm has no model '{name}'{hint}")
-    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
-        raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
+    sides = () if image_size is None else image_size if isinstance(image_size, tuple) else (image_size,)
+    if not all(1 <= side <= LARGEST_SIDE for side in sides):
+        raise VitfrostError(f"the image size {image_size} is out of range; give 1 to {LARGEST_SIDE} pixels")
     if "attn_head_dim" in options:
         options["attn_layer"] = attention_with_heads_of(options.pop("attn_head_dim"))
     try:
@@ -178,6 +171,6 @@ def create_model(
             options |= _size_options(name, image_size)
         with own_seed(seed):
             return timm.create_model(name, pretrained=pretrained, **options)
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # constructors raise anything where options do not go together
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
