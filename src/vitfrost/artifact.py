@@ -336,10 +336,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise VitfrostError(f"{path} is no vitfrost artifact: it has no {name}")
+    _refuse_hub_folder(path)
     config = FORMAT.read(path / CONFIG_FILE)
     if sha256_of_file(path / WEIGHTS_FILE) != config.get("weights_sha256"):
         raise VitfrostError(f"{path / WEIGHTS_FILE} is not the file that was saved (truncated or altered); compress again")
     return config
+
+
+def _refuse_hub_folder(path: Path) -> None:
+    """A folder that was downloaded from the hub also has these two files: say how it is used."""
+    plain = FORMAT.plain(path / CONFIG_FILE)
+    if isinstance(plain, dict) and "kind" not in plain and isinstance(plain.get("architecture"), str):
+        raise VitfrostError(
+            f"{path} holds weights of {plain['architecture'][:100]}, no artifact; name the model, and give --weights {path}"
+        )
 
 
 def frozen_bytes(frozen: FrozenMaps) -> int:

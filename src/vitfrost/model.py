@@ -141,7 +141,10 @@ class Model:
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
         `device`: "cpu" or "cuda". Raises VitfrostError in one line for anything that is not there or does not fit.
         """
+        refuse_hub(name)
         if names_folder(name):
+            if not Path(name).is_dir():
+                raise VitfrostError(f"no folder {name}; give the folder of an artifact or an export, or the name of one of timm's models")
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:
@@ -236,6 +239,18 @@ def names_folder(model: str | Path) -> bool:
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return True
     return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
+
+
+def refuse_hub(name: str | Path) -> None:
+    """Raise VitfrostError for a model of the hub: nothing is downloaded but timm's own weights."""
+    text = str(name)
+    if text.startswith(("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:")):
+        plain = text.rpartition("/")[2].partition(":")[2] or text.rpartition("/")[2]
+        known = f", such as {plain}" if timm.is_model(plain) else ""
+        raise VitfrostError(
+            f"{text[:100]} is no name of timm's registry, and nothing else is downloaded; give the architecture's name{known}, with "
+            "--weights FILE (or the folder that was downloaded)"
+        )
 
 
 def _open_folder(folder: Path) -> Model:

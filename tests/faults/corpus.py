@@ -81,8 +81,9 @@ def _digest(logits: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest()
 
 
-def _read_artifact(path: Path) -> str:
+def _read_artifact(path: Path, pictures: Path) -> str:
     model = vitfrost.Model.open(path)
+    vitfrost.evaluate(model, pictures, config=vitfrost.Evaluate(limit=2), progress=False)
     with torch.inference_mode():
         return _digest(model(torch.zeros(1, 3, *model.image_size) + torch.from_numpy(pixels_of()).mean()).numpy())
 
@@ -216,8 +217,8 @@ def make_corpus(folder: Path) -> list[Kind]:
     return [
         Kind("plan", folder / "plan.yaml", {"": damage_yaml}, _said(load_plan)),
         Kind("statistics", folder / "statistics.safetensors", {"": damage_safetensors}, _statistics),
-        Kind("artifact", run / "artifact", {"config.json": damage_json, "model.safetensors": damage_safetensors}, _read_artifact,
-             _agree_artifact),
+        Kind("artifact", run / "artifact", {"config.json": damage_json, "model.safetensors": damage_safetensors},
+             partial(_read_artifact, pictures=pictures), _agree_artifact),
         Kind("onnx export", folder / "onnx", {"export.json": damage_json, "model.onnx": damage_bytes}, read_export, _agree_export),
         Kind("openvino export", folder / "openvino",
              {"export.json": damage_json, "model.xml": damage_xml, "model.bin": damage_bytes}, read_export, _agree_export),

@@ -29,9 +29,9 @@ MOST_SECONDS, MOST_MEMORY = 10.0, 2 << 30
 OUTCOMES = ("refused", "accepted", "traceback", "not finite", "silently changed", "long message", "hang", "memory", "crash")
 
 
-def outcome_of(kind: Kind, scratch: Path, number: int) -> tuple[str, str]:
+def outcome_of(kind: Kind, scratch: Path, random: Random) -> tuple[str, str]:
     """What became of one damaged file, and a line about it."""
-    target, would_be_noticed = damaged_copy(kind, scratch, Random(f"{kind.name} {number}"))
+    target, would_be_noticed = damaged_copy(kind, scratch, random)
     try:
         found = kind.read(target)
     except VitfrostError as error:
@@ -55,7 +55,7 @@ def _work(kinds: list[Kind], requests: Connection, folder: Path) -> None:
     while True:
         place, number = requests.recv()
         kind = kinds[place]
-        requests.send(outcome_of(kind, folder, number))
+        requests.send(outcome_of(kind, folder, Random(f"{kind.name} {number}")))
 
 
 class Worker:

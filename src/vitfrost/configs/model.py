@@ -23,7 +23,7 @@ class ModelPart:
     """Safetensors, or a checkpoint with a state dict (averaged weights first, FILE#KEY for others; prefixes taken off); 'random' for
     untrained weights; else timm's own."""
     image_size: Annotated[int | tuple[int, int] | None, Flag(metavar="PX")] = None
-    """Input size in pixels, if not the model's own."""
+    """Input size in pixels, or height x width (256x128), if not the model's own."""
     classes: Annotated[Positive | None, Flag(metavar="COUNT")] = None
     """Number of classes; that of the weights' head if not given."""
     mean: Annotated[Colors | None, Flag(metavar="R G B")] = None

@@ -25,7 +25,7 @@ from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
-from ..runtime.runtimes import FORMATS, import_runtime
+from ..runtime.runtimes import FORMATS, first_line, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
@@ -46,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
 FEWEST_TO_CALIBRATE = 16
+# The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
+NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
 
 
 class Int8(NamedTuple):
@@ -120,7 +122,13 @@ def export_graph(
     with atomic_folder(out, overwrite) as folder:
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
         doing(f"export to {format} {precision}: write the graph")
-        made = _write_graph(written, loaded, format, int8, folder)
+        try:
+            made = _write_graph(written, loaded, format, int8, folder)
+        except (VitfrostError, OSError):
+            raise
+        except Exception as error:  # the tools raise types of their own
+            reason = f"{type(error).__name__} {first_line(error)}"
+            raise VitfrostError(f"{loaded.name} cannot be exported to {format} {precision}: {reason}") from error
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
@@ -139,6 +147,7 @@ def export_graph(
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            "needs": NEEDS[format],
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -200,7 +209,8 @@ def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, fold
     else:
         options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
         quantize_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
-    os.unlink(folder / "float.onnx")
+    for path in folder.glob("float.onnx*"):
+        os.unlink(path)
     if int8.lean and fuse(folder / "model.onnx"):
         kind = "lean"
     return {"graph": kind, "attention": None}

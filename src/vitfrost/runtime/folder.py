@@ -83,6 +83,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "plan_hash": lambda value: isinstance(value, str),
+    "needs": lambda value: isinstance(value, dict) and all(isinstance(least, str) for least in value.values()),
     "graph": lambda value: isinstance(value, str),
     "attention": lambda value: isinstance(value, str),
     "ranges": lambda value: isinstance(value, str),

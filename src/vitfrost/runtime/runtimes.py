@@ -9,6 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -86,7 +87,12 @@ class OnnxRuntime(Runtime):
         # Threads that spin while they wait take the cores that decode pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = runtime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self._session = runtime.InferenceSession(
+            str(folder / "model.onnx"),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # which only prints and tries again
+        )
         self.inputs, self.outputs = (tuple(map(_onnx_port, ports)) for ports in (self._session.get_inputs(), self._session.get_outputs()))
         self.label = f"onnxruntime {runtime.__version__} cpu"
         self.threads = threads
@@ -176,11 +182,22 @@ def import_runtime(name: str, extra: str = "") -> Any:
         raise VitfrostError(f"{package} {reason}; pip install {package}{also}") from error
 
 
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def first_line(error: Exception) -> str:
     """What a runtime complains of, without the places in its source and the rest of its log."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not re.match(r"Exception from |Check '|\[ ?(ERROR|GENERAL)", line)]
-    return " ".join(telling)[:300] or type(error).__name__
+    lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()]
+    telling = [
+        line for line in lines if line and not re.match(r"Exception from |Check '|FrontEnd API failed|Summary:|\[ ?(ERROR|GENERAL)", line)
+    ]
+    text = "; ".join(line.removeprefix("-- ").rstrip(".:") for line in telling)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..errors import VitfrostError
 from ..images.decode import decode_file, to_rgb
 from ..images.geometry import Geometry
 from .folder import model_bytes, read_export
-from .runtimes import FORMATS, INPUT, OUTPUT, RUNTIMES, Port, Runtime, default_threads, first_line, start
+from .runtimes import FORMATS, INPUT, OUTPUT, RUNTIMES, Port, Runtime, default_threads, first_line, installed_version, start
 
 BATCH_SIZE = 16
 TOP = 5
@@ -170,4 +171,16 @@ def open_export(folder: str | Path, threads: int | None = None, precision_hint: 
     kind = FORMATS[about["format"]] if runtime is None else RUNTIMES[runtime]
     if kind.format != about["format"]:
         raise VitfrostError(f"{path} is exported as {about['format']}, which {kind.name} does not read")
-    return Session(path, about, start(kind, path, threads or default_threads(), hint))
+    try:
+        return Session(path, about, start(kind, path, threads or default_threads(), hint))
+    except VitfrostError as error:
+        needed, found = (about.get("needs") or {}).get(kind.package), installed_version(kind.package)
+        if needed is not None and found is not None and _numbers(found) < _numbers(needed):
+            raise VitfrostError(
+                f"{path} needs {kind.package} {needed} or newer, and here is {found}; pip install -U {kind.package}"
+            ) from error
+        raise
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -19,6 +19,7 @@ log = logging.getLogger("vitfrost")
 
 AVERAGED, TRAINED = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")  # in the order in which timm looks for them
 PREFIXES = ("module.", "_orig_mod.", "model.")
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 AVERAGING = "n_averaged"  # a counter that torch's AveragedModel keeps beside the weights
 
 
@@ -31,6 +32,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     anything but tensors, and for values that are not finite.
     """
     path, key = _split(Path(path))
+    if path.is_dir():
+        path = _in_folder(path)
     if not path.is_file():
         raise VitfrostError(f"no weights file {path}")
     content = _read(path)
@@ -47,6 +50,14 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )  # fmt: skip
     check_finite(named, f"the weights {path}")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder as the hub has them."""
+    found = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
+    if not found:
+        raise VitfrostError(f"the folder {folder} has no weights; name a file, or a folder with {' or '.join(IN_FOLDERS)}")
+    return found[0]
 
 
 def _split(path: Path) -> tuple[Path, str | None]:
