@@ -147,7 +147,7 @@ def export_graph(
             "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
-            "needs": NEEDS[format],
+            "needs": NEEDS.get(format, {}),
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
