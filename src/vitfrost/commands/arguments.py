@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,8 +65,8 @@ class ModelFlags:
 
 def read_size(word: str) -> int | tuple[int, int]:
     """Pixels as the command line has them: 224, or 256x128 for height and width. Raises VitfrostError for anything else."""
-    sides = [int(side) for side in word.lower().split("x") if side.isascii() and side.isdigit() and len(side) < 7]
-    if len(sides) != word.lower().count("x") + 1 or len(sides) > 2 or min(sides) < 1:
+    sides = [int(side) for side in word.lower().split("x") if re.fullmatch(r"-?[0-9]{1,6}", side)]
+    if len(sides) != word.lower().count("x") + 1 or len(sides) > 2:
         raise VitfrostError(f"--image-size is '{word}'; give pixels, such as 224, or height x width, such as 256x128")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 

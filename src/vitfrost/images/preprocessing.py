@@ -52,7 +52,8 @@ class Preprocessing:
         if not all(abs(value) <= 1e4 for value in self.mean):
             raise VitfrostError(f"the mean {list(self.mean)} is out of range; give numbers in units of the full range")
         if not SMALLEST_CROP <= self.crop_pct <= 1:
-            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 (at least {SMALLEST_CROP}) and at most 1")
+            least = f", {SMALLEST_CROP} or more" if self.crop_pct > 0 else ""
+            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 and at most 1{least}")
         for name, known in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in known:
                 raise VitfrostError(f"{name} '{getattr(self, name)}' is unknown; choose one of {', '.join(known)}")

@@ -20,7 +20,7 @@ from .labels import LABELS_FILE, listed, read_labels
 log = logging.getLogger("vitfrost")
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
-    | ({".avif", ".avifs"} if features.check("avif") else set())
+    | ({".avif", ".avifs"} if "avif" in features.modules and features.check("avif") else set())
 )
 # Pictures of phones, cameras and drawing programs that Pillow does not read as they are.
 NOT_TAKEN = (
