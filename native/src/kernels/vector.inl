@@ -1,0 +1,153 @@
+// Vectors of floats, integers and bytes, as the compiler's own vector types; what they lack stands here, once per instruction set.
+// The including file defines VF_NAMESPACE, VF_LANES and the function `dot`'s instruction by VF_DOT_*.
+
+#if defined(VF_DOT_VNNI512) || defined(VF_DOT_VNNI256) || defined(VF_DOT_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace vf::VF_NAMESPACE {
+
+constexpr int lanes = VF_LANES;
+typedef float f32 __attribute__((vector_size(lanes * 4)));
+typedef int32_t i32 __attribute__((vector_size(lanes * 4)));
+typedef uint8_t u8 __attribute__((vector_size(lanes)));
+typedef int16_t i16 __attribute__((vector_size(lanes * 4)));
+typedef int16_t Half __attribute__((vector_size(lanes * 2))); // one 16-bit number a lane
+
+#define VF_INLINE static inline __attribute__((always_inline))
+
+template <typename V> VF_INLINE V load(const void *from) {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+template <typename V> VF_INLINE void save(void *to, V value) { std::memcpy(to, &value, sizeof value); }
+
+VF_INLINE f32 all(float value) { return f32{} + value; }
+VF_INLINE i32 all_ints(int32_t value) { return i32{} + value; }
+VF_INLINE f32 to_floats(i32 value) { return __builtin_convertvector(value, f32); }
+VF_INLINE f32 larger(f32 a, f32 b) { return a > b ? a : b; }
+VF_INLINE f32 smaller(f32 a, f32 b) { return a < b ? a : b; }
+VF_INLINE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
+VF_INLINE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
+
+// 1.5 * 2^23: adding it leaves the nearest integer (ties to even) in the lowest bits, for |x| < 2^22.
+constexpr float magic = 12582912.0f;
+constexpr int32_t magic_bits = 0x4B400000;
+VF_INLINE i32 bits_of(f32 value) { return (i32)value; }
+VF_INLINE i32 nearest(f32 value) { return bits_of(value + magic) - magic_bits; }
+VF_INLINE u8 low_bytes(i32 value) { return __builtin_convertvector(value, u8); }
+// Codes of values that lie within 0..highest once rounded.
+VF_INLINE u8 to_codes(f32 value, f32 highest) { return low_bytes(bits_of(smaller(larger(value, f32{}), highest) + magic)); }
+
+VF_INLINE float sum_of(f32 value) {
+    float sum = 0;
+    for (int lane = 0; lane < lanes; lane++) sum += value[lane];
+    return sum;
+}
+VF_INLINE int32_t largest_of(i32 value) {
+    int32_t largest = value[0];
+    for (int lane = 1; lane < lanes; lane++) largest = value[lane] > largest ? value[lane] : largest;
+    return largest;
+}
+VF_INLINE int32_t sum_of(i32 value) {
+    int32_t sum = 0;
+    for (int lane = 0; lane < lanes; lane++) sum += value[lane];
+    return sum;
+}
+
+// The four bytes at a place, in every lane.
+VF_INLINE i32 four(const uint8_t *from) {
+    int32_t value;
+    std::memcpy(&value, from, 4);
+    return all_ints(value);
+}
+
+// sum + the products of four unsigned with four signed bytes, by lane. Exact: with bytes of at most 255 and 128 a sum grows by at most
+// 130,560 a step, so 16,384 steps of depth hold in 32 bits.
+#if defined(VF_DOT_VNNI512)
+template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) { return (i32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
+VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
+#elif defined(VF_DOT_VNNI256)
+template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) { return (i32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w); }
+VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w); }
+#elif defined(VF_DOT_AVX2)
+// maddubs adds two products in 16 bits and saturates. `direct`: 2 x_max w_max <= 32,767, so it cannot. `split`: x = 16 high + low with both at
+// most 15, so a pair sums to at most 2 * 15 * 128 = 3,840.
+template <Sums sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (sums != Sums::split)
+        return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), ones));
+    const __m256i nibble = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi16(16);
+    __m256i low = _mm256_and_si256((__m256i)x, nibble), high = _mm256_and_si256(_mm256_srli_epi16((__m256i)x, 4), nibble);
+    __m256i made = _mm256_madd_epi16(_mm256_maddubs_epi16(low, (__m256i)w), ones);
+    made = _mm256_add_epi32(made, _mm256_madd_epi16(_mm256_maddubs_epi16(high, (__m256i)w), sixteen));
+    return (i32)_mm256_add_epi32((__m256i)sum, made);
+}
+VF_INLINE i16 dot_chunk(i16 sum, i32 x, i32 w) { return (i16)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)x, (__m256i)w)); }
+VF_INLINE i32 widen(i16 sum) { return (i32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)x, (__m256i)w)); }
+#else
+template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
+    for (int step = 0; step < 4; step++) {
+        i32 signed_byte = (w << (24 - 8 * step)) >> 24, byte = (x >> (8 * step)) & 255;
+        sum += signed_byte * byte;
+    }
+    return sum;
+}
+VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return sum + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16); }
+#endif
+
+// 2^x for x <= 0, to 2e-7 of it: x = n + f with |f| <= 1/2, and 2^f by a polynomial.
+VF_INLINE f32 power_of_two(f32 x) {
+    x = larger(x, all(-126.0f));
+    f32 shifted = x + magic;
+    f32 f = x - (shifted - magic);
+    f32 p = all(1.5353362e-4f);
+    p = p * f + 1.3398874e-3f;
+    p = p * f + 9.6184374e-3f;
+    p = p * f + 5.5503324e-2f;
+    p = p * f + 2.4022648e-1f;
+    p = p * f + 6.9314720e-1f;
+    p = p * f + 1.0f;
+    return (f32)(bits_of(p) + ((bits_of(shifted) - magic_bits) << 23));
+}
+
+// x Phi(x) to 2e-6, with a polynomial of (Phi(x) - 1/2) / x in x^2 on [-5, 5] that was fitted for the smallest largest error.
+VF_INLINE f32 gelu(f32 x) {
+    f32 c = smaller(larger(x, all(-5.0f)), all(5.0f));
+    f32 s = c * c * 0.08f - 1.0f;
+    f32 p = all(0.000499246409162879f);
+    p = p * s - 0.001522139529697597f;
+    p = p * s + 0.001990028191357851f;
+    p = p * s - 0.002898886799812317f;
+    p = p * s + 0.006172578316181898f;
+    p = p * s - 0.010985711589455605f;
+    p = p * s + 0.01649634726345539f;
+    p = p * s - 0.023332808166742325f;
+    p = p * s + 0.031426139175891876f;
+    p = p * s - 0.040433432906866074f;
+    p = p * s + 0.05152145028114319f;
+    p = p * s - 0.07029663771390915f;
+    p = p * s + 0.14136378467082977f;
+    return x * (c * p + 0.5f);
+}
+
+// 1 / (1 + 2^-t): the logistic function with a base of two.
+VF_INLINE f32 logistic(f32 t) {
+    f32 magnitude = larger(t, -t);
+    f32 small = power_of_two(-magnitude);
+    f32 half = 1.0f / (1.0f + small);
+    return t < f32{} ? small * half : half;
+}
+
+template <Activation kind> VF_INLINE f32 activate(f32 x) {
+    constexpr float log2e = 1.4426950408889634f;
+    if constexpr (kind == Activation::gelu) return gelu(x);
+    if constexpr (kind == Activation::gelu_tanh) return x * logistic((x + x * x * x * 0.044715f) * (2 * 0.7978845608028654f * log2e));
+    if constexpr (kind == Activation::relu) return larger(x, f32{});
+    if constexpr (kind == Activation::quick_gelu) return x * logistic(x * (1.702f * log2e));
+    return x;
+}
+
+} // namespace vf::VF_NAMESPACE
