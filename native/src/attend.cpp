@@ -87,6 +87,7 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         Head made;
         made.tokens = tokens, made.width = layer.width, made.mode = layer.mode, made.map_bits = layer.map_bits, made.zero_code = layer.zero_code;
         made.map_step = quantizers.map_step[size_t(index)], made.map_zero = quantizers.map_zero[size_t(index)];
+        made.log2_step = std::log2(made.map_step);
         if (!layer.frozen.empty()) made.frozen = layer.frozen.data() + size_t(index) * size_t(tokens) * layer.map_stride, made.frozen_stride = layer.map_stride;
         values_of(index, made.values, made.value_shift, made.value_scale, wide ? &made.wide_values : nullptr);
         made.value_sums = worker.value_sums.data();

@@ -132,11 +132,7 @@ Forward::Rows Forward::rows_of(int number, int count, int tokens) const {
 Forward::Input Forward::row_terms(const Linear &linear, const uint8_t *codes, size_t stride, int rows, Worker &worker) const {
     Input made = {codes, stride, {}};
     if (linear.shifted) {
-        for (int row = 0; row < rows; row++) {
-            int32_t sum = 0;
-            for (int k = 0; k < linear.inputs; k++) sum += codes[size_t(row) * stride + size_t(k)];
-            worker.row_sum[size_t(row)] = sum;
-        }
+        kernels_.sum_rows(codes, stride, rows, linear.inputs, worker.row_sum.data());
         made.terms.sum = worker.row_sum.data(), made.terms.column_shift = linear.column_shift.data();
     }
     if (linear.input.dynamic) {

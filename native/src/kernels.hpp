@@ -68,7 +68,7 @@ struct Head {
     float logit_scale = 0; // what a sum is multiplied with, log2(e) included
     int mode = 0;          // 0: 8 bits of each row's largest weight, 1: log-sqrt2, 2: uniform static
     int map_bits = 8, zero_code = 255;
-    float map_step = 1, map_zero = 0;
+    float map_step = 1, log2_step = 0, map_zero = 0;
     int value_shift = 0; // what was taken off the codes of values: (code - zero point) = (stored + value_shift)
     const int32_t *value_sums = nullptr; // [channels] sums over tokens of stored values; with `map_zero`
     float value_scale = 1;
@@ -127,6 +127,7 @@ struct Kernels {
                        uint8_t *codes, size_t stride);
     void (*norm)(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride);
+    void (*sum_rows)(const uint8_t *codes, size_t stride, int rows, int count, int32_t *sums);
     void (*quantize)(const float *x, size_t count, float inverse, float zero, float highest, uint8_t *codes);
     void (*pack_keys)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int query_zero, int32_t *start);
     void (*pack_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums);

@@ -8,24 +8,32 @@ constexpr int32_t no_key = -(1 << 30);
 // Keys as columns of a product: [panel][width / 4][key][4], codes less `shift`. start: what sums over codes of queries begin with, so that
 // the queries' zero point is taken off. A zero point of keys would add the same to all logits of a row, which a softmax does not feel.
 static void pack_keys(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int query_zero, int32_t *start) {
-    int columns = (tokens + lanes - 1) / lanes * lanes, depth4 = (width + 3) / 4;
+    const int columns = (tokens + lanes - 1) / lanes * lanes, depth4 = (width + 3) / 4;
+    const Bytes shifts = Bytes{} + uint8_t(shift);
     for (int column = 0; column < columns; column += panel_columns) {
-        int wide = columns - column < panel_columns ? columns - column : panel_columns;
-        int8_t *panel = packed + size_t(column) * depth4 * 4;
+        const int wide = columns - column < panel_columns ? columns - column : panel_columns;
+        int8_t *const panel = packed + size_t(column) * size_t(depth4) * 4;
         for (int key = column; key < column + wide; key++) {
             int8_t *place = panel + size_t(key - column) * 4;
-            const uint8_t *row = codes + size_t(key) * stride;
-            int32_t sum = 0;
-            for (int step = 0; step < depth4; step++) {
-                int8_t four[4] = {0, 0, 0, 0};
-                if (key < tokens)
-                    for (int i = 0; i < 4 && 4 * step + i < width; i++) {
-                        four[i] = int8_t(row[4 * step + i] - shift);
-                        sum += four[i];
+            i32 sums = {};
+            for (int channel = 0; channel < width; channel += 4 * lanes) {
+                Bytes part = {};
+                const int count = width - channel < 4 * lanes ? width - channel : 4 * lanes;
+                if (key < tokens) {
+                    const uint8_t *from = codes + size_t(key) * stride + channel;
+                    if (count == 4 * lanes) part = load<Bytes>(from) - shifts;
+                    else {
+                        Bytes read = shifts;
+                        std::memcpy(&read, from, size_t(count));
+                        part = read - shifts;
                     }
-                std::memcpy(place + size_t(step) * size_t(wide) * 4, four, 4);
+                }
+                sums = dot<Sums::split>(sums, all_ints(0x01010101), (i32)part);
+                int32_t steps[lanes];
+                save(steps, part);
+                for (int step = 0; 4 * step < count; step++, place += size_t(wide) * 4) std::memcpy(place, steps + step, 4);
             }
-            start[key] = key < tokens ? -query_zero * sum : no_key;
+            start[key] = key < tokens ? -query_zero * sum_of(sums) : no_key;
         }
     }
 }
@@ -47,7 +55,7 @@ static void pack_values(const uint8_t *codes, size_t stride, int tokens, int wid
                     const uint8_t *from = codes + size_t(4 * step + i) * stride + channel;
                     if (count == lanes) row = load<u8>(from);
                     else std::memcpy(&row, from, size_t(count));
-                    i32 value = __builtin_convertvector(row, i32) - shift;
+                    i32 value = from_bytes(row) - shift;
                     total += value;
                     four |= (value & 255) << (8 * i);
                 }
@@ -105,7 +113,7 @@ VF_INLINE void differences(int32_t *logits, int columns, float t) {
 }
 
 VF_INLINE i32 merged(i32 codes, const uint8_t *frozen) {
-    i32 constant = __builtin_convertvector(load<u8>(frozen), i32);
+    i32 constant = from_bytes(load<u8>(frozen));
     return constant == 255 ? codes : constant;
 }
 
@@ -119,6 +127,8 @@ struct MapRow {
 // k = round(-2 log2(map / step)), and since map = 2^difference / sum no logarithm is taken but of the sum. A level 2^(-k/2) with k <= 15 is 2^-7 times a
 // whole number of 8 bits, or that times 1 / sqrt2: with a plane for even and one for odd k, products with codes of values are exact.
 static float map_row(const Head &head, int query, const float *differences, int columns, float *weights, const MapRow &row) {
+    uint8_t *const even = row.even, *const odd = row.odd;
+    int16_t *const wide = row.wide;
     f32 sums = {};
     for (int c = 0; c < columns; c += lanes) {
         f32 weight = power_of_two(load<f32>(differences + c));
@@ -128,41 +138,36 @@ static float map_row(const Head &head, int query, const float *differences, int 
     const float sum = sum_of(sums);
     float scale = head.map_step;
     if (head.mode == 0) {
-        for (int c = 0; c < columns; c += lanes) save(row.even + c, to_codes(load<f32>(weights + c) * 255.0f, all(255.0f)));
+        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * 255.0f, all(255.0f)));
         scale = 1.0f / (255.0f * sum);
     } else if (head.mode == 2) {
-        const float inverse = 1.0f / (sum * head.map_step), highest = float((1 << head.map_bits) - 1);
-        for (int c = 0; c < columns; c += lanes) save(row.even + c, to_codes(load<f32>(weights + c) * inverse + head.map_zero, all(highest)));
+        const float inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
+        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * inverse + zero, all(highest)));
     } else {
-        const uint8_t *frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
-        const float level = 2 * (std::log2(sum) + std::log2(head.map_step));
-        const f32 zero_code = all(float(head.zero_code));
+        const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
+        const float level = 2 * (std::log2(sum) + head.log2_step), wide_scale = head.wide_scale;
+        const f32 highest = all(float(head.zero_code));
+        const i32 zero_code = all_ints(head.zero_code);
         for (int c = 0; c < columns; c += lanes) {
-            i32 k = nearest(smaller(larger(load<f32>(differences + c) * -2.0f + level, f32{}), zero_code));
+            i32 k = nearest(smaller(larger(load<f32>(differences + c) * -2.0f + level, f32{}), highest));
             if (frozen) k = merged(k, frozen + c);
-            i32 there = k < head.zero_code;
-            if (row.wide) {
-                i32 number = nearest(power_of_two(to_floats(k) * -0.5f) * head.wide_scale) & there;
-                save(row.wide + c, __builtin_convertvector(number, Half));
+            i32 there = k < zero_code;
+            if (wide) {
+                i32 number = nearest(power_of_two(to_floats(k) * -0.5f) * wide_scale) & there;
+                save(wide + c, low_halves(number));
             } else {
                 i32 value = (all_ints(128) >> (k >> 1)) & there, is_odd = (k & 1) == 1;
-                save(row.even + c, low_bytes(value & ~is_odd));
-                save(row.odd + c, low_bytes(value & is_odd));
+                save(even + c, low_bytes(value & ~is_odd));
+                save(odd + c, low_bytes(value & is_odd));
             }
         }
-        scale = row.wide ? head.map_step / head.wide_scale : head.map_step / 128.0f;
+        scale = wide ? head.map_step / wide_scale : head.map_step / 128.0f;
     }
     for (int c = head.tokens; c < columns; c++) {
-        if (row.wide) row.wide[c] = 0;
-        else row.even[c] = row.odd[c] = 0;
+        if (wide) wide[c] = 0;
+        else even[c] = odd[c] = 0;
     }
     return scale;
-}
-
-template <typename Code> VF_INLINE int32_t sum_of_codes(const Code *codes, int count) {
-    int32_t sum = 0;
-    for (int c = 0; c < count; c++) sum += codes[c];
-    return sum;
 }
 
 // y * inverse + zero as codes, or y itself, for the channels of one vector; fewer than a vector where the head ends.
@@ -198,8 +203,12 @@ VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, cons
     const MapRow place = {made.even + at, made.odd + at, made.wide ? made.wide + at : nullptr};
     made.scale[row] = map_row(head, query, differences, made.columns, weights, place);
     if (head.value_shift == 0) return;
-    made.even_sum[row] = place.wide ? sum_of_codes(place.wide, head.tokens) : sum_of_codes(place.even, head.tokens);
-    made.odd_sum[row] = head.mode == 1 && !place.wide ? sum_of_codes(place.odd, head.tokens) : 0;
+    if (place.wide) {
+        for (int c = 0; c < head.tokens; c++) made.even_sum[row] += place.wide[c];
+        return;
+    }
+    sum_rows(place.even, 0, 1, head.tokens, &made.even_sum[row]);
+    if (head.mode == 1) sum_rows(place.odd, 0, 1, head.tokens, &made.odd_sum[row]);
 }
 
 // Maps times values, as codes for the output projection.

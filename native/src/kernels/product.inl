@@ -97,50 +97,61 @@ template <typename Each> VF_INLINE void over_tiles(const Product &product, const
     }
 }
 
-template <Activation kind, int end> static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
-    const RowTerms &terms = product.terms;
+enum class End { folded_codes, codes, add, store };
+
+// `corrected`: rows have terms of their own. Everything is copied out of `how` first, since bytes that are stored might be any of it.
+template <Activation kind, End end, bool corrected>
+static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
+    const RowTerms terms = product.terms;
+    const float *const scales = how.scale + column, *const offsets = how.offset + column;
+    const size_t stride = how.stride, at = size_t(row) * stride + size_t(column);
+    uint8_t *const codes = how.codes + at;
+    float *const floats = (end == End::add ? how.add : how.store) + at;
     const f32 highest = all(how.highest), inverse = all(how.inverse), zero = all(how.zero);
-    const bool plain = terms.scale == nullptr && terms.zero == nullptr && terms.sum == nullptr;
-    for (int r = 0; r < rows; r++) {
-        const size_t at = size_t(row + r) * how.stride + size_t(column);
-        for (int v = 0; v < vectors; v++) {
-            const int place = column + v * lanes;
-            i32 sum = load<i32>(sums + r * panel_columns + v * lanes);
-            f32 scale = load<f32>(how.scale + place), offset = load<f32>(how.offset + place);
-            if (!plain) {
-                if (terms.zero) sum -= load<i32>(terms.column_sums + place) * terms.zero[row + r];
-                if (terms.sum) sum -= load<i32>(terms.column_shift + place) * terms.sum[row + r];
-                if (terms.scale) scale = scale * terms.scale[row + r];
+    for (int v = 0; v < vectors; v++) {
+        const int place = v * lanes;
+        const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
+        for (int r = 0; r < rows; r++) {
+            i32 sum = load<i32>(sums + r * panel_columns + place);
+            f32 row_scale = scale;
+            if constexpr (corrected) {
+                if (terms.zero) sum -= load<i32>(terms.column_sums + column + place) * terms.zero[row + r];
+                if (terms.sum) sum -= load<i32>(terms.column_shift + column + place) * terms.sum[row + r];
+                if (terms.scale) row_scale = scale * terms.scale[row + r];
             }
-            f32 y = activate<kind>(to_floats(sum) * scale + offset);
-            const size_t out = at + size_t(v) * lanes;
-            if constexpr (end == 0) save(how.codes + out, to_codes(y, highest));
-            if constexpr (end == 1) save(how.codes + out, to_codes(y * inverse + zero, highest));
-            if constexpr (end == 2) save(how.add + out, load<f32>(how.add + out) + y);
-            if constexpr (end == 3) save(how.store + out, y);
+            const f32 y = activate<kind>(to_floats(sum) * row_scale + offset);
+            const size_t out = size_t(r) * stride + size_t(place);
+            if constexpr (end == End::folded_codes) save(codes + out, to_codes(y, highest));
+            if constexpr (end == End::codes) save(codes + out, to_codes(y * inverse + zero, highest));
+            if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y);
+            if constexpr (end == End::store) save(floats + out, y);
         }
     }
 }
 
 using Finish = void (*)(const int32_t *, int, int, int, int, const Product &, const Epilogue &);
 
-template <Activation kind> static Finish finish_by_end(const Epilogue &how) {
-    if (how.codes) return how.folded && kind == Activation::none ? finish<kind, 0> : finish<kind, 1>;
-    return how.add ? finish<kind, 2> : finish<kind, 3>;
+template <Activation kind, bool corrected> static Finish finish_by_end(const Epilogue &how) {
+    if constexpr (kind == Activation::none) {
+        if (how.codes && how.folded) return finish<kind, End::folded_codes, corrected>;
+        if (how.add) return finish<kind, End::add, corrected>;
+    }
+    return how.codes ? finish<kind, End::codes, corrected> : finish<kind, End::store, corrected>;
 }
 
-static Finish finish_of(const Epilogue &how) {
+template <bool corrected> static Finish finish_of(const Epilogue &how) {
     switch (how.activation) {
-    case Activation::gelu: return finish_by_end<Activation::gelu>(how);
-    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh>(how);
-    case Activation::relu: return finish_by_end<Activation::relu>(how);
-    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu>(how);
-    default: return finish_by_end<Activation::none>(how);
+    case Activation::gelu: return finish_by_end<Activation::gelu, corrected>(how);
+    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh, corrected>(how);
+    case Activation::relu: return finish_by_end<Activation::relu, corrected>(how);
+    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu, corrected>(how);
+    default: return finish_by_end<Activation::none, corrected>(how);
     }
 }
 
 static void product(const Product &made, const Packed &w, const Epilogue &how, int32_t *sums) {
-    Finish end = finish_of(how);
+    const RowTerms &terms = made.terms;
+    Finish end = terms.scale || terms.zero || terms.sum ? finish_of<true>(how) : finish_of<false>(how);
     over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
         tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, sums, panel_columns);
         end(sums, row, rows, column, vectors, made, how);

@@ -10,7 +10,8 @@ namespace vf::VF_NAMESPACE {
 constexpr int lanes = VF_LANES;
 typedef float f32 __attribute__((vector_size(lanes * 4)));
 typedef int32_t i32 __attribute__((vector_size(lanes * 4)));
-typedef uint8_t u8 __attribute__((vector_size(lanes)));
+typedef uint8_t u8 __attribute__((vector_size(lanes)));        // one byte a lane
+typedef uint8_t Bytes __attribute__((vector_size(lanes * 4))); // four bytes a lane
 typedef int16_t i16 __attribute__((vector_size(lanes * 4)));
 typedef int16_t Half __attribute__((vector_size(lanes * 2))); // one 16-bit number a lane
 
@@ -26,8 +27,17 @@ template <typename V> VF_INLINE void save(void *to, V value) { std::memcpy(to, &
 VF_INLINE f32 all(float value) { return f32{} + value; }
 VF_INLINE i32 all_ints(int32_t value) { return i32{} + value; }
 VF_INLINE f32 to_floats(i32 value) { return __builtin_convertvector(value, f32); }
+// Of a number and none (NaN) the second, as the processor's own instructions do it.
+#if VF_LANES == 16
+VF_INLINE f32 larger(f32 a, f32 b) { return (f32)_mm512_max_ps((__m512)a, (__m512)b); }
+VF_INLINE f32 smaller(f32 a, f32 b) { return (f32)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif VF_LANES == 8
+VF_INLINE f32 larger(f32 a, f32 b) { return (f32)_mm256_max_ps((__m256)a, (__m256)b); }
+VF_INLINE f32 smaller(f32 a, f32 b) { return (f32)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 VF_INLINE f32 larger(f32 a, f32 b) { return a > b ? a : b; }
 VF_INLINE f32 smaller(f32 a, f32 b) { return a < b ? a : b; }
+#endif
 VF_INLINE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 VF_INLINE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
@@ -36,25 +46,55 @@ constexpr float magic = 12582912.0f;
 constexpr int32_t magic_bits = 0x4B400000;
 VF_INLINE i32 bits_of(f32 value) { return (i32)value; }
 VF_INLINE i32 nearest(f32 value) { return bits_of(value + magic) - magic_bits; }
+// The lowest byte and the lowest 16 bits of every lane, and bytes as integers. Compilers take vectors apart for what they could convert.
+#if VF_LANES == 16
+VF_INLINE u8 low_bytes(i32 value) { return (u8)_mm512_cvtepi32_epi8((__m512i)value); }
+VF_INLINE Half low_halves(i32 value) { return (Half)_mm512_cvtepi32_epi16((__m512i)value); }
+VF_INLINE i32 from_bytes(u8 value) { return (i32)_mm512_cvtepu8_epi32((__m128i)value); }
+#elif VF_LANES == 8
+VF_INLINE u8 low_bytes(i32 value) {
+    const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    __m256i bytes = _mm256_shuffle_epi8((__m256i)value, lowest);
+    __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    return (u8)_mm_cvtsi128_si64(both);
+}
+VF_INLINE Half low_halves(i32 value) {
+    __m256i halves = _mm256_packs_epi32((__m256i)value, (__m256i)value);
+    return (Half)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
+}
+VF_INLINE i32 from_bytes(u8 value) { return (i32)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)value)); }
+#else
 VF_INLINE u8 low_bytes(i32 value) { return __builtin_convertvector(value, u8); }
+VF_INLINE Half low_halves(i32 value) { return __builtin_convertvector(value, Half); }
+VF_INLINE i32 from_bytes(u8 value) { return __builtin_convertvector(value, i32); }
+#endif
 // Codes of values that lie within 0..highest once rounded.
 VF_INLINE u8 to_codes(f32 value, f32 highest) { return low_bytes(bits_of(smaller(larger(value, f32{}), highest) + magic)); }
 
-VF_INLINE float sum_of(f32 value) {
-    float sum = 0;
-    for (int lane = 0; lane < lanes; lane++) sum += value[lane];
-    return sum;
+#if VF_LANES == 16
+VF_INLINE float sum_of(f32 value) { return _mm512_reduce_add_ps((__m512)value); }
+VF_INLINE int32_t sum_of(i32 value) { return _mm512_reduce_add_epi32((__m512i)value); }
+VF_INLINE int32_t largest_of(i32 value) { return _mm512_reduce_max_epi32((__m512i)value); }
+#else
+// Halves that are folded onto each other, down to one lane.
+template <typename V, typename Fold> VF_INLINE auto folded(V value, Fold fold) {
+    V other = value;
+    for (int width = lanes / 2; width > 0; width /= 2) {
+        for (int lane = 0; lane < width; lane++) other[lane] = value[lane + width];
+        value = fold(value, other);
+    }
+    return value[0];
 }
-VF_INLINE int32_t largest_of(i32 value) {
-    int32_t largest = value[0];
-    for (int lane = 1; lane < lanes; lane++) largest = value[lane] > largest ? value[lane] : largest;
-    return largest;
+VF_INLINE float sum_of(f32 value) {
+    return folded(value, [](f32 a, f32 b) { return a + b; });
 }
 VF_INLINE int32_t sum_of(i32 value) {
-    int32_t sum = 0;
-    for (int lane = 0; lane < lanes; lane++) sum += value[lane];
-    return sum;
+    return folded(value, [](i32 a, i32 b) { return a + b; });
 }
+VF_INLINE int32_t largest_of(i32 value) {
+    return folded(value, [](i32 a, i32 b) { return larger(a, b); });
+}
+#endif
 
 // The four bytes at a place, in every lane.
 VF_INLINE i32 four(const uint8_t *from) {
