@@ -112,61 +112,87 @@ VF_INLINE void differences(int32_t *logits, int columns, float t) {
     for (int c = 0; c < columns; c += lanes) save(logits + c, to_floats(load<i32>(logits + c) - largest) * t);
 }
 
-VF_INLINE i32 merged(i32 codes, const uint8_t *frozen) {
-    i32 constant = from_bytes(load<u8>(frozen));
-    return constant == 255 ? codes : constant;
-}
-
 // A row of a map for its product with values: codes of 8 bits, or two planes, or numbers of 16 bits.
 struct MapRow {
     uint8_t *even, *odd;
     int16_t *wide;
 };
 
-// One row of a map out of its differences; returns what its numbers are multiplied with. On a log grid, codes are
-// k = round(-2 log2(map / step)), and since map = 2^difference / sum no logarithm is taken but of the sum. A level 2^(-k/2) with k <= 15 is 2^-7 times a
-// whole number of 8 bits, or that times 1 / sqrt2: with a plane for even and one for odd k, products with codes of values are exact.
-static float map_row(const Head &head, int query, const float *differences, int columns, float *weights, const MapRow &row) {
-    uint8_t *const even = row.even, *const odd = row.odd;
-    int16_t *const wide = row.wide;
-    f32 sums = {};
+// The row's weights 2^difference, which are left where `weights` is; returns their sum.
+VF_INLINE float exponentials(const float *differences, int columns, float *weights) {
+    f32 sum = {};
     for (int c = 0; c < columns; c += lanes) {
         f32 weight = power_of_two(load<f32>(differences + c));
-        sums += weight;
-        save(weights + c, weight);
+        sum += weight;
+        if (weights) save(weights + c, weight);
     }
-    const float sum = sum_of(sums);
-    float scale = head.map_step;
-    if (head.mode == 0) {
-        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * 255.0f, all(255.0f)));
-        scale = 1.0f / (255.0f * sum);
-    } else if (head.mode == 2) {
-        const float inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
-        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * inverse + zero, all(highest)));
-    } else {
-        const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
-        const float level = 2 * (std::log2(sum) + head.log2_step), wide_scale = head.wide_scale;
-        const f32 highest = all(float(head.zero_code));
-        const i32 zero_code = all_ints(head.zero_code);
-        for (int c = 0; c < columns; c += lanes) {
-            i32 k = nearest(smaller(larger(load<f32>(differences + c) * -2.0f + level, f32{}), highest));
-            if (frozen) k = merged(k, frozen + c);
-            i32 there = k < zero_code;
-            if (wide) {
-                i32 number = nearest(power_of_two(to_floats(k) * -0.5f) * wide_scale) & there;
-                save(wide + c, low_halves(number));
-            } else {
-                i32 value = (all_ints(128) >> (k >> 1)) & there, is_odd = (k & 1) == 1;
-                save(even + c, low_bytes(value & ~is_odd));
-                save(odd + c, low_bytes(value & is_odd));
-            }
+    return sum_of(sum);
+}
+
+// Codes k = round(-2 log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.
+VF_INLINE i32 log_codes(const float *differences, float level, f32 zero_code) {
+    return nearest(smaller(larger(load<f32>(differences) * -2.0f + level, f32{}), zero_code));
+}
+
+// A level 2^(-k/2) with k <= 15 is 2^-7 times a whole number of 8 bits, or that times 1 / sqrt2: with a plane for even and one for odd k, products with
+// codes of values are exact.
+VF_INLINE void log_planes(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, uint8_t *even, uint8_t *odd) {
+    uint8_t even_levels[16], odd_levels[16];
+    for (int k = 0; k < 16; k++) {
+        const uint8_t value = k < head.zero_code ? uint8_t(128 >> (k / 2)) : uint8_t(0);
+        even_levels[k] = k % 2 ? 0 : value, odd_levels[k] = k % 2 ? value : 0;
+    }
+    const f32 zero_code = all(float(head.zero_code));
+    for (int c = 0; c < columns; c += lanes) save(even + c, low_bytes(log_codes(differences + c, level, zero_code)));
+    for (int c = 0; c < columns; c += 4 * lanes) {
+        Bytes codes = load<Bytes>(even + c);
+        if (frozen) {
+            const Bytes constant = load<Bytes>(frozen + c);
+            codes = constant == 255 ? codes : constant;
         }
-        scale = wide ? head.map_step / wide_scale : head.map_step / 128.0f;
+        save(even + c, look_up(even_levels, codes));
+        save(odd + c, look_up(odd_levels, codes));
     }
-    for (int c = head.tokens; c < columns; c++) {
-        if (wide) wide[c] = 0;
-        else even[c] = odd[c] = 0;
+}
+
+// The same levels as multiples of 1 / wide_scale in 16 bits, for grids that reach further down.
+VF_INLINE void log_numbers(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, int16_t *wide) {
+    const float wide_scale = head.wide_scale;
+    const f32 highest = all(float(head.zero_code));
+    const i32 zero_code = all_ints(head.zero_code);
+    for (int c = 0; c < columns; c += lanes) {
+        i32 k = log_codes(differences + c, level, highest);
+        if (frozen) {
+            const i32 constant = from_bytes(load<u8>(frozen + c));
+            k = constant == 255 ? k : constant;
+        }
+        save(wide + c, low_halves(nearest(power_of_two(to_floats(k) * -0.5f) * wide_scale) & (k < zero_code)));
     }
+}
+
+// One row of a map out of its differences; returns what its numbers are multiplied with.
+static float map_row(const Head &head, int query, const float *differences, int columns, float *weights, const MapRow &row) {
+    uint8_t *const even = row.even, *const odd = row.odd;
+    float scale = head.map_step;
+    if (head.mode == 1) {
+        const float sum = exponentials(differences, columns, nullptr), level = 2 * (std::log2(sum) + head.log2_step);
+        const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
+        if (row.wide) {
+            log_numbers(head, differences, columns, level, frozen, row.wide);
+            for (int c = head.tokens; c < columns; c++) row.wide[c] = 0;
+            return head.map_step / head.wide_scale;
+        }
+        log_planes(head, differences, columns, level, frozen, even, odd);
+        for (int c = head.tokens; c < columns; c++) odd[c] = 0;
+        scale = head.map_step / 128.0f;
+    } else {
+        const float sum = exponentials(differences, columns, weights);
+        float inverse = 255.0f, zero = 0, highest = 255.0f;
+        if (head.mode == 0) scale = 1.0f / (255.0f * sum);
+        else inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
+        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * inverse + zero, all(highest)));
+    }
+    for (int c = head.tokens; c < columns; c++) even[c] = 0;
     return scale;
 }
 
@@ -184,6 +210,7 @@ VF_INLINE void store_channels(f32 y, int channel, int width, uint8_t *codes, flo
 // Maps of a few queries, ready for products: scales and sums of their rows.
 struct MapTile {
     int rows = 0, columns = 0;
+    size_t stride = 0; // of the planes: whole vectors of bytes
     uint8_t *even = nullptr, *odd = nullptr;
     int16_t *wide = nullptr;
     float scale[tile_rows] = {};
@@ -192,14 +219,14 @@ struct MapTile {
 
 VF_INLINE MapTile map_tile(const Head &head, int rows, int columns, Scratch &scratch) {
     MapTile made;
-    made.rows = rows, made.columns = columns;
-    made.even = scratch.planes.data(), made.odd = made.even + size_t(tile_rows) * size_t(columns);
+    made.rows = rows, made.columns = columns, made.stride = (size_t(columns) + 63) / 64 * 64;
+    made.even = scratch.planes.data(), made.odd = made.even + size_t(tile_rows) * made.stride;
     made.wide = head.wide_values ? scratch.wide.data() : nullptr;
     return made;
 }
 
 VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, const float *differences, float *weights) {
-    const size_t at = size_t(row) * size_t(made.columns);
+    const size_t at = size_t(row) * made.stride;
     const MapRow place = {made.even + at, made.odd + at, made.wide ? made.wide + at : nullptr};
     made.scale[row] = map_row(head, query, differences, made.columns, weights, place);
     if (head.value_shift == 0) return;
@@ -222,13 +249,13 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
         if (made.wide) {
             const int depth2 = (head.tokens + 1) / 2;
-            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, size_t(made.columns), head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums, panel_columns);
+            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums, panel_columns);
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
             Tile tile = tile_of(made.rows, vectors, values.sums);
-            tile(made.even, size_t(made.columns), panel, values.depth4, values.chunk, nullptr, sums, panel_columns);
-            if (two_planes) tile(made.odd, size_t(made.columns), panel, values.depth4, values.chunk, nullptr, odd_sums, panel_columns);
+            tile(made.even, made.stride, panel, values.depth4, values.chunk, nullptr, sums, panel_columns);
+            if (two_planes) tile(made.odd, made.stride, panel, values.depth4, values.chunk, nullptr, odd_sums, panel_columns);
         }
         for (int row = 0; row < made.rows; row++) {
             const size_t out = size_t(query + row) * head.out_stride;

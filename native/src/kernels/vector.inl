@@ -128,14 +128,32 @@ VF_INLINE i16 dot_chunk(i16 sum, i32 x, i32 w) { return (i16)_mm256_add_epi16((_
 VF_INLINE i32 widen(i16 sum) { return (i32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)x, (__m256i)w)); }
 #else
+// A product of a byte with a signed byte is at most 255 * 128 = 32,640, which 16 bits hold; only their sums do not.
 template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
-    for (int step = 0; step < 4; step++) {
-        i32 signed_byte = (w << (24 - 8 * step)) >> 24, byte = (x >> (8 * step)) & 255;
-        sum += signed_byte * byte;
-    }
-    return sum;
+    i16 weights = (i16)w, codes = (i16)x;
+    i32 even = (i32)(((weights << 8) >> 8) * (codes & 255)), odd = (i32)((weights >> 8) * ((codes >> 8) & 255));
+    return sum + ((even << 16) >> 16) + (even >> 16) + ((odd << 16) >> 16) + (odd >> 16);
 }
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return sum + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16); }
+#endif
+
+// table[i] for bytes i of at most 15, and 0 for 16; tables of 16 bytes.
+#if VF_LANES == 16
+VF_INLINE Bytes look_up(const uint8_t *table, Bytes index) {
+    __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+    return (Bytes)_mm512_shuffle_epi8(entries, _mm512_add_epi8((__m512i)index, _mm512_set1_epi8(0x70))); // 16 gets the bit that says zero
+}
+#elif VF_LANES == 8
+VF_INLINE Bytes look_up(const uint8_t *table, Bytes index) {
+    __m256i entries = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (Bytes)_mm256_shuffle_epi8(entries, _mm256_add_epi8((__m256i)index, _mm256_set1_epi8(0x70)));
+}
+#else
+VF_INLINE Bytes look_up(const uint8_t *table, Bytes index) {
+    Bytes found = {};
+    for (int i = 0; i < 4 * lanes; i++) found[i] = index[i] < 16 ? table[index[i]] : uint8_t(0);
+    return found;
+}
 #endif
 
 // 2^x for x <= 0, to 2e-7 of it: x = n + f with |f| <= 1/2, and 2^f by a polynomial.
