@@ -49,6 +49,24 @@ void Forward::attend(const Attention &layer, Stream &stream, Worker &worker, int
     }
 }
 
+void Forward::attend_local(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const {
+    const Embed &embed = layers_.embed;
+    const size_t still = size_t(head - layer.moving()), patches = size_t(embed.patches()), prefix = size_t(embed.prefix);
+    LocalHead made;
+    made.tokens = layers_.tokens, made.width = layer.width, made.prefix = embed.prefix;
+    made.grid_height = layer.grid_height, made.grid_width = layer.grid_width;
+    made.kernel_height = layer.local_height, made.kernel_width = layer.local_width;
+    made.kernel = layer.local_kernel.data() + still * size_t(layer.local_height) * size_t(layer.local_width);
+    made.scale = layer.local_scale.data() + still * patches, made.shared = layer.local_shared.data() + still * patches;
+    made.rows = layer.local_rows.data() + still * prefix * size_t(layers_.tokens), made.columns = layer.local_columns.data() + still * patches * prefix;
+    made.value_stride = round_up(size_t(layer.width), size_t(kernels_.lanes));
+    kernels_.float_values(stream.qkv.data() + layer.value_column(head), qkv_stride_, layers_.tokens, layer.width, layer.quantizers.value_scale[size_t(head)],
+                          layer.quantizers.value_zero[size_t(head)], worker.float_values.data(), made.value_stride, embed.prefix, worker.float_sums.data());
+    made.values = worker.float_values.data(), made.value_sums = worker.float_sums.data();
+    write_to(made, {stream.mixed.data(), stream.mixed_floats.data(), mixed_stride_, layer.proj->input}, head * layer.width);
+    kernels_.local(made, rows.first, rows.last);
+}
+
 // One head, or all hallucinated ones (-1).
 void Forward::attend_head(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const {
     const HeadQuantizers &quantizers = layer.quantizers;
@@ -70,6 +88,7 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         packed.data = worker.values.data();
         choose_sums(packed, index >= layer.moving() || layer.mode != 1 ? 255 : 128, std::max(taken, (1 << layer.bits) - 1 - taken));
     };
+    if (head >= layer.moving() && layer.local_height) return attend_local(layer, head, stream, worker, rows);
     if (head >= layer.moving()) {
         const size_t still = size_t(head - layer.moving()), at = still * size_t(tokens);
         ConstantHead made;

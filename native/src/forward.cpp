@@ -100,6 +100,8 @@ Worker Forward::make_worker() const {
     made.sums.resize(size_t(most_rows) * size_t(kernels_.panel));
     made.keys.resize(keys_bytes_), made.values.resize(values_bytes_), made.key_start.resize(columns), made.value_sums.resize(channels);
     if (wide_) made.wide_values.resize(values_bytes_ + 2 * channels);
+    for (const Attention &layer : layers_.attention)
+        if (layer.local_height) made.float_values.resize(columns * channels), made.float_sums.resize(channels);
     int logit_heads = 0, kernel = 0;
     for (const Attention &layer : layers_.attention)
         if (layer.hallucinated) {

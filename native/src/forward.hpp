@@ -19,7 +19,7 @@ struct Stream {
 // What a worker takes.
 struct Worker {
     Array<uint8_t> codes, hidden, inner;
-    Array<float> floats, row_scale;
+    Array<float> floats, row_scale, float_values, float_sums;
     Array<int32_t> sums, row_zero, row_sum;
     Array<int8_t> keys, values;
     Array<int16_t> wide_values;
@@ -69,6 +69,7 @@ class Forward {
     void embed(const float *pixels, Stream &stream, Worker &worker, Rows rows) const;
     void queries(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const;
     void attend(const Attention &layer, Stream &stream, Worker &worker, int number, int count) const;
+    void attend_local(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const;
     void attend_head(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const;
     void project(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const;
     void feed_forward(const FeedForward &layer, Stream &stream, Worker &worker, Rows rows) const;

@@ -97,6 +97,23 @@ struct ConstantHead {
     float inverse = 1, zero = 0, highest = 255;
 };
 
+// A head whose constant map is a kernel over the patch grid, the same sum for all that is outside of it, and rows and columns of prefix tokens.
+struct LocalHead {
+    int tokens = 0, width = 0, prefix = 0, grid_height = 0, grid_width = 0, kernel_height = 0, kernel_width = 0;
+    const float *kernel = nullptr;          // [kernel_height][kernel_width], less what every patch gets
+    const float *scale = nullptr;           // [patches] of the kernel
+    const float *shared = nullptr;          // [patches] of the sum over patches
+    const float *rows = nullptr;            // [prefix][tokens]
+    const float *columns = nullptr;         // [patches][prefix]
+    const float *values = nullptr;          // [tokens][value_stride]
+    const float *value_sums = nullptr;      // [value_stride] over patches
+    size_t value_stride = 0;
+    uint8_t *codes = nullptr;
+    float *floats = nullptr;
+    size_t out_stride = 0;
+    float inverse = 1, zero = 0, highest = 255;
+};
+
 // Heads whose maps are made of the logits of computed heads: G = mix S + bias, G = G + conv(G), a softmax, all in units of log2.
 struct MixedHeads {
     int tokens = 0, logit_heads = 0, count = 0;
@@ -135,6 +152,10 @@ struct Kernels {
     void (*attend)(const Head &, int first, int last, Scratch &);
     void (*attend_mixed)(const MixedHeads &, int first, int last, Scratch &);
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
+    void (*local)(const LocalHead &, int first, int last);
+    // Values [tokens][stride] of codes, (code - zero) scale, and their sums over tokens first..last.
+    void (*float_values)(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
+                         int first, float *sums);
 };
 
 // The rows of a tile and the columns of its sums, at most.

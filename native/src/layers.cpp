@@ -215,7 +215,8 @@ class Reader {
             if (made.mode != 1) fail("the model file is damaged: layer %d has frozen entries without a log grid; export it again", layer);
             made.frozen = padded_maps(layer, 8, int(moving), made.map_stride, 255);
         }
-        if (still) {
+        if (still && file_.has(layer, 15)) local(layer, made);
+        else if (still) {
             made.constants = padded_maps(layer, 9, int(still), made.map_stride, 0);
             made.row_scale = file_.floats(layer, 10, {still, tokens}), made.row_zero = file_.floats(layer, 11, {still, tokens});
             made.row_sums.resize(still * tokens);
@@ -231,6 +232,22 @@ class Reader {
             if (made.kernel != 0 && made.kernel != 3 && made.kernel != 5)
                 fail("the model file is damaged: layer %d has a convolution of side %d; export it again", layer, made.kernel);
             if (made.kernel) made.convolution = file_.floats(layer, 14, {drawn, uint64_t(made.kernel), uint64_t(made.kernel)});
+        }
+    }
+
+    // Constant maps that are kernels over the patch grid.
+    void local(int layer, Attention &made) {
+        const int patches = made_.embed.patches();
+        made.local_height = integer(layer, 15, 1, 255, "kernel height"), made.local_width = integer(layer, 16, 1, 255, "kernel width");
+        made.grid_height = integer(layer, 17, 1, patches, "grid height"), made.grid_width = integer(layer, 18, 1, patches, "grid width");
+        if (made.grid_height * int64_t(made.grid_width) != patches || made.local_height % 2 == 0 || made.local_width % 2 == 0)
+            fail("the model file is damaged: kernels of layer %d do not fit its patches; export it again", layer);
+        const uint64_t heads = uint64_t(made.constant_heads), count = uint64_t(patches), prefix = uint64_t(made_.embed.prefix);
+        made.local_kernel = file_.floats(layer, 15, {heads, uint64_t(made.local_height), uint64_t(made.local_width)});
+        made.local_scale = file_.floats(layer, 16, {heads, count}), made.local_shared = file_.floats(layer, 17, {heads, count});
+        if (prefix) {
+            made.local_rows = file_.floats(layer, 18, {heads, prefix, uint64_t(made_.tokens)});
+            made.local_columns = file_.floats(layer, 19, {heads, count, prefix});
         }
     }
 

@@ -68,6 +68,9 @@ struct Attention {
     Array<uint8_t> constants; // [constant heads][tokens][map_stride]
     Array<float> row_scale, row_zero;
     Array<int32_t> row_sums;
+    // Constant maps as kernels over the patch grid, where they are not whole.
+    int grid_height = 0, grid_width = 0, local_height = 0, local_width = 0;
+    Array<float> local_kernel, local_scale, local_shared, local_rows, local_columns;
     int kernel = 0, kernel_first = 0; // of the hallucination's convolution
     Array<float> mix, mix_bias, convolution;
     int moving() const { return heads - constant_heads; }
