@@ -129,7 +129,7 @@ struct MixedHeads {
 // Memory of one worker for attention.
 struct Scratch {
     Array<int32_t> logits, sums;
-    Array<float> weights, mixed;
+    Array<float> mixed;
     Array<uint8_t> planes;
     Array<int16_t> wide;
 };

@@ -79,8 +79,8 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
                 for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<f32>(result + c));
                 float top = largest[0];
                 for (int lane = 1; lane < lanes; lane++) top = largest[lane] > top ? largest[lane] : top;
-                for (int c = 0; c < columns; c += lanes) save(result + c, load<f32>(result + c) - top);
-                add_row(made, made_head, query + row, row, result, scratch.weights.data());
+                const float sum = exponentials(result, columns, made_head.mode == 1, [=](int c) { return load<f32>(result + c) - top; });
+                add_row(made, made_head, query + row, row, result, sum);
             }
             mix_values(made, made_head, query, scratch.sums.data());
         }
