@@ -48,7 +48,8 @@ uint32_t read_number(const Bytes &bytes, size_t at) {
 }
 
 void change(Bytes &bytes, std::mt19937 &random) {
-    static const int32_t numbers[] = {0, 1, -1, 2, 3, 4, 7, 8, 9, 16, 64, 255, 256, 257, 4096, 65535, 65536, 1 << 24, INT32_MAX, INT32_MIN, -2, 0x7f800000, 0x7fc00000};
+    static const int32_t numbers[] = {0,   1,   -1,   2,     3,     4,       7,         8,         9,  16,         64,        255,
+                                      256, 257, 4096, 65535, 65536, 1 << 24, INT32_MAX, INT32_MIN, -2, 0x7f800000, 0x7fc00000};
     const size_t tables = header + read_number(bytes, 12) * tensor_record + read_number(bytes, 16) * layer_record;
     const size_t reach = random() % 8 ? std::min(tables, bytes.size()) : bytes.size();
     const size_t at = random() % (reach / 4) * 4;

@@ -75,7 +75,8 @@ static void pack_wide_values(const uint8_t *codes, size_t stride, int tokens, in
             for (int c = 0; c < wide; c++)
                 for (int i = 0; i < 2; i++) {
                     bool there = 2 * step + i < tokens && column + c < width;
-                    panel[(size_t(step) * wide + c) * 2 + i] = there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
+                    panel[(size_t(step) * wide + c) * 2 + i] =
+                        there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
                 }
     }
 }
@@ -247,7 +248,8 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
         if (made.wide) {
             const int depth2 = (head.tokens + 1) / 2;
-            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums, panel_columns);
+            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums,
+                                                         panel_columns);
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
@@ -262,7 +264,8 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
                 f32 y = to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
                 if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
-                if (head.map_zero != 0) y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
+                if (head.map_zero != 0)
+                    y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
                 store_channels(y * scale, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
                                head.inverse, head.zero, head.highest);
             }
@@ -294,7 +297,8 @@ static void attend(const Head &head, int first, int last, Scratch &scratch) {
             const i32 top = all_ints(largest[row]);
             sum[row] = exponentials(reinterpret_cast<float *>(place), columns, log, [=](int c) { return to_floats(load<i32>(place + c) - top) * t; });
         }
-        for (int row = 0; row < rows; row++) add_row(made, head, query + row, row, reinterpret_cast<const float *>(logits + size_t(row) * size_t(columns)), sum[row]);
+        for (int row = 0; row < rows; row++)
+            add_row(made, head, query + row, row, reinterpret_cast<const float *>(logits + size_t(row) * size_t(columns)), sum[row]);
         mix_values(made, head, query, scratch.sums.data());
     }
 }
