@@ -2,9 +2,9 @@
 
     python benchmarks/native_products.py --json docs/results/native_products.json
 
-oneDNN is measured through torch (`_int_mm`, `qlinear_pointwise`), the engine through `vf_check_product` (sums alone). What the engine's layers
-reach with everything around them stands in the profile of a model (`vitfrost bench --profile`). Seconds of the thread; one thread; the best of
-several turns.
+oneDNN is measured through torch (`_int_mm`, `qlinear_pointwise`), the engine through `vf_check_product` (sums alone). What the engine's
+layers reach with everything around them stands in the profile of a model (`vitfrost bench --profile`). Seconds of the thread; one thread;
+the best of several turns.
 """
 
 from __future__ import annotations
