@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-TENSOR = np.dtype([("kind", "<u4"), ("bits", "<u4"), ("rank", "<u4"), ("zero", "<u4"), ("shape", "<u8", 4), ("offset", "<u8"), ("bytes", "<u8")])  # fmt: skip
+TENSOR = np.dtype(
+    [("kind", "<u4"), ("bits", "<u4"), ("rank", "<u4"), ("zero", "<u4"), ("shape", "<u8", 4), ("offset", "<u8"), ("bytes", "<u8")]
+)
 LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
 LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
 _erf = np.vectorize(erf, otypes=[float])

@@ -21,6 +21,7 @@ from ...vit.attention import MapAttention
 from ...vit.families import install_map_attention
 
 BITS = 8
+MOST_IMAGES = 32  # they pass in one batch, as in RepQ-ViT
 
 
 def bits_of(loaded: Model) -> tuple[int, int]:

@@ -127,7 +127,7 @@ def layer_scale(module: Any, where: str) -> Tensor | None:
 
 
 def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
-    """How the maps of so many computed and hallucinated heads are quantized; by rows, in 8 bits of the largest weight, if by no quantizer."""
+    """How the maps of so many computed and hallucinated heads are quantized; without a quantizer in 8 bits of each row's largest weight."""
     if quantizer is None or not heads:
         return MapGrid(ROW_MAPS)
     if isinstance(quantizer, UniformQuantizer):
