@@ -70,5 +70,5 @@ def _panel(panel: Any, rows: Sequence[BenchRow]) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
     peers = list(dict.fromkeys(row.to_peer.to for row in rows if row.to_peer is not None))
     panel.set_title(title_of(rows), fontsize=9, loc="left")
-    panel.set_xlabel(f"time / time of {peers[0] if len(peers) == 1 else 'the fastest int8 peer'} (below 1: faster)", fontsize=8)
+    panel.set_xlabel(f"time / time of {peers[0] if len(peers) == 1 else 'the fastest peer'} (below 1: faster)", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
