@@ -14,6 +14,7 @@ from ..errors import VitfrostError
 from ..evaluation.description import describe
 from ..evaluation.results import processor_name
 from ..progress import track
+from ..runtime import Session
 from ..runtime.folder import model_bytes, read_export
 from ..runtime.runtimes import PRECISIONS
 from ..threads import torch_threads
@@ -96,11 +97,8 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
         except VitfrostError as error:
             left_out.append(LeftOut(name=cell.name, why=str(error)))
             continue
-        computed = (
-            cell.subject.label,
-            cell.runtime,
-            f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {cell.isa} {session.precision}",
-        )
+        kind = f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {cell.isa} {session.precision}"
+        computed = (cell.subject.label, cell.runtime, kind)
         if computed in same:
             why = f"this CPU has no bf16: it computes in {session.precision}, as the row {same[computed].name} does"
             left_out.append(LeftOut(name=cell.name, why=why))
@@ -117,7 +115,7 @@ def _row(cell: Cell, session: Opened, seconds: list[list[float]], batch: int, th
     eager = cell.runtime in EAGER
     return BenchRow.model_validate({
         "name": cell.name, "subject": subject.label, "original": subject.peer, "unmodified": subject.unmodified,
-        "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": runtime_version(cell.runtime),
+        "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": _version_of(cell, session),
         "precision": cell.shown_precision, "effective_precision": session.precision, "device": device, "batch": batch,
         "threads": threads, "image_size": subject.image_size, "weights": subject.weight_tag, "random_weights": subject.random_weights,
         "calibration": cell.calibration, "graph": cell.graph, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash,
@@ -126,6 +124,11 @@ def _row(cell: Cell, session: Opened, seconds: list[list[float]], batch: int, th
         "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
         "other_load": load, "constant_forms": getattr(session, "constant_forms", None), "cpu": processor_name(),
     })  # fmt: skip
+
+
+def _version_of(cell: Cell, session: Opened) -> str:
+    """Name and version of what runs the model; of our own engine its instructions too."""
+    return session.runtime if isinstance(session, Session) and cell.bits is not None else runtime_version(cell.runtime)
 
 
 def _profiled(row: BenchRow, session: Opened, pixels: ndarray, runs: int) -> BenchRow:

@@ -103,7 +103,7 @@ def runtime_version(runtime: str) -> str:
 
 
 def find_isas() -> tuple[str, ...]:
-    """The instruction sets of this processor that our own engine has kernels for, best first. Raises VitfrostError where it is not built."""
+    """The instruction sets of this processor that our own engine runs on, best first. Raises VitfrostError where it is not built."""
     found: tuple[str, ...] = import_runtime("vitfrost_native").isas()
     return found
 

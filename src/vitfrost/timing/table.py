@@ -62,7 +62,7 @@ def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Group:
 
 
 def _profile(row: BenchRow, rates: Sequence[Rate]) -> Group:
-    """Where the time of a row goes: its steps one after another, their share of the time, their rate, and how far that is from the limit."""
+    """Where the time of a row goes: its steps in order, their share of the time, their rate, and how far that is from the limit."""
     steps, best = row.profile or [], best_rate(row, rates)
     whole = sum(step.ms for step in steps) or 1.0
     speeds = [step.macs / step.ms / 1e6 if step.ms > 0 else 0.0 for step in steps]
