@@ -40,9 +40,13 @@ ACTIVATIONS: list[Callable[[Array], Array]] = [
 
 
 class Reference:
-    """An opened file; `run` gives logits."""
+    """An opened file; `run` gives logits.
 
-    def __init__(self, path: Path):
+    `disturbance`: normal noise on what is rounded to codes, relative to the largest number beside it, as another order of sums would make.
+    """
+
+    def __init__(self, path: Path, disturbance: float = 0.0, seed: int = 0):
+        self._disturbance, self._generator = disturbance, np.random.default_rng(seed)
         data = path.read_bytes()
         assert data[:8] == b"VFNATIVE"
         version, tensors, layers = np.frombuffer(data, "<u4", 3, 8)
@@ -67,6 +71,11 @@ class Reference:
         index = int(layer["tensors"][place])
         return None if index < 0 else self.tensors[index]
 
+    def _disturbed(self, x: Array) -> Array:
+        if not self._disturbance:
+            return x
+        return x + self._disturbance * np.abs(x).max() * self._generator.standard_normal(x.shape)
+
     def linear_codes(self, layer: np.void, x: Array) -> tuple[Array, Array, Array]:
         """Input codes of x [..., K], and their scale and zero point (for every row where they are dynamic)."""
         largest = 2 ** int(layer["ints"][2]) - 1
@@ -76,7 +85,7 @@ class Reference:
             zero = np.round(-low / scale)
         else:
             scale, zero = np.asarray(np.float64(layer["floats"][0])), np.asarray(np.float64(layer["floats"][1]))
-        return np.clip(np.round(x / scale) + zero, 0, largest), scale, zero
+        return np.clip(np.round(self._disturbed(x) / scale) + zero, 0, largest), scale, zero
 
     def linear(self, index: int, x: Array) -> Array:
         """[..., K] -> [..., J]."""
@@ -135,7 +144,7 @@ class Reference:
     def quantized(self, layer: np.void, place: int, x: Array) -> Array:
         """Codes less zero points, times the scale, of heads [heads, N, D]."""
         scale, zero = (self.named(layer, each).reshape(-1, 1, 1) for each in (place, place + 1))
-        return (np.clip(np.round(x / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
+        return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
 
     def attention(self, layer: np.void, x: Array) -> Array:
         """What is added to the stream, for all tokens."""
@@ -175,6 +184,7 @@ class Reference:
 
     def maps(self, layer: np.void, logits: Array) -> Array:
         """Quantized maps with frozen entries, of logits [heads, N, N]."""
+        logits = self._disturbed(logits)
         mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)

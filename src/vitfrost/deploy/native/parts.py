@@ -87,7 +87,11 @@ def check_bits(bits: int, where: str) -> None:
 def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | None = None) -> int:
     """A linear layer or a patch convolution with integer weights. `stretch` [outputs]: a LayerScale behind it, folded into it."""
     if not isinstance(layer, QuantizedLayer) or layer.bits == 32:
-        raise refuse(where, "its weights are in floating point", "quantize weights and activations, or export with --format onnx")
+        raise refuse(
+            where,
+            "its weights are in floating point",
+            "quantize weights and activations, or export it in floating point with --format onnx",
+        )
     check_bits(layer.bits, where)
     codes = layer.codes.cpu().numpy().reshape(len(layer.codes), -1)
     scale = to_array(layer.scale)
@@ -110,7 +114,7 @@ def add_norm(file: ModelFile, norm: nn.Module, where: str) -> int:
     if isinstance(norm, nn.Identity):
         return NONE
     if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
-        raise refuse(where, f"it is a {type(norm).__name__}", "export with --format onnx")
+        raise refuse(where, f"it is a {type(norm).__name__}", "export it in floating point with --format onnx")
     width = norm.normalized_shape[0]
     gamma = np.ones(width, np.float32) if norm.weight is None else to_array(norm.weight)
     beta = np.zeros(width, np.float32) if norm.bias is None else to_array(norm.bias)
@@ -122,7 +126,7 @@ def layer_scale(module: Any, where: str) -> Tensor | None:
     if isinstance(module, LayerScale):
         return module.gamma
     if not isinstance(module, nn.Identity):
-        raise refuse(where, f"it is a {type(module).__name__}", "export with --format onnx")
+        raise refuse(where, f"it is a {type(module).__name__}", "export it in floating point with --format onnx")
     return None
 
 
@@ -174,7 +178,7 @@ def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarra
     """The maps of frozen heads in 8 bits of every row's range: codes [F, N, N], scale and zero point [F, N]; map = scale (code - zero)."""
     whole = constants.maps().detach().cpu().double().numpy()
     if len(whole) != 1:
-        raise refuse(where, "constant maps differ between windows", "export with --format onnx")
+        raise refuse(where, "constant maps differ between windows", "export it in floating point with --format onnx")
     low, high = np.minimum(whole[0].min(-1), 0), np.maximum(whole[0].max(-1), 0)
     scale = np.where(high > low, (high - low) / (2**CONSTANT_BITS - 1), 1.0).astype(np.float32)
     zero = np.round(-low / scale)
@@ -194,12 +198,18 @@ class Hallucinated(NamedTuple):
 def hallucinated(module: nn.Module, where: str) -> Hallucinated:
     """Mix and convolution of a layer's hallucinated heads, in the space of logits."""
     if not isinstance(module, HeadHallucination):
-        raise refuse(where, f"its maps are made by {type(module).__name__}", "export with --format onnx")
+        raise refuse(where, f"its maps are made by {type(module).__name__}", "export it in floating point with --format onnx")
     if module.options.space != "logits":
-        raise refuse(where, "maps are hallucinated after the softmax", "plan with --space logits, or export with --format onnx")
+        raise refuse(
+            where, "maps are hallucinated after the softmax", "plan with --space logits, or export it in floating point with --format onnx"
+        )
     convolution = module.convolution
     if convolution is not None and convolution.on_grid:
-        raise refuse(where, "the convolution slides over the grid of keys", "plan with --intra-map 3x3, or export with --format onnx")
+        raise refuse(
+            where,
+            "the convolution slides over the grid of keys",
+            "plan with --intra-map 3x3, or export it in floating point with --format onnx",
+        )
     with torch.no_grad():
         mix = to_array(module.mix.matrix())
     bias = None if module.mix.bias is None else to_array(module.mix.bias)

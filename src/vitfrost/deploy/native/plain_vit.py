@@ -27,7 +27,7 @@ from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through
 
 FIRST_TOKEN, MEAN, TWO_TOKENS = 0, 1, 2
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
-MEND = "export with --format onnx or openvino"
+MEND = "export it in floating point with --format onnx or openvino"
 
 
 def check_family(module: nn.Module, name: str) -> None:
