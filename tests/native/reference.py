@@ -43,10 +43,12 @@ class Reference:
     """An opened file; `run` gives logits.
 
     `disturbance`: normal noise on what is rounded to codes, relative to the largest number beside it, as another order of sums would make.
+    `map_disturbance`: the same on maps of more than 4 bits on the log-sqrt2 grid, relative to their step: integers of 16 bits stand for them.
     """
 
-    def __init__(self, path: Path, disturbance: float = 0.0, seed: int = 0):
+    def __init__(self, path: Path, disturbance: float = 0.0, map_disturbance: float = 0.0, seed: int = 0):
         self._disturbance, self._generator = disturbance, np.random.default_rng(seed)
+        self._map_disturbance = map_disturbance
         data = path.read_bytes()
         assert data[:8] == b"VFNATIVE"
         version, tensors, layers = np.frombuffer(data, "<u4", 3, 8)
@@ -195,12 +197,14 @@ class Reference:
             zero = self.named(layer, 7).reshape(-1, 1, 1)
             return (np.clip(np.round(maps / step) + zero, 0, 2**bits - 1) - zero) * step
         with np.errstate(divide="ignore"):
-            codes = np.clip(np.round(-2 * np.log2(maps / step)), 0, zero_code)
+            levels = np.minimum(-2 * np.log2(maps / step), 2 * zero_code)
+        codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
         constants = self.named(layer, 8)
         if constants is not None:
             codes = np.where(constants == 255, codes, constants)
             zero_code = min(zero_code, 254) if bits == 8 else zero_code
-        return np.where(codes >= zero_code, 0.0, np.exp2(-codes / 2) * step)
+        noise = self._map_disturbance * self._generator.standard_normal(codes.shape) if bits > 4 else 0.0
+        return np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
 
     def _feed_forward(self, layer: np.void, x: Array) -> Array:
         _, first, second, third, activation = (int(each) for each in layer["ints"][:5])
