@@ -39,11 +39,22 @@ ACTIVATIONS: list[Callable[[Array], Array]] = [
 ]
 
 
+def convolved(kernels: Array, pictures: Array) -> Array:
+    """Pictures [n, height, width, channels], each with its own kernel [n, kh, kw] of odd sides, zeros around it."""
+    (high, wide), (height, width) = kernels.shape[1:], pictures.shape[1:3]
+    padded = np.pad(pictures, ((0, 0), (high // 2, high // 2), (wide // 2, wide // 2), (0, 0)))
+    return sum(
+        kernels[:, down, right, None, None, None] * padded[:, down : down + height, right : right + width]
+        for down in range(high)
+        for right in range(wide)
+    )
+
+
 class Reference:
     """An opened file; `run` gives logits.
 
     `disturbance`: normal noise on what is rounded to codes, relative to the largest number beside it, as another order of sums would make.
-    `map_disturbance`: the same on maps of more than 4 bits on the log-sqrt2 grid, relative to their step: integers of 16 bits stand for them.
+    `map_disturbance`: the same on log-sqrt2 maps of more than 4 bits, relative to their step: integers of 16 bits stand for them.
     """
 
     def __init__(self, path: Path, disturbance: float = 0.0, map_disturbance: float = 0.0, seed: int = 0):
@@ -163,25 +174,34 @@ class Reference:
             if hallucinated:
                 logits = np.concatenate([logits, self._hallucinate(layer, logits)])
             outputs[:moving] = self.maps(layer, logits) @ values[:moving]
-        if frozen:
+        if frozen and layer["tensors"][15] >= 0:
+            outputs[moving:] = self._local(layer, values[moving:])
+        elif frozen:
             codes, scale, zero = (self.named(layer, place) for place in (9, 10, 11))
             outputs[moving:] = ((codes - zero[..., None]) * scale[..., None]) @ values[moving:]
         return self.linear(proj, outputs.transpose(1, 0, 2).reshape(len(x), -1))
+
+    def _local(self, layer: np.void, values: Array) -> Array:
+        """Kernels over the patch grid, of values [heads, N, D]."""
+        kernels, scale, shared, rows, columns = (self.named(layer, place) for place in range(15, 20))
+        grid = tuple(int(each) for each in layer["ints"][17:19])
+        prefix = values.shape[1] - grid[0] * grid[1]
+        patches = values[:, prefix:]
+        near = convolved(kernels, patches.reshape(len(patches), *grid, -1)).reshape(patches.shape)
+        made = scale[..., None] * near + shared[..., None] * patches.sum(1, keepdims=True)
+        if not prefix:
+            return made
+        return np.concatenate([rows @ values, made + columns @ values[:, :prefix]], axis=1)
 
     def _hallucinate(self, layer: np.void, logits: Array) -> Array:
         mix, bias, kernels = (self.named(layer, place) for place in (12, 13, 14))
         made = np.einsum("qg,gnm->qnm", mix, logits) + (0 if bias is None else bias[:, None, None])
         if kernels is None:
             return made
-        first, side = int(layer["ints"][14]), int(layer["ints"][13])
-        inner, half = made[:, first:, first:], side // 2
-        padded = np.pad(inner, ((0, 0), (half, half), (half, half)))
-        change = sum(
-            kernels[:, down, right, None, None] * padded[:, down : down + inner.shape[1], right : right + inner.shape[2]]
-            for down in range(side)
-            for right in range(side)
-        )
-        made[:, first:, first:] = inner + change
+        first = int(layer["ints"][14])
+        assert kernels.shape[1:] == (int(layer["ints"][13]),) * 2
+        inner = made[:, first:, first:]
+        made[:, first:, first:] = inner + convolved(kernels, inner[..., None])[..., 0]
         return made
 
     def maps(self, layer: np.void, logits: Array) -> Array:

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
 
 from .reference import Reference
@@ -80,6 +81,13 @@ def test_every_map_source(engine: Any, shallow: Any, methods: list[Any], tmp_pat
     made = shallow.compress(tmp_path / "made", *methods)
     disturb(made.module)
     close(engine, write(in_integers(made, noise(made.module, 8)), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
+
+
+def test_local_maps_of_many_tokens(engine: Any, shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shallow.compress(tmp_path / "made", FreezeHeads(0.5, kind="local", window=3), STRICT)
+    monkeypatch.setattr(parts, "WHOLE_MAPS_TOKENS", 64)
+    monkeypatch.setattr(parts, "LARGEST_WHOLE_MAPS_TOKENS", 64)
+    close(engine, write(in_integers(made, None), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
 
 
 def disturb(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
 from vitfrost.deploy.native.format import ATTENTION, LINEAR, read_model
 from vitfrost.methods.constant_heads.module import ConstantHeads
@@ -147,6 +148,18 @@ def test_constant_maps_are_met_within_half_a_step(shallow: Any, tmp_path: Path) 
     for maps, record in zip(constants, records, strict=True):
         codes, scale, zero = (reference.named(record, place) for place in (9, 10, 11))
         assert np.abs((codes - zero[..., None]) * scale[..., None] - maps).max() <= 0.501 * scale.max()
+
+
+@pytest.mark.parametrize("unit", ["head", "layer"])
+def test_local_maps_of_many_tokens_are_kernels(shallow: Any, unit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shallow.compress(tmp_path / "made", FreezeHeads(0.5, unit=unit, kind="local", window=3), Quantize(8, 8, "strict"))
+    whole = write(in_integers(made, None), tmp_path / "whole.vfn")
+    monkeypatch.setattr(parts, "WHOLE_MAPS_TOKENS", 64)
+    monkeypatch.setattr(parts, "LARGEST_WHOLE_MAPS_TOKENS", 64)
+    path = write(in_integers(made, None), tmp_path / "model.vfn")
+    assert path.stat().st_size < whole.stat().st_size
+    wanted = logits(made.module, noise(made.module, 4))
+    assert np.abs(Reference(path).run(noise(made.module, 4).numpy()) - wanted).max() < 1e-5 * np.ptp(wanted)
 
 
 def test_scales_of_heads_are_written_one_by_one(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ STATIC, DYNAMIC = 0, 1
 ROW_MAPS, LOG_MAPS, UNIFORM_MAPS = 0, 1, 2
 COMPUTED_ENTRY = 255
 CONSTANT_BITS = 8
+# Up to so many tokens a product with whole maps of 8 bits is as fast as a convolution; above the second number they take too much room.
+WHOLE_MAPS_TOKENS, LARGEST_WHOLE_MAPS_TOKENS = 400, 1600
 
 
 class Grid(NamedTuple):
@@ -184,6 +186,34 @@ def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarra
     zero = np.round(-low / scale)
     codes = np.clip(np.round(whole[0] / scale[..., None]) + zero[..., None], 0, 2**CONSTANT_BITS - 1)
     return codes.astype(np.uint8), scale, zero.astype(np.float32)
+
+
+class LocalMaps(NamedTuple):
+    """Frozen heads as kernels over the patch grid: kernel [F, kh, kw] less its rest, scale and share of the sum over patches [F, patches],
+    rows [F, P, N] and columns [F, patches, P] of prefix tokens (None without any), and the grid.
+
+    A patch takes scale (kernel * values) + shared (sum of patches' values) + columns (prefix tokens' values).
+    """
+
+    kernel: ndarray
+    scale: ndarray
+    shared: ndarray
+    rows: ndarray | None
+    columns: ndarray | None
+    grid: tuple[int, int]
+
+
+def local_maps(constants: ConstantHeads, tokens: int) -> LocalMaps | None:
+    """The frozen heads of a layer as kernels, where whole maps are slower, or would not fit into a file; None where they stay whole."""
+    if "convolution" not in constants.forms() or tokens <= WHOLE_MAPS_TOKENS:
+        return None
+    if constants.form == "matmul" and tokens <= LARGEST_WHOLE_MAPS_TOKENS:
+        return None
+    assert constants.shape is not None
+    local = {name: to_array(part) for name, part in constants.folded("triton").items()}
+    prefixed = constants.shape.prefix_tokens > 0
+    rows, columns = (local[name] if prefixed else None for name in ("rows", "columns"))
+    return LocalMaps(local["kernel"], local["scale"], local["shared"], rows, columns, constants.shape.grid)
 
 
 class Hallucinated(NamedTuple):

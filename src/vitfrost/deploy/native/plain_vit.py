@@ -111,17 +111,21 @@ def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
         tensors += [file.add_tensor(values) for values in (grids[letter].scale, grids[letter].zero)] if letter in grids else [NONE, NONE]
     tensors += [file.add_tensor(maps.step), file.add_tensor(maps.zero)]
     tensors.append(file.add_tensor(frozen, 8) if frozen is not None else NONE)
-    if constant:
+    local = parts.local_maps(module.constants, module.site.keys) if constant else None
+    if constant and local is None:
         codes, scale, zero = parts.constant_maps(module.constants, where)
         tensors += [file.add_tensor(codes, 8), file.add_tensor(scale), file.add_tensor(zero)]
     else:
         tensors += [NONE] * 3
-    if made is not None:
-        tensors += [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
+    tensors += [NONE] * 3 if made is None else [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
+    kernel: tuple[int, ...] = (0, 0, 0, 0)
+    if local is not None:
+        tensors += [file.add_tensor(each) for each in local[:5]]
+        kernel = (*local.kernel.shape[1:], *local.grid)
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         norm, qkv, proj, heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
-        constant, moving - computed, side, 0 if made is None else made.first,
+        constant, moving - computed, side, 0 if made is None else made.first, *kernel,
     )  # fmt: skip
     factor = 1.0 if module.scale_queries_first else module.scale
     file.add_layer(Layer(ATTENTION, ints, (factor,), tuple(tensors)))
