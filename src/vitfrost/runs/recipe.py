@@ -193,7 +193,8 @@ class Recipe(Part):
         exported = self.export is not None and self.export.format != "native"
         if exported and self.search is None and self.plan.activation_bits != 32:
             raise ValueError(
-                "export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8, or export.format to native"
+                "export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8, or export.format "
+                "to native"
             )
         return self
 
