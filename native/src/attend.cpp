@@ -58,10 +58,12 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
     made.kernel_height = layer.local_height, made.kernel_width = layer.local_width;
     made.kernel = layer.local_kernel.data() + still * size_t(layer.local_height) * size_t(layer.local_width);
     made.scale = layer.local_scale.data() + still * patches, made.shared = layer.local_shared.data() + still * patches;
-    made.rows = layer.local_rows.data() + still * prefix * size_t(layers_.tokens), made.columns = layer.local_columns.data() + still * patches * prefix;
+    made.rows = layer.local_rows.data() + still * prefix * size_t(layers_.tokens),
+    made.columns = layer.local_columns.data() + still * patches * prefix;
     made.value_stride = round_up(size_t(layer.width), size_t(kernels_.lanes));
-    kernels_.float_values(stream.qkv.data() + layer.value_column(head), qkv_stride_, layers_.tokens, layer.width, layer.quantizers.value_scale[size_t(head)],
-                          layer.quantizers.value_zero[size_t(head)], worker.float_values.data(), made.value_stride, embed.prefix, worker.float_sums.data());
+    kernels_.float_values(stream.qkv.data() + layer.value_column(head), qkv_stride_, layers_.tokens, layer.width,
+                          layer.quantizers.value_scale[size_t(head)], layer.quantizers.value_zero[size_t(head)], worker.float_values.data(),
+                          made.value_stride, embed.prefix, worker.float_sums.data());
     made.values = worker.float_values.data(), made.value_sums = worker.float_sums.data();
     write_to(made, {stream.mixed.data(), stream.mixed_floats.data(), mixed_stride_, layer.proj->input}, head * layer.width);
     kernels_.local(made, rows.first, rows.last);
@@ -107,7 +109,8 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         made.tokens = tokens, made.width = layer.width, made.mode = layer.mode, made.map_bits = layer.map_bits, made.zero_code = layer.zero_code;
         made.map_step = quantizers.map_step[size_t(index)], made.map_zero = quantizers.map_zero[size_t(index)];
         made.log2_step = std::log2(made.map_step);
-        if (!layer.frozen.empty()) made.frozen = layer.frozen.data() + size_t(index) * size_t(tokens) * layer.map_stride, made.frozen_stride = layer.map_stride;
+        if (!layer.frozen.empty())
+            made.frozen = layer.frozen.data() + size_t(index) * size_t(tokens) * layer.map_stride, made.frozen_stride = layer.map_stride;
         values_of(index, made.values, made.value_shift, made.value_scale, wide ? &made.wide_values : nullptr);
         made.value_sums = worker.value_sums.data();
         // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most

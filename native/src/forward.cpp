@@ -112,7 +112,7 @@ Worker Forward::make_worker() const {
         size_t most = size_t(most_rows + kernel);
         made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
     }
-    made.scratch.logits.resize(most_rows * columns), made.scratch.weights.resize(columns), made.scratch.planes.resize(2 * most_rows * columns);
+    made.scratch.logits.resize(most_rows * columns), made.scratch.planes.resize(2 * most_rows * columns);
     made.scratch.sums.resize(2 * size_t(most_rows) * size_t(kernels_.panel));
     if (wide_) made.scratch.wide.resize(most_rows * columns);
     return made;
@@ -120,7 +120,8 @@ Worker Forward::make_worker() const {
 
 size_t Forward::worker_bytes() const {
     size_t columns = round_up(size_t(layers_.tokens), 64);
-    return size_t(chunk) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ + most_rows * columns * 6;
+    return size_t(chunk) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
+           most_rows * columns * 6;
 }
 
 // A worker's rows, whole tiles but for the last.
@@ -145,7 +146,8 @@ Forward::Input Forward::row_terms(const Linear &linear, const uint8_t *codes, si
 }
 
 // Codes of rows of floats: by the layer's static quantizer, or each row by its own range, which always holds zero.
-Forward::Input Forward::coded(const Linear &linear, const float *floats, size_t floats_stride, int rows, uint8_t *codes, size_t stride, Worker &worker) const {
+Forward::Input Forward::coded(const Linear &linear, const float *floats, size_t floats_stride, int rows, uint8_t *codes, size_t stride,
+                              Worker &worker) const {
     for (int row = 0; row < rows; row++) {
         const float *from = floats + size_t(row) * floats_stride;
         float inverse = linear.input.inverse(), zero = linear.input.zero;
@@ -163,7 +165,8 @@ Forward::Input Forward::coded(const Linear &linear, const float *floats, size_t 
 
 Forward::Input Forward::normed(const NormedInput &input, const Linear &linear, const float *x, int rows, Worker &worker) const {
     if (linear.input.dynamic) {
-        kernels_.norm(x, x_stride_, rows, layers_.channels, input.norm->epsilon, input.gain.data(), input.shift.data(), worker.floats.data(), float_stride_);
+        kernels_.norm(x, x_stride_, rows, layers_.channels, input.norm->epsilon, input.gain.data(), input.shift.data(), worker.floats.data(),
+                      float_stride_);
         return coded(linear, worker.floats.data(), float_stride_, rows, worker.codes.data(), code_stride_, worker);
     }
     kernels_.norm_codes(x, x_stride_, rows, layers_.channels, input.norm->epsilon, input.gain.data(), input.shift.data(), linear.input.highest(),
@@ -188,7 +191,7 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
         for (int token = begin; token < end; token++) {
             float *x = stream.x.data() + size_t(token) * x_stride_;
             bool prefix = token < layer.prefix;
-            const float *start = prefix ? layer.prefix_tokens.data() + size_t(token) * channels
+            const float *start = prefix                    ? layer.prefix_tokens.data() + size_t(token) * channels
                                  : layer.positions.empty() ? nullptr
                                                            : layer.positions.data() + size_t(token - layer.prefix) * channels;
             if (start) std::memcpy(x, start, channels * sizeof(float));
@@ -205,7 +208,8 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
         }
         int first = std::max(begin, layer.prefix);
         if (first >= end) continue;
-        Input input = coded(linear, worker.floats.data() + size_t(first - begin) * float_stride_, float_stride_, end - first, worker.codes.data(), code_stride_, worker);
+        Input input = coded(linear, worker.floats.data() + size_t(first - begin) * float_stride_, float_stride_, end - first, worker.codes.data(),
+                            code_stride_, worker);
         add(linear, input, end - first, stream.x.data() + size_t(first) * x_stride_, worker);
     }
 }
@@ -228,9 +232,10 @@ void Forward::project(const Attention &layer, Stream &stream, Worker &worker, Ro
     const Linear &linear = *layer.proj;
     for (int begin = rows.first; begin < rows.last; begin += chunk) {
         int end = std::min(begin + chunk, rows.last);
-        Input input = linear.input.dynamic ? coded(linear, stream.mixed_floats.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin,
-                                                   worker.codes.data(), code_stride_, worker)
-                                           : row_terms(linear, stream.mixed.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker);
+        Input input = linear.input.dynamic
+                          ? coded(linear, stream.mixed_floats.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker.codes.data(),
+                                  code_stride_, worker)
+                          : row_terms(linear, stream.mixed.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker);
         add(linear, input, end - begin, stream.x.data() + size_t(begin) * x_stride_, worker);
     }
 }
@@ -270,7 +275,8 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
     const Classifier &layer = layers_.classifier;
     size_t channels = size_t(layers_.channels);
     auto normalize = [&](float *x) {
-        if (layer.norm) kernels_.norm(x, x_stride_, 1, int(channels), layer.norm->epsilon, layer.norm->gamma.data(), layer.norm->beta.data(), x, x_stride_);
+        if (layer.norm)
+            kernels_.norm(x, x_stride_, 1, int(channels), layer.norm->epsilon, layer.norm->gamma.data(), layer.norm->beta.data(), x, x_stride_);
     };
     int tokens = layer.pooling == 1 ? layers_.tokens : layer.pooling == 2 ? 2 : 1;
     if (!layer.norm_last)
@@ -297,7 +303,8 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
     if (layer.second) head(*layer.second, stream.x.data() + x_stride_, 0.5f);
 }
 
-void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &worker, int number, int count, Barrier &barrier, Profile &profile) const {
+void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &worker, int number, int count, Barrier &barrier,
+                  Profile &profile) const {
     Rows rows = rows_of(number, count, layers_.tokens);
     {
         Timer timer(profile, profile.embedding);

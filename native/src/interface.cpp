@@ -103,7 +103,8 @@ void run(vf_model &model, const float *pixels, size_t batch, float *logits) {
         if (apart == batch) return;
         together.wait(); // the first stream is everybody's from now on
         for (size_t index = apart; index < batch; index++) {
-            model.forward.run(pixels + index * picture, logits + index * classes, stream[0], worker[number], number, threads, together, model.profile);
+            model.forward.run(pixels + index * picture, logits + index * classes, stream[0], worker[number], number, threads, together,
+                              model.profile);
             together.wait();
         }
     };
@@ -131,8 +132,9 @@ void vf_describe(const vf_model *model, vf_info *info) {
     const Layers &layers = model->layers;
     const int threads = const_cast<vf_model *>(model)->pool.threads();
     const size_t buffers = model->forward.stream_bytes() + size_t(threads) * model->forward.worker_bytes();
-    *info = {layers.embed.channels, layers.embed.height, layers.embed.width, layers.classes(), layers.tokens, int32_t(layers.steps.size()) + 2,
-             threads, layers.bytes + buffers, layers.kernels->name};
+    *info = {
+        layers.embed.channels,  layers.embed.height, layers.embed.width, layers.classes(), layers.tokens, int32_t(layers.steps.size()) + 2, threads,
+        layers.bytes + buffers, layers.kernels->name};
 }
 
 void vf_close(vf_model *model) { delete model; }

@@ -3,6 +3,11 @@
 #include <cstring>
 #include <string>
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "error.hpp"
 #include "kernels.hpp"
 
@@ -11,6 +16,14 @@ namespace vf {
 namespace portable {
 extern const Kernels table;
 }
+#if defined(__aarch64__)
+namespace i8mm {
+extern const Kernels table;
+}
+namespace dotprod {
+extern const Kernels table;
+}
+#endif
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels table;
@@ -26,6 +39,10 @@ extern const Kernels table;
 namespace {
 
 bool always() { return true; }
+#if defined(__aarch64__)
+bool has_i8mm() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#endif
 #if defined(__x86_64__)
 // The compiler's own checks ask the operating system too, which has to save wide registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -41,6 +58,10 @@ const Isa all[] = {
     {&avx512vnni::table, has_avx512vnni},
     {&avxvnni::table, has_avxvnni},
     {&avx2::table, has_avx2},
+#endif
+#if defined(__aarch64__)
+    {&i8mm::table, has_i8mm},
+    {&dotprod::table, has_dotprod},
 #endif
     {&portable::table, always},
 };

@@ -60,8 +60,8 @@ struct Head {
     int tokens = 0, width = 0; // keys, channels
     const uint8_t *queries = nullptr;
     size_t query_stride = 0;
-    Packed keys;        // columns: keys; start: -zero point of queries times the sum of a key's codes
-    Packed values;      // columns: channels; depth: keys
+    Packed keys;   // columns: keys; start: -zero point of queries times the sum of a key's codes
+    Packed values; // columns: channels; depth: keys
     // Pairs of 16 bits, [panel][keys / 2][column][2], for maps of more than 4 bits on a log grid; maps are multiples of 1 / wide_scale then.
     const int16_t *wide_values = nullptr;
     float wide_scale = 16384;
@@ -69,7 +69,7 @@ struct Head {
     int mode = 0;          // 0: 8 bits of each row's largest weight, 1: log-sqrt2, 2: uniform static
     int map_bits = 8, zero_code = 255;
     float map_step = 1, log2_step = 0, map_zero = 0;
-    int value_shift = 0; // what was taken off the codes of values: (code - zero point) = (stored + value_shift)
+    int value_shift = 0;                 // what was taken off the codes of values: (code - zero point) = (stored + value_shift)
     const int32_t *value_sums = nullptr; // [channels] sums over tokens of stored values; with `map_zero`
     float value_scale = 1;
     const uint8_t *frozen = nullptr; // [queries, frozen_stride] map codes, 255 where computed
@@ -100,13 +100,13 @@ struct ConstantHead {
 // A head whose constant map is a kernel over the patch grid, the same sum for all that is outside of it, and rows and columns of prefix tokens.
 struct LocalHead {
     int tokens = 0, width = 0, prefix = 0, grid_height = 0, grid_width = 0, kernel_height = 0, kernel_width = 0;
-    const float *kernel = nullptr;          // [kernel_height][kernel_width], less what every patch gets
-    const float *scale = nullptr;           // [patches] of the kernel
-    const float *shared = nullptr;          // [patches] of the sum over patches
-    const float *rows = nullptr;            // [prefix][tokens]
-    const float *columns = nullptr;         // [patches][prefix]
-    const float *values = nullptr;          // [tokens][value_stride]
-    const float *value_sums = nullptr;      // [value_stride] over patches
+    const float *kernel = nullptr;     // [kernel_height][kernel_width], less what every patch gets
+    const float *scale = nullptr;      // [patches] of the kernel
+    const float *shared = nullptr;     // [patches] of the sum over patches
+    const float *rows = nullptr;       // [prefix][tokens]
+    const float *columns = nullptr;    // [patches][prefix]
+    const float *values = nullptr;     // [tokens][value_stride]
+    const float *value_sums = nullptr; // [value_stride] over patches
     size_t value_stride = 0;
     uint8_t *codes = nullptr;
     float *floats = nullptr;
@@ -117,10 +117,10 @@ struct LocalHead {
 // Heads whose maps are made of the logits of computed heads: G = mix S + bias, G = G + conv(G), a softmax, all in units of log2.
 struct MixedHeads {
     int tokens = 0, logit_heads = 0, count = 0;
-    const Head *computed = nullptr;       // [logit_heads] queries, keys and scales
-    const int32_t *query_zero = nullptr;  // [logit_heads]
-    const int32_t *key_shift = nullptr;   // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
-    const Head *made = nullptr;           // [count] maps' grids, values and outputs
+    const Head *computed = nullptr;                  // [logit_heads] queries, keys and scales
+    const int32_t *query_zero = nullptr;             // [logit_heads]
+    const int32_t *key_shift = nullptr;              // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
+    const Head *made = nullptr;                      // [count] maps' grids, values and outputs
     const float *mix = nullptr, *mix_bias = nullptr; // [count][logit_heads], [count]; the bias in units of log2
     int kernel = 0, kernel_first = 0;
     const float *convolution = nullptr; // [count][kernel][kernel]
@@ -129,7 +129,7 @@ struct MixedHeads {
 // Memory of one worker for attention.
 struct Scratch {
     Array<int32_t> logits, sums;
-    Array<float> weights, mixed;
+    Array<float> mixed;
     Array<uint8_t> planes;
     Array<int16_t> wide;
 };

@@ -13,7 +13,8 @@ constexpr int most_channels = 1 << 14, most_tokens = 1 << 16, most_heads = 256, 
 constexpr float most_zero = 1 << 15;
 
 void check_zero(float value) {
-    if (value != std::round(value) || std::fabs(value) > most_zero) fail("the model file is damaged: a zero point is no small integer; export it again");
+    if (value != std::round(value) || std::fabs(value) > most_zero)
+        fail("the model file is damaged: a zero point is no small integer; export it again");
 }
 
 void check_scale(float value) {
@@ -88,7 +89,8 @@ class Reader {
     // A layer that another one names, which stands before it.
     template <typename T> const T *named(const std::vector<std::unique_ptr<T>> &known, int layer, int slot, const char *what) const {
         int index = integer(layer, slot, 0, layer - 1, what);
-        if (known[size_t(index)] == nullptr) fail("the model file is damaged: layer %d names layer %d as its %s, which it is not; export it again", layer, index, what);
+        if (known[size_t(index)] == nullptr)
+            fail("the model file is damaged: layer %d names layer %d as its %s, which it is not; export it again", layer, index, what);
         return known[size_t(index)].get();
     }
     const Linear *linear_of(int layer, int slot, int inputs, int outputs) const {

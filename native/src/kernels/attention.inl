@@ -75,7 +75,8 @@ static void pack_wide_values(const uint8_t *codes, size_t stride, int tokens, in
             for (int c = 0; c < wide; c++)
                 for (int i = 0; i < 2; i++) {
                     bool there = 2 * step + i < tokens && column + c < width;
-                    panel[(size_t(step) * wide + c) * 2 + i] = there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
+                    panel[(size_t(step) * wide + c) * 2 + i] =
+                        there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
                 }
     }
 }
@@ -104,27 +105,26 @@ struct PairTiles {
     constexpr PairTiles() : table() { fill<1, 1>(); }
 };
 
-// Logits of a row become differences to its largest one, in units of log2, in place.
-VF_INLINE void differences(int32_t *logits, int columns, float t) {
-    i32 largest = all_ints(no_key);
-    for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<i32>(logits + c));
-    largest = all_ints(largest_of(largest));
-    for (int c = 0; c < columns; c += lanes) save(logits + c, to_floats(load<i32>(logits + c) - largest) * t);
-}
-
 // A row of a map for its product with values: codes of 8 bits, or two planes, or numbers of 16 bits.
 struct MapRow {
     uint8_t *even, *odd;
     int16_t *wide;
 };
 
-// The row's weights 2^difference, which are left where `weights` is; returns their sum.
-VF_INLINE float exponentials(const float *differences, int columns, float *weights) {
+VF_INLINE int32_t largest_logit(const int32_t *logits, int columns) {
+    i32 largest = all_ints(no_key);
+    for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<i32>(logits + c));
+    return largest_of(largest);
+}
+
+// Differences of a row's logits to the largest, in units of log2, become weights 2^difference, whose sum is returned. What stays in `row` is the
+// differences for a log grid, and the weights for any other.
+template <typename Difference> VF_INLINE float exponentials(float *row, int columns, bool log, Difference difference) {
     f32 sum = {};
     for (int c = 0; c < columns; c += lanes) {
-        f32 weight = power_of_two(load<f32>(differences + c));
+        const f32 exponent = difference(c), weight = power_of_two(exponent);
         sum += weight;
-        if (weights) save(weights + c, weight);
+        save(row + c, log ? exponent : weight);
     }
     return sum_of(sum);
 }
@@ -170,27 +170,26 @@ VF_INLINE void log_numbers(const Head &head, const float *differences, int colum
     }
 }
 
-// One row of a map out of its differences; returns what its numbers are multiplied with.
-static float map_row(const Head &head, int query, const float *differences, int columns, float *weights, const MapRow &row) {
-    uint8_t *const even = row.even, *const odd = row.odd;
+// One row of a map out of what `exponentials` left and returned; returns what its numbers are multiplied with.
+static float map_row(const Head &head, int query, const float *row, float sum, int columns, const MapRow &out) {
+    uint8_t *const even = out.even, *const odd = out.odd;
     float scale = head.map_step;
     if (head.mode == 1) {
-        const float sum = exponentials(differences, columns, nullptr), level = 2 * (std::log2(sum) + head.log2_step);
+        const float level = 2 * (std::log2(sum) + head.log2_step);
         const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
-        if (row.wide) {
-            log_numbers(head, differences, columns, level, frozen, row.wide);
-            for (int c = head.tokens; c < columns; c++) row.wide[c] = 0;
+        if (out.wide) {
+            log_numbers(head, row, columns, level, frozen, out.wide);
+            for (int c = head.tokens; c < columns; c++) out.wide[c] = 0;
             return head.map_step / head.wide_scale;
         }
-        log_planes(head, differences, columns, level, frozen, even, odd);
+        log_planes(head, row, columns, level, frozen, even, odd);
         for (int c = head.tokens; c < columns; c++) odd[c] = 0;
         scale = head.map_step / 128.0f;
     } else {
-        const float sum = exponentials(differences, columns, weights);
         float inverse = 255.0f, zero = 0, highest = 255.0f;
         if (head.mode == 0) scale = 1.0f / (255.0f * sum);
         else inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
-        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(weights + c) * inverse + zero, all(highest)));
+        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(row + c) * inverse + zero, all(highest)));
     }
     for (int c = head.tokens; c < columns; c++) even[c] = 0;
     return scale;
@@ -225,10 +224,10 @@ VF_INLINE MapTile map_tile(const Head &head, int rows, int columns, Scratch &scr
     return made;
 }
 
-VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, const float *differences, float *weights) {
+VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, const float *numbers, float sum) {
     const size_t at = size_t(row) * made.stride;
     const MapRow place = {made.even + at, made.odd + at, made.wide ? made.wide + at : nullptr};
-    made.scale[row] = map_row(head, query, differences, made.columns, weights, place);
+    made.scale[row] = map_row(head, query, numbers, sum, made.columns, place);
     if (head.value_shift == 0) return;
     if (place.wide) {
         for (int c = 0; c < head.tokens; c++) made.even_sum[row] += place.wide[c];
@@ -249,7 +248,8 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
         if (made.wide) {
             const int depth2 = (head.tokens + 1) / 2;
-            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums, panel_columns);
+            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums,
+                                                         panel_columns);
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
@@ -264,7 +264,8 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
                 f32 y = to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
                 if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
-                if (head.map_zero != 0) y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
+                if (head.map_zero != 0)
+                    y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
                 store_channels(y * scale, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
                                head.inverse, head.zero, head.highest);
             }
@@ -278,18 +279,26 @@ VF_INLINE void scores(const Head &head, int query, int rows, int32_t *logits, in
     product_sums(made, head.keys, logits, size_t(columns));
 }
 
+// Each step is taken for all rows of a tile before the next, so that a row's reduction is done while the next row is under way.
 static void attend(const Head &head, int first, int last, Scratch &scratch) {
     const int columns = (head.tokens + lanes - 1) / lanes * lanes;
-    int32_t *logits = scratch.logits.data();
+    const bool log = head.mode == 1;
+    const float t = head.logit_scale;
+    int32_t *const logits = scratch.logits.data();
     for (int query = first; query < last; query += tile_rows) {
         const int rows = last - query < tile_rows ? last - query : tile_rows;
         scores(head, query, rows, logits, columns);
         MapTile made = map_tile(head, rows, columns, scratch);
+        int32_t largest[tile_rows];
+        float sum[tile_rows];
+        for (int row = 0; row < rows; row++) largest[row] = largest_logit(logits + size_t(row) * size_t(columns), columns);
         for (int row = 0; row < rows; row++) {
-            int32_t *place = logits + size_t(row) * size_t(columns);
-            differences(place, columns, head.logit_scale);
-            add_row(made, head, query + row, row, reinterpret_cast<const float *>(place), scratch.weights.data());
+            int32_t *const place = logits + size_t(row) * size_t(columns);
+            const i32 top = all_ints(largest[row]);
+            sum[row] = exponentials(reinterpret_cast<float *>(place), columns, log, [=](int c) { return to_floats(load<i32>(place + c) - top) * t; });
         }
+        for (int row = 0; row < rows; row++)
+            add_row(made, head, query + row, row, reinterpret_cast<const float *>(logits + size_t(row) * size_t(columns)), sum[row]);
         mix_values(made, head, query, scratch.sums.data());
     }
 }

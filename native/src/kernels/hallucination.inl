@@ -54,7 +54,8 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
             for (int row = begin; row < end; row++) {
                 float *place = rows_mixed + size_t(row - begin) * (row_size + 2 * border);
                 std::memset(place, 0, (row_size + 2 * border) * sizeof(float));
-                mixed_row(mixed, head, row, mixed.kernel > 0, logits + size_t(row - begin) * size_t(mixed.logit_heads) * row_size, columns, place + border);
+                mixed_row(mixed, head, row, mixed.kernel > 0, logits + size_t(row - begin) * size_t(mixed.logit_heads) * row_size, columns,
+                          place + border);
             }
             const Head &made_head = mixed.made[head];
             MapTile made = map_tile(made_head, rows, columns, scratch);
@@ -67,7 +68,8 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
                         f32 y = {};
                         for (int down = 0; down < mixed.kernel; down++)
                             for (int right = 0; right < mixed.kernel; right++)
-                                y = y + load<f32>(rows_mixed + size_t(row + down) * (row_size + 2 * border) + border + size_t(c) + size_t(right) - size_t(half)) *
+                                y = y + load<f32>(rows_mixed + size_t(row + down) * (row_size + 2 * border) + border + size_t(c) + size_t(right) -
+                                                  size_t(half)) *
                                             kernel[down * mixed.kernel + right];
                         f32 kept = load<f32>(result + c);
                         save(result + c, kept + y);
@@ -79,8 +81,8 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
                 for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<f32>(result + c));
                 float top = largest[0];
                 for (int lane = 1; lane < lanes; lane++) top = largest[lane] > top ? largest[lane] : top;
-                for (int c = 0; c < columns; c += lanes) save(result + c, load<f32>(result + c) - top);
-                add_row(made, made_head, query + row, row, result, scratch.weights.data());
+                const float sum = exponentials(result, columns, made_head.mode == 1, [=](int c) { return load<f32>(result + c) - top; });
+                add_row(made, made_head, query + row, row, result, sum);
             }
             mix_values(made, made_head, query, scratch.sums.data());
         }

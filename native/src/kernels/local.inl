@@ -54,8 +54,8 @@ template <int V> static void local_channels(const LocalHead &head, int first, in
         }
         const size_t out = size_t(query) * head.out_stride;
         each<V>(VF_EACH(v) {
-            store_channels(sum[v], channel + v * lanes, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
-                           head.inverse, head.zero, head.highest);
+            store_channels(sum[v], channel + v * lanes, head.width, head.codes ? head.codes + out : nullptr,
+                           head.floats ? head.floats + out : nullptr, head.inverse, head.zero, head.highest);
         });
     }
 }

@@ -6,14 +6,17 @@ constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = ti
 static_assert(tile_rows <= most_rows);
 
 // Calls f(0) .. f(N - 1) with constants, so that arrays of vectors become registers.
-template <typename F, int... index> VF_INLINE void unrolled(F f, std::integer_sequence<int, index...>) { (f(std::integral_constant<int, index>{}), ...); }
+template <typename F, int... index> VF_INLINE void unrolled(F f, std::integer_sequence<int, index...>) {
+    (f(std::integral_constant<int, index>{}), ...);
+}
 template <int N, typename F> VF_INLINE void each(F f) { unrolled(f, std::make_integer_sequence<int, N>{}); }
 #define VF_EACH(name) [&](auto name) __attribute__((always_inline))
 
 #if defined(VF_DOT_AVX2)
 // The same with sums of 16 bits for `chunk` steps: with x_max and w_max a step adds at most 2 x_max w_max to each, and chunk = 32,767 / (2 x_max w_max).
 template <int R, int V>
-VF_INLINE void tile_in_chunks(const uint8_t *x, size_t stride, const int8_t *w, int depth4, int chunk, const int32_t *start, int32_t *out, size_t out_stride) {
+VF_INLINE void tile_in_chunks(const uint8_t *x, size_t stride, const int8_t *w, int depth4, int chunk, const int32_t *start, int32_t *out,
+                              size_t out_stride) {
     each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, start ? load<i32>(start + v * lanes) : i32{}); }); });
     for (int begin = 0; begin < depth4; begin += chunk) {
         int end = begin + chunk < depth4 ? begin + chunk : depth4;
@@ -111,6 +114,7 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
     for (int v = 0; v < vectors; v++) {
         const int place = v * lanes;
         const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             i32 sum = load<i32>(sums + r * panel_columns + place);
             f32 row_scale = scale;

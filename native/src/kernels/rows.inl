@@ -5,9 +5,7 @@ namespace vf::VF_NAMESPACE {
 constexpr int rows_together = 4;
 
 // Means and inverse deviations of R rows, side by side so that their sums do not wait for each other.
-template <int R> struct Moments {
-    float mean[R], inverse_deviation[R];
-};
+template <int R> struct Moments { float mean[R], inverse_deviation[R]; };
 
 template <int R> VF_INLINE Moments<R> moments(const float *x, size_t stride, int channels, float epsilon) {
     const int whole = channels / lanes * lanes;
@@ -49,23 +47,28 @@ template <typename Store>
 VF_INLINE void norm_all(const float *x, size_t stride, int rows, int channels, float epsilon, const float *gain, const float *shift, Store store) {
     int row = 0;
     for (; row + rows_together <= rows; row += rows_together)
-        normed_rows<rows_together>(x + size_t(row) * stride, stride, channels, epsilon, gain, shift,
-                                   [&](int r, int c, f32 y) __attribute__((always_inline)) { store(row + r, c, y); });
+        normed_rows<rows_together>(
+            x + size_t(row) * stride, stride, channels, epsilon, gain,
+            shift, [&](int r, int c, f32 y) __attribute__((always_inline)) { store(row + r, c, y); });
     for (; row < rows; row++)
-        normed_rows<1>(x + size_t(row) * stride, stride, channels, epsilon, gain, shift,
-                       [&](int, int c, f32 y) __attribute__((always_inline)) { store(row, c, y); });
+        normed_rows<1>(
+            x + size_t(row) * stride, stride, channels, epsilon, gain,
+            shift, [&](int, int c, f32 y) __attribute__((always_inline)) { store(row, c, y); });
 }
 
 static void norm_codes(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float highest,
                        uint8_t *codes, size_t stride) {
-    norm_all(x, x_stride, rows, channels, epsilon, gain, shift,
-             [=](int row, int c, f32 y) __attribute__((always_inline)) { save(codes + size_t(row) * stride + size_t(c), to_codes(y, all(highest))); });
+    norm_all(
+        x, x_stride, rows, channels, epsilon, gain, shift, [=](int row, int c, f32 y) __attribute__((always_inline)) {
+            save(codes + size_t(row) * stride + size_t(c), to_codes(y, all(highest)));
+        });
 }
 
 static void norm(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride) {
-    norm_all(x, x_stride, rows, channels, epsilon, gain, shift,
-             [=](int row, int c, f32 y) __attribute__((always_inline)) { save(out + size_t(row) * stride + size_t(c), y); });
+    norm_all(
+        x, x_stride, rows, channels, epsilon, gain,
+        shift, [=](int row, int c, f32 y) __attribute__((always_inline)) { save(out + size_t(row) * stride + size_t(c), y); });
 }
 
 // Sums of codes by row; codes behind `count` must not be counted, whatever they are.

@@ -3,6 +3,8 @@
 
 #if defined(VF_DOT_VNNI512) || defined(VF_DOT_VNNI256) || defined(VF_DOT_AVX2)
 #include <immintrin.h>
+#elif defined(VF_DOT_I8MM) || defined(VF_DOT_SDOT)
+#include <arm_neon.h>
 #endif
 
 namespace vf::VF_NAMESPACE {
@@ -53,7 +55,8 @@ VF_INLINE Half low_halves(i32 value) { return (Half)_mm512_cvtepi32_epi16((__m51
 VF_INLINE i32 from_bytes(u8 value) { return (i32)_mm512_cvtepu8_epi32((__m128i)value); }
 #elif VF_LANES == 8
 VF_INLINE u8 low_bytes(i32 value) {
-    const __m256i lowest = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i lowest =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     __m256i bytes = _mm256_shuffle_epi8((__m256i)value, lowest);
     __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     return (u8)_mm_cvtsi128_si64(both);
@@ -116,8 +119,7 @@ VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_dpwssd_avx_e
 // most 15, so a pair sums to at most 2 * 15 * 128 = 3,840.
 template <Sums sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
     const __m256i ones = _mm256_set1_epi16(1);
-    if (sums != Sums::split)
-        return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), ones));
+    if (sums != Sums::split) return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), ones));
     const __m256i nibble = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi16(16);
     __m256i low = _mm256_and_si256((__m256i)x, nibble), high = _mm256_and_si256(_mm256_srli_epi16((__m256i)x, 4), nibble);
     __m256i made = _mm256_madd_epi16(_mm256_maddubs_epi16(low, (__m256i)w), ones);
@@ -127,6 +129,15 @@ template <Sums sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
 VF_INLINE i16 dot_chunk(i16 sum, i32 x, i32 w) { return (i16)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)x, (__m256i)w)); }
 VF_INLINE i32 widen(i16 sum) { return (i32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)x, (__m256i)w)); }
+#elif defined(VF_DOT_I8MM)
+template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) { return (i32)vusdotq_s32((int32x4_t)sum, (uint8x16_t)x, (int8x16_t)w); }
+#elif defined(VF_DOT_SDOT)
+// Both operands have a sign: the highest bit of the codes is multiplied apart.
+template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
+    const int8x16_t low = (int8x16_t)vandq_u8((uint8x16_t)x, vdupq_n_u8(127)), high = (int8x16_t)vshrq_n_u8((uint8x16_t)x, 7);
+    const int32x4_t top = vdotq_s32(vdupq_n_s32(0), high, (int8x16_t)w);
+    return (i32)vaddq_s32(vdotq_s32((int32x4_t)sum, low, (int8x16_t)w), vshlq_n_s32(top, 7));
+}
 #else
 // A product of a byte with a signed byte is at most 255 * 128 = 32,640, which 16 bits hold; only their sums do not.
 template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
@@ -134,6 +145,8 @@ template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
     i32 even = (i32)(((weights << 8) >> 8) * (codes & 255)), odd = (i32)((weights >> 8) * ((codes >> 8) & 255));
     return sum + ((even << 16) >> 16) + (even >> 16) + ((odd << 16) >> 16) + (odd >> 16);
 }
+#endif
+#if !defined(VF_DOT_VNNI512) && !defined(VF_DOT_VNNI256) && !defined(VF_DOT_AVX2)
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return sum + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16); }
 #endif
 
