@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..runtime.runtimes import OWN_BITS
 from ..terminal import tables
 from .benchmark import Benchmark, BenchRow, Rate, Ratio
 from .roofline import best_rate
@@ -84,7 +85,7 @@ def _named(row: BenchRow) -> str:
 
 def _precision(row: BenchRow) -> str:
     """What was asked for, and what it was computed in where that is something else."""
-    notes = [row.precision] + ["lean graph"] * (row.graph == "lean")
+    notes = [row.precision] + ["lean graph"] * (row.graph == "lean" and row.runtime not in OWN_BITS)
     if row.kind == "simulated":
         notes.append("simulated in fp32")
     elif row.precision in ("fp32", "bf16", "bf16 hint") and row.effective_precision != row.precision.removesuffix(" hint"):
