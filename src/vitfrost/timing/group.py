@@ -24,6 +24,8 @@ from .roofline import chain_macs, open_products
 from .rounds import Slot, interleaved, percentile, tried_slot
 from .sessions import EAGER, Opened, runtime_version
 
+FEWEST_PROFILED = 20
+
 
 def measure_group(
     cells: Sequence[Cell],
@@ -132,9 +134,9 @@ def _version_of(cell: Cell, session: Opened) -> str:
 
 
 def _profiled(row: BenchRow, session: Opened, pixels: ndarray, runs: int) -> BenchRow:
-    """The row with the time of every step of one image, as far as its runtime tells."""
+    """The row with the time of every step of one image, as far as its runtime tells; a mean of at least `FEWEST_PROFILED` runs."""
     session.run(pixels)
-    images = len(pixels)
+    images, runs = len(pixels), max(runs, FEWEST_PROFILED)
     steps = [
         ProfiledStep(name=name, ms=1e3 * seconds / images, macs=round(macs / images))
         for name, seconds, macs in session.profile(pixels, runs)
