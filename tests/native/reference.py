@@ -98,7 +98,9 @@ class Reference:
             zero = np.round(-low / scale)
         else:
             scale, zero = np.asarray(np.float64(layer["floats"][0])), np.asarray(np.float64(layer["floats"][1]))
-        return np.clip(np.round(self._disturbed(x) / scale) + zero, 0, largest), scale, zero
+        # Pixels are float32 numbers, and so are their quotients: with a range of a whole number of their steps all of them are ties.
+        quotients = x / np.float32(scale) if x.dtype == np.float32 else self._disturbed(x) / scale
+        return np.clip(np.round(quotients.astype(np.float64)) + zero, 0, largest), scale, zero
 
     def linear(self, index: int, x: Array) -> Array:
         """[..., K] -> [..., J]."""
@@ -120,7 +122,7 @@ class Reference:
 
     def run(self, pixels: Array) -> Array:
         """Normalized pixels [B, channels, H, W] -> logits [B, classes]."""
-        return np.stack([self._run(picture.astype(np.float64)) for picture in pixels])
+        return np.stack([self._run(picture.astype(np.float32)) for picture in pixels])
 
     def _run(self, picture: Array) -> Array:
         stream = picture

@@ -13,10 +13,22 @@ from torch import nn
 from vitfrost.deploy.native.format import write_model
 from vitfrost.deploy.native.plain_vit import to_native
 from vitfrost.methods.quantize.modules import QuantizedLayer
-from vitfrost.methods.quantize.quantizers import uniform_values
+from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
 from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
+
+
+class PixelQuantizer(nn.Module):
+    """Of pixels, whose codes come from float32 quotients."""
+
+    def __init__(self, quantizer: Any):
+        super().__init__()
+        self.bits, self.scale, self.zero_point = quantizer.bits, quantizer.scale, quantizer.zero_point
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = uniform_codes(x.float(), self.scale.float(), self.zero_point.float(), self.bits)
+        return uniform_values(codes.double(), self.scale, self.zero_point)
 
 
 def exact(module: nn.Module) -> nn.Module:
@@ -26,6 +38,8 @@ def exact(module: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLayer):
             shape = (-1,) + (1,) * (layer.codes.ndim - 1)
             layer.weight = uniform_values(layer.codes.double(), layer.scale.view(shape), layer.zero_point.view(shape))
+            if layer.is_convolution and layer.input_quantizer is not None:
+                layer.input_quantizer = PixelQuantizer(layer.input_quantizer)
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
@@ -96,6 +97,17 @@ def disturb(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "hallucination" in name:
             parameter.data += parameter.data.new_tensor(0.2 * generator.standard_normal(parameter.shape))
+
+
+def test_pictures_whose_pixels_are_all_ties(engine: Any, tmp_path: Path) -> None:
+    """With a mean and deviation of 0.5 and pictures from black to white, every pixel lies between two codes."""
+    module: Any = quantized(4, 4)
+    stem = module.patch_embed.proj.input_quantizer
+    stem.set_range(torch.tensor(-1.0), torch.tensor(1.0))
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 3, 48, 48), dtype=np.uint8)
+    close(
+        engine, write(module, tmp_path / "model.vfn"), (pictures.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    )
 
 
 def test_the_logits_are_the_same_bits_for_any_number_of_threads_and_any_batch(engine: Any, tmp_path: Path) -> None:
