@@ -56,7 +56,7 @@ void change(Bytes &bytes, std::mt19937 &random) {
     int32_t value;
     switch (random() % 4) {
     case 0: value = int32_t(random()); break;
-    case 1: value = int32_t(read_number(bytes, at)) + int32_t(random() % 5) - 2; break;
+    case 1: value = int32_t(read_number(bytes, at) + uint32_t(random() % 5) - 2u); break;
     case 2: {
         bytes[at + random() % 4] ^= static_cast<unsigned char>(1u << (random() % 8));
         return;
