@@ -150,15 +150,15 @@ Forward::Input Forward::coded(const Linear &linear, const float *floats, size_t 
                               Worker &worker) const {
     for (int row = 0; row < rows; row++) {
         const float *from = floats + size_t(row) * floats_stride;
-        float inverse = linear.input.inverse(), zero = linear.input.zero;
+        float scale = linear.input.scale, zero = linear.input.zero;
         if (linear.input.dynamic) {
             float low = 0, high = 0;
             for (int k = 0; k < linear.inputs; k++) low = std::min(low, from[k]), high = std::max(high, from[k]);
-            float scale = high > low ? (high - low) / 255.0f : 1.0f;
-            inverse = 1.0f / scale, zero = std::nearbyint(-low * inverse);
+            scale = high > low ? (high - low) / 255.0f : 1.0f;
+            zero = std::nearbyint(-low / scale);
             worker.row_scale[size_t(row)] = scale, worker.row_zero[size_t(row)] = int32_t(zero);
         }
-        kernels_.quantize(from, size_t(linear.inputs), inverse, zero, linear.input.highest(), codes + size_t(row) * stride);
+        kernels_.quantize(from, size_t(linear.inputs), scale, zero, linear.input.highest(), codes + size_t(row) * stride);
     }
     return row_terms(linear, codes, stride, rows, worker);
 }

@@ -145,7 +145,7 @@ struct Kernels {
     void (*norm)(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride);
     void (*sum_rows)(const uint8_t *codes, size_t stride, int rows, int count, int32_t *sums);
-    void (*quantize)(const float *x, size_t count, float inverse, float zero, float highest, uint8_t *codes);
+    void (*quantize)(const float *x, size_t count, float scale, float zero, float highest, uint8_t *codes);
     void (*pack_keys)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int query_zero, int32_t *start);
     void (*pack_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums);
     void (*pack_wide_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed);

@@ -83,13 +83,14 @@ static void sum_rows(const uint8_t *codes, size_t stride, int rows, int count, i
     }
 }
 
-static void quantize(const float *x, size_t count, float inverse, float zero, float highest, uint8_t *codes) {
-    size_t whole = count / lanes * lanes;
-    for (size_t i = 0; i < whole; i += lanes) save(codes + i, to_codes(load<f32>(x + i) * inverse + zero, all(highest)));
-    for (size_t i = whole; i < count; i++) {
-        f32 one = all(x[i]) * inverse + zero;
-        codes[i] = to_codes(one, all(highest))[0];
-    }
+// round(x / scale) + zero within 0..highest, with a true division and ties to even before the zero point is added: pixels lie on a grid of their own, and
+// where that meets the quantizer's every single one is a tie.
+static void quantize(const float *x, size_t count, float scale, float zero, float highest, uint8_t *codes) {
+    const f32 low = all(-zero), high = all(highest - zero);
+    const i32 shift = all_ints(int32_t(zero));
+    const size_t whole = count / lanes * lanes;
+    for (size_t i = 0; i < whole; i += lanes) save(codes + i, low_bytes(nearest(smaller(larger(load<f32>(x + i) / scale, low), high)) + shift));
+    for (size_t i = whole; i < count; i++) codes[i] = low_bytes(nearest(smaller(larger(all(x[i]) / scale, low), high)) + shift)[0];
 }
 
 } // namespace vf::VF_NAMESPACE
