@@ -118,7 +118,7 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
         recipe = load_training_recipe(options.recipe, run.variants[:1], options.data)
         loaded = Artifact.load(weights_of(options.runs / run.folder).parent)
         assert recipe.data.evaluation is not None
-        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, loaded.classes, 1, False)
+        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, loaded.class_space, 1, False)
         np.save(kept, outcomes_of(loaded.module, images).correct1)
     return np.load(kept)
 

@@ -67,7 +67,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         write_json(folder / STAGES_FILE, done)
     if failed:
         first, *others = failed
-        if not others:
+        if len({str(error) for error in failed.values()}) == 1:
             raise failed[first]
         raise VitfrostError(f"{first} failed, and so did {', '.join(others)}; the first: {failed[first]}; mend it and go on with --resume")
 
