@@ -71,12 +71,12 @@ def test_errors_are_those_of_the_definition() -> None:
     assert freezing_error(known, 1) == pytest.approx(wanted, rel=1e-5)
     flat = np.full((1, 10, 10), 0.1)
     wanted = ((known.mean[:, 2] - 0.1) ** 2 * known.value_norm[:, 2, None, :]).sum()
-    assert structure_error(flat, None, known, 2) == pytest.approx(wanted, rel=1e-5)
+    assert structure_error(flat, known, 2) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_cheapest_constant_within_the_budget_is_taken() -> None:
     shape, known = Shape((3, 3), 1), site()
-    even = dense_of(uniform(shape, "local", 3), shape)
+    even = dense_of(uniform(shape, (3, 3)), shape)
     known.mean[:, 0] = even  # a 3 x 3 window holds it exactly
     assert choose_kind(FreezeHeads(), layer(), known, shape, 0)[0].window == 3
     strict = choose_kind(FreezeHeads(tolerance=0.0), layer(), known, shape, 1)

@@ -15,7 +15,7 @@ from ..configs import Compact, FreezeHeads
 from ..methods.low_rank.moments import InputMoments
 from ..passes.structure import compact_projection, freeze_heads
 from ..plans.choose import StatisticsRecord
-from ..plans.freeze_heads import Constant, choose_kind, fitted, shape_of
+from ..plans.freeze_heads import choose_kind, fitted, shape_of
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
@@ -49,7 +49,7 @@ class Replacements:
         self._factorized: dict[tuple[int, int], nn.Module] = {}
         size = statistics.header.model.image_size
         self.frozen: list[list[HeadPlan]] = []
-        self._constants: list[list[Constant]] = []
+        self._constants: list[list[Any]] = []
         for layer in self.layers:
             site, shape = statistics.sites[layer.site], shape_of(layer, size)
             heads = [choose_kind(constants, layer, site, shape, head)[0] for head in range(len(layer.heads))]

@@ -22,7 +22,6 @@ from ..images.batches import Batch, images_hash, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..images.source import LABELS_FILE, ImageSet
-from ..methods.constant_heads.constants import Kind
 from ..methods.low_rank.moments import InputMoments
 from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
@@ -100,7 +99,7 @@ def search(
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     doing("search: fit the constants of all heads")
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
-    kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
+    kinds = [[(cast(str, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.module, sites, kinds)
     if target is None:
         refuse_below(budget, macs.floor(over))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..plans.freeze_heads import Constant, constants_of
+from ..plans.freeze_heads import constants_of
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from .quality import hallucinated_heads
@@ -16,7 +17,7 @@ from .work import Record, Work
 DISTANCE_IMAGES = 32
 
 
-def fitted_constants(plan: Plan, statistics: Statistics | None) -> dict[str, list[Constant]] | None:
+def fitted_constants(plan: Plan, statistics: Statistics | None) -> dict[str, list[Any]] | None:
     """The constants of the plan's frozen heads by site, fitted to the mean maps; None without statistics."""
     if statistics is None:
         return None

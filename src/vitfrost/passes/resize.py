@@ -12,7 +12,8 @@ from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
-from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
+from ..methods.constant_heads.constants import Shape, stretched_window
+from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import Plan
@@ -105,12 +106,8 @@ def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: A
     shape, target = _grids(before, after)
     state: dict[str, torch.Tensor] = {}
     for place, head in enumerate(module.constants()):
-        constant, kind = head.constant(), head.kind
-        if not isinstance(constant, StructuredMap):
-            state[f"{name}.heads.{place}.map"] = torch.as_tensor(resized_map(constant, shape, target), dtype=torch.float32)
-            continue
         window = None if head.window is None else stretched_window(head.window, shape, target)
-        carried = resized(constant, shape, target, kind, window)
-        for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):
-            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(getattr(carried, part), dtype=torch.float32)
+        carried = KINDS[head.kind].resized(head.constant(), shape, target, window)
+        for part, value in KINDS[head.kind].parts(carried).items():
+            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(value, dtype=torch.float32)
     return state

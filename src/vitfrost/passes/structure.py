@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from ..configs import Compact, Hallucinate
 from ..errors import VitfrostError
-from ..methods.constant_heads.constants import Kind, Shape
+from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.cost import constant_macs
-from ..methods.constant_heads.module import Constant, ConstantHeads
+from ..methods.constant_heads.module import ConstantHeads
 from ..methods.hallucination.cost import generation_macs
 from ..methods.hallucination.fit import HeadChoice, fit_mix, fit_pairs
 from ..methods.hallucination.maps import HeadHallucination
@@ -70,7 +71,7 @@ def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> Attention
     return replace(site, logit_heads=count, generation_macs=macs, constant_heads=constant, constant_macs=applied)
 
 
-def kinds_of(layer: LayerPlan) -> list[tuple[Kind, int | None]]:
+def kinds_of(layer: LayerPlan) -> list[tuple[str, int | None]]:
     """Kind and window of every constant head of a layer, in their order."""
     heads = [layer.heads[number] for number in layer.constant]
     return [(head.constant, head.window) for head in heads if head.constant is not None]
@@ -82,7 +83,7 @@ def shape_of(site: AttentionSite) -> Shape | None:
     return Shape(site.grid, site.prefix_tokens) if same and site.queries == site.prefix_tokens + prod(site.grid) else None
 
 
-def install_constants(model: nn.Module, plan: Plan, constants: Mapping[str, Sequence[Constant]] | None = None) -> None:
+def install_constants(model: nn.Module, plan: Plan, constants: Mapping[str, Sequence[Any]] | None = None) -> None:
     """Leave queries and keys to the plan's other heads, in place, and give its frozen heads constant maps.
 
     `constants`: by site, those of its frozen heads in their order, as `plans.freeze_heads.constants_of` fits them; without them maps
@@ -99,7 +100,7 @@ def freeze_heads(
     module: MapAttention,
     layer: LayerPlan,
     allowed: Bool[Tensor, "windows queries keys"] | None,
-    constants: Sequence[Constant] | None = None,
+    constants: Sequence[Any] | None = None,
 ) -> None:
     """Give the layer's frozen heads constant maps (see `install_constants`), in place; the other heads keep queries and keys."""
     site = module.site
@@ -267,7 +268,7 @@ def start_from(
     pixels: Float[Tensor, "images 3 height width"] | None,
     similarity: Mapping[str, Float[Tensor, "heads heads"]] | None,
     *,
-    constants: Mapping[str, Sequence[Constant]] | None = None,
+    constants: Mapping[str, Sequence[Any]] | None = None,
     training: bool = False,
     batch_size: int = 16,
     seed: int = 0,

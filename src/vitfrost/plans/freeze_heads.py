@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isqrt, prod, sqrt
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from ..configs import FreezeHeads
 from ..errors import VitfrostError
-from ..methods.constant_heads.constants import Kind, Shape, StructuredMap, dense_of, fit
+from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.cost import head_cost
+from ..methods.constant_heads.kinds import KINDS, ConstantKind
 from .criteria import CRITERIA, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share
 
-Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
-
-WINDOWS = (3, 5, 7, 9, 11, 15)
-DEFAULT_WINDOW = 7
 # Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
 HEAD_DIM = 64
 
@@ -41,27 +38,20 @@ def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
     return Shape((height, width), layer.prefix_tokens)
 
 
-def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: Kind, window: int | None) -> Constant:
+def _kind(name: str, shape: Shape | None) -> ConstantKind:
+    if shape is None and KINDS[name].needs_grid:
+        raise VitfrostError(f"{name} constants need queries and keys on one patch grid, which these maps do not have; take dense ones")
+    return KINDS[name]
+
+
+def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
     """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
-    mean = site.mean[:, head]
-    if kind == "dense":
-        return mean
-    if shape is None:
-        raise VitfrostError(f"{kind} constants need queries and keys on one patch grid, which these maps do not have; take dense ones")
-    return fit(mean, site.value_norm[:, head], shape, kind, window, site.allowed)
+    return _kind(kind, shape).fit(site.mean[:, head], site.value_norm[:, head], shape, window, site.allowed)
 
 
-def whole_map(constant: Constant, shape: Shape | None, site: SiteArrays) -> Float[np.ndarray, "windows queries keys"]:
-    """The map that a constant stands for."""
-    if isinstance(constant, np.ndarray):
-        return constant
-    assert shape is not None
-    return dense_of(constant, shape, site.allowed)
-
-
-def structure_error(constant: Constant, shape: Shape | None, site: SiteArrays, head: int) -> float:
-    """What a constant adds to the squared error at the layer's output beyond that of the mean map: sum of (A^mu - c)^2 E||W_O v||^2."""
-    wrong = (site.mean[:, head] - whole_map(constant, shape, site)) ** 2
+def structure_error(whole: Float[np.ndarray, "windows queries keys"], site: SiteArrays, head: int) -> float:
+    """What a constant map adds to the squared error at the layer's output beyond that of the mean map: sum of (A^mu - c)^2 E||W_O v||^2."""
+    wrong = (site.mean[:, head] - whole) ** 2
     return float((wrong * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
@@ -70,16 +60,12 @@ def freezing_error(site: SiteArrays, head: int) -> float:
     return float((site.variance[:, head] * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
-def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[Kind, int | None]]:
-    """Kinds and windows that a head may get, unless its map has no patch grid: then only dense ones."""
-    if shape is None and settings.kind in ("auto", "dense"):
-        return [("dense", None)]
-    if settings.kind != "auto":
-        return [(settings.kind, (settings.window or DEFAULT_WINDOW) if settings.kind == "local" else None)]
-    assert shape is not None
-    largest = 2 * max(shape.grid) - 1
-    windows = [settings.window] if settings.window is not None else [window for window in WINDOWS if window < largest]
-    return [*(("local", window) for window in windows), ("toeplitz", None), ("dense", None)]  # type: ignore[list-item]
+def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[str, int | None]]:
+    """Kinds and windows that a head may get, unless its map has no patch grid: then only those that need none."""
+    auto = settings.kind == "auto"
+    kinds = [each for each in reversed(KINDS.values()) if each.in_auto and not (each.needs_grid and shape is None)]
+    kinds = kinds if auto else [_kind(settings.kind, shape)]
+    return [(kind.name, window) for kind in kinds for window in kind.windows(settings.window, shape, auto)]
 
 
 def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
@@ -93,7 +79,8 @@ def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape
     kinds = candidates(settings, shape)
     costs = {kind: head_cost(kind[0], shape, (windows, queries, keys), HEAD_DIM, kind[1], masked).total for kind in kinds}
     for kind, window in sorted(kinds, key=lambda kind: costs[kind]):
-        error = structure_error(fitted(site, shape, head, kind, window), shape, site, head)
+        whole = KINDS[kind].whole(fitted(site, shape, head, kind, window), shape, site.allowed)
+        error = structure_error(whole, site, head)
         if len(kinds) == 1 or error <= settings.tolerance * scale:
             break
     else:
@@ -156,7 +143,7 @@ def first_heads(layers: Sequence[LayerPlan], settings: FreezeHeads, image_size: 
         if layer.hallucinated and len(heads) == len(layer.logit_heads):
             heads = heads[:-1]
         kind, window = candidates(settings, shape_of(layer, image_size))[0]
-        window = (settings.window or DEFAULT_WINDOW) if kind == "local" else None
+        window = KINDS[kind].windows(settings.window, None, auto=False)[0]
         plans = list(layer.heads)
         for head in heads:
             plans[head] = HeadPlan(source="frozen", constant=kind, window=window)
@@ -206,11 +193,11 @@ def frozen_by_criterion(
     return with_constants(layers, chosen, settings, sites, image_size, why)
 
 
-def constants_of(plan_layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Constant]:
+def constants_of(plan_layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Any]:
     """The fitted constants of a layer's frozen heads, in their order."""
     shape = shape_of(plan_layer, image_size)
     made = []
     for head in plan_layer.constant:
         frozen = plan_layer.heads[head]
-        made.append(fitted(site, shape, head, cast(Kind, frozen.constant), frozen.window))
+        made.append(fitted(site, shape, head, cast(str, frozen.constant), frozen.window))
     return made

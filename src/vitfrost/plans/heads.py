@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from ..configs.methods import Kind, Window
+from ..methods.constant_heads.kinds import KINDS
 from ..strict import Count, Positive, Strict
 from .structure import NO_SWIN
 
@@ -38,11 +39,12 @@ class HeadPlan(Strict):
             raise ValueError(f"constant is '{self.constant}', but a {self.source} head has none; leave it out, or write source: frozen")
         if self.constant is not None and self.entries:
             raise ValueError(f"entries is {self.entries}, but constant freezes the whole head; leave one of them out")
-        if (self.window is None) == (self.constant == "local"):
-            missing = (
-                "is missing, and a local constant has one" if self.window is None else f"is {self.window}, but only local ones have one"
-            )
-            raise ValueError(f"window {missing}")
+        windowed = self.constant is not None and KINDS[self.constant].has_window
+        if windowed and self.window is None:
+            raise ValueError(f"window is missing, and a {self.constant} constant has one")
+        if self.window is not None and not windowed:
+            names = " and ".join(kind.name for kind in KINDS.values() if kind.has_window)
+            raise ValueError(f"window is {self.window}, but only {names} ones have one")
         return self
 
     @model_validator(mode="after")

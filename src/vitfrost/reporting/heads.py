@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..methods.constant_heads.kinds import KINDS
 from ..plans.freeze_entries import frozen_maps
-from ..plans.freeze_heads import constants_of, shape_of, whole_map
+from ..plans.freeze_heads import constants_of, shape_of
 from ..plans.heads import LayerPlan, sources
 from ..plans.schema import Plan
 from ..statistics.record import SiteStatistics, Statistics
@@ -87,7 +88,9 @@ def _layer_maps(site: AttentionSite, shown: SiteStatistics, plan: Plan | None, r
             frozen = over_windows(mask.astype(np.float32), shown.allowed)
         size = plan.model.image_size
         for head, constant in zip(layer.constant, constants_of(layer, known, size), strict=True):
-            whole = np.broadcast_to(whole_map(constant, shape_of(layer, size), known), (site.windows, site.queries, site.keys))
+            kind = KINDS[layer.heads[head].constant or "dense"]
+            whole = kind.whole(constant, shape_of(layer, size), known.allowed)
+            whole = np.broadcast_to(whole, (site.windows, site.queries, site.keys))
             constants[head] = over_windows(whole[:, None], shown.allowed)[0]
     return LayerMaps(
         site,

@@ -239,7 +239,8 @@ class Refit:
             sums.add(values, wanted - maps @ values)
         fitted = sums.solve(penalty)
         for place, head in enumerate(constants.constants()):
-            head.map.copy_(head.map + fitted.maps[:, place])
+            numbers = head.get_parameter("map")
+            numbers.copy_(numbers + fitted.maps[:, place])
         unit = spread.variance * len(maps) or 1.0
         self.record[f"{self.changed.names[index]}.{path}.constants"] = {"before": fitted.before / unit, "after": fitted.after / unit}
 
