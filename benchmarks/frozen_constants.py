@@ -19,10 +19,11 @@ import numpy as np
 
 from vitfrost.configs import Quantize
 from vitfrost.files import write_json
+from vitfrost.map_sources.frozen import fitted, shape_of
 from vitfrost.methods.constant_heads.constants import StructuredMap, dense_of, stretched_window
 from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.freeze_heads import fitted, freezing_error, shape_of, structure_error
+from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.plans.heads import LayerPlan
 from vitfrost.statistics.record import SiteStatistics, Statistics
 

@@ -15,9 +15,10 @@ from vitfrost.budget.moves import Move, Moves, State
 from vitfrost.configs import Compact, FreezeHeads, Quantize
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.identity import Identity
+from vitfrost.map_sources.frozen import shape_of
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
-from vitfrost.plans.freeze_heads import choose_kind, shape_of
+from vitfrost.plans.freeze_heads import choose_kind
 from vitfrost.plans.schema import Plan
 from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites

@@ -10,6 +10,7 @@ import pytest
 
 from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.frozen import shape_of
 from vitfrost.methods.constant_heads.constants import Shape, dense_of, uniform
 from vitfrost.plans.freeze_heads import (
     candidates,
@@ -17,7 +18,6 @@ from vitfrost.plans.freeze_heads import (
     chosen_heads,
     freezing_error,
     head_scores,
-    shape_of,
     structure_error,
     with_constants,
 )

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.hallucinated import sources
 from vitfrost.methods.hallucination.fit import choose_heads, correlations
 from vitfrost.plans.choose import plan
 from vitfrost.plans.freeze_entries import frozen_maps
-from vitfrost.plans.heads import sources
 from vitfrost.plans.select import share
 
 SHAPES = [(1, 6, 5, 5), (1, 1, 5, 5), (1, 5, 4, 4)]

@@ -6,11 +6,11 @@ import pytest
 
 from vitfrost.configs import Calibrate, Compact, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.hallucinated import sources
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
-from vitfrost.plans.heads import sources
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 

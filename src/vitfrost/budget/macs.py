@@ -12,9 +12,9 @@ from torch import nn
 
 from ..configs.verbs import Unit
 from ..evaluation.cost import logit_macs, macs_by_part
+from ..map_sources.frozen import shape_of_site
 from ..methods.constant_heads.cost import constant_macs
 from ..methods.low_rank.cost import feed_forward_macs
-from ..passes.structure import shape_of
 from ..vit.sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 from .moves import State, ranks_of
 
@@ -63,7 +63,7 @@ class MacsOfStates:
         if not heads:
             return moving * per_head
         kinds = [self.kinds[place][head] for head in sorted(heads)]
-        return moving * per_head + constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds)
+        return moving * per_head + constant_macs(shape_of_site(site), site.maps_shape, site.head_dim, kinds)
 
 
 def _query_key_macs(model: nn.Module, linear: LinearSite, site: AttentionSite) -> int:

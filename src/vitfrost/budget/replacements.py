@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from ..configs import Compact, FreezeHeads
+from ..map_sources.frozen import fitted, shape_of
 from ..methods.low_rank.moments import InputMoments
-from ..passes.structure import compact_projection, freeze_heads
+from ..passes.structure import compact_projection, install_layer
 from ..plans.choose import StatisticsRecord
-from ..plans.freeze_heads import choose_kind, fitted, shape_of
+from ..plans.freeze_heads import choose_kind
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
@@ -86,7 +87,8 @@ class Replacements:
         changed = copy.deepcopy(original)
         heads = tuple(self.frozen[place][head] if head in frozen else computed for head, computed in enumerate(self.layers[place].heads))
         layer = self.layers[place].model_copy(update={"heads": heads})
-        freeze_heads(changed, layer, self._allowed[place], [self._constants[place][head] for head in layer.constant])
+        fitted_heads = {"frozen": [self._constants[place][head] for head in layer.constant]}
+        install_layer(changed, layer, {}, self._allowed[place], fitted_heads)
         return changed
 
     def _projection_with(self, place: int, rank: int | None) -> nn.Module:

@@ -12,6 +12,7 @@ from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
+from ..map_sources.frozen import shape_of_site
 from ..methods.constant_heads.constants import Shape, stretched_window
 from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
@@ -23,7 +24,7 @@ from ..vit.load import create_model, hash_state, load_state
 from ..vit.resize import fit_state
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
-from .structure import install_structure, shape_of
+from .structure import install_structure
 
 
 def resize(
@@ -83,7 +84,7 @@ def _named(plan: Plan, changes: dict[str, Any]) -> Plan:
 
 
 def _grids(before: AttentionSite, after: AttentionSite) -> tuple[Shape, Shape]:
-    shapes = shape_of(before), shape_of(after)
+    shapes = shape_of_site(before), shape_of_site(after)
     if shapes[0] is None or shapes[1] is None or before.windows > 1 or after.windows > 1:
         raise VitfrostError(f"{before.name} has windows or reduced keys, whose constants are not carried over to another image size")
     return shapes[0], shapes[1]

@@ -144,6 +144,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
     hallucinate, constants, compact = chosen.hallucinate, chosen.heads, chosen.compact
     feed_forward: tuple[FeedForwardPlan, ...] = ()
+    given_sources: dict[str, Any] = {}
     if header.structure is not None:
         if hallucinate is not None or compact is not None or constants is not None:
             raise VitfrostError(
@@ -151,6 +152,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
                 "frozen entries"
             )
         constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
+        given_sources = header.structure.get("sources", {})
     else:
         if hallucinate is not None:
             hallucinate = replace(hallucinate, by=hallucinate.by or "medoids")
@@ -170,7 +172,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
             observed=header.observed,
         ),
         freeze=chosen.entries, constants=constants, hallucinate=hallucinate, compact=compact, quantize=chosen.quantize,
-        layers=tuple(layers), feed_forward=feed_forward,
+        sources=given_sources, layers=tuple(layers), feed_forward=feed_forward,
     )  # fmt: skip
 
 

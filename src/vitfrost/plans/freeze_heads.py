@@ -6,47 +6,23 @@ Shapes: W windows, H heads, Q queries, K keys, P prefix tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isqrt, prod, sqrt
-from typing import Any, cast
+from math import prod
 
 import numpy as np
 from jaxtyping import Float
 
 from ..configs import FreezeHeads
 from ..errors import VitfrostError
+from ..map_sources.frozen import fitted, known_kind, shape_of
 from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.cost import head_cost
-from ..methods.constant_heads.kinds import KINDS, ConstantKind
+from ..methods.constant_heads.kinds import KINDS
 from .criteria import CRITERIA, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share
 
 # Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
 HEAD_DIM = 64
-
-
-def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
-    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square); None where there
-    is none, as with spatially reduced keys."""
-    windows, _, queries, keys = layer.maps
-    patches = queries - layer.prefix_tokens
-    if queries != keys or patches < 1:
-        return None
-    height = isqrt(patches) if windows > 1 else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
-    if patches % height or height * (width := patches // height) != patches:
-        return None
-    return Shape((height, width), layer.prefix_tokens)
-
-
-def _kind(name: str, shape: Shape | None) -> ConstantKind:
-    if shape is None and KINDS[name].needs_grid:
-        raise VitfrostError(f"{name} constants need queries and keys on one patch grid, which these maps do not have; take dense ones")
-    return KINDS[name]
-
-
-def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
-    """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
-    return _kind(kind, shape).fit(site.mean[:, head], site.value_norm[:, head], shape, window, site.allowed)
 
 
 def structure_error(whole: Float[np.ndarray, "windows queries keys"], site: SiteArrays, head: int) -> float:
@@ -64,7 +40,7 @@ def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[str, in
     """Kinds and windows that a head may get, unless its map has no patch grid: then only those that need none."""
     auto = settings.kind == "auto"
     kinds = [each for each in reversed(KINDS.values()) if each.in_auto and not (each.needs_grid and shape is None)]
-    kinds = kinds if auto else [_kind(settings.kind, shape)]
+    kinds = kinds if auto else [known_kind(settings.kind, shape)]
     return [(kind.name, window) for kind in kinds for window in kind.windows(settings.window, shape, auto)]
 
 
@@ -191,13 +167,3 @@ def frozen_by_criterion(
     chosen = chosen_heads(scores, layers, settings)
     why = {(place, head): f"{settings.by} {scores[place][head]:.4g}" for place, heads in enumerate(chosen) for head in heads}
     return with_constants(layers, chosen, settings, sites, image_size, why)
-
-
-def constants_of(plan_layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Any]:
-    """The fitted constants of a layer's frozen heads, in their order."""
-    shape = shape_of(plan_layer, image_size)
-    made = []
-    for head in plan_layer.constant:
-        frozen = plan_layer.heads[head]
-        made.append(fitted(site, shape, head, cast(str, frozen.constant), frozen.window))
-    return made

@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from ..configs import Hallucinate
 from ..errors import VitfrostError
+from ..map_sources.hallucinated import NO_SWIN
 from ..vit.names import has_relative_bias
 from .heads import COMPUTED, HeadPlan, LayerPlan
 from .select import share
-from .structure import NO_SWIN
 
 
 def hallucinated_layers(

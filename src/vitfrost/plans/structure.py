@@ -1,4 +1,4 @@
-"""The lines of a plan on feed-forward blocks, and which models have no hallucinated heads."""
+"""The lines of a plan on feed-forward blocks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pydantic import model_validator
 
 from ..methods.low_rank.cost import largest_useful_rank
 from ..strict import Positive, Strict
-
-NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
 
 
 class FeedForwardPlan(Strict):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..map_sources.frozen import constants_of, shape_of
+from ..map_sources.hallucinated import sources
 from ..methods.constant_heads.kinds import KINDS
 from ..plans.freeze_entries import frozen_maps
-from ..plans.freeze_heads import constants_of, shape_of
-from ..plans.heads import LayerPlan, sources
+from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from ..statistics.record import SiteStatistics, Statistics
 from ..vit.sites import AttentionSite

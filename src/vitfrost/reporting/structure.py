@@ -11,7 +11,9 @@ import numpy as np
 
 from ..configs import Hallucinate
 from ..evaluation.cost import MAC_PARTS, PARAMETER_PARTS
-from ..plans.heads import LayerPlan, sources
+from ..map_sources import SOURCES
+from ..map_sources.hallucinated import sources
+from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from .curves import Chart
 from .figures import Scale
@@ -173,7 +175,7 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         explained=_range([one.explained for one in known]),
         distance=_range([one.distance for one in known]),
         sources=cells,
-        counts=[(kind, kinds[kind]) for kind in ("computed", "frozen", "hallucinated") if kinds[kind]],
+        counts=[(kind, kinds[kind]) for kind in SOURCES if kinds[kind]],
         blocks=blocks,
         all_blocks=len(anatomy.sites.feed_forward),
         error_of="weights" if plan.compact is not None and plan.compact.init == "weights" else "outputs",
@@ -223,7 +225,7 @@ def _source(layer: LayerPlan, head: int) -> Source:
     if plan.source == "frozen":
         share = f"{100 * plan.entries / layer.entries_per_head:.0f} %"
         return "frozen", share, f"{share} of its weights frozen, the others computed"
-    return "computed", "", "computed"
+    return plan.source, "" if plan.source == "computed" else plan.source, plan.source
 
 
 def _constants(plan: Plan) -> Table | None:

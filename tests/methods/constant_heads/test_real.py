@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import vitfrost
+from vitfrost.map_sources.frozen import fitted
 from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, resized_map
 from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.model import Model
-from vitfrost.plans.freeze_heads import fitted, freezing_error, structure_error
+from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.statistics.record import SiteStatistics, Statistics
 
 SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)

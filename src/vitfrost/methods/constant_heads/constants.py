@@ -143,8 +143,8 @@ def resized(constant: StructuredMap, shape: Shape, target: Shape, kernel: tuple[
     """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
     every query keeps how much it gives to patches and to prefix tokens.
 
-    `kernel`: height and width on the new grid (of a local one see `stretched_window`). `covers_all`: the kernel has every relative position,
-    so its border goes on beyond it; else the rest does.
+    `kernel`: height and width on the new grid (see `stretched_window`). `covers_all`: the kernel has every relative position, so its border
+    goes on beyond it; else the rest does.
     Raises ValueError for constants of masked windows, whose row scales belong to their image size.
     """
     from scipy.ndimage import map_coordinates  # imported by flags and configurations otherwise

@@ -226,7 +226,8 @@ class Refit:
         constants: ConstantHeads = attention.constants
         maps, sums, spread = constants.maps(), MapSums(), _Spread()
         places = aim.order if isinstance(aim, MapAttention) else tuple(range(attention.site.heads))
-        heads = [places.index(head) for head in attention.order[attention.moving_heads :]]
+        first = attention.moving_heads
+        heads = [places.index(head) for head in attention.order[first : first + len(constants.heads)]]
         for number, stream in enumerate(streams.changed):
             with read_by(constants) as seen:
                 self.changed.through(index, stream, self.changed.after_attention(index))
