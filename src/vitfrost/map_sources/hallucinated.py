@@ -65,7 +65,7 @@ class Hallucinated(MapSource):
         if settings.intra_map == "key-grid" and site.grid_of_keys is None:
             raise VitfrostError(
                 f"{site.name} has keys that lie on no patch grid (each is a mean of consecutive tokens), which intra_map key-grid needs; "
-                "plan with --intra-map 3x3 or none, or leave this layer's heads computed"
+                'plan with Hallucinate(intra_map="3x3"), or leave the heads of this layer computed'
             )
         kept = layer.logit_heads
         places = tuple(kept.index(head) for head in sources(layer))

@@ -225,7 +225,7 @@ def start_from(
     compact = any(block.rank is not None for block in plan.feed_forward)
     aware = compact and plan.compact is not None and plan.compact.init == "activations"
     if aware and pixels is None:
-        raise VitfrostError("factors that fit the activations need images; give --images DIR, or plan with --compact-init weights")
+        raise VitfrostError('factors that fit the activations need images; give --images DIR, or plan with Compact(init="weights")')
     install_sources(model, plan, fitted)
     inputs = None
     if aware:

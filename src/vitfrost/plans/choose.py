@@ -228,7 +228,7 @@ def _check_mix(layers: Sequence[LayerPlan], settings: Hallucinate, statistics: S
         try:
             statistics.head_moments(hallucinated[0])
         except VitfrostError as error:
-            raise VitfrostError(f"{error}; or let the mix start as copies (--mix copy)") from error
+            raise VitfrostError(f'{error}; or let the mix start as copies, Hallucinate(mix="copy")') from error
 
 
 def _compact(sites: Sequence[Mapping[str, Any]], settings: Compact) -> tuple[FeedForwardPlan, ...]:

@@ -67,7 +67,7 @@ def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape
 def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.ndarray, heads]:
     """A criterion of whole heads: of errors the sum over the entries, of the others the mean; masked pairs are left out."""
     if by not in CRITERIA:
-        raise VitfrostError(f"by is '{by}'; it should be one of {', '.join(CRITERIA)}")
+        raise VitfrostError(f"FreezeHeads.by is '{by}'; it should be one of {', '.join(CRITERIA)}")
     scores = CRITERIA[by](site, seed, index).astype(np.float64)
     count = prod(scores.shape) // scores.shape[1]
     if site.allowed is not None:
@@ -130,7 +130,7 @@ def first_heads(layers: Sequence[LayerPlan], settings: FreezeHeads, image_size: 
 def _check_count(wanted: int, possible: int, what: str, ratio: float) -> None:
     if wanted > possible:
         raise VitfrostError(
-            f"freeze is {ratio}, that is {wanted} {what}, but only {possible} can be frozen whole beside hallucinated heads; give less"
+            f"FreezeHeads.ratio is {ratio}, that is {wanted} {what}, but only {possible} can be frozen beside hallucinated heads; give less"
         )
 
 

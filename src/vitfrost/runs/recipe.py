@@ -251,7 +251,7 @@ def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -
     shorter = data.pop("quick", None)
     if quick:
         if not isinstance(shorter, dict):
-            raise VitfrostError(f"{path} has no quick variant; run it without --quick")
+            raise VitfrostError(f"{path} has no quick variant; run it without Run.quick")
         data = overlaid(data, shorter)
     return FORMAT.record(kind, data, path).resolved(path.parent)
 

@@ -69,8 +69,10 @@ def calibrate(
     watched = copy.deepcopy(loaded.module) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
     attention = install_map_attention(watched)
     sites = [module.site for module in attention.values()]
+    if config.maps == "after" and not any(module.map_quantizer or module.frozen for module in attention.values()):
+        raise VitfrostError(f"Calibrate.maps is 'after', but {loaded.name} has neither quantized maps nor frozen weights; leave it out")
     if config.similarity and (blind := [name for name, module in attention.items() if module.logit_heads < module.site.heads]):
-        raise VitfrostError(f"{blind[0]} has hallucinated heads, which have no logits of their own to compare; leave similarity out")
+        raise VitfrostError(f"{blind[0]} has hallucinated heads, which have no logits to compare; leave Calibrate.similarity out")
     kept = kept_bytes(sites, config.batch_size) if config.similarity else 0
     groups = group_sites(sites, config.memory_limit * BYTES_PER_GB, config.sensitivity, kept)
     image_set = find_given(images, several=len(groups) > 1).subset(config.limit, config.seed)
