@@ -101,9 +101,7 @@ def _prepared(
         evaluation = open_evaluation(recipe.data.evaluation, start.loaded.preprocessing, start.loaded.classes, threads, progress)
     hashes = input_hashes(recipe, start, images, None if evaluation is None else evaluation.digest, teacher)
     trainer = Trainer(
-        recipe, folder, start.model, start.loaded, images, device,
-        inputs=hashes, notes={"structure": start.structure, "seeds": start.seeds}, evaluation=evaluation, teacher=teacher,
-        progress=progress,
+        recipe, folder, start, images, device, inputs=hashes, evaluation=evaluation, teacher=teacher, progress=progress,
     )  # fmt: skip
     if held:
         trainer.resume()
