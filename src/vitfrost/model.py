@@ -75,9 +75,10 @@ class Model:
     ) -> Model:
         """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
 
-        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is taken
-        from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files; timm's if not given. `build`
-        makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module itself.
+        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
+        taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
+        `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
+        itself.
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
         module = unwrapped(module)
