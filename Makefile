@@ -22,7 +22,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks
 
 # The documentation site in build/site; every warning is an error. It needs no torch, so it has an environment of its own.
 docs: $(VENV)-docs/.installed

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def main() -> None:
             )
             uniform = np.full_like(mean, 1 / shape.tokens)
             found.setdefault("uniform", []).append(structure_error(uniform, known, head) / frozen)
-    result = {
+    result: dict[str, Any] = {
         "model": statistics.header.model.model_dump(mode="json"), "images": statistics.header.images,
         "images_hash": statistics.header.images_hash,
         "relative_to_freezing": {name: spread(values) for name, values in found.items()},
