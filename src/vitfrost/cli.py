@@ -32,9 +32,9 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 MODULES = {
-    "demo": "demo", "inspect": "inspect", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
-    "resize": "resize", "evaluate": "evaluate", "export": "export", "predict": "predict", "bench": "bench", "report": "report",
-    "run": "run", "train": "train",
+    "demo": "runs", "inspect": "models", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
+    "resize": "models", "evaluate": "evaluate", "export": "export", "predict": "predict", "bench": "bench", "report": "runs",
+    "run": "runs", "train": "runs",
 }  # fmt: skip
 """The commands in the order of the help, and the module of each."""
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from vitfrost.artifact import Artifact
-from vitfrost.budget import latency, runtimes
+from vitfrost.budget import latency
 from vitfrost.budget import search as verb
+from vitfrost.budget import timer as runtimes
 from vitfrost.budget.history import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.configs import FreezeHeads

@@ -18,9 +18,9 @@ from vitfrost.identity import Identity
 from vitfrost.map_sources.frozen import shape_of
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
+from vitfrost.plans.compact import FeedForwardPlan
 from vitfrost.plans.freeze_heads import choose_kind
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import AttentionSite, FeedForwardSite

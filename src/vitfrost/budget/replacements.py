@@ -16,9 +16,9 @@ from ..map_sources.frozen import fitted, shape_of
 from ..methods.low_rank.moments import InputMoments
 from ..passes.structure import compact_projection, install_layer
 from ..plans.choose import StatisticsRecord
+from ..plans.compact import FeedForwardPlan
 from ..plans.freeze_heads import choose_kind
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import ModelSites

@@ -27,9 +27,9 @@ from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import UNQUANTIZED, computed_layer
+from ..plans.compact import FeedForwardPlan
 from ..plans.file import save_plan
 from ..plans.schema import Plan
-from ..plans.structure import FeedForwardPlan
 from ..progress import doing, say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
@@ -42,12 +42,10 @@ from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, Se
 from .latency import Latency
 from .macs import MacsOfStates
 from .moves import Move, Moves, State
-from .outcome import how_near, recorded, refuse_below, said, target_of
+from .outcome import SearchProgress, how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
-from .progress import SearchProgress
 from .replacements import Replacements
-from .runtimes import find_target
-from .timer import RuntimeTimer
+from .timer import RuntimeTimer, find_target
 
 
 def search(

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import VitfrostError
 from ..map_sources import SOURCES
 from ..vit.attention import MapAttention
-from ..vit.norms import is_norm
+from ..vit.kinds import is_norm
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
 MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",

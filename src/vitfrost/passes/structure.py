@@ -17,9 +17,9 @@ from ..errors import VitfrostError
 from ..methods.low_rank.factorize import factorize
 from ..methods.low_rank.moments import InputMoments
 from ..methods.low_rank.projection import CompactProjection, Layout
+from ..plans.compact import FeedForwardPlan
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
-from ..plans.structure import FeedForwardPlan
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention

@@ -16,7 +16,7 @@ from ..configs.methods import FULL_PRECISION
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
-from .compact import compact_blocks
+from .compact import FeedForwardPlan, compact_blocks
 from .criteria import SiteArrays
 from .file import save_plan
 from .freeze_entries import with_frozen_entries
@@ -24,7 +24,6 @@ from .freeze_heads import first_heads, frozen_by_criterion
 from .hallucinate import hallucinated_layers
 from .heads import COMPUTED, LayerPlan
 from .schema import Plan, StatisticsIdentity
-from .structure import FeedForwardPlan
 
 if TYPE_CHECKING:
     from torch import nn

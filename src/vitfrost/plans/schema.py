@@ -17,8 +17,8 @@ from ..errors import VitfrostError
 from ..identity import Identity
 from ..map_sources import SOURCES, MapSource
 from ..strict import Count, Positive, Strict
+from .compact import FeedForwardPlan
 from .heads import HeadPlan, LayerPlan
-from .structure import FeedForwardPlan
 
 KIND, VERSION = "vitfrost plan", 1
 STRUCTURE_PARTS = ("constants", "hallucinate", "sources", "compact", "feed_forward")

@@ -17,7 +17,7 @@ from ..configs.methods import ProtectedPart, RepairMethod
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.text import overlaid
+from ..plans.file import overlaid
 from ..records import Format
 from ..strict import Strict
 

@@ -11,11 +11,10 @@ from ..reporting.parts import Anatomy
 from ..reporting.summary import MAC_NAMES
 from ..reporting.tables import EMPTY, Cell, Table
 from ..vit.sites import ModelSites
-from .estimates import percent
 from .grid_parts import GridParts
 from .outcome_files import Outcome
 from .roles import Line, bits_word, line_title
-from .summary import Point
+from .summary import Point, percent
 from .variants import UNFROZEN
 
 EQUATION_PARTS = ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection", "feed_forward")

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from ..errors import VitfrostError
 from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, line_chart
 from ..reporting.tables import EMPTY, Cell, Table
-from .estimates import gain, missing_seeds, percent, reading
 from .grid_parts import GridParts
 from .paper import DIFFERENCE, SPARSITY, numbered_curves
 from .roles import Line, Panel, Ranking, bits_word, line_title, names, word
-from .summary import Point, between
+from .summary import Point, between, gain, missing_seeds, percent, reading
 
 UNFROZEN_LEVEL = Level("unfrozen", 0.0, None)
 

@@ -22,10 +22,9 @@ from ..model import Model
 from ..progress import say, track
 from ..vit.compat import import_timm
 from .augment import Augment, mix
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import MetricsFile, load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
 from .evaluation import EvaluationImages, outcomes_of
-from .metrics import MetricsFile
 from .objective import objective, soft_labels, token_loss
 from .optimizer import build_optimizer, build_schedule, stop_dropping, total_steps
 from .order import batches_of_rank, item_seeds

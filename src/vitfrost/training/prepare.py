@@ -14,8 +14,8 @@ from ..configs.flat import UNQUANTIZED
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..model import Model, open_part
-from ..passes.draws import draw_calibration
 from ..passes.structure import fit_sources, has_structure, install_structure, start_from
+from ..passes.work import draw_calibration
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
