@@ -124,7 +124,8 @@ class Model:
             for what, value in built.items():
                 if value is not None:
                     raise VitfrostError(f"the artifact {name} brings its own {what}; leave out what you give for it")
-            made = _open_folder(Path(name))
+            module, function = _FOLDERS["export" if is_export(name) else "artifact"]
+            made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
             made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
         made.preprocessing = made.preprocessing.changed(**reading)
@@ -207,12 +208,6 @@ def names_folder(model: str | Path) -> bool:
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return True
     return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
-
-
-def _open_folder(folder: Path) -> Model:
-    module, function = _FOLDERS["export" if is_export(folder) else "artifact"]
-    made: Model = attrgetter(function)(import_module(module))(folder)
-    return made
 
 
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:

@@ -168,7 +168,7 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         constants=_constants(plan),
         hallucinated=kinds["hallucinated"],
         heads=sum(kinds.values()),
-        chosen=_chosen(plan.hallucinate),
+        chosen=CHOSEN_BY[plan.hallucinate.by or "medoids"] if plan.hallucinate else "",
         made=_made(plan.hallucinate),
         start=_start(plan, kinds["hallucinated"] > 0),
         likes=_likes(parts, plan, likeness),
@@ -185,10 +185,6 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         trained=parts.trained,
         times=(1e3 * times[0], 1e3 * times[1]) if times[0] is not None and times[1] is not None else None,
     )
-
-
-def _chosen(settings: Hallucinate | None) -> str:
-    return CHOSEN_BY[settings.by or "medoids"] if settings else ""
 
 
 def _made(settings: Hallucinate | None) -> str:

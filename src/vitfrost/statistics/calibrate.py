@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +64,7 @@ def calibrate(
     loaded = as_model(model)
     if config.sensitivity and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
-    feed_forward = _feed_forward_sites(loaded)
+    feed_forward = [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
     watched = copy.deepcopy(loaded.module) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
     attention = install_map_attention(watched)
     sites = [module.site for module in attention.values()]
@@ -105,11 +104,6 @@ def calibrate(
     if out is not None:
         statistics.save(out)
     return statistics
-
-
-def _feed_forward_sites(loaded: Model) -> list[dict[str, Any]]:
-    """What a plan needs to know of the original's feed-forward sites."""
-    return [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
 
 
 def _collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,14 +130,11 @@ def over_images(parts: GridParts) -> list[Comparison]:
     families = [family for family in families if len(family) > 1]
     labels = names([family[0] for family in families]) if len(families) > 1 else [""] * len(families)
     for family, label in zip(families, labels, strict=True):
-        shares = [share for share in sorted({share for line in family for share in line.points}) if _images_at(family, share) > 1]
+        measured = Counter(share for line in family for share in line.points)
+        shares = sorted(share for share, lines in measured.items() if lines > 1)
         if shares:
             found.append(_images_comparison(family, shares[:COLORS], label))
     return found
-
-
-def _images_at(family: Sequence[Line], share: float) -> int:
-    return sum(share in line.points for line in family)
 
 
 def _images_comparison(family: Sequence[Line], shares: Sequence[float], label: str) -> Comparison:
