@@ -1,7 +1,8 @@
-"""A source of maps that stands in one file: from the plan file to compress, save, load and forward, with its cost and its configuration."""
+"""A source of maps takes one class: that of the documentation goes the whole way, with its cost and its configuration."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,15 @@ from torch import Tensor, nn
 import vitfrost
 from vitfrost.configs import FreezeHeads, Hallucinate, Quantize
 from vitfrost.configs.base import Share, config
+from vitfrost.deploy.graph import inference_form, trace
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.map_sources import SOURCES, MapSource, register
 from vitfrost.passes.structure import changed_sites
 from vitfrost.plans.file import load_plan
 from vitfrost.vit.families import find_sites
-from vitfrost.vit.sites import AttentionSite
 
-
-@config
-class UniformMaps:
-    """Every key gets 1/N of what the token does not keep for itself."""
-
-    own: Share = 0.0
-    """What every token keeps for itself, 0 to 1."""
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 class UniformHeads(nn.Module):
@@ -45,23 +40,12 @@ class UniformHeads(nn.Module):
         return whole.expand(1, self.heads, self.tokens, self.tokens)
 
 
-class Uniform(MapSource):
-    name = "uniform"
-    config = UniformMaps
-    module = "uniform"
-
-    def make(self, site: AttentionSite, layer: Any, settings: UniformMaps, allowed: Tensor | None, fitted: Any) -> nn.Module:
-        if site.queries != site.keys:
-            raise VitfrostError(f"{site.name} has fewer keys than queries; leave its heads computed")
-        return UniformHeads(site.keys, len(layer.heads_of(self.name)), settings.own)
-
-    def macs(self, site: AttentionSite, layer: Any, settings: UniformMaps) -> int:
-        return len(layer.heads_of(self.name)) * site.keys * site.head_dim
-
-
 @pytest.fixture
 def uniform() -> Iterator[None]:
-    register(Uniform())
+    """The source of the documentation, until the test ends."""
+    (code,) = re.findall(r"```python\n(@config\nclass UniformMaps.*?)```", ARCHITECTURE.read_text(), re.S)
+    names = {"config": config, "Share": Share, "MapSource": MapSource, "register": register, "UniformHeads": UniformHeads}
+    exec(compile(code, ARCHITECTURE.name, "exec", dont_inherit=True), names)
     yield
     del SOURCES["uniform"]
 
@@ -88,6 +72,7 @@ def test_it_goes_from_the_plan_file_to_the_loaded_artifact(written: Path, shallo
     pixels = torch.randn(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(again.module(pixels), made.module(pixels))
+    trace(inference_form(again), model.image_size, "the artifact")  # as an export does
     name = plan.layers[0].site
     attention: Any = again.module.get_submodule(name)
     seen: list[Tensor] = []
