@@ -52,9 +52,10 @@ def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: int
     is_pack = path.suffix == ".npz"
     if not is_pack and part.split != "all":
         raise VitfrostError(f"the folder {path} has no split {part.split}; name the folder of that split and leave the split out")
-    every = (
-        Pack.open(path).images(part.split, part.labels == "imagenet") if is_pack else open_images(path, need_labels=True, classes=classes)
-    )
+    if is_pack:
+        every: ImageSet = Pack.open(path).images(part.split, part.labels == "imagenet")
+    else:
+        every = open_images(path, need_labels=True, classes=classes)
     image_set = every.subset(part.limit, part.seed)
     pixels, labels, digests = [], [], {}
     count = len(image_set)
