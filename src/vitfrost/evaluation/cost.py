@@ -18,9 +18,9 @@ from ..vit.attention import MapAttention
 from ..vit.kinds import is_norm
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
-MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",
+MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps", "other_maps",
              "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
-PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "constant_maps",
+PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "constant_maps", "other_maps",
                    "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
 # The parts that a layer's cost falls to, in shares of the projections that it stacks.
 _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
@@ -63,7 +63,7 @@ def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
         macs["query_key_product"] += logit_macs(site) * logit_heads // site.heads
         macs["map_value_product"] += logit_macs(site) * (site.heads - site.mixed_apart) // site.heads
         for part, count in site.source_macs:
-            macs[part] = macs.get(part, 0) + count
+            macs[part] += count
     for linear in sites.linears:
         _share(macs, linear, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
@@ -95,8 +95,7 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
         if path in linears:
             _share(counts, linears[path], own)
         else:
-            part = in_maps.get(module, "norms" if is_norm(module) else "embeddings")
-            counts[part] = counts.get(part, 0) + own
+            counts[in_maps.get(module, "norms" if is_norm(module) else "embeddings")] += own
     return counts
 
 

@@ -22,8 +22,8 @@ class MapSource:
 
     name: `source:` in a head's line. fields: which others of the line's fields such a head has. part: the part of the plan with its
     configuration; config: the configuration's class where that stands under `sources:` instead. module: the name of its module in an
-    attention layer, and so in the keys of a state; cost: the part of multiply-accumulates and parameters that it belongs to. of_logits:
-    maps are made of the logits that the layer's other heads have; else outputs of the heads' own values.
+    attention layer, and so in the keys of a state; cost: the part that its multiply-accumulates and parameters belong to (see
+    evaluation.cost). of_logits: maps are made of the logits that the layer's other heads have; else outputs of the heads' own values.
     """
 
     name: ClassVar[str]
