@@ -88,9 +88,12 @@ def test_it_goes_from_the_plan_file_to_the_loaded_artifact(written: Path, shallo
     assert rows >= 0  # it has no queries and keys
 
 
-def test_its_cost_and_its_statistics(written: Path, shallow: Any, pictures: Path) -> None:
+def test_its_cost_its_statistics_and_its_page(written: Path, shallow: Any, pictures: Path) -> None:
     plan = load_plan(written)
-    made = vitfrost.compress(shallow.model, plan, statistics=shallow.statistics)
+    made = vitfrost.compress(shallow.model, plan, statistics=shallow.statistics, out=written.parent / "artifact")
+    page = vitfrost.report(written.parent).read_text()
+    assert "Maps of other sources" in page
+    assert "</span> 2 uniform</span>" in page
     sites = changed_sites(find_sites(made.blank()), plan)
     macs = macs_by_part(made.module, sites)
     assert macs["other_maps"] == sum(site.keys * site.head_dim for site in sites.attention)
