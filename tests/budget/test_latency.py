@@ -376,5 +376,5 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(shallow: Any, picture
         if has_bf16:
             assert len(timer.time({}, "", 0.0).original) == 12
         else:
-            with pytest.raises(VitfrostError, match="this CPU computes openvino-bf16 in fp32; give another --runtime"):
+            with pytest.raises(VitfrostError, match="this CPU computes openvino-bf16 in fp32; give another Search.runtime"):
                 timer.time({}, "", 0.0)

@@ -45,7 +45,8 @@ from .moves import Move, Moves, State
 from .outcome import SearchProgress, how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
 from .replacements import Replacements
-from .timer import RuntimeTimer, find_target
+from .runtimes import find_target
+from .timer import RuntimeTimer
 
 
 def search(

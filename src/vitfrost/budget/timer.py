@@ -10,66 +10,20 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 from ..configs import Export
-from ..configs.verbs import SearchRuntime
 from ..deploy.export import export_graph
 from ..errors import VitfrostError
-from ..evaluation.results import processor_name
 from ..files import scratch_folder
 from ..images.given import ImagesLike
 from ..model import Model
 from ..progress import say
-from ..runtime.runtimes import RUNTIMES, cores
+from ..runtime.runtimes import OWN_BITS, RUNTIMES
 from ..threads import torch_threads
 from ..timing.rounds import interleaved, tried_slot
-from ..timing.sessions import EAGER, Opened, Opening, runtime_version
-from .latency_record import LatencySetup
-
-NAMES = get_args(SearchRuntime)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A runtime ("onnxruntime", "openvino", "torch") at a precision, with so many threads."""
-
-    runtime: str
-    precision: str
-    threads: int
-
-    @property
-    def name(self) -> str:
-        """ "openvino-int8"."""
-        return f"{self.runtime}-{self.precision}"
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """What exporting to it and running there needs beside torch."""
-        return RUNTIMES[self.runtime].needs(self.precision) if self.runtime in RUNTIMES else ()
-
-    def setup(self) -> LatencySetup:
-        """What its times depend on beside the model."""
-        versions = [runtime_version(self.runtime), *(f"{name} {version(name)}" for name in self.packages if name == "nncf")]
-        return LatencySetup(runtime=self.name, threads=self.threads, versions=", ".join(versions), cpu=processor_name())
-
-
-def find_target(name: str, threads: int) -> Target:
-    """The runtime of that name. Raises VitfrostError for another name, one that is not installed, and more threads than cores."""
-    if name not in NAMES:
-        raise VitfrostError(f"there is no runtime '{name}' to search for; give one of {', '.join(NAMES)}")
-    runtime, _, precision = name.partition("-")
-    found = Target(runtime, precision, threads)
-    absent = [package for package in found.packages if find_spec(package) is None]
-    if absent:
-        raise VitfrostError(f"{name} needs {absent[0]}, which is not installed; pip install 'vitfrost[export]'")
-    if not 1 <= threads <= cores():
-        raise VitfrostError(f"threads is {threads}; give 1 to {cores()}, the cores of this machine")
-    return found
-
+from ..timing.sessions import EAGER, Opened, Opening
+from .runtimes import Target
 
 # int8 ranges for measurements of time come from so few of the search's images.
 CALIBRATION_IMAGES = 8
@@ -139,7 +93,7 @@ class RuntimeTimer:
         target = self.target
         path = None if target.runtime in EAGER else str(self._export(name, loaded, folder))
         session = Opening(target.runtime, loaded.image_size, target.threads, path, precision=target.precision).open(loaded)
-        if session.precision != target.precision:
+        if target.runtime not in OWN_BITS and session.precision != target.precision:
             raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another Search.runtime")
         return session
 
@@ -147,7 +101,8 @@ class RuntimeTimer:
         if name == ORIGINAL and self._kept is not None:
             return self._kept
         target = self.target
-        config, images = Export(RUNTIMES[target.runtime].format, target.precision, seed=self.seed), None  # type: ignore[arg-type]
+        asked = {} if target.runtime in OWN_BITS else {"precision": target.precision}
+        config, images = Export(RUNTIMES[target.runtime].format, seed=self.seed, **asked), None  # type: ignore[arg-type]
         if target.precision == "int8":
             config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
         place = self._folder / ORIGINAL if name == ORIGINAL else folder
