@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from vitfrost.artifact import Artifact
-from vitfrost.budget import latency
+from vitfrost.budget import latency, runtimes
 from vitfrost.budget import search as verb
-from vitfrost.budget import timer as runtimes
 from vitfrost.budget.history import load_search
 from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.configs import FreezeHeads
@@ -376,5 +375,5 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(shallow: Any, picture
         if has_bf16:
             assert len(timer.time({}, "", 0.0).original) == 12
         else:
-            with pytest.raises(VitfrostError, match="this CPU computes openvino-bf16 in fp32; give another Search.runtime"):
+            with pytest.raises(VitfrostError, match=r"this CPU computes openvino-bf16 in fp32; give another Search\.runtime"):
                 timer.time({}, "", 0.0)
