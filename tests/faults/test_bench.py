@@ -30,7 +30,7 @@ DIGITS = "timm:vitfrost_digits"
         ([DIGITS, "--rounds", "0"], "--rounds is 0"),
         ([DIGITS, "--seed", "-1"], "--seed is -1"),
         ([DIGITS, "--image-size", "0"], "--image-size[0] is 0"),
-        ([DIGITS, "--runtime", "tensorrt"], "--runtime: 'tensorrt' is none of openvino, onnxruntime, torch, compiled"),
+        ([DIGITS, "--runtime", "tensorrt"], "--runtime: 'tensorrt' is none of openvino, onnxruntime, native, torch, compiled"),
         ([DIGITS, "--precision", "int4"], "--precision: 'int4' is none of fp32, bf16, int8"),
         ([DIGITS, "--precision", ","], "--precision: ',' holds nothing"),
         ([DIGITS, "--runtime", "torch", "--precision", "int8"], "nothing to measure: vitfrost_digits: no runtime that was asked for"),
