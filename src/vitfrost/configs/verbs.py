@@ -58,6 +58,10 @@ class Evaluate:
     batch_size: Positive = 16
     """Images per forward pass."""
 
+    def idle(self) -> dict[str, str]:
+        """Fields without effect."""
+        return {"seed": "limit"} if self.limit is None else {}
+
 
 @config
 class Compress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -13,6 +14,24 @@ from .flat import FREEZE, Method, MethodOptions, flat_of, flat_options
 def spelled(name: str) -> str:
     """A flag as it is typed."""
     return f"--{name}"
+
+
+_PYTHON = re.compile(r"\b([A-Z]\w+)(?:\.(\w+)|\((\w+)=((?:\([^()]*\)|[^()])*)\))")
+
+
+def as_flags(text: str, configs: Sequence[type]) -> str:
+    """A message in which Python's names of options, such as Search.over and Compact(init="weights"), are flags."""
+    known = {config.__name__: {option.field: option for option in MethodOptions.of(config).options.values()} for config in configs}
+
+    def flag(match: re.Match[str]) -> str:
+        name, field, set_field, value = match.groups()
+        option = known.get(name, {}).get(field or set_field)
+        if option is None:
+            return match[0]
+        words = [] if value in (None, "True") else re.findall(r"[^\s\"',()]+", value)
+        return " ".join([spelled(option.name), *words])
+
+    return _PYTHON.sub(flag, text)
 
 
 def word_count(option: Option) -> int:

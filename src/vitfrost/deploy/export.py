@@ -172,7 +172,8 @@ def _check_model(loaded: Model, form: str) -> None:
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
-            "would be exported as such; export with --format native, or plan with --activation-bits 32 and export with --precision int8"
+            'would be exported as such; export with Export(format="native"), or plan with Quantize(activations=32) and export with '
+            'Export(precision="int8")'
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")

@@ -59,7 +59,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
             assert made is not None
             made.save(str(path), external_data=False)
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}; try --format openvino") from error
+        raise VitfrostError(f'{name} cannot be written as ONNX: {_first_line(error)}; try Export(format="openvino")') from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:

@@ -58,13 +58,9 @@ def _one(name: str, folder: Path, out: Path) -> OneModel:
     parts = read_grid(folder)
     page, published = folder / REPORT, parts.recipe.published
     link = Path(os.path.relpath(page, out.parent)).as_posix() if page.is_file() else None
-    rows = {_method(row): row for row in paper_rows(parts)}
+    rows = {f"{row.name} ({row.precision})": row for row in paper_rows(parts)}
     source = f"{published.source}, on {published.images}" if published else None
     return OneModel(name, link, progress(parts), source, rows, figure_five(parts), figure_six(parts))
-
-
-def _method(row: PaperRow) -> str:
-    return f"{row.name} ({row.precision})"
 
 
 def _table(models: list[OneModel]) -> Table | None:

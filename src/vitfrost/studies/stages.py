@@ -66,7 +66,10 @@ class GridRun(RecipeRun[StudyRecipe]):
         return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
-        stages = [Stage("picture", PICTURE, (), [self.model, self.recipe.evaluation], self._take_picture)]
+        part = self.recipe.evaluation
+        stages = [
+            Stage("picture", PICTURE, (), [self.model, part], lambda out: take_picture(self.original, part.images, out, seed=part.seed))
+        ]
         observed: set[str] = set()
         for name, members in self._models().items():
             source = members[0].source
@@ -88,9 +91,6 @@ class GridRun(RecipeRun[StudyRecipe]):
         for variant in self.variants:
             found.setdefault(variant.source.model, []).append(variant)
         return {name: members for name, members in found.items() if members}
-
-    def _take_picture(self, out: Path) -> None:
-        take_picture(self.original, self.recipe.evaluation.images, out, seed=self.recipe.evaluation.seed)
 
     def _quantize(self, source: Source) -> Stage:
         count = self.recipe.compress.calibration_images

@@ -160,6 +160,6 @@ def _check_size(subject: Subject, image_sizes: Sequence[int] | None) -> None:
     if image_sizes and subject.image_size not in [(size, size) for size in image_sizes]:
         own = "x".join(map(str, subject.image_size))
         raise VitfrostError(
-            f"{subject.label} is built for {own} px, and --image-size asks for {', '.join(map(str, image_sizes))}; only timm: models are "
+            f"{subject.label} is built for {own} px, Bench.image_size is {', '.join(map(str, image_sizes))}; only timm: models are "
             f"built for any size"
         )
