@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class ModelFlags:
 
     model: Annotated[str | None, _model_flag("name")] = None
     weights: Annotated[str | None, _model_flag("weights")] = None
-    image_size: Annotated[int | None, _model_flag("image_size")] = None
+    image_size: Annotated[str | None, _model_flag("image_size")] = None
     classes: Annotated[int | None, _model_flag("classes")] = None
     mean: Annotated[Colors | None, _model_flag("mean")] = None
     std: Annotated[Colors | None, _model_flag("std")] = None
@@ -56,9 +57,18 @@ class ModelFlags:
         if not exports:
             refuse_export(named)
         given = {name: value for name, value in asdict(self).items() if name not in ("model", "model_option")}
+        given["image_size"] = None if self.image_size is None else read_size(self.image_size)
         if untrained and artifact is None and self.weights is None:
             given["weights"] = "random"
         return Model.open(named, options=read_pairs(self.model_option), **given)
+
+
+def read_size(word: str) -> int | tuple[int, int]:
+    """Pixels as the command line has them: 224, or 256x128 for height and width. Raises VitfrostError for anything else."""
+    sides = [int(side) for side in word.lower().split("x") if re.fullmatch(r"-?[0-9]{1,6}", side)]
+    if len(sides) != word.lower().count("x") + 1 or len(sides) > 2:
+        raise VitfrostError(f"--image-size is '{word}'; give pixels, such as 224, or height x width, such as 256x128")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 Flags = Annotated[ModelFlags, arg(name="")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,16 +10,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
-from ..images.batches import BatchLoader, images_hash, take_usable
+from ..images.batches import BatchLoader, images_hash, name_skipped, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model
+
+log = logging.getLogger("vitfrost")
+FEWEST_TO_CALIBRATE = 16
 
 
 def draw_calibration(loaded: Model, images: ImagesLike, count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
     drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
+    if len(batch.positions) < FEWEST_TO_CALIBRATE:
+        log.warning(
+            "ranges are calibrated on %d image%s, which fit those and little else; give 32 or more",
+            len(batch.positions), "s" if len(batch.positions) > 1 else "",
+        )  # fmt: skip
     record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
     return batch.pixels, record
 
@@ -41,6 +50,7 @@ class DrawnBatches:
     def record(self) -> dict[str, Any]:
         """What was drawn; complete once everything has been read."""
         digests = self._loader.digests
+        name_skipped(self._drawn, self._loader.skipped, len(digests))
         return {
             "images": len(digests),
             "images_hash": images_hash(self._drawn, digests),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
 from ..errors import VitfrostError
@@ -14,6 +13,7 @@ from ..model import Model
 from ..plans.schema import Plan
 from ..progress import doing
 from ..statistics.record import Statistics
+from ..vit.draws import own_seed
 from ..vit.sites import ModelSites
 from .draws import Draws
 
@@ -69,12 +69,11 @@ class Pass(Protocol):
 def apply_passes(passes: Sequence[Pass], work: Work) -> Work:
     """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied.
 
-    What a pass draws from torch's generator starts from the seed of `work.draws`; afterwards the generator is where it was.
+    What a pass draws with torch on the CPU starts from the seed of `work.draws`; torch's own generator stays where it is.
     """
     for one in passes:
         one.check(work)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(work.draws.seed)
+    with own_seed(work.draws.seed):
         for one in passes:
             doing(f"compress: {one.name}")
             record = one.apply(work)

@@ -17,11 +17,14 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ..class_names import class_space, imagenet_names
 from ..errors import VitfrostError
 from ..files import atomic_file, read_json, sha256_of_file, write_json
+from ..images.classes import ClassSpace
 from ..images.decode import Decoded, decode_file
+from ..images.labels import LABELS_FILE
 from ..images.preprocess import Preprocess
-from ..images.source import LABELS_FILE, ImageSet, open_images
+from ..images.source import ImageSet, open_images
 from ..progress import track
 from .packs import IMAGENET_CLASSES, Pack, Split
 
@@ -101,6 +104,7 @@ def open_decoded(
     limit: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    classes: ClassSpace | None = None,
     threads: int,
     progress: bool,
 ) -> DecodedImages:
@@ -111,8 +115,8 @@ def open_decoded(
     their order. With `cache` the pixels are written to `<cache>/<digest>.npy` once and mapped from there afterwards.
 
     Labels: of a folder, `labels.csv` or class folders; None where it has neither. A folder has no split of its own. With
-    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` must hold such indices, and class folders
-    must be the 1000 of ImageNet-1k.
+    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` and class folders must name such classes.
+    `classes`: of the model that is trained; fewer class folders than these must say which they are.
 
     Raises VitfrostError for sizes out of range, a source that is missing, damaged or disagrees with the options, and where
     no image is usable.
@@ -127,7 +131,7 @@ def open_decoded(
     found = (
         _of_pack(path, preprocess, split, labels, limit, seed)
         if path.suffix == ".npz"
-        else _of_folder(path, preprocess, split, labels, limit, seed, threads)
+        else _of_folder(path, preprocess, split, labels, limit, seed, threads, classes)
     )
     settings = {"version": 1, "size": size, "split": split, "labels": labels, "limit": limit, "seed": seed if limit else 0}
     digest = hashlib.sha256(json.dumps({**settings, "content": found.content}).encode()).hexdigest()
@@ -181,23 +185,27 @@ def _of_pack(path: Path, preprocess: Preprocess, split: Split, labels: Labels, l
     )
 
 
-def _of_folder(path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int, threads: int) -> _Source:
+def _of_folder(
+    path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int, threads: int, known: ClassSpace | None
+) -> _Source:
     if split != "all":
         raise VitfrostError(f"the folder {path} has no split {split} of its own; name the folder of that split and leave the split out")
     every = open_images(path)
     top = {file.split("/", 1)[0] if "/" in file else "" for file in every.files}
     space, classes = "", None
+    if labels == "imagenet":
+        known = class_space(IMAGENET_CLASSES, imagenet_names())
     if (path / LABELS_FILE).is_file():
-        every = open_images(path, need_labels=True, classes=IMAGENET_CLASSES if labels == "imagenet" else None)
+        every = open_images(path, need_labels=True, classes=known)
         space = "imagenet" if labels == "imagenet" else "numbers of a CSV"
     elif len(top) > 1 and "" not in top:
-        if labels == "imagenet" and len(top) != IMAGENET_CLASSES:
-            mend = f"all {IMAGENET_CLASSES} are needed for ImageNet-1k indices; add a {LABELS_FILE} with them"
-            raise VitfrostError(f"the folder {path} has {len(top)} class folders; {mend}")
-        every = open_images(path, need_labels=True)
-        space = "imagenet" if labels == "imagenet" else "folders " + "/".join(sorted(top))
+        every = open_images(path, need_labels=True, classes=known)
+        if labels == "imagenet":
+            space = "imagenet"
+        else:
+            space = "folders " + "/".join(sorted(top)) if known is None or len(top) == known.count else "classes of the model"
     if every.labels is not None:
-        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1
+        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1 if known is None else known.count
     drawn = every.subset(limit, seed)
     with ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-hash") as pool:
         hashes = list(pool.map(_content, [path / file for file in drawn.files]))
