@@ -115,16 +115,15 @@ VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm512_dpwssd_epi32
 template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) { return (i32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w); }
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return (i32)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w); }
 #elif defined(VF_DOT_AVX2)
-// maddubs adds two products in 16 bits and saturates. `direct`: 2 x_max w_max <= 32,767, so it cannot. `split`: x = 16 high + low with both at
-// most 15, so a pair sums to at most 2 * 15 * 128 = 3,840.
+// maddubs adds two products in 16 bits and saturates. `direct`: 2 x_max w_max <= 32,767, so it cannot. `split`: even and odd bytes are widened to 16 bits, whose
+// products are added in 32.
 template <Sums sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    if (sums != Sums::split) return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), ones));
-    const __m256i nibble = _mm256_set1_epi8(15), sixteen = _mm256_set1_epi16(16);
-    __m256i low = _mm256_and_si256((__m256i)x, nibble), high = _mm256_and_si256(_mm256_srli_epi16((__m256i)x, 4), nibble);
-    __m256i made = _mm256_madd_epi16(_mm256_maddubs_epi16(low, (__m256i)w), ones);
-    made = _mm256_add_epi32(made, _mm256_madd_epi16(_mm256_maddubs_epi16(high, (__m256i)w), sixteen));
-    return (i32)_mm256_add_epi32((__m256i)sum, made);
+    if (sums != Sums::split)
+        return (i32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w), _mm256_set1_epi16(1)));
+    const __m256i low = _mm256_set1_epi16(255);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256((__m256i)x, low), _mm256_srai_epi16(_mm256_slli_epi16((__m256i)w, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16((__m256i)x, 8), _mm256_srai_epi16((__m256i)w, 8));
+    return (i32)_mm256_add_epi32((__m256i)sum, _mm256_add_epi32(even, odd));
 }
 VF_INLINE i16 dot_chunk(i16 sum, i32 x, i32 w) { return (i16)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)x, (__m256i)w)); }
 VF_INLINE i32 widen(i16 sum) { return (i32)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
