@@ -39,7 +39,7 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .native.eight_bits import MOST_IMAGES, bits_of, in_integers, needs_images
+from .native.eight_bits import bits_of, images_for, in_integers, needs_images
 from .native.format import write_model
 from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
@@ -121,8 +121,9 @@ def export_graph(
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
     doing(f"export to {format} {precision}: read images")
-    wanted = min(config.calibration_images, MOST_IMAGES) if format == NATIVE else config.calibration_images
-    calibration, compared, record = _drawn(loaded, images, wanted if static else 0, checks, seed)
+    wanted = config.calibration_images if static else 0
+    wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
+    calibration, compared, record = _drawn(loaded, images, wanted, checks, seed)
     ready = inference_form(loaded)
     int8 = None
     if precision == "int8":
