@@ -55,14 +55,14 @@ def in_integers(loaded: Model, pixels: Float[torch.Tensor, "images 3 height widt
     module = merge_structure(copy.deepcopy(loaded.module).cpu().float().eval())
     if not needs_images(loaded):
         if isinstance(loaded, Artifact) and loaded.plan.quantize.weights == FULL_PRECISION_BITS:
-            raise VitfrostError(f"{loaded.name} has quantized activations and weights in floating point; plan with --weight-bits 2 to 8")
+            raise VitfrostError(f"{loaded.name} has quantized activations and weights in floating point; plan with Quantize(weights=8)")
         return module
     attention = install_map_attention(module)
     for name, each in attention.items():
         if isinstance(each.frozen, FrozenMaps):
             raise VitfrostError(
-                f"{name} has frozen entries in floating point, which the native engine does not run; plan with --activation-bits 4 or 8, "
-                "or freeze whole heads"
+                f"{name} has frozen entries in floating point, which the native engine does not run; plan with "
+                "Quantize(activations=8), or freeze whole heads"
             )
     if isinstance(loaded, Artifact) and loaded.plan.quantize.weights != FULL_PRECISION_BITS:
         _calibrate_attention(module, attention, pixels)
@@ -81,7 +81,7 @@ def _calibrate_attention(module: nn.Module, attention: dict[str, MapAttention], 
     for each in attention.values():
         each.quantize(make, lambda: None)
     if pixels is None or not len(pixels):
-        raise VitfrostError("quantizing activations needs calibration images; give --images DIR")
+        raise VitfrostError("quantizing activations needs calibration images; give images (--images DIR)")
     for quantizer in quantizers:
         quantizer.calibrating = True
     module(pixels)
