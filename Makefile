@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: install demo test lint docs digits fuzz torture lowest clean
+.PHONY: install demo test lint engine-checks docs digits fuzz torture lowest clean
 
 install: $(VENV)/.installed $(VENV)/.native
 
@@ -33,6 +33,11 @@ test: install
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src && $(BIN)/mypy native/python
+	@if command -v clang-format > /dev/null; then clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl; fi
+
+# The engine under AddressSanitizer and UBSan: damaged files, and models opened and closed over and over. Some minutes.
+engine-checks: install
+	$(BIN)/python scripts/engine_checks.py
 
 # The documentation site in build/site; every warning is an error. It needs no torch, so it has an environment of its own.
 docs: $(VENV)-docs/.installed
