@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .class_names import class_space, imagenet_names, read_class_names
 from .configs.model import ModelPart
-from .errors import UnsupportedModel, VitfrostError
+from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
 from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing
@@ -48,6 +48,7 @@ timm = import_timm()
 _FOLDERS = {"artifact": ("vitfrost.artifact", "Artifact.load"), "export": ("vitfrost.deploy.exported", "load_exported")}
 log = logging.getLogger("vitfrost")
 MEMORY = "memory"
+LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
 Size = int | tuple[int, int] | None
 
@@ -102,8 +103,8 @@ class Model:
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
         sites = find_sites(own)
         if sites.image_size != size:
-            shown = "x".join(map(str, sites.image_size))
-            raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
+            built_for = "x".join(map(str, sites.image_size))
+            raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
         if (patch := cut_pixels(own, size)) is not None:
             log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
         classes = _outputs(own, size)
@@ -244,6 +245,8 @@ def names_folder(model: str | Path) -> bool:
 def refuse_hub(name: str | Path) -> None:
     """Raise VitfrostError for a model of the hub: nothing is downloaded but timm's own weights."""
     text = str(name)
+    if len(text) > LONGEST_PATH:
+        raise VitfrostError(f"timm has no model {shown(text)}; give a name of timm's, or a folder")
     if text.startswith(("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:")):
         plain = text.rpartition("/")[2].partition(":")[2] or text.rpartition("/")[2]
         known = f", such as {plain}" if timm.is_model(plain) else ""
@@ -311,8 +314,8 @@ def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
     """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
     said = module(torch.zeros(1, 3, *size, device=device_of(module)))
     if not isinstance(said, Tensor) or said.ndim != 2:
-        shown = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise UnsupportedModel(f"this {type(module).__name__} gives {shown} for an image; only logits [images, classes] are supported")
+        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
     return said.shape[1]
 
 

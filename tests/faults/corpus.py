@@ -54,7 +54,7 @@ def damaged_copy(kind: Kind, scratch: Path, random: Random) -> tuple[Path, bool]
     if agrees:
         try:
             kind.agree(target)  # type: ignore[misc]
-        except (VitfrostError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (VitfrostError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             agrees = False
     weights = not name.endswith(".json") and kind.whole.is_dir()
     return target, weights and not agrees and path.read_bytes() != before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..configs.base import options_of
 from ..configs.model import Colors, Crop, ModelPart, read_pairs
+from ..configs.words import read_size
 from ..errors import VitfrostError
 
 if TYPE_CHECKING:
@@ -61,14 +61,6 @@ class ModelFlags:
         if untrained and artifact is None and self.weights is None:
             given["weights"] = "random"
         return Model.open(named, options=read_pairs(self.model_option), **given)
-
-
-def read_size(word: str) -> int | tuple[int, int]:
-    """Pixels as the command line has them: 224, or 256x128 for height and width. Raises VitfrostError for anything else."""
-    sides = [int(side) for side in word.lower().split("x") if re.fullmatch(r"-?[0-9]{1,6}", side)]
-    if len(sides) != word.lower().count("x") + 1 or len(sides) > 2:
-        raise VitfrostError(f"--image-size is '{word}'; give pixels, such as 224, or height x width, such as 256x128")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 Flags = Annotated[ModelFlags, arg(name="")]

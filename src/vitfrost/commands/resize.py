@@ -24,7 +24,7 @@ def resize(
         overwrite: replace an existing folder.
     """
     from .. import resize as verb
-    from .arguments import read_size
+    from ..configs.words import read_size
 
     made = verb(artifact, read_size(image_size), out=out, overwrite=overwrite)
     print(f"{out}: {made.size_bytes / 1e6:.3f} MB")

@@ -48,10 +48,10 @@ from .pictures import draw, random_pixels
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
-NATIVE = Native.name
 FEWEST_TO_CALIBRATE = 16
 # The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
 NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
+NATIVE = Native.name
 
 
 class Int8(NamedTuple):

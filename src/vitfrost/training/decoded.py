@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,9 @@ from ..images.preprocess import Preprocess
 from ..images.source import ImageSet, open_images
 from ..progress import track
 from .packs import IMAGENET_CLASSES, Pack, Split
+
+log = logging.getLogger("vitfrost")
+SHOWN = 5  # of a list of names in a message
 
 Labels = Literal["local", "imagenet"]
 
@@ -140,6 +144,10 @@ def open_decoded(
         pixels, skipped = _in_memory(found, size, threads, text, progress)
     else:
         pixels, skipped = _through_cache(Path(cache) / f"{digest}.npy", found, size, threads, text, progress)
+    if skipped:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:SHOWN])
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        log.warning("%d of %d images were skipped (%s%s)", len(skipped), len(found.names), shown, more)
     kept = None
     if found.labels is not None:
         kept = torch.tensor([label for name, label in zip(found.names, found.labels.tolist(), strict=True) if name not in skipped])
