@@ -48,7 +48,11 @@ def set_padding(module: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (set_zero_point, {}, "the input of blocks.1.attn.qkv: the zero point is 7.25 and no integer, .*; plan with Quantize.levels=.strict.."),
+        (
+            set_zero_point,
+            {},
+            "the input of blocks.1.attn.qkv: the zero point is 7.25 .*; plan with Quantize.levels=.strict",
+        ),
         (set_scales, {}, "the input of blocks.0.mlp.fc1: its quantizer has 10 scales, .*; vitfrost evaluate simulates it"),
         (set_activation, {}, "blocks.0.mlp: its activation is Tanh, .*; export it in floating point with Export"),
         (set_norm, {}, "blocks.0.norm1: it is a RMSNorm, .*; export it in floating point with Export"),
@@ -78,15 +82,15 @@ def test_parts_of_a_model(change: Any, options: dict[str, Any], message: str) ->
     ("methods", "message"),
     [
         ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with FreezeEntries.renormalize="),
-        ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before maps are quantized, .*FreezeEntries.order=.quantize-merge"),
+        ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before .*FreezeEntries.order=.quantize-merge"),
         ([FreezeEntries(0.3, grid="head"), STRICT], "frozen entries have a grid of their own, .*; plan with FreezeEntries.grid=.layer"),
         ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and maps 4, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3, bits=32), STRICT], "frozen entries are in floating point, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3), Quantize(4, 32)], "frozen entries in floating point, .*; plan with Quantize.activations=8"),
         ([FreezeEntries(0.3), Quantize(4, 4)], "zero point is .* and no integer, .*; plan with Quantize.levels=.strict.."),
         ([Quantize(32, 8, "strict")], "quantized activations and weights in floating point; plan with Quantize.weights=8"),
-        ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*; plan with Hallucinate.space=.logits"),
-        ([Hallucinate(0.5, by="first", mix="copy", intra_map="key-grid"), STRICT], "slides over the grid of keys, .*Hallucinate.intra_map=.3x3"),
+        ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*Hallucinate.space=.logits"),
+        ([Hallucinate(0.5, by="first", mix="copy", intra_map="key-grid"), STRICT], "the grid of keys, .*Hallucinate.intra_map=.3x3"),
     ],
 )  # fmt: skip
 def test_plans(shallow: Any, methods: list[Any], message: str, tmp_path: Path) -> None:

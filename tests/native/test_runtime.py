@@ -94,7 +94,7 @@ def test_predictions_with_and_without_vitfrost_are_the_same(deployed: Path, engi
     assert main([str(deployed), str(files[0]), "--top", "1"]) == 0
     assert re.fullmatch(rf"{re.escape(str(files[0]))}: \d [\d.]+ %\n", capsys.readouterr().out)
     for words, message in (
-        ([deployed, pictures / "none.png"], "cannot read .*none.png: no regular file"),
+        ([deployed, pictures / "none.png"], "cannot read .*none.png: No such file"),
         ([pictures, files[0]], "is no native export: there is no .*export.json"),
         ([deployed, files[0], "--top", "99"], "top is 99, and the model has 10 classes"),
     ):
