@@ -15,17 +15,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .class_names import imagenet_names, read_class_names
+from .class_names import class_space, imagenet_names, read_class_names
 from .configs.model import ModelPart
-from .errors import UnsupportedModel, VitfrostError
+from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
+from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing, Reading
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import find_sites
-from .vit.load import RANDOM_WEIGHTS, create_model, device_of, find_device, hash_state, load_state
+from .vit.load import (
+    RANDOM_WEIGHTS,
+    create_model,
+    cut_pixels,
+    device_of,
+    find_device,
+    hash_state,
+    load_state,
+    memory_of_machine,
+    refuse_cut_pixels,
+    refuse_larger,
+)
 from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
@@ -36,6 +48,7 @@ timm = import_timm()
 _FOLDERS = {"artifact": ("vitfrost.artifact", "Artifact.load"), "export": ("vitfrost.deploy.exported", "load_exported")}
 log = logging.getLogger("vitfrost")
 MEMORY = "memory"
+LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
 Size = int | tuple[int, int] | None
 
@@ -88,8 +101,10 @@ class Model:
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
         sites = find_sites(own)
         if sites.image_size != size:
-            shown = "x".join(map(str, sites.image_size))
-            raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
+            built_for = "x".join(map(str, sites.image_size))
+            raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
+        if (patch := cut_pixels(own, size)) is not None:
+            log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
         classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         options = registry_options(own, known, size, classes)
@@ -119,7 +134,10 @@ class Model:
         `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
         Raises VitfrostError in one line for anything that is not there or does not fit.
         """
+        refuse_hub(name)
         if names_folder(name):
+            if not Path(name).is_dir():
+                raise VitfrostError(f"no folder {name}; give the folder of an artifact or an export, or the name of one of timm's models")
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:
@@ -139,6 +157,11 @@ class Model:
         return Identity(
             name=self.name, image_size=self.image_size, weight_tag=self.weight_tag, state_hash=self.state_hash, classes=self.classes
         )
+
+    @property
+    def class_space(self) -> ClassSpace:
+        """What folders and labels may say of the classes."""
+        return class_space(self.classes, self.class_names)
 
     @property
     def device(self) -> torch.device:
@@ -210,13 +233,31 @@ def names_folder(model: str | Path) -> bool:
     return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
 
 
+def refuse_hub(name: str | Path) -> None:
+    """Raise VitfrostError for a model of the hub: nothing is downloaded but timm's own weights."""
+    text = str(name)
+    if len(text) > LONGEST_PATH:
+        raise VitfrostError(f"timm has no model {shown(text)}; give a name of timm's, or a folder")
+    if text.startswith(("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:")):
+        plain = text.rpartition("/")[2].partition(":")[2] or text.rpartition("/")[2]
+        known = f", such as {plain}" if timm.is_model(plain) else ""
+        raise VitfrostError(
+            f"{text[:100]} is no name of timm's registry, and nothing else is downloaded; give the architecture's name{known}, with "
+            "--weights FILE (or the folder that was downloaded)"
+        )
+
+
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
     if classes is not None:
         options["num_classes"] = classes
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    if options or image_size is not None:
+        refuse_larger(name, image_size, options, memory_of_machine() // 4, "more than fit into this machine's memory")
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    if image_size is not None:
+        refuse_cut_pixels(module, image_size_of(module, None))
     config = module.pretrained_cfg
     tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
     if random:
@@ -258,8 +299,8 @@ def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
     """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
     said = module(torch.zeros(1, 3, *size, device=device_of(module)))
     if not isinstance(said, Tensor) or said.ndim != 2:
-        shown = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise UnsupportedModel(f"this {type(module).__name__} gives {shown} for an image; only logits [images, classes] are supported")
+        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
     return said.shape[1]
 
 

@@ -27,7 +27,7 @@ from vitfrost.vit.families import install_map_attention
 
 KEYS = {
     "kind", "version", "format", "precision", "model", "classes", "preprocessing", "plan_hash", "plan", "seeds", "calibration",
-    "weight_range", "attention", "graph", "ranges", "macs", "sha256", "versions", "parity", "checked",
+    "weight_range", "attention", "graph", "ranges", "macs", "needs", "sha256", "versions", "parity", "checked",
 }  # fmt: skip
 
 

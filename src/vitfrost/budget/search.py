@@ -21,7 +21,6 @@ from ..identity import Identity
 from ..images.batches import Batch, images_hash, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
-from ..images.source import LABELS_FILE, ImageSet
 from ..methods.low_rank.moments import InputMoments
 from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
@@ -91,7 +90,7 @@ def search(
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
     doing("search: read images")
-    image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
+    image_set, batch = _draw(images, labels, loaded, Preprocess(loaded.preprocessing), budget.images, budget.seed)
     batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(budget.batch_size)]
     if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
@@ -264,15 +263,13 @@ def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
 
 
 def _draw(
-    images: ImagesLike, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
+    images: ImagesLike, labels: str | Path | None, loaded: Model, preprocess: Preprocess, count: int, seed: int
 ) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
     if not isinstance(images, str | Path):
         given = find_given(images).shuffled(seed)
         return given, take_usable(given, preprocess, count)
-    found = find_images(images, labels, classes, has_reference=True)
-    if found.labels is not None and labels is None and not (Path(images) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
-        found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes
+    found = find_images(images, labels, loaded.class_space, has_reference=True)
     drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)
 

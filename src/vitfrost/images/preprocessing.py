@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 from ..errors import VitfrostError
 
 CROP_MODES = ("center", "border", "squash")
+LARGEST_SIDE, SMALLEST_CROP = 16384, 0.01
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -50,13 +51,18 @@ class Preprocessing:
         object.__setattr__(self, "whole_squares", bool(self.whole_squares))
         if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
             raise VitfrostError(f"the input size {list(self.input_size)} is not (3, height, width); only RGB models are supported")
+        if max(self.input_size) > LARGEST_SIDE:
+            raise VitfrostError(f"the input size {list(self.input_size)} is out of range; give at most {LARGEST_SIDE} px")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise VitfrostError(f"the {name} has {len(getattr(self, name))} values; give three, for red, green and blue")
-        if not min(self.std) > 0:
-            raise VitfrostError(f"the std {list(self.std)} is out of range; give numbers above 0")
-        if not 0 < self.crop_pct <= 1:
-            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 and at most 1")
+        if not all(1e-4 <= value <= 1e4 for value in self.std):
+            raise VitfrostError(f"the std {list(self.std)} is out of range; give numbers above 0, in units of the full range")
+        if not all(abs(value) <= 1e4 for value in self.mean):
+            raise VitfrostError(f"the mean {list(self.mean)} is out of range; give numbers in units of the full range")
+        if not SMALLEST_CROP <= self.crop_pct <= 1:
+            least = f", {SMALLEST_CROP} or more" if self.crop_pct > 0 else ""
+            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 and at most 1{least}")
         for name, known in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in known:
                 raise VitfrostError(f"{name} '{getattr(self, name)}' is unknown; choose one of {', '.join(known)}")

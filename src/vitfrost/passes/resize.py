@@ -20,7 +20,7 @@ from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import create_model, hash_state, load_state
+from ..vit.load import create_model, hash_state, load_state, refuse_cut_pixels
 from ..vit.resize import fit_state
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
@@ -44,6 +44,7 @@ def resize(
     if not given.registered:
         raise VitfrostError(f"only timm's models are built for another image size, and timm cannot make this {given.name}")
     model = create_model(given.name, image_size, **given.options)
+    refuse_cut_pixels(model, find_sites(model).image_size)
     sites = {site.name: site for site in find_sites(model).attention}
     before = {site.name: site for site in find_sites(given.blank()).attention}
     size = find_sites(model).image_size
@@ -54,7 +55,7 @@ def resize(
             state |= _constants(module.constants, f"{name}.constants", before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
-    state = fit_state(model, state)
+    state = fit_state(model, state, getattr(getattr(given.blank(), "patch_embed", None), "grid_size", None))
     skeleton = Skeleton(model)
     install_structure(model, unhashed)
     load_state(model, state, f"of the {given.name} at {_shown(given.image_size)} px")

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import VitfrostError
-from ..images.batches import BatchLoader, images_hash, take_usable
+from ..images.batches import BatchLoader, images_hash, name_skipped, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model
 from ..plans.schema import Plan
 from ..progress import doing
 from ..statistics.record import Statistics
+from ..vit.draws import own_seed
 from ..vit.sites import ModelSites
+
+log = logging.getLogger("vitfrost")
+FEWEST_TO_CALIBRATE = 16
 
 
 def draw_calibration(loaded: Model, images: ImagesLike, count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
     drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
+    if len(batch.positions) < FEWEST_TO_CALIBRATE:
+        log.warning(
+            "ranges are calibrated on %d image%s, which fit those and little else; give 32 or more",
+            len(batch.positions), "s" if len(batch.positions) > 1 else "",
+        )  # fmt: skip
     record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
     return batch.pixels, record
 
@@ -47,6 +56,7 @@ class DrawnBatches:
     def record(self) -> dict[str, Any]:
         """What was drawn; complete once everything has been read."""
         digests = self._loader.digests
+        name_skipped(self._drawn, self._loader.skipped, len(digests))
         return {
             "images": len(digests),
             "images_hash": images_hash(self._drawn, digests),
@@ -138,12 +148,11 @@ class Pass(Protocol):
 def apply_passes(passes: Sequence[Pass], work: Work) -> Work:
     """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied.
 
-    What a pass draws from torch's generator starts from the seed of `work.draws`; afterwards the generator is where it was.
+    What a pass draws with torch on the CPU starts from the seed of `work.draws`; torch's own generator stays where it is.
     """
     for one in passes:
         one.check(work)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(work.draws.seed)
+    with own_seed(work.draws.seed):
         for one in passes:
             doing(f"compress: {one.name}")
             record = one.apply(work)

@@ -13,7 +13,7 @@ from .. import distributed
 from ..configs import Calibrate
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
-from ..images.batches import BatchLoader, images_hash
+from ..images.batches import BatchLoader, images_hash, name_skipped
 from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model, ModelLike, as_model
@@ -81,6 +81,7 @@ def calibrate(
         collected = _collect(
             watched, groups, loader, config.maps == "after", config.seed if config.sensitivity else None, compared, progress
         )
+    name_skipped(image_set, loader.skipped, len(loader.digests))
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
         model=loaded.identity,

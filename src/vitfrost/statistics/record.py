@@ -21,6 +21,7 @@ from ..records import Format, parse
 from ..spelling import hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
+from .signatures import SiteHeader
 from .similarity import added, moments_of
 
 if TYPE_CHECKING:
@@ -317,6 +318,7 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
     values = parse(text, "JSON", f"the header of {path}")
     if isinstance(values, dict):
         FORMAT.check_version({"version": None} | values, path)
+    FORMAT.record(SiteHeader, values, path)
     return FORMAT.record(StatisticsHeader, values, path)
 
 

@@ -53,7 +53,7 @@ class GridRun(RecipeRun[StudyRecipe]):
     def image_set(self) -> ImageSet:
         """The images on which all variants are measured."""
         part = self.recipe.evaluation
-        return find_images(part.images, part.labels, self.original.classes, has_reference=False).subset(part.limit, part.seed)
+        return find_images(part.images, part.labels, self.original.class_space, has_reference=False).subset(part.limit, part.seed)
 
     @cached_property
     def available(self) -> int:
@@ -138,6 +138,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         base = self.open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
+        failed: dict[str, VitfrostError] = {}
         for start in range(0, len(open_members), VARIANTS_PER_PASS):
             group = open_members[start : start + VARIANTS_PER_PASS]
             needed = {_statistics_file(variant.source) for variant in group if variant.freeze > 0}
@@ -147,11 +148,27 @@ class GridRun(RecipeRun[StudyRecipe]):
             if self.progress:
                 say(text)
             contexts = {variant.key: self._context(variant) for variant in group}
-            measure_variants(self.evaluation, base, chosen, contexts, text)
+            failed |= self._measured(base, chosen, contexts, text)
             measured += len(group)
             self.clock.done(len(group) * len(self.image_set))
+        if failed:
+            first = next(iter(failed))
+            raise VitfrostError(f"{len(failed)} of {len(members)} variants cannot be measured; the first, {first}: {failed[first]}")
         rows = [outcome.row for outcome in load_outcomes(self.folder / OUTCOMES, members) if outcome.variant is not None]
         save_results(Results(rows=rows), out)
+
+    def _measured(
+        self, base: Model, chosen: Sequence[tuple[Variant, Statistics | None]], contexts: dict[str, str], text: str
+    ) -> dict[str, VitfrostError]:
+        """Measure variants together, or where that fails one by one; what failed, by title."""
+        try:
+            measure_variants(self.evaluation, base, chosen, contexts, text)
+        except VitfrostError as error:
+            if len(chosen) == 1:
+                return {chosen[0][0].title: error}
+            failed = [self._measured(base, [one], contexts, f"{text}, {one[0].title}") for one in chosen]
+            return {title: why for each in failed for title, why in each.items()}
+        return {}
 
     def _original_outcome(self) -> Outcome:
         """The original's outcome, measured where that was not done yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,14 +17,20 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ..class_names import class_space, imagenet_names
 from ..errors import VitfrostError
 from ..files import atomic_file, read_json, sha256_of_file, write_json
 from ..images.batches import decode_in_order
+from ..images.classes import ClassSpace
 from ..images.decode import Decoded
+from ..images.labels import LABELS_FILE
 from ..images.preprocess import Preprocess
-from ..images.source import LABELS_FILE, ImageSet, open_images
+from ..images.source import ImageSet, open_images
 from ..progress import track
 from .packs import IMAGENET_CLASSES, Pack, Split
+
+log = logging.getLogger("vitfrost")
+SHOWN = 5  # of a list of names in a message
 
 Labels = Literal["local", "imagenet"]
 Decoding = Callable[[], Generator[tuple[str, Decoded], None, None]]
@@ -101,6 +108,7 @@ def open_decoded(
     limit: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    classes: ClassSpace | None = None,
     threads: int,
     progress: bool,
 ) -> DecodedImages:
@@ -111,8 +119,8 @@ def open_decoded(
     their order. With `cache` the pixels are written to `<cache>/<digest>.npy` once and mapped from there afterwards.
 
     Labels: of a folder, `labels.csv` or class folders; None where it has neither. A folder has no split of its own. With
-    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` must hold such indices, and class folders
-    must be the 1000 of ImageNet-1k.
+    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` and class folders must name such classes.
+    `classes`: of the model that is trained; fewer class folders than these must say which they are.
 
     Raises VitfrostError for sizes out of range, a source that is missing, damaged or disagrees with the options, and where
     no image is usable.
@@ -124,7 +132,11 @@ def open_decoded(
     preprocess = Preprocess(
         {"input_size": (3, size, size), "mean": (0,) * 3, "std": (1,) * 3, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
     )
-    found = _of_pack(path, split, labels, limit, seed) if path.suffix == ".npz" else _of_folder(path, split, labels, limit, seed, threads)
+    found = (
+        _of_pack(path, split, labels, limit, seed)
+        if path.suffix == ".npz"
+        else _of_folder(path, split, labels, limit, seed, threads, classes)
+    )
     settings = {"version": 1, "size": size, "split": split, "labels": labels, "limit": limit, "seed": seed if limit else 0}
     digest = hashlib.sha256(json.dumps({**settings, "content": found.content}).encode()).hexdigest()
 
@@ -138,6 +150,10 @@ def open_decoded(
         pixels, skipped = _in_memory(decoded, len(found.names), size)
     else:
         pixels, skipped = _through_cache(Path(cache) / f"{digest}.npy", decoded, len(found.names), size)
+    if skipped:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:SHOWN])
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        log.warning("%d of %d images were skipped (%s%s)", len(skipped), len(found.names), shown, more)
     kept = None
     if found.images.labels is not None:
         kept = torch.tensor([label for name, label in zip(found.names, found.images.labels, strict=True) if name not in skipped])
@@ -174,23 +190,25 @@ def _of_pack(path: Path, split: Split, labels: Labels, limit: int | None, seed: 
     return _Source(drawn, names, classes, space, sha256_of_file(path))
 
 
-def _of_folder(path: Path, split: Split, labels: Labels, limit: int | None, seed: int, threads: int) -> _Source:
+def _of_folder(path: Path, split: Split, labels: Labels, limit: int | None, seed: int, threads: int, known: ClassSpace | None) -> _Source:
     if split != "all":
         raise VitfrostError(f"the folder {path} has no split {split} of its own; name the folder of that split and leave the split out")
     every = open_images(path)
     top = {file.split("/", 1)[0] if "/" in file else "" for file in every.files}
     space, classes = "", None
+    if labels == "imagenet":
+        known = class_space(IMAGENET_CLASSES, imagenet_names())
     if (path / LABELS_FILE).is_file():
-        every = open_images(path, need_labels=True, classes=IMAGENET_CLASSES if labels == "imagenet" else None)
+        every = open_images(path, need_labels=True, classes=known)
         space = "imagenet" if labels == "imagenet" else "numbers of a CSV"
     elif len(top) > 1 and "" not in top:
-        if labels == "imagenet" and len(top) != IMAGENET_CLASSES:
-            mend = f"all {IMAGENET_CLASSES} are needed for ImageNet-1k indices; add a {LABELS_FILE} with them"
-            raise VitfrostError(f"the folder {path} has {len(top)} class folders; {mend}")
-        every = open_images(path, need_labels=True)
-        space = "imagenet" if labels == "imagenet" else "folders " + "/".join(sorted(top))
+        every = open_images(path, need_labels=True, classes=known)
+        if labels == "imagenet":
+            space = "imagenet"
+        else:
+            space = "folders " + "/".join(sorted(top)) if known is None or len(top) == known.count else "classes of the model"
     if every.labels is not None:
-        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1
+        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1 if known is None else known.count
     drawn = every.subset(limit, seed)
     with ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-hash") as pool:
         hashes = list(pool.map(_content, [path / file for file in drawn.files]))

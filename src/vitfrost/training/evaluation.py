@@ -18,7 +18,8 @@ from ..errors import VitfrostError
 from ..evaluation.description import device_of
 from ..evaluation.outcomes import TOP, Outcomes, in_top
 from ..files import sha256_of_file
-from ..images.batches import decode_in_order, images_hash
+from ..images.batches import decode_in_order, images_hash, name_skipped
+from ..images.classes import ClassSpace
 from ..images.preprocess import Preprocess
 from ..images.preprocessing import Preprocessing
 from ..images.source import ImageSet, open_images
@@ -41,7 +42,7 @@ class EvaluationImages:
     std: Float[Tensor, "3 1 1"]
 
 
-def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: int, threads: int, progress: bool) -> EvaluationImages:
+def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: ClassSpace, threads: int, progress: bool) -> EvaluationImages:
     """Decode a folder or a pack with the model's own preprocessing.
 
     Raises VitfrostError for a source without labels or with more classes than the model, and where no picture is usable.
@@ -57,19 +58,22 @@ def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: int
     else:
         every = open_images(path, need_labels=True, classes=classes)
     image_set = every.subset(part.limit, part.seed)
-    pixels, labels, digests = [], [], {}
+    pixels, labels, digests, unusable = [], [], {}, {}
     count = len(image_set)
     assert image_set.labels is not None
     with closing(decode_in_order(image_set, Preprocess(preprocessing), range(count), threads, 4 * threads)) as decoded:
         for position, image in track(decoded, count, f"decoding {path.name}", progress and rank() == 0):
-            if image.pixels is not None:
+            if image.pixels is None:
+                unusable[position] = image.reason
+            else:
                 pixels.append(image.pixels)
                 labels.append(image_set.labels[position])
                 digests[position] = image.digest
+    name_skipped(image_set, unusable, len(pixels))
     if not pixels:
         raise VitfrostError(f"none of the pictures of {path} is usable; give others for the evaluation")
-    if max(labels) >= classes:
-        raise VitfrostError(f"the evaluation pictures {path} have labels up to {max(labels)}, the model has {classes} classes")
+    if max(labels) >= classes.count:
+        raise VitfrostError(f"the evaluation pictures {path} have labels up to {max(labels)}, the model has {classes.count} classes")
     digest = images_hash(image_set, digests)
     if is_pack:
         positions = [int(name) for name in image_set.files]

@@ -23,7 +23,7 @@ from ..threads import torch_threads
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of
 from .loop import Trainer
-from .prepare import DECODING_THREADS, Start, input_hashes, load_start, load_teacher, open_training
+from .prepare import DECODING_THREADS, Start, evaluated_classes, input_hashes, load_start, load_teacher, open_training
 from .processes import join_processes
 from .recipe import NAMED_WEIGHTS, TrainingRecipe, load_training_recipe, save_training_recipe
 
@@ -98,7 +98,9 @@ def _prepared(
     evaluation = None
     if recipe.data.evaluation is not None:
         threads = recipe.threads or DECODING_THREADS
-        evaluation = open_evaluation(recipe.data.evaluation, start.loaded.preprocessing, start.loaded.classes, threads, progress)
+        evaluation = open_evaluation(
+            recipe.data.evaluation, start.loaded.preprocessing, evaluated_classes(recipe, start), threads, progress
+        )
     hashes = input_hashes(recipe, start, images, None if evaluation is None else evaluation.digest, teacher)
     trainer = Trainer(
         recipe, folder, start, images, device, inputs=hashes, evaluation=evaluation, teacher=teacher, progress=progress,

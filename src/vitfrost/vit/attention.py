@@ -109,8 +109,9 @@ class MapAttention(nn.Module):
             raise ValueError(f"frozen entries of maps {tuple(frozen.mask.shape)} do not fit {self.site.name} with {self.site.maps_shape}")
         self.frozen = frozen
 
-    def quantize(self, make_quantizer: Callable[[], nn.Module], make_map_quantizer: Callable[[], nn.Module]) -> None:
-        """Quantize values, and where there are logits queries, keys ([rows, heads, tokens, D] each) and the softmax's maps too."""
+    def quantize(self, make_quantizer: Callable[[], nn.Module], make_map_quantizer: Callable[[], nn.Module | None]) -> None:
+        """Quantize values, and where there are logits queries, keys ([rows, heads, tokens, D] each) and the softmax's maps too (None: these
+        stay in floating point)."""
         self.value_quantizer = make_quantizer()
         if self.logit_heads:
             self.query_quantizer, self.key_quantizer, self.map_quantizer = make_quantizer(), make_quantizer(), make_map_quantizer()
