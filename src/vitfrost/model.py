@@ -137,7 +137,7 @@ class Model:
         refuse_hub(name)
         if names_folder(name):
             if not Path(name).is_dir():
-                raise VitfrostError(f"no folder {name}; give the folder of an artifact or an export, or the name of one of timm's models")
+                raise VitfrostError(f"no artifact folder {name}, nor one of an export; and a name of timm's has no separator")
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:

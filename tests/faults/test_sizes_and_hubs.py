@@ -30,7 +30,7 @@ def test_sizes_are_height_by_width(call: Callable, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("hf-hub:timm/vit_tiny_patch16_224", "nothing else is downloaded; give the architecture's name, such as vit_tiny_patch16_224"),
-        ("facebook/deit-tiny", "no folder facebook/deit-tiny"),
+        ("facebook/deit-tiny", "no artifact folder facebook/deit-tiny"),
         ("convit_tiny", "ConVit has GPSA at 'blocks.0.attn', which is not supported"),
         ("x" * 5000, "timm has no model 'xxx"),
     ],

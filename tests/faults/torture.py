@@ -188,6 +188,7 @@ def torture(kills: int, seed: int, folder: Path, only: str | None = None) -> dic
             row[kind] = _counted(verb, kind, [without_room(verb, place, whole, kind)])
             subprocess.run(["umount", str(place)], check=False)
         found[verb.name] = row
+        print(f"{verb.name}: {row}", file=sys.stderr, flush=True)
     return found
 
 

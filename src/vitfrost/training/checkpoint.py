@@ -95,6 +95,8 @@ def load_checkpoint(path: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
         raise VitfrostError(f"{path} is no readable checkpoint ({type(error).__name__}); delete it to train from the start") from error
     if not isinstance(content, dict) or content.get("kind") != KIND or content.get("version") != VERSION:
         raise VitfrostError(f"{path} is no checkpoint of this version of vitfrost; train into another folder")
+    if not isinstance(content.get("inputs"), dict) or not isinstance(content.get("state"), dict):
+        raise VitfrostError(f"{path} is damaged: it has no inputs or no state; delete it to train from the start")
     changed = [name for name in {**inputs, **content["inputs"]} if inputs.get(name) != content["inputs"].get(name)]
     if changed:
         raise VitfrostError(

@@ -106,13 +106,17 @@ class Trainer:
     def resume(self) -> None:
         """Take up the run where its checkpoint left it. Raises VitfrostError as `load_checkpoint` does."""
         state = load_checkpoint(self.checkpoint, self.inputs)
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed, self._metrics_position = state["step"], state["elapsed"], state["metrics"]
-        self.notes = state["notes"]
-        self._loss, self._since_log = state["loss"].to(self.device), state["since_log"]
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.elapsed, self._metrics_position = int(state["step"]), float(state["elapsed"]), int(state["metrics"])
+            self.notes = dict(state["notes"])
+            self._loss, self._since_log = state["loss"].to(self.device), int(state["since_log"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+            raise VitfrostError(f"{self.checkpoint} is damaged: {reason}; delete it to train from the start") from error
         self.last_good = self.step
 
     def train(self) -> None:
