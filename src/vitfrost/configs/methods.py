@@ -267,10 +267,11 @@ class Quantize:
     levels: Annotated[Literal["published", "strict"], Flag(default="published with repq, else strict")] = "published"
     """`published`: as RepQ-ViT's code, 17 values at 4 bits (a separate zero for maps, zero points that are no integers); `strict`: 16."""
     method: Annotated[str, Flag("quantizer", choices=quantizers)] = REPQ
-    """`repq`: RepQ-ViT (arXiv 2212.08254), as published. `fast`: in closed form, in minutes: ranges by head, rotation, weights fitted behind
-    the quantizers, rounding with propagation; frozen maps are in place before."""
+    """`repq`: RepQ-ViT (arXiv 2212.08254), as published. `fast`: in closed form, in minutes: ranges by head, rotation, weights fitted
+    behind the quantizers, rounding with propagation. `best`: the same, then gradient steps. With both, frozen maps are in place before, and
+    a step that makes it worse on calibration images held out is taken back."""
     steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
-    """Of `fast`: which steps beside the ranges, of `rotation`, `ridge` and `rounding`; all if not given."""
+    """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
 
     @model_validator(mode="before")
     @classmethod

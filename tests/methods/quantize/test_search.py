@@ -40,7 +40,7 @@ def test_the_error_at_the_outputs_decides() -> None:
     rows[:, 3] *= 100
     weight = drawn(6, 4, seed=1)
     weight[:, 3] = 0
-    low, high = input_range(rows, weight, 4)
+    _low, high = input_range(rows, weight, 4)
     assert float(high) < 10 < float(rows.max())
     tall = input_range(rows, weight[:2], 4)  # fewer outputs than inputs go another way
     assert float(tall[1]) < 10

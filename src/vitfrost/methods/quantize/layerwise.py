@@ -1,11 +1,14 @@
 """A model quantized layer by layer in the order of data: each layer sees what the quantized layers before it give.
 
-The targets are the original's: its residual stream for layers that add to it, else what the layer's float weights make of the original's inputs.
+The targets are the original's: its residual stream for layers that add to it, else what the layer's float weights make of the original's
+inputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +92,7 @@ class LayerWise:
         self.sites, self.options, self.weights = sites, options, weights
         self.prefix = {site.name.rpartition(".")[0]: site.prefix_tokens for site in sites.attention}
         self.segments = segments_of(self.changed, sites)
-        self.penalties: dict[str, float] = {}
+        self.penalties: dict[str, float | None] = {}  # None: infinite
 
     @property
     def count(self) -> int:
@@ -118,18 +121,11 @@ class LayerWise:
         watched = {linear.name: known[linear.name] for linear in segment.layers if linear.name in known}
         outputs = []
         for x in aims:
-            lists = {name: [] for name in watched}  # type: ignore[var-annotated]
-            handles = [
-                module.register_forward_pre_hook(lambda _, inputs, name=name: lists[name].append(inputs[0]))  # type: ignore[misc]
-                for name, module in watched.items()
-            ]
-            try:
+            with ExitStack() as stack:
+                seen = {name: stack.enter_context(read_by(module)) for name, module in watched.items()}
                 outputs.append(segment.run(self.teacher, x))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for name, seen in lists.items():
-                reads.setdefault(name, []).append(seen[0])
+            for name, inputs in seen.items():
+                reads.setdefault(name, []).append(inputs[0])
         return outputs
 
     def _quantize_attention(self, segment: Segment, batch: Tensor, name: str) -> None:
@@ -254,7 +250,8 @@ class LayerWise:
     def _fit(self, name: str, layer: Any, halves: tuple[RidgeSums, RidgeSums], total: RidgeSums) -> None:
         penalty = float("inf")
         if self.options.ridge and all(half.weight for half in halves):
-            penalty = self.penalties[name] = penalty_by_halves(*halves)
+            penalty = penalty_by_halves(*halves)
+            self.penalties[name] = penalty if math.isfinite(penalty) else None
         found = total.solve(penalty)
         layer.weight.data = (layer.weight.double() + found.weight.view(layer.weight.shape)).float()
         layer.bias = nn.Parameter((layer.bias.double() + found.bias).float(), requires_grad=False)
@@ -304,4 +301,3 @@ def rows_of(x: Tensor, layer: nn.Module) -> Float[Tensor, "rows inputs"]:
         columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
         return columns.transpose(1, 2).flatten(0, 1)
     return x.reshape(-1, x.shape[-1])
-

@@ -115,7 +115,9 @@ class QuantizedLayer(nn.Module):
         self.codes = codes.to(torch.uint8).reshape(weight.shape)
         self.restore_weight()
 
-    def set_codes(self, codes: Float[Tensor, outputs * rest], scale: Float[Tensor, " outputs"], zero_point: Float[Tensor, " outputs"]) -> None:
+    def set_codes(
+        self, codes: Float[Tensor, outputs * rest], scale: Float[Tensor, " outputs"], zero_point: Float[Tensor, " outputs"]
+    ) -> None:
         """Take codes that were chosen elsewhere."""
         self.scale, self.zero_point = scale.float(), zero_point.float()
         self.codes = codes.to(torch.uint8)

@@ -1,7 +1,7 @@
 """A quantized model trained towards the original by gradient steps, all blocks at once; unlabeled images, no new parameters.
 
-The loss is the mean squared distance of the residual streams behind every block, each relative to how much the original's varies, and the KL
-divergence of the outputs. Features keep it from learning the outputs of a few images by heart.
+The loss is the mean squared distance of the residual streams behind every block, each relative to how much the original's varies, and the
+KL divergence of the outputs. Features keep it from learning the outputs of a few images by heart.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class PolishEnd:
 class _Streams:
     """What the blocks of a model put out."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, names: list[str]):
         self.seen: list[Tensor] = []
-        names = [call.name for call in forward_pass(model).blocks]
         self._handles = [model.get_submodule(name).register_forward_hook(self._keep) for name in names]
 
     def _keep(self, _: nn.Module, __: Any, output: Tensor) -> None:
@@ -66,7 +65,11 @@ class _Streams:
 
 
 def polish_loss(
-    logits: Float[Tensor, "images classes"], wanted: Float[Tensor, "images classes"], streams: list[Tensor], aims: list[Tensor], share: float
+    logits: Float[Tensor, "images classes"],
+    wanted: Float[Tensor, "images classes"],
+    streams: list[Tensor],
+    aims: list[Tensor],
+    share: float,
 ) -> Float[Tensor, ""]:
     """KL divergence plus `share` times the mean over blocks of the relative squared distance of the streams."""
     aim = wanted.log_softmax(-1)
@@ -96,7 +99,8 @@ def polish(
     optimizer = torch.optim.Adam([{"params": found, "lr": rates[kind]} for kind, found in groups(twin).items() if found])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, total=options.steps))
     generator = torch.Generator().manual_seed(options.seed)
-    own, aimed = _Streams(twin), _Streams(teacher)
+    names = [call.name for call in forward_pass(teacher).blocks]
+    own, aimed = _Streams(twin, names), _Streams(teacher, names)
     best = {name: value.clone() for name, value in twin.state_dict().items()}
     order: list[int] = []
     try:
@@ -111,7 +115,7 @@ def polish(
                 loss = polish_loss(twin(batch), wanted, own.take(), aimed.take(), options.features)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 end.broke_at = step
                 break
             optimizer.step()

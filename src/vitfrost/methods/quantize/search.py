@@ -61,10 +61,9 @@ def input_range(
     """Range of a layer's inputs with the smallest error sum_n w_n |W (Q(x_n) - x_n)|^2 at its outputs; `importance`: w."""
     outputs, inputs = weight.shape
     projection = weight.T
-    if outputs > inputs:  # |W d| = |L^T d| with W^T W = L L^T
-        gram = (weight.T @ weight).double()
-        ridge = 1e-6 * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(inputs, dtype=torch.float64)
-        projection = torch.linalg.cholesky(gram + ridge).float()
+    if outputs > inputs:  # |W d| = |R d| with W^T W = R^T R
+        values, vectors = torch.linalg.eigh(weight.double().T @ weight.double())
+        projection = (vectors * values.clamp_min(0).sqrt()).float()
     importance = torch.ones(len(rows)) if importance is None else importance
 
     def error(low: Tensor, high: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How much the outputs depend on what a layer gives to prefix tokens and to patches: the Fisher information, from one backward pass.
 
-With probabilities p and signs e, v = sqrt(p) e - p sum(sqrt(p) e) has E[v v^T] = diag(p) - p p^T, the Fisher information of the logits, so the
-squared gradient of v . logits is on average that of the KL divergence's curvature. No labels are needed.
+With probabilities p and signs e, v = sqrt(p) e - p sum(sqrt(p) e) has E[v v^T] = diag(p) - p p^T, the Fisher information of the logits, so
+the squared gradient of v . logits is on average that of the KL divergence's curvature. No labels are needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ LEAST = 1e-4  # of the prefix's weight, for patches that the outputs hardly depe
 def token_weights(
     model: nn.Module, sites: ModelSites, batches: Sequence[Float[Tensor, "_ 3 height width"]], seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Weights of a row of a prefix token and of a patch, with mean one over all rows, by layer; layers without prefix tokens are left out."""
+    """What the row of a prefix token counts, and that of a patch, with mean one over all rows, by layer.
+
+    Layers of models without prefix tokens are not in it.
+    """
     prefixes = {site.name.rpartition(".")[0]: (site.prefix_tokens, site.queries) for site in sites.attention if site.prefix_tokens}
     sums: dict[str, list[float]] = {}
     seen: dict[str, Tensor] = {}

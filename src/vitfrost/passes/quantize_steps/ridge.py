@@ -10,8 +10,8 @@ from ..work import Record
 
 @dataclass(frozen=True)
 class FitWeights:
-    """Ridge regression (Aqer of ERQ, arXiv 2407.06794) in the order of data: inputs are those that the quantized layers before give, targets
-    are the original's. The penalty of each layer is chosen by two halves of the images."""
+    """Ridge regression (Aqer of ERQ, arXiv 2407.06794) in the order of data: inputs are those that the quantized layers before give,
+    targets are the original's. The penalty of each layer is chosen by two halves of the images."""
 
     name = "ridge"
     needed = False

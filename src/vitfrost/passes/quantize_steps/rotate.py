@@ -13,7 +13,8 @@ from .ranges import IMAGES
 
 @dataclass(frozen=True)
 class Rotate:
-    """LayerNorms are folded into the layers behind them; residual stream, queries with keys, and values are turned (methods.quantize.rotate).
+    """LayerNorms are folded into the layers behind them; the residual stream, queries with keys, and values are turned (see
+    methods.quantize.rotate).
 
     Models that cannot be rotated, such as Swin, stay as they are.
     """

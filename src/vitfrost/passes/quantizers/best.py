@@ -8,7 +8,7 @@ from ..quantize_method import Quantizer
 from ..quantize_steps.polish import Polish
 from . import fast
 
-IMAGES = 640
+IMAGES = 384
 STEPS = (*fast.STEPS, Polish())
 
 

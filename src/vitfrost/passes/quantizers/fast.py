@@ -10,7 +10,7 @@ from ..quantize_steps.ridge import FitWeights
 from ..quantize_steps.rotate import Rotate
 from ..quantize_steps.rounding import RoundWeights
 
-IMAGES = 320
+IMAGES = 192
 STEPS = (SearchRanges(), Rotate(), FitWeights(), RoundWeights())
 
 
