@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: install demo test lint docs digits clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/.native
 
 # torch, torchvision and timm in one pinned command: unpinned, any of them may pull several GB of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -15,6 +15,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,export]"
 	touch $@
 
+# Our own engine; everything else works without it. `pip install ./native` says more where it cannot be built.
+$(VENV)/.native: $(VENV)/.installed $(wildcard native/CMakeLists.txt native/pyproject.toml native/*/*.* native/*/*/*.*)
+	@if ! command -v $${CXX:-c++} > /dev/null; then \
+		echo "no C++ compiler here: the native engine is left out (vitfrost export --format native needs it)"; \
+	elif PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native; then \
+		touch $@; \
+	else \
+		echo "the native engine was not built: it takes a compiler with C++20; everything else works without it"; \
+	fi
+
 demo: install
 	$(BIN)/vitfrost demo
 
@@ -22,7 +32,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src && $(BIN)/mypy native/python
 
 # The documentation site in build/site; every warning is an error. It needs no torch, so it has an environment of its own.
 docs: $(VENV)-docs/.installed

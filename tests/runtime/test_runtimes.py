@@ -15,44 +15,44 @@ from vitfrost.timing.sessions import ModelSource, Opening
 from vitfrost.timing.subjects import Subject
 
 
-class Native(OnnxRuntime):
+class Added(OnnxRuntime):
     """A runtime that somebody added: it reads the format of another one."""
 
-    name = "native"
+    name = "added"
     hints = ("fp32", "bf16")
     int8 = ({},)
 
     def __init__(self, folder: Path, threads: int, hint: str):
         super().__init__(folder, threads, "fp32")
-        self.label, self.precision = "native 1 cpu", hint
+        self.label, self.precision = "added 1 cpu", hint
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         return 2 * super().run(pixels)
 
 
 @pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RUNTIMES, "native", Native)
+def added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "added", Added)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("added")
 def test_an_added_runtime_opens_folders_of_its_format(exported: dict[str, Path]) -> None:
     pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
-    session = open_export(exported["onnx"], threads=1, precision_hint="bf16", runtime="native")
-    assert (session.runtime, session.precision, session.threads) == ("native 1 cpu", "bf16", 1)
+    session = open_export(exported["onnx"], threads=1, precision_hint="bf16", runtime="added")
+    assert (session.runtime, session.precision, session.threads) == ("added 1 cpu", "bf16", 1)
     assert np.array_equal(session.run(pixels), 2 * open_export(exported["onnx"], threads=1).run(pixels))
-    opened = Opening("native", (32, 32), 1, export=str(exported["onnx"])).open()
+    opened = Opening("added", (32, 32), 1, export=str(exported["onnx"])).open()
     assert np.array_equal(opened.run(pixels), session.run(pixels))
-    with pytest.raises(VitfrostError, match="is exported as openvino, which native does not read"):
-        open_export(exported["openvino"], runtime="native")
+    with pytest.raises(VitfrostError, match="is exported as openvino, which added does not read"):
+        open_export(exported["openvino"], runtime="added")
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("added")
 def test_an_added_runtime_is_put_beside_the_others() -> None:
     source = ModelSource("vitfrost_digits", False, "random")
     subject = Subject("digits", True, source, "random:0", "", None, 1, (32, 32), source=source)
-    cells, left_out = plan_cells([subject], ["onnxruntime", "native"], PRECISIONS, "cpu")
-    found = [(cell.shown_precision, cell.graph) for cell in cells if cell.runtime == "native"]
+    cells, left_out = plan_cells([subject], ["onnxruntime", "added"], PRECISIONS, "cpu")
+    found = [(cell.shown_precision, cell.graph) for cell in cells if cell.runtime == "added"]
     assert found == [(precision, graph) for precision in ("fp32", "bf16 hint", "int8", "int8 + bf16 hint") for graph in ("plain", "lean")]
     assert [left.name for left in left_out] == ["onnxruntime bf16"]
 
@@ -61,8 +61,9 @@ def test_every_runtime_says_what_it_is() -> None:
     assert {kind.name: kind.precisions() for kind in RUNTIMES.values()} == {
         "openvino": ("fp32", "bf16", "int8"),
         "onnxruntime": ("fp32", "int8"),
+        "native": ("int8",),
     }
-    assert {form: kind.name for form, kind in FORMATS.items()} == {"onnx": "onnxruntime", "openvino": "openvino"}
+    assert {form: kind.name for form, kind in FORMATS.items()} == {"onnx": "onnxruntime", "openvino": "openvino", "native": "native"}
 
 
 def test_threads_are_those_of_the_environment_or_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 from ..configs.verbs import SearchRuntime
 from ..errors import VitfrostError
 from ..evaluation.results import processor_name
-from ..runtime.runtimes import RUNTIMES, cores
+from ..runtime.runtimes import OWN_BITS, RUNTIMES, cores, how_to_install
 from ..timing.sessions import runtime_version
 from .latency_record import LatencySetup
 
@@ -27,8 +27,8 @@ class Target:
 
     @property
     def name(self) -> str:
-        """ "openvino-int8"."""
-        return f"{self.runtime}-{self.precision}"
+        """ "openvino-int8"; of our own engine, which knows integers alone, "native"."""
+        return self.runtime if self.runtime in OWN_BITS else f"{self.runtime}-{self.precision}"
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -46,10 +46,11 @@ def find_target(name: str, threads: int) -> Target:
     if name not in NAMES:
         raise VitfrostError(f"there is no runtime '{name}' to search for; give one of {', '.join(NAMES)}")
     runtime, _, precision = name.partition("-")
-    found = Target(runtime, precision, threads)
+    found = Target(runtime, precision or "int8", threads)
     absent = [package for package in found.packages if find_spec(package) is None]
     if absent:
-        raise VitfrostError(f"{name} needs {absent[0]}, which is not installed; pip install 'vitfrost[export]'")
+        command = how_to_install(absent[0]) or "pip install 'vitfrost[export]'"
+        raise VitfrostError(f"{name} needs {absent[0]}, which is not installed; {command}")
     if not 1 <= threads <= cores():
         raise VitfrostError(f"threads is {threads}; give 1 to {cores()}, the cores of this machine")
     return found

@@ -19,7 +19,7 @@ from ..files import scratch_folder
 from ..images.given import ImagesLike
 from ..model import Model
 from ..progress import say
-from ..runtime.runtimes import RUNTIMES
+from ..runtime.runtimes import OWN_BITS, RUNTIMES
 from ..threads import torch_threads
 from ..timing.rounds import interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
@@ -93,7 +93,7 @@ class RuntimeTimer:
         target = self.target
         path = None if target.runtime in EAGER else str(self._export(name, loaded, folder))
         session = Opening(target.runtime, loaded.image_size, target.threads, path, precision=target.precision).open(loaded)
-        if session.precision != target.precision:
+        if target.runtime not in OWN_BITS and session.precision != target.precision:
             raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another --runtime")
         return session
 
@@ -101,7 +101,8 @@ class RuntimeTimer:
         if name == ORIGINAL and self._kept is not None:
             return self._kept
         target = self.target
-        config, images = Export(RUNTIMES[target.runtime].format, target.precision, seed=self.seed), None  # type: ignore[arg-type]
+        asked = {} if target.runtime in OWN_BITS else {"precision": target.precision}
+        config, images = Export(RUNTIMES[target.runtime].format, seed=self.seed, **asked), None  # type: ignore[arg-type]
         if target.precision == "int8":
             config, images = replace(config, calibration_images=CALIBRATION_IMAGES), self.images
         place = self._folder / ORIGINAL if name == ORIGINAL else folder

@@ -79,9 +79,10 @@ def show(renderable: Any) -> None:
 
 
 def announce_simulation(plan: Any) -> None:
-    """Say in one line that a plan's model is simulated, and that `export` therefore refuses it."""
+    """Say in one line that a plan's model is simulated, and which exports refuse it therefore."""
     bits = plan.quantize.activations
     if bits != 32:
         print(
-            f"activations of {bits} bits are simulated, and vitfrost export refuses them; to deploy in int8, plan with --activation-bits 32"
+            f"PyTorch simulates activations of {bits} bits; vitfrost export --format native runs them (plan with --levels strict), other "
+            "formats refuse them; to deploy in int8 there, plan with --activation-bits 32"
         )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from .base import PYTHON_ONLY, Flag, Images, Positive, Seed, config
 
-Format = Literal["onnx", "openvino"]
+Format = Literal["onnx", "openvino", "native"]
 Precision = Literal["fp32", "bf16", "int8"]
 WeightRange = Literal["auto", "full", "reduced"]
 AttentionProducts = Literal["auto", "int8", "float"]
@@ -17,8 +17,8 @@ Graph = Literal["lean", "plain"]
 Ranges = Literal["static", "dynamic"]
 Unit = Literal["heads", "layers", "ranks"]
 Rescore = Literal["lazy", "all"]
-SearchRuntime = Literal["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32"]
-BenchRuntime = Literal["openvino", "onnxruntime", "torch", "compiled"]
+SearchRuntime = Literal["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32", "native"]
+BenchRuntime = Literal["openvino", "onnxruntime", "native", "torch", "compiled"]
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -87,7 +87,7 @@ class Search:
     """Share of the original's time on the runtime to come down to, batch 1, both in that precision. Savings are timed first, and the plan's
     whole model last."""
     runtime: SearchRuntime | None = None
-    """Runtime and precision of the target latency."""
+    """Runtime and precision of the target latency; `native` runs everything in integers."""
     threads: Positive | None = None
     """Threads of that runtime; 1 if not given."""
     over: Annotated[tuple[Unit, ...], Field(min_length=1), Flag("search-over", form="words")] = ("heads", "layers", "ranks")
@@ -122,11 +122,12 @@ class Export:
     TITLE: ClassVar[str] = "graph"
 
     format: Format = "onnx"
-    """`onnx` for ONNX Runtime, `openvino` for OpenVINO."""
+    """`onnx` for ONNX Runtime, `openvino` for OpenVINO, `native` for vitfrost's own engine: it runs an artifact's integer codes, a model in
+    floating point in 8 bits."""
     precision: Precision = "fp32"
     """`fp32`; `bf16` (OpenVINO: an fp32 graph that CPUs with bf16 instructions compute in bf16); or `int8`, calibrated on images."""
     calibration_images: Annotated[Images, Flag(metavar="COUNT")] = 300
-    """How many images are drawn to calibrate int8."""
+    """How many images are drawn to calibrate int8; `native` takes at most 32 of them."""
     weight_range: WeightRange = "auto"
     """Whether int8 weights keep to 7 bits, which CPUs without VNNI need: `reduced` always, `full` never, `auto` asks this CPU."""
     attention: AttentionProducts = "auto"
@@ -140,7 +141,7 @@ class Export:
 
     @model_validator(mode="after")
     def _runtime_has_it(self) -> Export:
-        if self.precision == "bf16" and self.format == "onnx":
+        if self.precision == "bf16" and self.format != "openvino":
             raise ValueError("precision is 'bf16', which is of OpenVINO; give format openvino, or precision fp32 or int8")
         if self.attention == "int8" and self.format == "onnx":
             raise ValueError("attention is 'int8', but ONNX Runtime's int8 covers layers with weights only; give float or leave it out")
@@ -150,6 +151,8 @@ class Export:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
+        if self.format == "native":
+            return dict.fromkeys(("precision", "weight_range", "attention", "graph", "ranges"), "format")
         if self.precision != "int8":
             return dict.fromkeys(("calibration_images", "weight_range", "attention"), "precision")
         found = {"attention": "format"} if self.format == "onnx" else {}
@@ -163,7 +166,7 @@ class Bench:
     TITLE: ClassVar[str] = "timing"
 
     runtime: Annotated[tuple[BenchRuntime, ...] | None, Flag(form="commas")] = None
-    """Runtimes, some of openvino, onnxruntime, torch, compiled (torch.compile); those that are installed if not given."""
+    """Runtimes, some of openvino, onnxruntime, native, torch, compiled (torch.compile); those that are installed if not given."""
     precision: Annotated[tuple[Precision, ...], Field(min_length=1), Flag(form="commas")] = ("fp32", "bf16", "int8")
     """Precisions, some of fp32, bf16, int8."""
     batch: Annotated[tuple[Positive, ...], Field(min_length=1), Flag(form="commas")] = (1,)
@@ -177,9 +180,13 @@ class Bench:
     seed: Seed = 0
     """Seed of the order in the rounds, of bootstrap draws and of noise."""
     against: str | None = None
-    """A model or a row to compare with, instead of the fastest int8 row of the unmodified model."""
+    """A model or a row to compare with, instead of the fastest row of the unmodified model on any other engine than ours."""
     memory: Annotated[bool, Flag("no-memory", form="off")] = True
     """Measure the peak memory of every row too, which takes a process per row."""
+    isa: bool = False
+    """A row of the native engine for every instruction set that this processor has."""
+    profile: bool = False
+    """Where the time of the native engine's rows goes, layer by layer, measured after the rounds."""
 
 
 @config

@@ -25,7 +25,7 @@ from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
-from ..runtime.runtimes import FORMATS, import_runtime
+from ..runtime.runtimes import FORMATS, Native, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
@@ -39,12 +39,16 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
+from .native.eight_bits import MOST_IMAGES, bits_of, in_integers, needs_images
+from .native.format import write_model
+from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
+NATIVE = Native.name
 
 
 class Int8(NamedTuple):
@@ -64,7 +68,7 @@ def export(
     images: ImagesLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model as an ONNX or OpenVINO graph; returns the folder `out`.
+    """Write a model as an ONNX or OpenVINO graph, or as a file of our own engine; returns the folder `out`.
 
     The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
@@ -99,27 +103,31 @@ def export_graph(
     """
     out = Path(out)
     refuse_idle(config)
-    format, precision, ranges, seed = config.format, config.precision, config.ranges, config.seed
-    if precision == "int8" and ranges == "static" and images is None:
-        also = ", or ranges dynamic" if format == "onnx" else ""
-        raise VitfrostError(f"int8 is calibrated on real images; give images (--images DIR){also}")
+    format, seed = config.format, config.seed
+    precision = "int8" if format == NATIVE else config.precision
+    if format != NATIVE:
+        _check_images(config, images)
     refuse_existing(out, overwrite)
     for package in FORMATS[format].needs(precision):
         import_runtime(package, "export")
     loaded = as_model(model)
-    _check_model(loaded)
+    _check_model(loaded, format)
+    static = needs_images(loaded) if format == NATIVE else precision == "int8" and config.ranges == "static"
+    if static and images is None:
+        raise VitfrostError(f"{loaded.name} has activations in floating point; give images to calibrate 8 bits (--images DIR)")
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
-    static = precision == "int8" and ranges == "static"
     doing(f"export to {format} {precision}: read images")
-    calibration, compared, record = _drawn(loaded, images, config.calibration_images if static else 0, checks, seed)
+    wanted = min(config.calibration_images, MOST_IMAGES) if format == NATIVE else config.calibration_images
+    calibration, compared, record = _drawn(loaded, images, wanted if static else 0, checks, seed)
     ready = inference_form(loaded)
-    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
-    reduced = precision == "int8" and reduces_range(config.weight_range)
+    int8 = None
+    if precision == "int8":
+        reduced = format != NATIVE and reduces_range(config.weight_range)
+        int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean")
     with atomic_folder(out, overwrite) as folder:
-        int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean") if precision == "int8" else None
         doing(f"export to {format} {precision}: write the graph")
-        made = _write_graph(written, loaded, format, int8, folder)
+        made = _write_native(loaded, int8, folder) if format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
@@ -133,9 +141,7 @@ def export_graph(
             "plan": _plan_of(loaded),
             "seeds": about.seeds | ({"export": seed} if record is not None or images is None else {}),
             "calibration": record,
-            "weight_range": ("reduced" if reduced else "full") if precision == "int8" else None,
             **made,
-            "ranges": ranges if precision == "int8" else None,
             "macs": about.macs,
             "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
             "versions": _versions(format, precision),
@@ -151,12 +157,22 @@ def export_graph(
     return out
 
 
-def _check_model(loaded: Model) -> None:
-    """Refuse simulated quantization; warn of frozen entries that save nothing."""
+def _check_images(config: Export, images: ImagesLike | None) -> None:
+    if config.precision == "int8" and config.ranges == "static" and images is None:
+        also = ", or ranges dynamic" if config.format == "onnx" else ""
+        raise VitfrostError(f"int8 is calibrated on real images; give images (--images DIR){also}")
+
+
+def _check_model(loaded: Model, form: str) -> None:
+    """Refuse what the format has no form for: other families than plain ViTs in our own, simulated quantization in the others. Warn of
+    frozen entries that save nothing."""
+    if form == NATIVE:
+        check_family(loaded.module, loaded.name)
+        return
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
-            "would be exported as such; plan with --activation-bits 32 and export with --precision int8"
+            "would be exported as such; export with --format native, or plan with --activation-bits 32 and export with --precision int8"
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
@@ -174,12 +190,24 @@ def _drawn(
     return calibration, compared, record
 
 
-def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
-    """Returns, for export.json, "graph" and "attention": what its products are computed in, "int8" or "float", if there are any in an int8
-    graph for OpenVINO."""
+def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """The engine's own file. Returns, for export.json, what `_write_graph` does, and "bits": "W4/A8"."""
+    pixels = None if int8 is None or int8.pixels is None else torch.from_numpy(int8.pixels)
+    write_model(to_native(in_integers(loaded, pixels), loaded.name), folder / FORMATS[NATIVE].files[0])
+    weights, activations = bits_of(loaded)
+    return {"weight_range": None, "graph": "lean", "attention": None, "ranges": None, "bits": f"W{weights}/A{activations}"}
+
+
+def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """Returns, for export.json, "graph", "weight_range", "ranges", and "attention": what its products are computed in, "int8" or "float",
+    if there are any in an int8 graph for OpenVINO."""
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
     program = trace(written, loaded.image_size, loaded.name)
     kind = "lean" if is_lean(written) else "plain"
-    if form == "openvino":
+    said: dict[str, str | None] = {"weight_range": None, "ranges": None}
+    if int8 is not None:
+        said = {"weight_range": "reduced" if int8.reduced else "full", "ranges": config.ranges}
+    if config.format == "openvino":
         graph, products, leave = to_openvino(program, loaded.image_size, loaded.name), [], []
         if int8 is not None:
             products = attention_products(graph)
@@ -187,10 +215,10 @@ def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, fold
             assert int8.pixels is not None
             graph = quantize_openvino(graph, int8.pixels, int8.reduced, leave)
         save_openvino(graph, folder)
-        return {"graph": kind, "attention": "float" if leave else "int8" if products else None}
+        return {"graph": kind, "attention": "float" if leave else "int8" if products else None} | said
     if int8 is None:
         to_onnx(program, folder / "model.onnx", loaded.name)
-        return {"graph": kind, "attention": None}
+        return {"graph": kind, "attention": None} | said
     to_onnx(program, folder / "float.onnx", loaded.name)
     if int8.pixels is None:
         quantize_onnx_dynamic(folder / "float.onnx", folder / "model.onnx", int8.reduced)
@@ -200,7 +228,7 @@ def _write_graph(written: Any, loaded: Model, form: str, int8: Int8 | None, fold
     os.unlink(folder / "float.onnx")
     if int8.lean and fuse(folder / "model.onnx"):
         kind = "lean"
-    return {"graph": kind, "attention": None}
+    return {"graph": kind, "attention": None} | said
 
 
 @torch.inference_mode()

@@ -110,10 +110,10 @@ def what_was_done(plan: Plan, exported: dict[str, Any] | None = None) -> str:
         by = "RepQ-ViT" if plan.quantize.method == "repq" else f"The quantizer {plan.quantize.method}"
         sentences.append(f"{by} quantizes {' and '.join(named)}.")
     if exported is not None:
-        runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[exported["format"]]
+        runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "native": "the native engine"}[exported["format"]]
         if exported["precision"] == "int8":
             sentences = [sentence for sentence in sentences if sentence != "Nothing is quantized."]
-        sentences.append(f"The result is exported for {runtime} in {exported['precision']}.")
+        sentences.append(f"The result is exported for {runtime} in {exported.get('bits') or exported['precision']}.")
     return " ".join(sentences)
 
 

@@ -77,9 +77,6 @@ def _time(parts: RunParts) -> Answer:
         where = "RUN/deploy" if parts.exported else "RUN/artifact"
         command = f"vitfrost bench timm:{_name(parts)} {where} --images CALIBRATION_IMAGES --out RUN/bench"
         return Answer(question, "not measured", "No bench in this folder.", command=command)
-    peer = next((other for other in parts.bench.rows if other.name == row.to_peer.to), None) if parts.bench else None
-    if peer is not None and peer.precision.startswith("int8") < row.precision.startswith("int8"):
-        question = "Time beside the original"  # no int8 peer was timed
     ratio, threads = row.to_peer, f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"
     note = (
         f"({interval(ratio.interval)}) of the time of {ratio.to}; {row.p50_ms:.2f} ms per image on {row.runtime} {row.precision}, "

@@ -190,8 +190,12 @@ class Recipe(Part):
             raise ValueError("search starts from the original; leave calibration.precision out")
         if self.repair is not None and self.compress.repair is not None:
             raise ValueError("repair stands in the recipe twice; leave compress.repair out")
-        if self.export is not None and self.search is None and self.plan.activation_bits != 32:
-            raise ValueError("export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8")
+        exported = self.export is not None and self.export.format != "native"
+        if exported and self.search is None and self.plan.activation_bits != 32:
+            raise ValueError(
+                "export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8, or export.format "
+                "to native"
+            )
         return self
 
     def resolved(self: R, folder: Path) -> R:

@@ -1,4 +1,4 @@
-"""Running an exported model with ONNX Runtime or OpenVINO: NumPy, Pillow and that runtime are all it needs, no torch."""
+"""Running an exported model with ONNX Runtime, OpenVINO or our own engine: NumPy, Pillow and that runtime are all it needs, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of an exported model: `export.json` says what it is, and `model.onnx`, or `model.xml` and `model.bin`, is the graph."""
+"""The folder of an exported model: `export.json` says what it is, beside `model.onnx`, `model.xml` and `model.bin`, or `model.vfn`."""
 
 from __future__ import annotations
 

@@ -49,6 +49,10 @@ class Runtime(ABC):
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, H, W] -> float32 [B, classes]."""
 
+    def profile(self, pixels: np.ndarray, runs: int) -> list[tuple[str, float, float]]:
+        """Of every step its name, its seconds and its multiply-accumulates in one run, means over `runs`; empty where it does not tell."""
+        return []
+
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
         """What its models can be exported for and computed in."""
@@ -117,8 +121,43 @@ class OpenVino(Runtime):
         return ("openvino", "nncf") if precision == "int8" else ("openvino",)
 
 
+class Native(Runtime):
+    """vitfrost's own engine (package vitfrost_native): an artifact's integer codes as they are. What is between them is fp32."""
+
+    name = format = "native"
+    package = "vitfrost_native"
+    files = ("model.vfn",)
+
+    def __init__(self, folder: Path, threads: int, hint: str):
+        engine = import_runtime("vitfrost_native")
+        self._model = engine.Model(folder / "model.vfn", threads)
+        self.label = f"native {engine.version()} {self._model.info.isa}"
+        self.threads = self._model.info.threads
+        self.precision = "fp32"
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(self._model.run(pixels), np.float32)
+        except Exception as error:  # the engine's own error is no VitfrostError of this package
+            raise VitfrostError(str(error)) from error
+
+    def profile(self, pixels: np.ndarray, runs: int) -> list[tuple[str, float, float]]:
+        self._model.profile(True)
+        for _ in range(runs):
+            self.run(pixels)
+        rows = self._model.profile_rows()
+        self._model.profile(False)
+        return [(row.name, row.seconds / runs, row.macs / runs) for row in rows]
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        return ("int8",)
+
+
+# Runtimes that execute integer codes at the bits of the artifact, whatever precision is asked for.
+OWN_BITS = frozenset({Native.name})
 # Whoever adds a runtime names its class here. A format is run by the first that reads it, unless another is asked for.
-RUNTIMES: dict[str, type[Runtime]] = {each.name: each for each in (OpenVino, OnnxRuntime)}
+RUNTIMES: dict[str, type[Runtime]] = {each.name: each for each in (OpenVino, OnnxRuntime, Native)}
 FORMATS: dict[str, type[Runtime]] = {each.format: each for each in reversed(RUNTIMES.values())}
 
 
@@ -147,7 +186,12 @@ def import_runtime(name: str, extra: str = "") -> Any:
         missing = error.name is None or error.name.partition(".")[0] == package
         reason = "is not installed" if missing and isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         also = extra and f" (or the extra: pip install 'vitfrost[{extra}]')"
-        raise VitfrostError(f"{package} {reason}; pip install {package}{also}") from error
+        raise VitfrostError(f"{package} {reason}; {how_to_install(package) or f'pip install {package}{also}'}") from error
+
+
+def how_to_install(package: str) -> str | None:
+    """The command for a package that no registry has; None for others."""
+    return "make install, or pip install ./native (it takes a C++ compiler)" if package == Native.package else None
 
 
 def cores() -> int:

@@ -51,7 +51,10 @@ class Session:
 
     @property
     def precision(self) -> str:
-        """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantized."""
+        """What is computed with: "fp32" or "bf16"; "int8", or "int8+bf16", where weights and their inputs are quantized; "W4/A4" where they
+        keep the artifact's bits."""
+        if self.about.get("bits") is not None:
+            return str(self.about["bits"])
         if self.about["precision"] != "int8":
             return self._opened.precision
         return "int8" if self._opened.precision == "fp32" else f"int8+{self._opened.precision}"
@@ -63,6 +66,10 @@ class Session:
             wanted = f"float32 [B, {', '.join(map(str, expected))}]"
             raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalized pixels, {wanted}")
         return self._opened.run(pixels)
+
+    def profile(self, pixels: np.ndarray, runs: int) -> list[tuple[str, float, float]]:
+        """Of every step its name, seconds and multiply-accumulates, means of so many runs; empty where the runtime does not tell."""
+        return self._opened.profile(pixels, runs)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """Normalized pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""

@@ -18,7 +18,7 @@ from ..files import refuse_existing_run, refuse_unwritable, write_json
 from ..keyed import found_or_made, hash_of
 from ..model import Model
 from ..progress import TimeLeft, say, track
-from ..runtime.runtimes import cores
+from ..runtime.runtimes import OWN_BITS, RUNTIMES, cores, how_to_install
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
 from .cells import Cell, plan_cells
@@ -29,7 +29,7 @@ from .group import measure_group
 from .held import on_disk
 from .memory import peak_memory
 from .rounds import WARM_UP
-from .sessions import EAGER, find_runtimes, runtime_version
+from .sessions import EAGER, find_isas, find_runtimes, runtime_version
 from .subjects import open_subjects
 
 RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
@@ -72,8 +72,9 @@ def bench(
     images = None if images is None else _images(images)
     with ExitStack() as stack:
         subjects = open_subjects(stack.enter_context(on_disk(what)), weights, sizes)
-        cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(config.precision)), device)
-        left_out += [LeftOut(name=name, why="not installed; it comes with vitfrost[export]") for name in absent]
+        isas = find_isas() if config.isa and any(name in OWN_BITS for name in runtimes) else ()
+        cells, left_out = plan_cells(subjects, runtimes, tuple(dict.fromkeys(config.precision)), device, isas)
+        left_out += [LeftOut(name=name, why=f"not installed; {_origin(name)}") for name in absent]
         if not cells:
             raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
         if against is not None and against not in {name for cell in cells for name in (cell.name, cell.subject.label)}:
@@ -83,7 +84,7 @@ def bench(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
         write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
         cells, failed = with_exports(cells, folder, images, seed)
-        run = _Run(folder, rounds, seed, device, config.memory, progress)
+        run = _Run(folder, rounds, seed, device, config.memory, config.profile, progress)
         groups = run.groups(cells, batches, threads_asked)
         left_out += [*failed, *(left for group in groups for left in group.left_out)]
         rows = [row for group in groups for row in compared(group.rows, group.rates, seed, against)]
@@ -103,9 +104,9 @@ def bench(
 class _Run:
     """A folder in which what was measured is kept, group by group, so that a run that was stopped loses one group at most."""
 
-    def __init__(self, folder: Path, rounds: int, seed: int, device: str, memory: bool, progress: bool):
+    def __init__(self, folder: Path, rounds: int, seed: int, device: str, memory: bool, profile: bool, progress: bool):
         self.folder, self.rounds, self.seed, self.device = folder, rounds, seed, device
-        self.memory, self.progress = memory, progress
+        self.memory, self.profile, self.progress = memory, profile, progress
 
     def versions(self, runtimes: Sequence[str]) -> dict[str, str]:
         """Versions of the runtimes."""
@@ -120,7 +121,7 @@ class _Run:
         for number, (size, batch, count) in enumerate(todo, 1):
             here = [cell for cell in cells if cell.subject.image_size == size]
             text = f"[{number}/{len(todo)}] {size[0]} px, batch {batch}, threads {count}"
-            key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory)
+            key = self._key(here, batch, count, self.rounds, WARM_UP, self.seed, self.memory, *([1] if self.profile else []))
             path = self.folder / "groups" / f"{size[0]}x{size[1]}-batch{batch}-threads{count}-{key}.json"
             there = path.is_file()
             say(f"{text}: already there" if there else f"{text}: {len(here)} rows{clock.text()}")
@@ -130,7 +131,7 @@ class _Run:
         return found
 
     def _measured(self, cells: Sequence[Cell], batch: int, threads: int, fewest_threads: int, text: str) -> dict[str, Any]:
-        group = measure_group(cells, batch, threads, self.rounds, self.seed, self.device, text, self.progress)
+        group = measure_group(cells, batch, threads, self.rounds, self.seed, self.device, text, self.progress, self.profile)
         if self.memory and self.device == "cpu":
             group = group.model_copy(update={"rows": self._with_memory(group.rows, cells, batch, fewest_threads, text)})
         return group.model_dump(mode="json")
@@ -155,6 +156,10 @@ class _Run:
 def _work(size: tuple[int, int], batch: int) -> float:
     """Opening and memory, which are about the same for every group, and pixels on top, in units of 16 pictures of 224 px."""
     return 1 + size[0] * size[1] * batch / (16 * 224 * 224)
+
+
+def _origin(runtime: str) -> str:
+    return how_to_install(RUNTIMES[runtime].package) or "it comes with vitfrost[export]"
 
 
 def _once(left_out: Sequence[LeftOut]) -> list[LeftOut]:

@@ -39,6 +39,14 @@ class Rate(Strict):
     round_ms: list[Figures] = Field(min_length=1)
 
 
+class ProfiledStep(Strict):
+    """A step of a model: its time in one image, and its multiply-accumulates."""
+
+    name: str
+    ms: Figures
+    macs: Count
+
+
 class BenchRow(Strict):
     """One model on one runtime at one precision, batch size, number of threads and image size.
 
@@ -50,7 +58,7 @@ class BenchRow(Strict):
     `p50_ms` and `p90_ms` over all timed runs, `round_ms` the median of each round. `peak_memory_bytes`: growth of the memory of a process
     that opens the model and runs it once. `limit_share`: multiply-accumulates per second over the best rate of products at this precision
     in the same rounds. `other_load`: cores that other processes kept busy meanwhile. `constant_forms`: how PyTorch applied constant heads,
-    "matmul", "convolution" or "triton", or how many layers each way.
+    "matmul", "convolution" or "triton", or how many layers each way. `profile`: where the time of our own engine goes, step by step.
     """
 
     name: str
@@ -85,6 +93,7 @@ class BenchRow(Strict):
     limit_share: Figures | None = None
     other_load: Figures | None = None
     constant_forms: str | None = None
+    profile: list[ProfiledStep] | None = None
     cpu: str
 
 

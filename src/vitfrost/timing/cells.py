@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..deploy.native.eight_bits import bits_of
 from ..errors import VitfrostError
-from ..runtime.runtimes import FORMATS, RUNTIMES
+from ..runtime.runtimes import FORMATS, OWN_BITS, RUNTIMES
 from .benchmark import LeftOut
 from .sessions import EAGER, Opening
 from .subjects import Subject
@@ -18,7 +19,8 @@ from .subjects import Subject
 class Cell:
     """A model on a runtime at a precision. `hint`: what OpenVINO is asked to compute in beside integers; `attention`: what products of
     attention are in an int8 graph for OpenVINO, "int8" or "float"; `graph`: "lean", or "plain" as the runtimes' own tools write it (see
-    `deploy.export.export`), which is all there is where PyTorch runs the model; `ranges`: of ONNX Runtime's int8, "static" or "dynamic".
+    `deploy.export.export`), which is all there is where PyTorch runs the model; `ranges`: of ONNX Runtime's int8, "static" or "dynamic";
+    `bits`: of our own engine's int8, such as "W4/A8"; `isa`: the instructions that it is to use, the best if not given.
 
     `export`: the exported folder, once there is one; `calibration`: what its int8 ranges were taken from.
     """
@@ -30,13 +32,17 @@ class Cell:
     attention: str | None = None
     graph: str = "plain"
     ranges: str | None = None
+    bits: str | None = None
+    isa: str | None = None
     export: Path | None = None
     calibration: str | None = None
 
     @property
     def shown_precision(self) -> str:
-        """Such as "fp32", "bf16 hint", "int8 (float attention)", "int8 (dynamic ranges)", "int8 + bf16 hint"; of what PyTorch runs the
-        model's own ("W4/A4")."""
+        """Such as "fp32", "bf16 hint", "int8 (float attention)", "int8 (dynamic ranges)", "int8 + bf16 hint"; of what PyTorch or our own
+        engine runs the model's own ("W4/A4")."""
+        if self.bits is not None:
+            return self.bits if self.isa is None else f"{self.bits} ({self.isa})"
         if self.runtime in EAGER and self.subject.kind == "simulated":
             return self.subject.precision
         note = "float attention" if self.attention == "float" else "dynamic ranges" if self.ranges == "dynamic" else None
@@ -48,7 +54,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What the row is called."""
-        lean = ", lean graph" if self.graph == "lean" else ""
+        lean = ", lean graph" if self.graph == "lean" and self.bits is None else ""
         return f"{self.subject.label}, {self.runtime} {self.shown_precision}{lean}"
 
     def opening(self, threads: int, device: str) -> Opening:
@@ -56,13 +62,14 @@ class Cell:
         size = self.subject.image_size
         if self.runtime in EAGER:
             return Opening(self.runtime, size, threads, source=self.subject.source, precision=self.precision, device=device)
-        return Opening(self.runtime, size, threads, export=str(self.export), hint=self.hint)
+        return Opening(self.runtime, size, threads, export=str(self.export), hint=self.hint, isa=self.isa)
 
 
 def plan_cells(
-    subjects: Sequence[Subject], runtimes: Sequence[str], precisions: Sequence[str], device: str
+    subjects: Sequence[Subject], runtimes: Sequence[str], precisions: Sequence[str], device: str, isas: Sequence[str] = ()
 ) -> tuple[list[Cell], list[LeftOut]]:
-    """The cells of all subjects in their order, and what is not among them, with the reason.
+    """The cells of all subjects in their order, and what is not among them, with the reason. `isas`: for which instructions our own engine
+    has rows, the best alone if not given.
 
     Raises VitfrostError for an exported folder of a runtime that is not asked for.
     """
@@ -70,7 +77,7 @@ def plan_cells(
     left_out: list[LeftOut] = []
     for subject in subjects:
         made = _of_export(subject, runtimes, precisions) if subject.export is not None else _of_model(subject, runtimes, precisions, device)
-        cells += made
+        cells += [replace(cell, isa=isa) for cell in made for isa in (isas if cell.bits is not None and isas else (None,))]
         if not made:
             left_out.append(LeftOut(name=subject.label, why="no runtime that was asked for has a precision that was asked for"))
     return cells, left_out + _never(runtimes, precisions, device)
@@ -82,6 +89,11 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
         if runtime in EAGER:
             own = ["fp32", "bf16"] if device != "cpu" and subject.kind == "executed" else ["fp32"]
             cells += [Cell(subject, runtime, precision) for precision in own if precision in precisions]
+        elif runtime in OWN_BITS:
+            # What is in integers anyway; one kind of graph.
+            if "int8" in precisions and subject.loaded is not None:
+                weights, activations = bits_of(subject.loaded)
+                cells.append(Cell(subject, runtime, "int8", graph="lean", bits=f"W{weights}/A{activations}"))
         else:
             for precision, hint in _graphs(RUNTIMES[runtime].hints, precisions):
                 kinds: tuple[dict[str, str], ...] = RUNTIMES[runtime].int8 if precision == "int8" else ({},)
@@ -109,7 +121,8 @@ def _of_export(subject: Subject, runtimes: Sequence[str], precisions: Sequence[s
     calibration = described(subject.about["calibration"]) if precision == "int8" else None
     hints = [hint for hint in RUNTIMES[runtime].hints if hint in ("fp32", *precisions)]
     attention, ranges, graph = subject.about.get("attention"), subject.about.get("ranges"), str(subject.about.get("graph", "plain"))
-    return [Cell(subject, runtime, precision, hint, attention, graph, ranges, subject.export, calibration) for hint in hints]
+    made = Cell(subject, runtime, precision, None, attention, graph, ranges, subject.about.get("bits"), None, subject.export, calibration)
+    return [replace(made, hint=hint) for hint in hints]
 
 
 def described(drawn: dict[str, Any] | None) -> str:
@@ -121,7 +134,7 @@ def _never(runtimes: Sequence[str], precisions: Sequence[str], device: str) -> l
     """What a runtime does not have at all."""
     left_out = []
     if "bf16" in precisions:
-        without = [name for name in runtimes if name in RUNTIMES and "bf16" not in RUNTIMES[name].hints]
+        without = [name for name in runtimes if name in RUNTIMES and name not in OWN_BITS and "bf16" not in RUNTIMES[name].hints]
         left_out += [LeftOut(name=f"{name} bf16", why="its CPU kernels compute in fp32") for name in without]
     eager = " and ".join(runtime for runtime in EAGER if runtime in runtimes)
     if eager and "bf16" in precisions and device == "cpu":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
+from ..runtime.runtimes import OWN_BITS
 from .benchmark import Benchmark, BenchRow
 from .sessions import NAMES
 from .table import title_of
@@ -60,9 +61,8 @@ def _panel(panel: Any, rows: Sequence[BenchRow]) -> None:
         panel.barh(place, value - 1, left=1, height=0.72, color=COLORS[row.runtime], alpha=alpha)
         panel.plot([first, last], [place, place], color="#1d2328", linewidth=1.2, solid_capstyle="butt")
         panel.text(max(last, 1.0) * 1.04, place, f"{value:.2f}  ({row.p50_ms:.3g} ms)", va="center", fontsize=7.5)
-    panel.set_yticks(
-        range(len(rows)), [f"{row.subject}, {row.precision}{', lean' if row.graph == 'lean' else ''}" for row in reversed(rows)], fontsize=8
-    )
+    labels = [f"{row.subject}, {row.precision}{', lean' if row.graph == 'lean' and row.runtime not in OWN_BITS else ''}" for row in rows]
+    panel.set_yticks(range(len(rows)), labels[::-1], fontsize=8)
     panel.set_xlim(low, high)
     panel.axvline(1, color="#1d2328", linewidth=0.8)
     panel.xaxis.set_major_locator(LogLocator(base=10, subs=(0.2, 0.5, 1, 2, 5)))
@@ -70,5 +70,5 @@ def _panel(panel: Any, rows: Sequence[BenchRow]) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
     peers = list(dict.fromkeys(row.to_peer.to for row in rows if row.to_peer is not None))
     panel.set_title(title_of(rows), fontsize=9, loc="left")
-    panel.set_xlabel(f"time / time of {peers[0] if len(peers) == 1 else 'the fastest int8 peer'} (below 1: faster)", fontsize=8)
+    panel.set_xlabel(f"time / time of {peers[0] if len(peers) == 1 else 'the fastest peer'} (below 1: faster)", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..runtime.runtimes import OWN_BITS
 from .benchmark import BenchRow, Rate, Ratio
 from .roofline import share_of_limit
 from .rounds import paired_ratio
@@ -32,20 +33,29 @@ def compared(rows: Sequence[BenchRow], rates: Sequence[Rate], seed: int, against
 
 
 def peer_of(row: BenchRow, rows: Sequence[BenchRow]) -> BenchRow | None:
-    """The peer to beat: the fastest int8 row of the row's unmodified model as the runtimes' own tools make it, or its fastest row where
-    none is int8."""
-    peers = [other for other in rows if other.unmodified and other.subject == row.original and other.graph == "plain"]
-    return fastest(other for other in peers if other.precision.startswith("int8")) or fastest(peers)
+    """The peer to beat: the fastest row of the row's unmodified model, at any precision and on any runtime but our own engine, as the
+    runtimes' own tools make it."""
+    peers = (other for other in rows if other.unmodified and other.subject == row.original and other.graph == "plain")
+    return fastest(other for other in peers if other.runtime not in OWN_BITS)
 
 
 def unmodified_of(row: BenchRow, rows: Sequence[BenchRow]) -> BenchRow | None:
-    """The unmodified model on the same runtime, in the same kind of graph, at the same precision (fp32, if the row is a simulation); not
-    of itself."""
+    """The unmodified model on the same runtime, in the same kind of graph, at the same precision (fp32, if the row is a simulation; 8 bits
+    on our own engine); not of itself."""
     if row.unmodified:
         return None
+    if row.runtime in OWN_BITS:
+        isa = _isa(row)
+        ours = (other for other in rows if other.unmodified and other.subject == row.original and other.runtime == row.runtime)
+        return next((other for other in ours if _isa(other) == isa), None)
     precision = "fp32" if row.kind == "simulated" else row.precision
     same = (other for other in rows if other.unmodified and other.subject == row.original and other.runtime == row.runtime)
     return next((other for other in same if (other.precision, other.graph) == (precision, row.graph)), None)
+
+
+def _isa(row: BenchRow) -> str:
+    """The instructions that a row of our own engine names."""
+    return row.precision.partition(" ")[2]
 
 
 def fastest(rows: Iterable[BenchRow]) -> BenchRow | None:

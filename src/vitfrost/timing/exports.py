@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..configs import Export
 from ..deploy.export import export_graph
+from ..deploy.native.eight_bits import needs_images
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file
 from ..keyed import file_key, hash_of
@@ -61,16 +62,23 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
             without_attention.add(cell.subject.label)
         calibration = None
         if cell.precision == "int8":
-            calibration = "none" if cell.ranges == "dynamic" else ON_NOISE if images is None else described(about["calibration"])
+            calibration = "none" if not _is_calibrated(cell) else ON_NOISE if images is None else described(about["calibration"])
         found.append(replace(cell, export=path, calibration=calibration, graph=about.get("graph", "plain")))
     return found, left_out
+
+
+def _is_calibrated(cell: Cell) -> bool:
+    """Whether pictures go into the exported graph."""
+    if cell.bits is not None:
+        return cell.subject.loaded is not None and needs_images(cell.subject.loaded)
+    return cell.precision == "int8" and cell.ranges != "dynamic"
 
 
 def _key(cell: Cell, images: Path | None, seed: int) -> str:
     """A folder's name that says what is in it and differs where anything differs that it is made from."""
     subject, runtime = cell.subject, RUNTIMES[cell.runtime]
     form = runtime.format
-    drawn = None if cell.precision != "int8" or cell.ranges == "dynamic" else [ON_NOISE if images is None else str(images.resolve()), seed]
+    drawn = [ON_NOISE if images is None else str(images.resolve()), seed] if _is_calibrated(cell) else None
     tools = [version(name) for name in ("torch", *runtime.needs(cell.precision))]
     kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
     made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
@@ -94,6 +102,10 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
         export_graph(cell.subject.loaded, Export(form, cell.precision, seed=seed, graph=cell.graph), path)  # type: ignore[arg-type]
         return
     drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
+    if cell.bits is not None:
+        config = Export("native", calibration_images=NOISE_IMAGES if images is None else Export.calibration_images, seed=seed)
+        export_graph(cell.subject.loaded, config, path, drawn, time_only=images is None or cell.subject.random_weights)
+        return
     ranges = cell.ranges or "static"
     config = Export(
         form, "int8", attention=cell.attention or "auto", graph=cell.graph, ranges=ranges, seed=seed,  # type: ignore[arg-type]

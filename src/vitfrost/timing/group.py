@@ -8,25 +8,37 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from numpy import ndarray
 
 from ..errors import VitfrostError
 from ..evaluation.description import describe
 from ..evaluation.results import processor_name
 from ..progress import track
+from ..runtime import Session
 from ..runtime.folder import model_bytes, read_export
 from ..runtime.runtimes import PRECISIONS
 from ..threads import torch_threads
-from .benchmark import BenchRow, LeftOut, MeasuredGroup, Rate
+from .benchmark import BenchRow, LeftOut, MeasuredGroup, ProfiledStep, Rate
 from .cells import Cell
 from .roofline import chain_macs, open_products
 from .rounds import Slot, interleaved, percentile, tried_slot
 from .sessions import EAGER, Opened, runtime_version
 
+FEWEST_PROFILED = 20
+
 
 def measure_group(
-    cells: Sequence[Cell], batch: int, threads: int, rounds: int, seed: int, device: str, text: str, progress: bool
+    cells: Sequence[Cell],
+    batch: int,
+    threads: int,
+    rounds: int,
+    seed: int,
+    device: str,
+    text: str,
+    progress: bool,
+    profile: bool = False,
 ) -> MeasuredGroup:
-    """Open the cells and the machine's products, interleave them, and describe what was found.
+    """Open the cells and the machine's products, interleave them, and describe what was found; with `profile`, where the time goes too.
 
     `WARM_UP` rounds are not kept, `rounds` are. Cells that turn out to compute the same as another (a bf16 hint on a CPU without bf16),
     and cells that cannot be opened or run, are left out. Ratios are not filled in.
@@ -48,6 +60,11 @@ def measure_group(
         rows = [
             _row(cell, session, timed.seconds[cell.name], batch, threads, device, timed.other_load) for cell, session in sessions.items()
         ]
+        if profile:
+            rows = [
+                _profiled(row, session, cell.opening(threads, device).pixels(batch, seed), rounds)
+                for row, (cell, session) in zip(rows, sessions.items(), strict=True)
+            ]
         rates = [_rate(name, timed.seconds[name], cells[0].subject.image_size, batch, threads) for name in products]
         del sessions, slots, products
         gc.collect()
@@ -82,7 +99,8 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
         except VitfrostError as error:
             left_out.append(LeftOut(name=cell.name, why=str(error)))
             continue
-        computed = (cell.subject.label, cell.runtime, f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {session.precision}")
+        kind = f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {cell.isa} {session.precision}"
+        computed = (cell.subject.label, cell.runtime, kind)
         if computed in same:
             why = f"this CPU has no bf16: it computes in {session.precision}, as the row {same[computed].name} does"
             left_out.append(LeftOut(name=cell.name, why=why))
@@ -99,7 +117,7 @@ def _row(cell: Cell, session: Opened, seconds: list[list[float]], batch: int, th
     eager = cell.runtime in EAGER
     return BenchRow.model_validate({
         "name": cell.name, "subject": subject.label, "original": subject.peer, "unmodified": subject.unmodified,
-        "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": runtime_version(cell.runtime),
+        "kind": subject.kind if eager else "executed", "runtime": cell.runtime, "runtime_version": _version_of(cell, session),
         "precision": cell.shown_precision, "effective_precision": session.precision, "device": device, "batch": batch,
         "threads": threads, "image_size": subject.image_size, "weights": subject.weight_tag, "random_weights": subject.random_weights,
         "calibration": cell.calibration, "graph": cell.graph, "state_hash": subject.state_hash, "plan_hash": subject.plan_hash,
@@ -108,6 +126,22 @@ def _row(cell: Cell, session: Opened, seconds: list[list[float]], batch: int, th
         "images_per_second": 1e3 / statistics.median(round_ms), "round_ms": round_ms, "repetitions": len(seconds[0]),
         "other_load": load, "constant_forms": getattr(session, "constant_forms", None), "cpu": processor_name(),
     })  # fmt: skip
+
+
+def _version_of(cell: Cell, session: Opened) -> str:
+    """Name and version of what runs the model; of our own engine its instructions too."""
+    return session.runtime if isinstance(session, Session) and cell.bits is not None else runtime_version(cell.runtime)
+
+
+def _profiled(row: BenchRow, session: Opened, pixels: ndarray, runs: int) -> BenchRow:
+    """The row with the time of every step of one image, as far as its runtime tells; a mean of at least `FEWEST_PROFILED` runs."""
+    session.run(pixels)
+    images, runs = len(pixels), max(runs, FEWEST_PROFILED)
+    steps = [
+        ProfiledStep(name=name, ms=1e3 * seconds / images, macs=round(macs / images))
+        for name, seconds, macs in session.profile(pixels, runs)
+    ]
+    return row.model_copy(update={"profile": steps or None})
 
 
 def _file_bytes(cell: Cell) -> int:

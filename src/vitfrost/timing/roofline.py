@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import VitfrostError
-from ..runtime.runtimes import import_runtime
+from ..runtime.runtimes import OWN_BITS, import_runtime
 from ..threads import torch_threads
 from .benchmark import BenchRow, Rate
 from .rounds import paired_ratio
@@ -52,12 +52,18 @@ def share_of_limit(row: BenchRow, rates: Sequence[Rate]) -> float | None:
 
     None where no runtime has products of that precision. `rates`: those of the row's own group.
     """
-    precision = "int8" if row.effective_precision.startswith("int8") else row.effective_precision
-    best = max((rate for rate in rates if rate.precision == precision), key=lambda rate: rate.gmacs_per_second, default=None)
+    best = best_rate(row, rates)
     if best is None:
         return None
     macs = best.gmacs_per_second * 1e9 * statistics.median(best.round_ms) / 1e3  # of one chain
     return row.macs / macs * paired_ratio(best.round_ms, row.round_ms, 0)[0]
+
+
+def best_rate(row: BenchRow, rates: Sequence[Rate]) -> Rate | None:
+    """The fastest products of a row's precision; int8 for all that runs in integers."""
+    integers = row.runtime in OWN_BITS or row.effective_precision.startswith("int8")
+    precision = "int8" if integers else row.effective_precision
+    return max((rate for rate in rates if rate.precision == precision), key=lambda rate: rate.gmacs_per_second, default=None)
 
 
 def _input() -> np.ndarray:
@@ -142,4 +148,12 @@ def _torch(precision: str, threads: int, device: str) -> Callable[[], object] | 
     return run
 
 
-_OPEN = {"openvino": _openvino, "onnxruntime": _onnxruntime, "torch": _torch}
+def _native(precision: str, threads: int, device: str) -> Callable[[], object] | None:
+    if precision != "int8" or threads != 1:  # the engine's own products run on one thread
+        return None
+    engine = import_runtime("vitfrost_native")
+    # Smaller ones, and more of them: the operands are packed once for all.
+    return lambda: engine.multiply(SIDE // 4, PRODUCTS * 4**3)
+
+
+_OPEN = {"openvino": _openvino, "onnxruntime": _onnxruntime, "torch": _torch, "native": _native}

@@ -17,7 +17,7 @@ from numpy import ndarray
 
 from ..errors import VitfrostError
 from ..runtime import Runtime, Session, open_export
-from ..runtime.runtimes import RUNTIMES
+from ..runtime.runtimes import RUNTIMES, how_to_install, import_runtime
 
 EAGER = ("torch", "compiled")
 NAMES = (*RUNTIMES, *EAGER)
@@ -45,7 +45,8 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Opening:
-    """A model, a runtime and its settings. `export`: an exported folder (openvino, onnxruntime); `source`: a model (torch, compiled)."""
+    """A model, a runtime and its settings. `export`: an exported folder; `source`: a model (torch, compiled). `isa`:
+    the instructions of our own engine, the best if not given."""
 
     runtime: str
     image_size: tuple[int, int]
@@ -55,6 +56,7 @@ class Opening:
     source: ModelSource | None = None
     precision: str = "fp32"
     device: str = "cpu"
+    isa: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -81,6 +83,9 @@ class Opening:
 
     def open(self, loaded: Any = None) -> Opened:
         """The open model; `loaded`: what `source` has loaded already. Raises VitfrostError where it cannot be opened."""
+        if self.isa is not None:
+            with import_runtime("vitfrost_native").instructions(self.isa):
+                return open_export(Path(str(self.export)), self.threads, self.hint, self.runtime)
         if self.runtime not in EAGER:
             return open_export(Path(str(self.export)), self.threads, self.hint, self.runtime)
         from .eager import Torch
@@ -95,6 +100,12 @@ def runtime_version(runtime: str) -> str:
 
     package = "torch" if runtime in EAGER else RUNTIMES[runtime].package
     return f"{package} {version(package).partition('+')[0]}{' compiled' if runtime == 'compiled' else ''}"
+
+
+def find_isas() -> tuple[str, ...]:
+    """The instruction sets of this processor that our own engine runs on, best first. Raises VitfrostError where it is not built."""
+    found: tuple[str, ...] = import_runtime("vitfrost_native").isas()
+    return found
 
 
 def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str, ...], list[str]]:
@@ -113,5 +124,6 @@ def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str
     chosen = tuple(dict.fromkeys(asked)) if asked else EAGER if on_gpu else NAMES
     absent = [runtime for runtime in chosen if runtime not in EAGER and find_spec(RUNTIMES[runtime].package) is None]
     if absent and asked:
-        raise VitfrostError(f"{absent[0]} is not installed; pip install 'vitfrost[export]', or leave it out of --runtime")
+        command = how_to_install(RUNTIMES[absent[0]].package) or "pip install 'vitfrost[export]'"
+        raise VitfrostError(f"{absent[0]} is not installed; {command}, or leave it out of --runtime")
     return tuple(runtime for runtime in chosen if runtime not in absent), absent

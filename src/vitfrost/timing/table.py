@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..runtime.runtimes import OWN_BITS
 from ..terminal import tables
 from .benchmark import Benchmark, BenchRow, Rate, Ratio
+from .roofline import best_rate
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,7 +19,8 @@ def format_benchmark(benchmark: Benchmark) -> Group:
     from rich.console import Group
 
     left_out = [f"left out: {left.name}: {left.why}" for left in benchmark.left_out]
-    return Group(*(_table(rows, benchmark.rates_of(rows[0])) for rows in benchmark.groups()), *left_out)
+    profiles = [_profile(row, benchmark.rates_of(row)) for row in benchmark.rows if row.profile is not None]
+    return Group(*(_table(rows, benchmark.rates_of(rows[0])) for rows in benchmark.groups()), *profiles, *left_out)
 
 
 def _limits(rates: Sequence[Rate]) -> str | None:
@@ -59,6 +62,22 @@ def _table(rows: Sequence[BenchRow], rates: Sequence[Rate]) -> Group:
     return tables(columns, title=title, caption=_limits(rates), left=("constant heads",))
 
 
+def _profile(row: BenchRow, rates: Sequence[Rate]) -> Group:
+    """Where the time of a row goes: its steps in order, their share of the time, their rate, and how far that is from the limit."""
+    steps, best = row.profile or [], best_rate(row, rates)
+    whole = sum(step.ms for step in steps) or 1.0
+    speeds = [step.macs / step.ms / 1e6 if step.ms > 0 else 0.0 for step in steps]
+    limit = None if best is None else best.gmacs_per_second
+    columns = [
+        ("step", [step.name for step in steps]),
+        ("ms", [f"{step.ms:.3f}" for step in steps]),
+        ("share", [f"{100 * step.ms / whole:.1f} %" for step in steps]),
+        ("GMAC/s", [f"{speed:.0f}" if speed else "" for speed in speeds]),
+        ("of limit", [f"{100 * speed / limit:.0f} %" if speed and limit else "" for speed in speeds]),
+    ]
+    return tables(columns, title=f"{row.name}: {whole:.2f} ms in {len(steps)} steps", caption=None)
+
+
 def _named(row: BenchRow) -> str:
     weights = "\nrandom weights" if row.random_weights else ""
     return f"{row.subject}{weights}\n{row.runtime} {_precision(row)}"
@@ -66,7 +85,7 @@ def _named(row: BenchRow) -> str:
 
 def _precision(row: BenchRow) -> str:
     """What was asked for, and what it was computed in where that is something else."""
-    notes = [row.precision] + ["lean graph"] * (row.graph == "lean")
+    notes = [row.precision] + ["lean graph"] * (row.graph == "lean" and row.runtime not in OWN_BITS)
     if row.kind == "simulated":
         notes.append("simulated in fp32")
     elif row.precision in ("fp32", "bf16", "bf16 hint") and row.effective_precision != row.precision.removesuffix(" hint"):

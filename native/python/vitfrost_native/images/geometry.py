@@ -1,0 +1,1 @@
+../../../../src/vitfrost/images/geometry.py

@@ -1,0 +1,85 @@
+// A forward pass: rows of tokens in chunks that stay in cache, attention head by head, with a barrier between them.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "layers.hpp"
+#include "pool.hpp"
+
+namespace vf {
+
+// What a picture takes: the residual stream and codes between the layers.
+struct Stream {
+    Array<float> x, mixed_floats;
+    Array<uint8_t> qkv, mixed;
+};
+
+// What a worker takes.
+struct Worker {
+    Array<uint8_t> codes, hidden, inner;
+    Array<float> floats, row_scale, float_values, float_sums;
+    Array<int32_t> sums, row_zero, row_sum;
+    Array<int8_t> keys, values;
+    Array<int16_t> wide_values;
+    Array<int32_t> key_start, value_sums;
+    Scratch scratch;
+};
+
+// Seconds and multiply-accumulates of the parts of a forward pass.
+struct Profile {
+    std::vector<std::string> names;
+    std::vector<double> macs;
+    std::vector<std::atomic<double>> seconds;
+    std::atomic<bool> on{false};
+    std::atomic<long> pictures{0};
+    explicit Profile(const Layers &layers);
+    size_t row(size_t step, int part) const { return first[step] + size_t(part); }
+    size_t embedding = 0, classifier = 0;
+    std::vector<size_t> first; // row of each step
+};
+
+class Forward {
+  public:
+    explicit Forward(const Layers &layers);
+
+    Stream make_stream() const;
+    Worker make_worker() const;
+    size_t stream_bytes() const;
+    size_t worker_bytes() const;
+
+    // One picture by `count` workers that call this together, each with its number. The logits are the same bits for any count.
+    void run(const float *pixels, float *logits, Stream &stream, Worker &worker, int number, int count, Barrier &barrier, Profile &profile) const;
+
+  private:
+    struct Rows {
+        int first, last;
+    };
+    struct Input {
+        const uint8_t *codes;
+        size_t stride;
+        RowTerms terms;
+    };
+    Rows rows_of(int number, int count, int tokens) const;
+    Input row_terms(const Linear &linear, const uint8_t *codes, size_t stride, int rows, Worker &worker) const;
+    Input coded(const Linear &linear, const float *floats, size_t floats_stride, int rows, uint8_t *codes, size_t stride, Worker &worker) const;
+    Input normed(const NormedInput &input, const Linear &linear, const float *x, int rows, Worker &worker) const;
+    void add(const Linear &linear, const Input &input, int rows, float *x, Worker &worker) const;
+    void embed(const float *pixels, Stream &stream, Worker &worker, Rows rows) const;
+    void queries(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const;
+    void attend(const Attention &layer, Stream &stream, Worker &worker, int number, int count) const;
+    void attend_local(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const;
+    void attend_head(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const;
+    void project(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const;
+    void feed_forward(const FeedForward &layer, Stream &stream, Worker &worker, Rows rows) const;
+    void classify(float *logits, Stream &stream, Worker &worker) const;
+
+    const Layers &layers_;
+    const Kernels &kernels_;
+    size_t x_stride_, qkv_stride_, mixed_stride_, code_stride_, hidden_stride_, inner_stride_, float_stride_;
+    size_t keys_bytes_, values_bytes_;
+    bool wide_ = false;
+};
+
+} // namespace vf

@@ -1,0 +1,92 @@
+// Which kernels this processor runs.
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+#include "error.hpp"
+#include "kernels.hpp"
+
+namespace vf {
+
+namespace portable {
+extern const Kernels table;
+}
+#if defined(__aarch64__)
+namespace i8mm {
+extern const Kernels table;
+}
+namespace dotprod {
+extern const Kernels table;
+}
+#endif
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avxvnni {
+extern const Kernels table;
+}
+namespace avx512vnni {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+bool always() { return true; }
+#if defined(__aarch64__)
+bool has_i8mm() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#endif
+#if defined(__x86_64__)
+// The compiler's own checks ask the operating system too, which has to save wide registers.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avxvnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
+bool has_avx512vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+const Isa all[] = {
+#if defined(__x86_64__)
+    {&avx512vnni::table, has_avx512vnni},
+    {&avxvnni::table, has_avxvnni},
+    {&avx2::table, has_avx2},
+#endif
+#if defined(__aarch64__)
+    {&i8mm::table, has_i8mm},
+    {&dotprod::table, has_dotprod},
+#endif
+    {&portable::table, always},
+};
+
+} // namespace
+
+const char *isa_names() {
+    static const std::string names = [] {
+        std::string found;
+        for (const Isa &isa : all)
+            if (isa.runs()) found.append(found.empty() ? "" : ",").append(isa.kernels->name);
+        return found;
+    }();
+    return names.c_str();
+}
+
+const Kernels *find_kernels(const char *name) {
+    if (name == nullptr || *name == 0) name = std::getenv("VITFROST_ISA");
+    bool known = false;
+    for (const Isa &isa : all) {
+        bool meant = name == nullptr || *name == 0 || std::strcmp(name, isa.kernels->name) == 0;
+        known = known || meant;
+        if (meant && isa.runs()) return isa.kernels;
+    }
+    fail("the instructions '%s' are %s; choose one of %s", name, known ? "not there on this processor" : "unknown", isa_names());
+}
+
+} // namespace vf

@@ -1,0 +1,332 @@
+// Attention of one head: a few rows of logits at a time, so that no whole map is ever held.
+
+namespace vf::VF_NAMESPACE {
+
+// Logits of what is no key: far below all others, and far above the smallest integer.
+constexpr int32_t no_key = -(1 << 30);
+
+// Keys as columns of a product: [panel][width / 4][key][4], codes less `shift`. start: what sums over codes of queries begin with, so that
+// the queries' zero point is taken off. A zero point of keys would add the same to all logits of a row, which a softmax does not feel.
+static void pack_keys(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int query_zero, int32_t *start) {
+    const int columns = (tokens + lanes - 1) / lanes * lanes, depth4 = (width + 3) / 4;
+    const Bytes shifts = Bytes{} + uint8_t(shift);
+    for (int column = 0; column < columns; column += panel_columns) {
+        const int wide = columns - column < panel_columns ? columns - column : panel_columns;
+        int8_t *const panel = packed + size_t(column) * size_t(depth4) * 4;
+        for (int key = column; key < column + wide; key++) {
+            int8_t *place = panel + size_t(key - column) * 4;
+            i32 sums = {};
+            for (int channel = 0; channel < width; channel += 4 * lanes) {
+                Bytes part = {};
+                const int count = width - channel < 4 * lanes ? width - channel : 4 * lanes;
+                if (key < tokens) {
+                    const uint8_t *from = codes + size_t(key) * stride + channel;
+                    if (count == 4 * lanes) part = load<Bytes>(from) - shifts;
+                    else {
+                        Bytes read = shifts;
+                        std::memcpy(&read, from, size_t(count));
+                        part = read - shifts;
+                    }
+                }
+                sums = dot<Sums::split>(sums, all_ints(0x01010101), (i32)part);
+                int32_t steps[lanes];
+                save(steps, part);
+                for (int step = 0; 4 * step < count; step++, place += size_t(wide) * 4) std::memcpy(place, steps + step, 4);
+            }
+            start[key] = key < tokens ? -query_zero * sum_of(sums) : no_key;
+        }
+    }
+}
+
+// Values as columns of a product over tokens: [panel][tokens / 4][channel][4], codes less `shift`; sums [channels] over tokens.
+static void pack_values(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums) {
+    int columns = (width + lanes - 1) / lanes * lanes, depth4 = (tokens + 3) / 4;
+    for (int column = 0; column < columns; column += panel_columns) {
+        int wide = columns - column < panel_columns ? columns - column : panel_columns;
+        int8_t *panel = packed + size_t(column) * depth4 * 4;
+        for (int vector = 0; vector < wide; vector += lanes) {
+            int channel = column + vector;
+            int count = width - channel < lanes ? width - channel : lanes;
+            i32 total = {};
+            for (int step = 0; step < depth4; step++) {
+                i32 four = {};
+                for (int i = 0; i < 4 && 4 * step + i < tokens; i++) {
+                    u8 row = {};
+                    const uint8_t *from = codes + size_t(4 * step + i) * stride + channel;
+                    if (count == lanes) row = load<u8>(from);
+                    else std::memcpy(&row, from, size_t(count));
+                    i32 value = from_bytes(row) - shift;
+                    total += value;
+                    four |= (value & 255) << (8 * i);
+                }
+                save(panel + (size_t(step) * wide + vector) * 4, four);
+            }
+            if (sums) save(sums + channel, total);
+        }
+    }
+}
+
+static void pack_wide_values(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed) {
+    int columns = (width + lanes - 1) / lanes * lanes, depth2 = (tokens + 1) / 2;
+    for (int column = 0; column < columns; column += panel_columns) {
+        int wide = columns - column < panel_columns ? columns - column : panel_columns;
+        int16_t *panel = packed + size_t(column) * depth2 * 2;
+        for (int step = 0; step < depth2; step++)
+            for (int c = 0; c < wide; c++)
+                for (int i = 0; i < 2; i++) {
+                    bool there = 2 * step + i < tokens && column + c < width;
+                    panel[(size_t(step) * wide + c) * 2 + i] =
+                        there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
+                }
+    }
+}
+
+template <int R, int V> static void tile_pairs(const int16_t *x, size_t stride, const int16_t *w, int depth2, int32_t *out, size_t out_stride) {
+    i32 sum[R][V] = {};
+    for (int step = 0; step < depth2; step++) {
+        i32 weights[V];
+        each<V>(VF_EACH(v) { weights[v] = load<i32>(w + (size_t(step) * V + v) * lanes * 2); });
+        each<R>(VF_EACH(row) {
+            i32 value = four(reinterpret_cast<const uint8_t *>(x + row * stride + 2 * size_t(step)));
+            each<V>(VF_EACH(v) { sum[row][v] = dot_pairs(sum[row][v], value, weights[v]); });
+        });
+    }
+    each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
+}
+
+using PairTile = void (*)(const int16_t *, size_t, const int16_t *, int, int32_t *, size_t);
+struct PairTiles {
+    PairTile table[tile_rows][tile_vectors];
+    template <int R, int V> constexpr void fill() {
+        table[R - 1][V - 1] = tile_pairs<R, V>;
+        if constexpr (V < tile_vectors) fill<R, V + 1>();
+        else if constexpr (R < tile_rows) fill<R + 1, 1>();
+    }
+    constexpr PairTiles() : table() { fill<1, 1>(); }
+};
+
+// A row of a map for its product with values: codes of 8 bits, or two planes, or numbers of 16 bits.
+struct MapRow {
+    uint8_t *even, *odd;
+    int16_t *wide;
+};
+
+VF_INLINE int32_t largest_logit(const int32_t *logits, int columns) {
+    i32 largest = all_ints(no_key);
+    for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<i32>(logits + c));
+    return largest_of(largest);
+}
+
+// Differences of a row's logits to the largest, in units of log2, become weights 2^difference, whose sum is returned. What stays in `row` is the
+// differences for a log grid, and the weights for any other.
+template <typename Difference> VF_INLINE float exponentials(float *row, int columns, bool log, Difference difference) {
+    f32 sum = {};
+    for (int c = 0; c < columns; c += lanes) {
+        const f32 exponent = difference(c), weight = power_of_two(exponent);
+        sum += weight;
+        save(row + c, log ? exponent : weight);
+    }
+    return sum_of(sum);
+}
+
+// Codes k = round(-2 log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.
+VF_INLINE i32 log_codes(const float *differences, float level, f32 zero_code) {
+    return nearest(smaller(larger(load<f32>(differences) * -2.0f + level, f32{}), zero_code));
+}
+
+// A level 2^(-k/2) with k <= 15 is 2^-7 times a whole number of 8 bits, or that times 1 / sqrt2: with a plane for even and one for odd k, products with
+// codes of values are exact.
+VF_INLINE void log_planes(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, uint8_t *even, uint8_t *odd) {
+    uint8_t even_levels[16], odd_levels[16];
+    for (int k = 0; k < 16; k++) {
+        const uint8_t value = k < head.zero_code ? uint8_t(128 >> (k / 2)) : uint8_t(0);
+        even_levels[k] = k % 2 ? 0 : value, odd_levels[k] = k % 2 ? value : 0;
+    }
+    const f32 zero_code = all(float(head.zero_code));
+    for (int c = 0; c < columns; c += lanes) save(even + c, low_bytes(log_codes(differences + c, level, zero_code)));
+    for (int c = 0; c < columns; c += 4 * lanes) {
+        Bytes codes = load<Bytes>(even + c);
+        if (frozen) {
+            const Bytes constant = load<Bytes>(frozen + c);
+            codes = constant == 255 ? codes : constant;
+        }
+        save(even + c, look_up(even_levels, codes));
+        save(odd + c, look_up(odd_levels, codes));
+    }
+}
+
+// The same levels as multiples of 1 / wide_scale in 16 bits, for grids that reach further down.
+VF_INLINE void log_numbers(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, int16_t *wide) {
+    const float wide_scale = head.wide_scale;
+    const f32 highest = all(float(head.zero_code));
+    const i32 zero_code = all_ints(head.zero_code);
+    for (int c = 0; c < columns; c += lanes) {
+        i32 k = log_codes(differences + c, level, highest);
+        if (frozen) {
+            const i32 constant = from_bytes(load<u8>(frozen + c));
+            k = constant == 255 ? k : constant;
+        }
+        save(wide + c, low_halves(nearest(power_of_two(to_floats(k) * -0.5f) * wide_scale) & (k < zero_code)));
+    }
+}
+
+// One row of a map out of what `exponentials` left and returned; returns what its numbers are multiplied with.
+static float map_row(const Head &head, int query, const float *row, float sum, int columns, const MapRow &out) {
+    uint8_t *const even = out.even, *const odd = out.odd;
+    float scale = head.map_step;
+    if (head.mode == 1) {
+        const float level = 2 * (std::log2(sum) + head.log2_step);
+        const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
+        if (out.wide) {
+            log_numbers(head, row, columns, level, frozen, out.wide);
+            for (int c = head.tokens; c < columns; c++) out.wide[c] = 0;
+            return head.map_step / head.wide_scale;
+        }
+        log_planes(head, row, columns, level, frozen, even, odd);
+        for (int c = head.tokens; c < columns; c++) odd[c] = 0;
+        scale = head.map_step / 128.0f;
+    } else {
+        float inverse = 255.0f, zero = 0, highest = 255.0f;
+        if (head.mode == 0) scale = 1.0f / (255.0f * sum);
+        else inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
+        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(row + c) * inverse + zero, all(highest)));
+    }
+    for (int c = head.tokens; c < columns; c++) even[c] = 0;
+    return scale;
+}
+
+// y * inverse + zero as codes, or y itself, for the channels of one vector; fewer than a vector where the head ends.
+VF_INLINE void store_channels(f32 y, int channel, int width, uint8_t *codes, float *floats, float inverse, float zero, float highest) {
+    int count = width - channel < lanes ? width - channel : lanes;
+    if (codes) {
+        u8 made = to_codes(y * inverse + zero, all(highest));
+        if (count == lanes) save(codes + channel, made);
+        else std::memcpy(codes + channel, &made, size_t(count));
+    } else if (count == lanes) save(floats + channel, y);
+    else std::memcpy(floats + channel, &y, size_t(count) * sizeof(float));
+}
+
+// Maps of a few queries, ready for products: scales and sums of their rows.
+struct MapTile {
+    int rows = 0, columns = 0;
+    size_t stride = 0; // of the planes: whole vectors of bytes
+    uint8_t *even = nullptr, *odd = nullptr;
+    int16_t *wide = nullptr;
+    float scale[tile_rows] = {};
+    int32_t even_sum[tile_rows] = {}, odd_sum[tile_rows] = {};
+};
+
+VF_INLINE MapTile map_tile(const Head &head, int rows, int columns, Scratch &scratch) {
+    MapTile made;
+    made.rows = rows, made.columns = columns, made.stride = (size_t(columns) + 63) / 64 * 64;
+    made.even = scratch.planes.data(), made.odd = made.even + size_t(tile_rows) * made.stride;
+    made.wide = head.wide_values ? scratch.wide.data() : nullptr;
+    return made;
+}
+
+VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, const float *numbers, float sum) {
+    const size_t at = size_t(row) * made.stride;
+    const MapRow place = {made.even + at, made.odd + at, made.wide ? made.wide + at : nullptr};
+    made.scale[row] = map_row(head, query, numbers, sum, made.columns, place);
+    if (head.value_shift == 0) return;
+    if (place.wide) {
+        for (int c = 0; c < head.tokens; c++) made.even_sum[row] += place.wide[c];
+        return;
+    }
+    sum_rows(place.even, 0, 1, head.tokens, &made.even_sum[row]);
+    if (head.mode == 1) sum_rows(place.odd, 0, 1, head.tokens, &made.odd_sum[row]);
+}
+
+// Maps times values, as codes for the output projection.
+static void mix_values(const MapTile &made, const Head &head, int query, int32_t *sums) {
+    constexpr float half_root = 0.70710678118654752f;
+    static constexpr PairTiles pair_tiles;
+    const int channels = (head.width + lanes - 1) / lanes * lanes;
+    const bool two_planes = head.mode == 1 && made.wide == nullptr;
+    int32_t *odd_sums = sums + tile_rows * panel_columns;
+    for (int column = 0; column < channels; column += panel_columns) {
+        const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
+        if (made.wide) {
+            const int depth2 = (head.tokens + 1) / 2;
+            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums,
+                                                         panel_columns);
+        } else {
+            const Packed &values = head.values;
+            const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
+            Tile tile = tile_of(made.rows, vectors, values.sums);
+            tile(made.even, made.stride, panel, values.depth4, values.chunk, nullptr, sums, panel_columns);
+            if (two_planes) tile(made.odd, made.stride, panel, values.depth4, values.chunk, nullptr, odd_sums, panel_columns);
+        }
+        for (int row = 0; row < made.rows; row++) {
+            const size_t out = size_t(query + row) * head.out_stride;
+            const float scale = made.scale[row] * head.value_scale;
+            for (int v = 0; v < vectors; v++) {
+                const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
+                f32 y = to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
+                if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
+                if (head.map_zero != 0)
+                    y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
+                store_channels(y * scale, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
+                               head.inverse, head.zero, head.highest);
+            }
+        }
+    }
+}
+
+VF_INLINE void scores(const Head &head, int query, int rows, int32_t *logits, int columns) {
+    Product made;
+    made.x = head.queries + size_t(query) * head.query_stride, made.stride = head.query_stride, made.rows = rows;
+    product_sums(made, head.keys, logits, size_t(columns));
+}
+
+// Each step is taken for all rows of a tile before the next, so that a row's reduction is done while the next row is under way.
+static void attend(const Head &head, int first, int last, Scratch &scratch) {
+    const int columns = (head.tokens + lanes - 1) / lanes * lanes;
+    const bool log = head.mode == 1;
+    const float t = head.logit_scale;
+    int32_t *const logits = scratch.logits.data();
+    for (int query = first; query < last; query += tile_rows) {
+        const int rows = last - query < tile_rows ? last - query : tile_rows;
+        scores(head, query, rows, logits, columns);
+        MapTile made = map_tile(head, rows, columns, scratch);
+        int32_t largest[tile_rows];
+        float sum[tile_rows];
+        for (int row = 0; row < rows; row++) largest[row] = largest_logit(logits + size_t(row) * size_t(columns), columns);
+        for (int row = 0; row < rows; row++) {
+            int32_t *const place = logits + size_t(row) * size_t(columns);
+            const i32 top = all_ints(largest[row]);
+            sum[row] = exponentials(reinterpret_cast<float *>(place), columns, log, [=](int c) { return to_floats(load<i32>(place + c) - top) * t; });
+        }
+        for (int row = 0; row < rows; row++)
+            add_row(made, head, query + row, row, reinterpret_cast<const float *>(logits + size_t(row) * size_t(columns)), sum[row]);
+        mix_values(made, head, query, scratch.sums.data());
+    }
+}
+
+static void constant(const ConstantHead &head, int first, int last, Scratch &scratch) {
+    const int channels = (head.width + lanes - 1) / lanes * lanes;
+    int32_t *sums = scratch.sums.data();
+    for (int query = first; query < last; query += tile_rows) {
+        const int rows = last - query < tile_rows ? last - query : tile_rows;
+        for (int column = 0; column < channels; column += panel_columns) {
+            const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
+            tile_of(rows, vectors, head.values.sums)(head.map + size_t(query) * head.map_stride, head.map_stride,
+                                                     head.values.data + size_t(column) * head.values.depth4 * 4, head.values.depth4,
+                                                     head.values.chunk, nullptr, sums, panel_columns);
+            for (int row = 0; row < rows; row++) {
+                const size_t out = size_t(query + row) * head.out_stride;
+                const float zero = head.row_zero[query + row], scale = head.row_scale[query + row] * head.value_scale;
+                const float shifted = float(head.value_shift) * (float(head.map_sums[query + row]) - zero * float(head.tokens));
+                for (int v = 0; v < vectors; v++) {
+                    const int channel = column + v * lanes;
+                    f32 y = to_floats(load<i32>(sums + row * panel_columns + v * lanes)) - to_floats(load<i32>(head.value_sums + channel)) * zero;
+                    y = (y + shifted) * scale;
+                    store_channels(y, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
+                                   head.inverse, head.zero, head.highest);
+                }
+            }
+        }
+    }
+}
+
+} // namespace vf::VF_NAMESPACE

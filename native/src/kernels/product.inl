@@ -1,0 +1,172 @@
+// Products of codes with packed weights, and what is done with their sums.
+
+namespace vf::VF_NAMESPACE {
+
+constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
+static_assert(tile_rows <= most_rows);
+
+// Calls f(0) .. f(N - 1) with constants, so that arrays of vectors become registers.
+template <typename F, int... index> VF_INLINE void unrolled(F f, std::integer_sequence<int, index...>) {
+    (f(std::integral_constant<int, index>{}), ...);
+}
+template <int N, typename F> VF_INLINE void each(F f) { unrolled(f, std::make_integer_sequence<int, N>{}); }
+#define VF_EACH(name) [&](auto name) __attribute__((always_inline))
+
+#if defined(VF_DOT_AVX2)
+// The same with sums of 16 bits for `chunk` steps: with x_max and w_max a step adds at most 2 x_max w_max to each, and chunk = 32,767 / (2 x_max w_max).
+template <int R, int V>
+VF_INLINE void tile_in_chunks(const uint8_t *x, size_t stride, const int8_t *w, int depth4, int chunk, const int32_t *start, int32_t *out,
+                              size_t out_stride) {
+    each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, start ? load<i32>(start + v * lanes) : i32{}); }); });
+    for (int begin = 0; begin < depth4; begin += chunk) {
+        int end = begin + chunk < depth4 ? begin + chunk : depth4;
+        i16 sum[R][V] = {};
+        for (int step = begin; step < end; step++) {
+            i32 weights[V];
+            each<V>(VF_EACH(v) { weights[v] = load<i32>(w + (size_t(step) * V + v) * lanes * 4); });
+            each<R>(VF_EACH(row) {
+                i32 value = four(x + row * stride + 4 * size_t(step));
+                each<V>(VF_EACH(v) { sum[row][v] = dot_chunk(sum[row][v], value, weights[v]); });
+            });
+        }
+        each<R>(VF_EACH(row) {
+            each<V>(VF_EACH(v) {
+                int32_t *place = out + row * out_stride + v * lanes;
+                save(place, load<i32>(place) + widen(sum[row][v]));
+            });
+        });
+    }
+}
+#endif
+
+// The sums of R rows and V vectors of columns into out [R][out_stride].
+template <int R, int V, Sums sums>
+static void tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, [[maybe_unused]] int chunk, const int32_t *start, int32_t *out,
+                 size_t out_stride) {
+#if defined(VF_DOT_AVX2)
+    if constexpr (sums == Sums::chunked) return tile_in_chunks<R, V>(x, stride, w, depth4, chunk, start, out, out_stride);
+#endif
+    i32 sum[R][V];
+    each<V>(VF_EACH(v) {
+        i32 first = start ? load<i32>(start + v * lanes) : i32{};
+        each<R>(VF_EACH(row) { sum[row][v] = first; });
+    });
+    for (int step = 0; step < depth4; step++) {
+        i32 weights[V];
+        each<V>(VF_EACH(v) { weights[v] = load<i32>(w + (size_t(step) * V + v) * lanes * 4); });
+        each<R>(VF_EACH(row) {
+            i32 value = four(x + row * stride + 4 * size_t(step));
+            each<V>(VF_EACH(v) { sum[row][v] = dot<sums>(sum[row][v], value, weights[v]); });
+        });
+    }
+    each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
+}
+
+using Tile = void (*)(const uint8_t *, size_t, const int8_t *, int, int, const int32_t *, int32_t *, size_t);
+
+template <Sums sums> struct Tiles {
+    Tile table[tile_rows][tile_vectors];
+    template <int R, int V> constexpr void fill() {
+        table[R - 1][V - 1] = tile<R, V, sums>;
+        if constexpr (V < tile_vectors) fill<R, V + 1>();
+        else if constexpr (R < tile_rows) fill<R + 1, 1>();
+    }
+    constexpr Tiles() : table() { fill<1, 1>(); }
+};
+
+static Tile tile_of(int rows, int vectors, Sums sums) {
+#if defined(VF_DOT_AVX2)
+    static constexpr Tiles<Sums::direct> direct;
+    static constexpr Tiles<Sums::chunked> chunked;
+    if (sums == Sums::direct) return direct.table[rows - 1][vectors - 1];
+    if (sums == Sums::chunked) return chunked.table[rows - 1][vectors - 1];
+#endif
+    (void)sums;
+    static constexpr Tiles<Sums::split> split;
+    return split.table[rows - 1][vectors - 1];
+}
+
+// Calls each(row, rows, column, vectors, tile) over panels and tiles: weights of a panel stay in the first cache while rows pass.
+template <typename Each> VF_INLINE void over_tiles(const Product &product, const Packed &w, Each each) {
+    for (int column = 0; column < w.columns; column += panel_columns) {
+        int vectors = (w.columns - column < panel_columns ? w.columns - column : panel_columns) / lanes;
+        if (column + vectors * lanes <= product.first_column) continue;
+        const int8_t *panel = w.data + size_t(column) * w.depth4 * 4;
+        const int32_t *start = w.start ? w.start + column : nullptr;
+        for (int row = 0; row < product.rows; row += tile_rows) {
+            int rows = product.rows - row < tile_rows ? product.rows - row : tile_rows;
+            each(row, rows, column, vectors, panel, start);
+        }
+    }
+}
+
+enum class End { folded_codes, codes, add, store };
+
+// `corrected`: rows have terms of their own. Everything is copied out of `how` first, since bytes that are stored might be any of it.
+template <Activation kind, End end, bool corrected>
+static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
+    const RowTerms terms = product.terms;
+    const float *const scales = how.scale + column, *const offsets = how.offset + column;
+    const size_t stride = how.stride, at = size_t(row) * stride + size_t(column);
+    uint8_t *const codes = how.codes + at;
+    float *const floats = (end == End::add ? how.add : how.store) + at;
+    const f32 highest = all(how.highest), inverse = all(how.inverse), zero = all(how.zero);
+    for (int v = 0; v < vectors; v++) {
+        const int place = v * lanes;
+        const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            i32 sum = load<i32>(sums + r * panel_columns + place);
+            f32 row_scale = scale;
+            if constexpr (corrected) {
+                if (terms.zero) sum -= load<i32>(terms.column_sums + column + place) * terms.zero[row + r];
+                if (terms.sum) sum -= load<i32>(terms.column_shift + column + place) * terms.sum[row + r];
+                if (terms.scale) row_scale = scale * terms.scale[row + r];
+            }
+            const f32 y = activate<kind>(to_floats(sum) * row_scale + offset);
+            const size_t out = size_t(r) * stride + size_t(place);
+            if constexpr (end == End::folded_codes) save(codes + out, to_codes(y, highest));
+            if constexpr (end == End::codes) save(codes + out, to_codes(y * inverse + zero, highest));
+            if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y);
+            if constexpr (end == End::store) save(floats + out, y);
+        }
+    }
+}
+
+using Finish = void (*)(const int32_t *, int, int, int, int, const Product &, const Epilogue &);
+
+template <Activation kind, bool corrected> static Finish finish_by_end(const Epilogue &how) {
+    if constexpr (kind == Activation::none) {
+        if (how.codes && how.folded) return finish<kind, End::folded_codes, corrected>;
+        if (how.add) return finish<kind, End::add, corrected>;
+    }
+    return how.codes ? finish<kind, End::codes, corrected> : finish<kind, End::store, corrected>;
+}
+
+template <bool corrected> static Finish finish_of(const Epilogue &how) {
+    switch (how.activation) {
+    case Activation::gelu: return finish_by_end<Activation::gelu, corrected>(how);
+    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh, corrected>(how);
+    case Activation::relu: return finish_by_end<Activation::relu, corrected>(how);
+    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu, corrected>(how);
+    default: return finish_by_end<Activation::none, corrected>(how);
+    }
+}
+
+static void product(const Product &made, const Packed &w, const Epilogue &how, int32_t *sums) {
+    const RowTerms &terms = made.terms;
+    Finish end = terms.scale || terms.zero || terms.sum ? finish_of<true>(how) : finish_of<false>(how);
+    over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
+        tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, sums, panel_columns);
+        end(sums, row, rows, column, vectors, made, how);
+    });
+}
+
+static void product_sums(const Product &made, const Packed &w, int32_t *sums, size_t sums_stride) {
+    over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
+        int32_t *out = sums + size_t(row) * sums_stride + size_t(column);
+        tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, out, sums_stride);
+    });
+}
+
+} // namespace vf::VF_NAMESPACE

@@ -1,0 +1,96 @@
+// LayerNorm over rows of floats, and their codes.
+
+namespace vf::VF_NAMESPACE {
+
+constexpr int rows_together = 4;
+
+// Means and inverse deviations of R rows, side by side so that their sums do not wait for each other.
+template <int R> struct Moments { float mean[R], inverse_deviation[R]; };
+
+template <int R> VF_INLINE Moments<R> moments(const float *x, size_t stride, int channels, float epsilon) {
+    const int whole = channels / lanes * lanes;
+    f32 sum[R] = {}, squares[R] = {};
+    Moments<R> made;
+    for (int c = 0; c < whole; c += lanes) each<R>(VF_EACH(r) { sum[r] += load<f32>(x + r * stride + c); });
+    each<R>(VF_EACH(r) {
+        float total = sum_of(sum[r]);
+        for (int c = whole; c < channels; c++) total += x[r * stride + size_t(c)];
+        made.mean[r] = total / float(channels);
+    });
+    for (int c = 0; c < whole; c += lanes)
+        each<R>(VF_EACH(r) {
+            f32 off = load<f32>(x + r * stride + c) - made.mean[r];
+            squares[r] += off * off;
+        });
+    each<R>(VF_EACH(r) {
+        float square = sum_of(squares[r]);
+        for (int c = whole; c < channels; c++) {
+            float off = x[r * stride + size_t(c)] - made.mean[r];
+            square += off * off;
+        }
+        made.inverse_deviation[r] = 1.0f / std::sqrt(square / float(channels) + epsilon);
+    });
+    return made;
+}
+
+// Calls store(row, channel, y) with normalized rows. Rows of x, gain and shift reach to whole vectors; what is behind the channels is of no use.
+template <int R, typename Store>
+VF_INLINE void normed_rows(const float *x, size_t stride, int channels, float epsilon, const float *gain, const float *shift, Store store) {
+    const Moments<R> found = moments<R>(x, stride, channels, epsilon);
+    for (int c = 0; c < channels; c += lanes) {
+        const f32 by = load<f32>(gain + c), plus = load<f32>(shift + c);
+        each<R>(VF_EACH(r) { store(r, c, (load<f32>(x + r * stride + c) - found.mean[r]) * found.inverse_deviation[r] * by + plus); });
+    }
+}
+
+template <typename Store>
+VF_INLINE void norm_all(const float *x, size_t stride, int rows, int channels, float epsilon, const float *gain, const float *shift, Store store) {
+    int row = 0;
+    for (; row + rows_together <= rows; row += rows_together)
+        normed_rows<rows_together>(
+            x + size_t(row) * stride, stride, channels, epsilon, gain,
+            shift, [&](int r, int c, f32 y) __attribute__((always_inline)) { store(row + r, c, y); });
+    for (; row < rows; row++)
+        normed_rows<1>(
+            x + size_t(row) * stride, stride, channels, epsilon, gain,
+            shift, [&](int, int c, f32 y) __attribute__((always_inline)) { store(row, c, y); });
+}
+
+static void norm_codes(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float highest,
+                       uint8_t *codes, size_t stride) {
+    norm_all(
+        x, x_stride, rows, channels, epsilon, gain, shift, [=](int row, int c, f32 y) __attribute__((always_inline)) {
+            save(codes + size_t(row) * stride + size_t(c), to_codes(y, all(highest)));
+        });
+}
+
+static void norm(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
+                 size_t stride) {
+    norm_all(
+        x, x_stride, rows, channels, epsilon, gain,
+        shift, [=](int row, int c, f32 y) __attribute__((always_inline)) { save(out + size_t(row) * stride + size_t(c), y); });
+}
+
+// Sums of codes by row; codes behind `count` must not be counted, whatever they are.
+static void sum_rows(const uint8_t *codes, size_t stride, int rows, int count, int32_t *sums) {
+    const int whole = count / (4 * lanes) * 4 * lanes;
+    for (int row = 0; row < rows; row++, codes += stride) {
+        i32 sum = {};
+        for (int c = 0; c < whole; c += 4 * lanes) sum = dot<Sums::split>(sum, load<i32>(codes + c), all_ints(0x01010101));
+        int32_t total = sum_of(sum);
+        for (int c = whole; c < count; c++) total += codes[c];
+        sums[row] = total;
+    }
+}
+
+// round(x / scale) + zero within 0..highest, with a true division and ties to even before the zero point is added: pixels lie on a grid of their own, and
+// where that meets the quantizer's every single one is a tie.
+static void quantize(const float *x, size_t count, float scale, float zero, float highest, uint8_t *codes) {
+    const f32 low = all(-zero), high = all(highest - zero);
+    const i32 shift = all_ints(int32_t(zero));
+    const size_t whole = count / lanes * lanes;
+    for (size_t i = 0; i < whole; i += lanes) save(codes + i, low_bytes(nearest(smaller(larger(load<f32>(x + i) / scale, low), high)) + shift));
+    for (size_t i = whole; i < count; i++) codes[i] = low_bytes(nearest(smaller(larger(all(x[i]) / scale, low), high)) + shift)[0];
+}
+
+} // namespace vf::VF_NAMESPACE

@@ -1,0 +1,72 @@
+// The weights of a linear layer in the order of a processor.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "error.hpp"
+#include "layers.hpp"
+
+namespace vf {
+
+namespace {
+
+constexpr int64_t most = INT32_MAX;
+
+// One column of weights, codes less `taken`, into its panel: four steps of the sum together.
+void fill_column(Linear &made, int column, const uint8_t *codes, int taken, const Kernels &kernels) {
+    const int panel = column / kernels.panel * kernels.panel;
+    const size_t wide = size_t(std::min(kernels.panel, made.columns - panel)), depth4 = size_t(made.inputs + 3) / 4;
+    int8_t *place = made.weights.data() + size_t(panel) * depth4 * 4 + size_t(column - panel) * 4;
+    int k = 0;
+    for (; k + 4 <= made.inputs; k += 4, place += wide * 4)
+        for (int i = 0; i < 4; i++) place[i] = int8_t(codes[k + i] - taken);
+    for (int i = 0; k < made.inputs; k++, i++) place[i] = int8_t(codes[k] - taken);
+}
+
+} // namespace
+
+void choose_sums(Packed &packed, int x_max, int w_max) {
+    int pair = 2 * x_max * std::max(w_max, 1);
+    packed.sums = pair > INT16_MAX ? Sums::split : INT16_MAX / pair >= 4 ? Sums::chunked : Sums::direct;
+    packed.chunk = std::max(1, INT16_MAX / pair);
+}
+
+Linear make_linear(int inputs, int outputs, const Quantizer &input, const Array<uint8_t> &codes, const Array<float> &scale, const Array<float> &zero,
+                   const Array<float> &bias, const Kernels &kernels) {
+    Linear made;
+    made.inputs = inputs, made.outputs = outputs, made.input = input;
+    made.columns = int(round_up(size_t(outputs), size_t(kernels.lanes)));
+    size_t columns = size_t(made.columns), depth4 = (size_t(inputs) + 3) / 4;
+    made.weights.resize(columns * depth4 * 4);
+    made.start.resize(columns), made.column_sums.resize(columns), made.column_shift.resize(columns);
+    made.scale.resize(columns), made.offset.resize(columns);
+    const int x_max = (1 << input.bits) - 1;
+    const int64_t depth = inputs, x_zero = input.dynamic ? 0 : int64_t(input.zero);
+    int w_max = 0;
+    for (size_t j = 0; j < size_t(outputs); j++) {
+        const uint8_t *row = codes.data() + j * size_t(inputs);
+        const int64_t w_zero = int64_t(zero[j]);
+        uint8_t low = 255, high = 0;
+        int32_t code_sum = 0;
+        for (int k = 0; k < inputs; k++) low = std::min(low, row[k]), high = std::max(high, row[k]), code_sum += row[k];
+        const bool fits = low - w_zero >= -128 && high - w_zero <= 127;
+        const int64_t taken = fits ? w_zero : 128, shift = w_zero - taken, sum = code_sum - depth * taken;
+        const int64_t largest = std::max(std::abs(low - taken), std::abs(high - taken));
+        w_max = std::max(w_max, int(largest));
+        fill_column(made, int(j), row, int(taken), kernels);
+        // (x - x_zero)(w - shift) = x w - shift x - x_zero w + x_zero shift, all of it within 32 bits.
+        const int64_t start = -x_zero * sum + depth * x_zero * shift, sums = sum - depth * shift;
+        const int64_t bound = std::abs(start) + depth * x_max * (largest + std::abs(shift)) + (input.dynamic ? 255 * std::abs(sums) : 0);
+        if (bound > most) fail("the model file is damaged: sums of a layer with %d inputs do not fit 32 bits; export it again", inputs);
+        made.start[j] = int32_t(start), made.column_sums[j] = int32_t(sums), made.column_shift[j] = int32_t(shift);
+        made.shifted = made.shifted || shift != 0;
+        made.scale[j] = scale[j] * (input.dynamic ? 1.0f : input.scale);
+        made.offset[j] = bias.empty() ? 0.0f : bias[j];
+    }
+    made.packed.columns = made.columns, made.packed.depth4 = int(depth4);
+    made.packed.data = made.weights.data(), made.packed.start = made.start.data();
+    choose_sums(made.packed, x_max, w_max);
+    return made;
+}
+
+} // namespace vf

@@ -1,0 +1,248 @@
+"""Quantized layers of a model as records of the native file, each checked for what the engine can do."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray
+from torch import Tensor, nn
+
+from ...errors import VitfrostError
+from ...methods.constant_heads.module import ConstantHeads
+from ...methods.frozen_entries import FrozenMaps
+from ...methods.hallucination.maps import HeadHallucination
+from ...methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from ...methods.quantize.quantizers import zero_code
+from ...vit.compat import import_timm
+from .format import LINEAR, NONE, NORM, Layer, ModelFile
+
+import_timm()
+from timm.layers import LayerScale  # noqa: E402  (timm must be imported through the guard)
+
+STATIC, DYNAMIC = 0, 1
+ROW_MAPS, LOG_MAPS, UNIFORM_MAPS = 0, 1, 2
+COMPUTED_ENTRY = 255
+CONSTANT_BITS = 8
+# Up to so many tokens a product with whole maps of 8 bits is as fast as a convolution; above the second number they take too much room.
+WHOLE_MAPS_TOKENS, LARGEST_WHOLE_MAPS_TOKENS = 400, 1600
+
+
+class Grid(NamedTuple):
+    """A uniform grid: bits, and scale and zero point of the tensor [1] or of every head [heads]."""
+
+    bits: int
+    scale: Float[ndarray, heads]
+    zero: Float[ndarray, heads]
+
+
+class MapGrid(NamedTuple):
+    """How maps are quantized: the file's map mode, bits, zero code, step or scale [1 or heads], zero point (uniform maps alone)."""
+
+    mode: int
+    bits: int = 8
+    zero_code: int = 0
+    step: ndarray | None = None
+    zero: ndarray | None = None
+
+
+def refuse(where: str, why: str, mend: str) -> VitfrostError:
+    """One line: what the engine cannot do, where, and what can."""
+    return VitfrostError(f"{where}: {why}, which the native engine does not run; {mend}")
+
+
+def to_array(tensor: Tensor) -> ndarray:
+    """float32 values."""
+    values: ndarray = tensor.detach().cpu().float().numpy()
+    return values
+
+
+def integers(values: Tensor, where: str) -> ndarray:
+    """Zero points [n]. Raises VitfrostError where one is no integer."""
+    found = to_array(values).reshape(-1)
+    if not np.array_equal(found, np.round(found)):
+        worst = float(found[np.abs(found - np.round(found)).argmax()])
+        raise refuse(where, f"the zero point is {worst:.4g} and no integer", "plan with --levels strict and compress again")
+    return found
+
+
+def grid_of(quantizer: nn.Module | None, heads: int, where: str) -> Grid:
+    """The grid of a quantizer, with one scale or one for each of so many heads."""
+    if not isinstance(quantizer, UniformQuantizer):
+        raise refuse(where, f"it is quantized by {type(quantizer).__name__}", "vitfrost evaluate simulates it")
+    scale = to_array(quantizer.scale).reshape(-1)
+    zero = integers(quantizer.zero_point, where)
+    if len(scale) not in (1, heads) or len(zero) not in (1, len(scale)):
+        raise refuse(where, f"its quantizer has {len(scale)} scales", "vitfrost evaluate simulates it")
+    check_bits(quantizer.bits, where)
+    return Grid(quantizer.bits, scale, np.broadcast_to(zero, scale.shape))
+
+
+def check_bits(bits: int, where: str) -> None:
+    """Raise VitfrostError for codes that the engine has no layout for."""
+    if not 2 <= bits <= 8:
+        raise refuse(where, f"it has {bits} bits", "plan with 2 to 8")
+
+
+def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | None = None) -> int:
+    """A linear layer or a patch convolution with integer weights. `stretch` [outputs]: a LayerScale behind it, folded into it."""
+    if not isinstance(layer, QuantizedLayer) or layer.bits == 32:
+        raise refuse(
+            where,
+            "its weights are in floating point",
+            "quantize weights and activations, or export it in floating point with --format onnx",
+        )
+    check_bits(layer.bits, where)
+    codes = layer.codes.cpu().numpy().reshape(len(layer.codes), -1)
+    scale = to_array(layer.scale)
+    bias = None if layer.bias is None else to_array(layer.bias)
+    if stretch is not None:
+        scale = scale * to_array(stretch)
+        bias = None if bias is None else bias * to_array(stretch)
+    if layer.input_quantizer is None:
+        bits, mode, floats = 8, DYNAMIC, (1.0, 0.0)
+    else:
+        grid = grid_of(layer.input_quantizer, 1, f"the input of {where}")
+        bits, mode, floats = grid.bits, STATIC, (float(grid.scale[0]), float(grid.zero[0]))
+    zero = integers(layer.zero_point, where)
+    tensors = (file.add_tensor(codes, layer.bits), *(file.add_tensor(each) for each in (scale, zero, bias)))
+    return file.add_layer(Layer(LINEAR, (codes.shape[1], codes.shape[0], bits, mode), floats, tensors))
+
+
+def add_norm(file: ModelFile, norm: nn.Module, where: str) -> int:
+    """A LayerNorm; -1 for an identity."""
+    if isinstance(norm, nn.Identity):
+        return NONE
+    if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
+        raise refuse(where, f"it is a {type(norm).__name__}", "export it in floating point with --format onnx")
+    width = norm.normalized_shape[0]
+    gamma = np.ones(width, np.float32) if norm.weight is None else to_array(norm.weight)
+    beta = np.zeros(width, np.float32) if norm.bias is None else to_array(norm.bias)
+    return file.add_layer(Layer(NORM, (width,), (norm.eps,), (file.add_tensor(gamma), file.add_tensor(beta))))
+
+
+def layer_scale(module: Any, where: str) -> Tensor | None:
+    """gamma of a LayerScale; None where there is none."""
+    if isinstance(module, LayerScale):
+        return module.gamma
+    if not isinstance(module, nn.Identity):
+        raise refuse(where, f"it is a {type(module).__name__}", "export it in floating point with --format onnx")
+    return None
+
+
+def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
+    """How the maps of so many computed and hallucinated heads are quantized; without a quantizer in 8 bits of each row's largest weight."""
+    if quantizer is None or not heads:
+        return MapGrid(ROW_MAPS)
+    if isinstance(quantizer, UniformQuantizer):
+        grid = grid_of(quantizer, heads, f"the maps of {where}")
+        return MapGrid(UNIFORM_MAPS, grid.bits, 0, grid.scale, grid.zero)
+    if not isinstance(quantizer, LogQuantizer):
+        raise refuse(f"the maps of {where}", f"they are quantized by {type(quantizer).__name__}", "vitfrost evaluate simulates it")
+    check_bits(quantizer.bits, f"the maps of {where}")
+    step = to_array(quantizer.step).reshape(-1)
+    if len(step) not in (1, heads):
+        raise refuse(f"the maps of {where}", f"their quantizer has {len(step)} steps", "vitfrost evaluate simulates it")
+    return MapGrid(LOG_MAPS, quantizer.bits, zero_code(quantizer.bits, quantizer.levels), step)
+
+
+def frozen_codes(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> ndarray | None:
+    """Codes [heads, N, N] of the entries that are constants, 255 elsewhere; None where these heads have no constants.
+
+    A constant that is exactly zero has the map's zero code. With 8 bits that code would be 255 or more; 254 stands for 2^-127 of a step,
+    which adds nothing in float32.
+    """
+    mask = frozen.mask.cpu().numpy()[0, :heads]
+    if not mask.any():
+        return None
+    options = (
+        (frozen.renormalize == "none", f"rows are renormalized ({frozen.renormalize})", "plan with --renormalize none"),
+        (frozen.order == "quantize-merge", "constants are merged before maps are quantized", "plan with --order quantize-merge"),
+        (grid.mode == LOG_MAPS and frozen.bits != 32, "frozen entries are in floating point", "plan with --weight-bits 4, or freeze heads"),
+        (frozen.bits == grid.bits, f"frozen entries have {frozen.bits} bits and maps {grid.bits}", f"plan with --frozen-bits {grid.bits}"),
+    )
+    for sound, why, mend in options:
+        if not sound:
+            raise refuse(where, why, mend)
+    assert grid.step is not None
+    steps = to_array(frozen.step)[:heads]
+    used = mask.any(axis=(1, 2))
+    if not np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used]):
+        raise refuse(where, "frozen entries have a grid of their own", "plan with --frozen-grid layer")
+    dense = np.full(frozen.mask.shape, COMPUTED_ENTRY, np.int16)
+    dense[frozen.mask.cpu().numpy()] = np.minimum(frozen.codes.cpu().numpy(), COMPUTED_ENTRY - 1)
+    return dense[0, :heads].astype(np.uint8)
+
+
+def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarray, ndarray]:
+    """The maps of frozen heads in 8 bits of every row's range: codes [F, N, N], scale and zero point [F, N]; map = scale (code - zero)."""
+    whole = constants.maps().detach().cpu().double().numpy()
+    if len(whole) != 1:
+        raise refuse(where, "constant maps differ between windows", "export it in floating point with --format onnx")
+    low, high = np.minimum(whole[0].min(-1), 0), np.maximum(whole[0].max(-1), 0)
+    scale = np.where(high > low, (high - low) / (2**CONSTANT_BITS - 1), 1.0).astype(np.float32)
+    zero = np.round(-low / scale)
+    codes = np.clip(np.round(whole[0] / scale[..., None]) + zero[..., None], 0, 2**CONSTANT_BITS - 1)
+    return codes.astype(np.uint8), scale, zero.astype(np.float32)
+
+
+class LocalMaps(NamedTuple):
+    """Frozen heads as kernels over the patch grid: kernel [F, kh, kw] less its rest, scale and share of the sum over patches [F, patches],
+    rows [F, P, N] and columns [F, patches, P] of prefix tokens (None without any), and the grid.
+
+    A patch takes scale (kernel * values) + shared (sum of patches' values) + columns (prefix tokens' values).
+    """
+
+    kernel: ndarray
+    scale: ndarray
+    shared: ndarray
+    rows: ndarray | None
+    columns: ndarray | None
+    grid: tuple[int, int]
+
+
+def local_maps(constants: ConstantHeads, tokens: int) -> LocalMaps | None:
+    """The frozen heads of a layer as kernels, where whole maps are slower, or would not fit into a file; None where they stay whole."""
+    if "convolution" not in constants.forms() or tokens <= WHOLE_MAPS_TOKENS:
+        return None
+    if constants.form == "matmul" and tokens <= LARGEST_WHOLE_MAPS_TOKENS:
+        return None
+    assert constants.shape is not None
+    local = {name: to_array(part) for name, part in constants.folded("triton").items()}
+    prefixed = constants.shape.prefix_tokens > 0
+    rows, columns = (local[name] if prefixed else None for name in ("rows", "columns"))
+    return LocalMaps(local["kernel"], local["scale"], local["shared"], rows, columns, constants.shape.grid)
+
+
+class Hallucinated(NamedTuple):
+    """What makes hallucinated logits: mix [q, g], bias [q], convolution [q, side, side], first token that the latter covers."""
+
+    mix: ndarray
+    bias: ndarray | None
+    convolution: ndarray | None
+    first: int
+
+
+def hallucinated(module: nn.Module, where: str) -> Hallucinated:
+    """Mix and convolution of a layer's hallucinated heads, in the space of logits."""
+    if not isinstance(module, HeadHallucination):
+        raise refuse(where, f"its maps are made by {type(module).__name__}", "export it in floating point with --format onnx")
+    if module.options.space != "logits":
+        raise refuse(
+            where, "maps are hallucinated after the softmax", "plan with --space logits, or export it in floating point with --format onnx"
+        )
+    convolution = module.convolution
+    if convolution is not None and convolution.on_grid:
+        raise refuse(
+            where,
+            "the convolution slides over the grid of keys",
+            "plan with --intra-map 3x3, or export it in floating point with --format onnx",
+        )
+    with torch.no_grad():
+        mix = to_array(module.mix.matrix())
+    bias = None if module.mix.bias is None else to_array(module.mix.bias)
+    if convolution is None:
+        return Hallucinated(mix, bias, None, 0)
+    return Hallucinated(mix, bias, to_array(convolution.weight)[:, 0], convolution.first_row)

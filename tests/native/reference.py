@@ -1,0 +1,248 @@
+"""The native model file run in NumPy, from docs/engine.md alone: codes are integers, what is between them float64.
+
+It shares no code with the writer and none with the engine. Sums of codes are float64 products of integers, which are exact below 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import erf
+from pathlib import Path
+
+import numpy as np
+
+TENSOR = np.dtype(
+    [("kind", "<u4"), ("bits", "<u4"), ("rank", "<u4"), ("zero", "<u4"), ("shape", "<u8", 4), ("offset", "<u8"), ("bytes", "<u8")]
+)
+LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
+LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
+_erf = np.vectorize(erf, otypes=[float])
+
+Array = np.ndarray
+
+
+def gelu(x: Array) -> Array:
+    """x times the distribution function of a normal variable."""
+    return x * 0.5 * (1 + _erf(x / np.sqrt(2)))
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + np.exp(-x))
+
+
+ACTIVATIONS: list[Callable[[Array], Array]] = [
+    gelu,
+    lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    lambda x: np.maximum(x, 0),
+    lambda x: x * sigmoid(1.702 * x),
+]
+
+
+def convolved(kernels: Array, pictures: Array) -> Array:
+    """Pictures [n, height, width, channels], each with its own kernel [n, kh, kw] of odd sides, zeros around it."""
+    (high, wide), (height, width) = kernels.shape[1:], pictures.shape[1:3]
+    padded = np.pad(pictures, ((0, 0), (high // 2, high // 2), (wide // 2, wide // 2), (0, 0)))
+    return sum(
+        kernels[:, down, right, None, None, None] * padded[:, down : down + height, right : right + width]
+        for down in range(high)
+        for right in range(wide)
+    )
+
+
+class Reference:
+    """An opened file; `run` gives logits.
+
+    `disturbance`: normal noise on what is rounded to codes, relative to the largest number beside it, as another order of sums would make.
+    `map_disturbance`: the same on log-sqrt2 maps of more than 4 bits, relative to their step: integers of 16 bits stand for them.
+    """
+
+    def __init__(self, path: Path, disturbance: float = 0.0, map_disturbance: float = 0.0, seed: int = 0):
+        self._disturbance, self._generator = disturbance, np.random.default_rng(seed)
+        self._map_disturbance = map_disturbance
+        data = path.read_bytes()
+        assert data[:8] == b"VFNATIVE"
+        version, tensors, layers = np.frombuffer(data, "<u4", 3, 8)
+        assert version == 1
+        assert int(np.frombuffer(data, "<u8", 1, 24)[0]) == len(data)
+        assert (TENSOR.itemsize, LAYER.itemsize) == (64, 384)
+        self.tensors = [self._tensor(data, record) for record in np.frombuffer(data, TENSOR, tensors, 64)]
+        self.layers = np.frombuffer(data, LAYER, layers, 64 + 64 * int(tensors))
+
+    @staticmethod
+    def _tensor(data: bytes, record: np.void) -> Array:
+        shape = tuple(int(side) for side in record["shape"][: int(record["rank"])])
+        count, start = int(np.prod(shape)), int(record["offset"])
+        if record["kind"] == 1:
+            return np.frombuffer(data, "<f4", count, start).astype(np.float64).reshape(shape)
+        bits = int(record["bits"])
+        stream = np.unpackbits(np.frombuffer(data, np.uint8, int(record["bytes"]), start), bitorder="little")[: count * bits]
+        return (stream.reshape(count, bits).astype(np.int64) << np.arange(bits)).sum(1).reshape(shape)
+
+    def named(self, layer: np.void, place: int) -> Array | None:
+        """A tensor of a layer, None where it has none there."""
+        index = int(layer["tensors"][place])
+        return None if index < 0 else self.tensors[index]
+
+    def _disturbed(self, x: Array) -> Array:
+        if not self._disturbance:
+            return x
+        return x + self._disturbance * np.abs(x).max() * self._generator.standard_normal(x.shape)
+
+    def linear_codes(self, layer: np.void, x: Array) -> tuple[Array, Array, Array]:
+        """Input codes of x [..., K], and their scale and zero point (for every row where they are dynamic)."""
+        largest = 2 ** int(layer["ints"][2]) - 1
+        if layer["ints"][3] == 1:
+            low, high = np.minimum(x.min(-1, keepdims=True), 0), np.maximum(x.max(-1, keepdims=True), 0)
+            scale = np.where(high > low, (high - low) / largest, 1.0)
+            zero = np.round(-low / scale)
+        else:
+            scale, zero = np.asarray(np.float64(layer["floats"][0])), np.asarray(np.float64(layer["floats"][1]))
+        # Pixels are float32 numbers, and so are their quotients: with a range of a whole number of their steps all of them are ties.
+        quotients = x / np.float32(scale) if x.dtype == np.float32 else self._disturbed(x) / scale
+        return np.clip(np.round(quotients.astype(np.float64)) + zero, 0, largest), scale, zero
+
+    def linear(self, index: int, x: Array) -> Array:
+        """[..., K] -> [..., J]."""
+        layer = self.layers[index]
+        assert layer["kind"] == LINEAR
+        codes, scale, zero = self.linear_codes(layer, x)
+        weights, w_scale, w_zero = (self.named(layer, place) for place in range(3))
+        sums = (codes - zero) @ (weights - w_zero[:, None]).T
+        bias = self.named(layer, 3)
+        return sums * scale * w_scale + (0 if bias is None else bias)
+
+    def norm(self, index: int, x: Array) -> Array:
+        """LayerNorm over the last axis."""
+        layer = self.layers[index]
+        assert layer["kind"] == NORM
+        gamma, beta = self.named(layer, 0), self.named(layer, 1)
+        centered = x - x.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + np.float64(layer["floats"][0])) * gamma + beta
+
+    def run(self, pixels: Array) -> Array:
+        """Normalized pixels [B, channels, H, W] -> logits [B, classes]."""
+        return np.stack([self._run(picture.astype(np.float32)) for picture in pixels])
+
+    def _run(self, picture: Array) -> Array:
+        stream = picture
+        for layer in self.layers:
+            kind = int(layer["kind"])
+            if kind >= EMBED:
+                stream = self.step(layer, stream)
+        return stream
+
+    def step(self, layer: np.void, stream: Array) -> Array:
+        """What one layer of the table makes of the residual stream."""
+        kind, ints = int(layer["kind"]), layer["ints"]
+        if kind == EMBED:
+            return self._embed(layer, stream)
+        if kind == NORM_STEP:
+            return self.norm(ints[0], stream)
+        if kind == HEAD:
+            return self._head(layer, stream)
+        read = int(ints[6] if kind == ATTENTION else ints[5])
+        changed = stream.copy()
+        x = self.norm(ints[0], stream)
+        changed[:read] += self.attention(layer, x)[:read] if kind == ATTENTION else self._feed_forward(layer, x[:read])
+        return changed
+
+    def _embed(self, layer: np.void, picture: Array) -> Array:
+        channels, height, width, ph, pw, linear, prefix, _ = (int(each) for each in layer["ints"][:8])
+        cut = picture.reshape(channels, height // ph, ph, width // pw, pw).transpose(1, 3, 0, 2, 4)
+        tokens = self.linear(linear, cut.reshape(-1, channels * ph * pw))
+        positions, first = self.named(layer, 1), self.named(layer, 0)
+        tokens = tokens if positions is None else tokens + positions
+        assert (prefix > 0) == (first is not None)
+        return tokens if first is None else np.concatenate([first, tokens])
+
+    def quantized(self, layer: np.void, place: int, x: Array) -> Array:
+        """Codes less zero points, times the scale, of heads [heads, N, D]."""
+        scale, zero = (self.named(layer, each).reshape(-1, 1, 1) for each in (place, place + 1))
+        return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
+
+    def attention(self, layer: np.void, x: Array) -> Array:
+        """What is added to the stream, for all tokens."""
+        _, qkv, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
+        frozen, hallucinated = int(layer["ints"][11]), int(layer["ints"][12])
+        assert computed + hallucinated + frozen == heads
+        parts = self.linear(qkv, x).reshape(len(x), 2 * computed + heads, width).transpose(1, 0, 2)
+        values = self.quantized(layer, 4, parts[2 * computed :])
+        outputs = np.zeros_like(values)
+        moving = computed + hallucinated
+        if moving:
+            q, k = self.quantized(layer, 0, parts[:computed]), self.quantized(layer, 2, parts[computed : 2 * computed])
+            logits = q @ k.transpose(0, 2, 1) * np.float64(layer["floats"][0])
+            if hallucinated:
+                logits = np.concatenate([logits, self._hallucinate(layer, logits)])
+            outputs[:moving] = self.maps(layer, logits) @ values[:moving]
+        if frozen and layer["tensors"][15] >= 0:
+            outputs[moving:] = self._local(layer, values[moving:])
+        elif frozen:
+            codes, scale, zero = (self.named(layer, place) for place in (9, 10, 11))
+            outputs[moving:] = ((codes - zero[..., None]) * scale[..., None]) @ values[moving:]
+        return self.linear(proj, outputs.transpose(1, 0, 2).reshape(len(x), -1))
+
+    def _local(self, layer: np.void, values: Array) -> Array:
+        """Kernels over the patch grid, of values [heads, N, D]."""
+        kernels, scale, shared, rows, columns = (self.named(layer, place) for place in range(15, 20))
+        grid = tuple(int(each) for each in layer["ints"][17:19])
+        prefix = values.shape[1] - grid[0] * grid[1]
+        patches = values[:, prefix:]
+        near = convolved(kernels, patches.reshape(len(patches), *grid, -1)).reshape(patches.shape)
+        made = scale[..., None] * near + shared[..., None] * patches.sum(1, keepdims=True)
+        if not prefix:
+            return made
+        return np.concatenate([rows @ values, made + columns @ values[:, :prefix]], axis=1)
+
+    def _hallucinate(self, layer: np.void, logits: Array) -> Array:
+        mix, bias, kernels = (self.named(layer, place) for place in (12, 13, 14))
+        made = np.einsum("qg,gnm->qnm", mix, logits) + (0 if bias is None else bias[:, None, None])
+        if kernels is None:
+            return made
+        first = int(layer["ints"][14])
+        assert kernels.shape[1:] == (int(layer["ints"][13]),) * 2
+        inner = made[:, first:, first:]
+        made[:, first:, first:] = inner + convolved(kernels, inner[..., None])[..., 0]
+        return made
+
+    def maps(self, layer: np.void, logits: Array) -> Array:
+        """Quantized maps with frozen entries, of logits [heads, N, N]."""
+        logits = self._disturbed(logits)
+        mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        total = weights.sum(-1, keepdims=True)
+        if mode == 0:
+            return np.round(255 * weights) / (255 * total)
+        maps, step = weights / total, self.named(layer, 6).reshape(-1, 1, 1)
+        if mode == 2:
+            zero = self.named(layer, 7).reshape(-1, 1, 1)
+            return (np.clip(np.round(maps / step) + zero, 0, 2**bits - 1) - zero) * step
+        with np.errstate(divide="ignore"):
+            levels = np.minimum(-2 * np.log2(maps / step), 2 * zero_code)
+        codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
+        constants = self.named(layer, 8)
+        if constants is not None:
+            codes = np.where(constants == 255, codes, constants)
+            zero_code = min(zero_code, 254) if bits == 8 else zero_code
+        noise = self._map_disturbance * self._generator.standard_normal(codes.shape) if bits > 4 else 0.0
+        return np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
+
+    def _feed_forward(self, layer: np.void, x: Array) -> Array:
+        _, first, second, third, activation = (int(each) for each in layer["ints"][:5])
+        x = self.linear(second, ACTIVATIONS[activation](self.linear(first, x)))
+        return x if third < 0 else self.linear(third, x)
+
+    def _head(self, layer: np.void, stream: Array) -> Array:
+        norm, linear, pooling, second, prefix, after = (int(each) for each in layer["ints"][:6])
+
+        def normed(x: Array) -> Array:
+            return x if norm < 0 else self.norm(norm, x)
+
+        if pooling == 2:
+            both = normed(stream[:2])
+            return (self.linear(linear, both[0]) + self.linear(second, both[1])) / 2
+        if pooling == 0:
+            return self.linear(linear, normed(stream[:1])[0])
+        patches = stream[prefix:]
+        return self.linear(linear, normed(patches.mean(0)) if after else normed(patches).mean(0))

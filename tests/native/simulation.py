@@ -1,0 +1,77 @@
+"""The simulation in PyTorch in double precision, and files that are written from it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitfrost.deploy.native.format import write_model
+from vitfrost.deploy.native.plain_vit import to_native
+from vitfrost.methods.quantize.modules import QuantizedLayer
+from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
+from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
+from vitfrost.model import Model
+from vitfrost.vit.families import find_sites
+
+
+class PixelQuantizer(nn.Module):
+    """Of pixels, whose codes come from float32 quotients."""
+
+    def __init__(self, quantizer: Any):
+        super().__init__()
+        self.bits, self.scale, self.zero_point = quantizer.bits, quantizer.scale, quantizer.zero_point
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes = uniform_codes(x.float(), self.scale.float(), self.zero_point.float(), self.bits)
+        return uniform_values(codes.double(), self.scale, self.zero_point)
+
+
+def exact(module: nn.Module) -> nn.Module:
+    """A copy in float64 with weights that are exactly what their codes stand for: what any other order of operations comes to."""
+    made = copy.deepcopy(module).double()
+    for layer in made.modules():
+        if isinstance(layer, QuantizedLayer):
+            shape = (-1,) + (1,) * (layer.codes.ndim - 1)
+            layer.weight = uniform_values(layer.codes.double(), layer.scale.view(shape), layer.zero_point.view(shape))
+            if layer.is_convolution and layer.input_quantizer is not None:
+                layer.input_quantizer = PixelQuantizer(layer.input_quantizer)
+    return made
+
+
+def quantized(
+    weight_bits: int, activation_bits: int, *, levels: Any = "strict", size: Any = 48, seed: int = 0, **options: Any
+) -> nn.Module:
+    """A small ViT with random weights, quantized on noise."""
+    name, size = options.pop("name", "vit_tiny_patch16_224"), options.pop("size", 48)
+    given: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 7} | options
+    model = Model.open(name, weights="random", image_size=size, options=given, seed=seed).module
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # so that layers matter, and norms and scales are no ones
+        for each in model.parameters():
+            spread = 0.3 if each.ndim > 1 else 0.2
+            each.add_(spread * torch.randn(each.shape, generator=generator) * (each.ndim == 1 or 1 / each.shape[-1] ** 0.5 / 0.3))
+    settings = QuantizationSettings(weight_bits, activation_bits, levels)
+    return quantize_model(model, find_sites(model), settings, noise(model, 4, seed=1))
+
+
+def noise(model: Any, count: int, seed: int = 0) -> torch.Tensor:
+    """Pixels of the model's size."""
+    return torch.randn(count, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
+
+
+def write(module: nn.Module, path: Path) -> Path:
+    """The model as a file."""
+    write_model(to_native(module, "the model"), path)
+    return path
+
+
+@torch.no_grad()
+def logits(module: nn.Module, pixels: torch.Tensor) -> np.ndarray:
+    """Of the simulation in double precision."""
+    found: np.ndarray = exact(module)(pixels.double()).numpy()
+    return found
