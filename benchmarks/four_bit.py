@@ -19,7 +19,7 @@ import torch
 
 import vitfrost
 from vitfrost.configs import Calibrate, Compress, FreezeEntries, Quantize
-from vitfrost.evaluation.intervals import divergences, mean, paired_difference
+from vitfrost.evaluation.intervals import bootstrap_over_seeds, divergences, mean, paired_difference
 from vitfrost.files import read_json, write_json
 from vitfrost.images.batches import take_usable
 from vitfrost.images.preprocess import Preprocess
@@ -46,6 +46,11 @@ def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tu
     return vitfrost.plan(known, FreezeEntries(0.2, by="fisher", scope="model"), quantize), known
 
 
+def bits(outcomes: np.ndarray) -> str:
+    """Ones and zeros as a word."""
+    return "".join(str(int(each)) for each in outcomes)
+
+
 @torch.no_grad()
 def logits_of(module: torch.nn.Module, pixels: torch.Tensor) -> np.ndarray:
     """Outputs, 25 images at a time."""
@@ -67,8 +72,31 @@ def outcome(case: str, draw: int, options: argparse.Namespace, loaded: Model, se
         "case": case, "draw": draw, "images": len(labels), "top1": 100 * float(right.mean()), "original_top1": 100 * float(wanted.mean()),
         "difference": drop.value, "interval": drop.interval, "agreement": 100 * float((logits.argmax(1) == reference.argmax(1)).mean()),
         "divergence": lost.value, "divergence_interval": lost.interval, "cpu_seconds": round(seconds, 1), "quantization": made.quantization,
-        "right": "".join(str(int(each)) for each in right),
+        "right": bits(right), "original_right": bits(wanted),
     }  # fmt: skip
+
+
+def table(outcomes: list[dict[str, Any]]) -> str:
+    """Markdown: one line per case, means over draws; the interval of the difference over draws and images."""
+    lines = [
+        "| case | draws | top-1 | difference by draw | mean [95 %] | agreement | KL, nats | CPU seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in sorted({each["case"] for each in outcomes}):
+        found = sorted((each for each in outcomes if each["case"] == case), key=lambda each: each["draw"])
+        kinds = ("top1", "difference", "agreement", "divergence", "cpu_seconds")
+        top1, drop, agreement, lost, seconds = (float(np.mean([each[kind] for each in found])) for kind in kinds)
+        original = np.array([character == "1" for character in found[0]["original_right"]])
+        model = np.array([[character == "1" for character in each["right"]] for each in found])
+        interval = bootstrap_over_seeds(model, np.tile(original, (len(model), 1))).interval
+        assert interval is not None
+        low, high = interval
+        by_draw = ", ".join(f"{each['difference']:+.2f}" for each in found)
+        lines.append(
+            f"| {case} | {len(found)} | {top1:.2f} | {by_draw} | **{drop:+.2f} [{low:+.2f}, {high:+.2f}]** | {agreement:.1f} % | {lost:.3f} "
+            f"| {seconds:.0f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -101,9 +129,10 @@ def main() -> None:
                 {key: found[key] for key in ("top1", "difference", "interval", "agreement", "divergence", "cpu_seconds")},
                 flush=True,
             )
+    outcomes = [read_json(path) for path in sorted(options.out.glob("*-*.json"))]
+    print(table(outcomes))
     if options.json is not None:
-        files = sorted(options.out.glob("*-*.json"))
-        write_json(options.json, {"model": options.model, "outcomes": [read_json(path) for path in files]})
+        write_json(options.json, {"model": options.model, "outcomes": outcomes})
 
 
 if __name__ == "__main__":

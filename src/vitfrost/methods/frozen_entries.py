@@ -111,10 +111,10 @@ class FrozenMaps(nn.Module):
             left = (1.0 - constants.sum(-1, keepdim=True)).clamp_(min=0.0)
             maps = kept * (left / kept.sum(-1, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny))
         if quantizer is not None and self.order == "quantize-merge":
-            maps = quantizer(maps, heads)
+            maps = quantizer(maps) if heads is None else quantizer(maps, heads)
         maps = torch.where(mask, constants, maps)
         if quantizer is not None and self.order == "merge-quantize":
-            maps = quantizer(maps, heads)
+            maps = quantizer(maps) if heads is None else quantizer(maps, heads)
         if self.renormalize == "renorm":
             maps = maps / maps.sum(-1, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny)
         return maps.view(shape) if windows > 1 else maps
