@@ -29,7 +29,7 @@ from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import find_sites
 
-BITS = {"w4a4": (4, 4), "w4a8": (4, 8), "w6a6": (6, 6), "w3a3": (3, 3)}
+BITS: dict[str, tuple[Any, Any]] = {"w4a4": (4, 4), "w4a8": (4, 8), "w6a6": (6, 6), "w3a3": (3, 3)}
 
 
 def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tuple[Any, Statistics | None]:
@@ -37,7 +37,8 @@ def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tu
     named, *steps = case.removesuffix("-frozen").split("+")
     method, bits = named.split("-")
     chosen = None if not steps else tuple(step for step in steps if step != "none")
-    quantize = Quantize(*BITS[bits], method=method, steps=chosen, **({"levels": "strict"} if method == "repq" else {}))
+    weights, activations = BITS[bits]
+    quantize = Quantize(weights, activations, "strict", method, chosen)
     if not case.endswith("-frozen"):
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), quantize), None
     if not statistics.is_file():
@@ -93,8 +94,8 @@ def table(outcomes: list[dict[str, Any]]) -> str:
         low, high = interval
         by_draw = ", ".join(f"{each['difference']:+.2f}" for each in found)
         lines.append(
-            f"| {case} | {len(found)} | {top1:.2f} | {by_draw} | **{drop:+.2f} [{low:+.2f}, {high:+.2f}]** | {agreement:.1f} % | {lost:.3f} "
-            f"| {seconds:.0f} |"
+            f"| {case} | {len(found)} | {top1:.2f} | {by_draw} | **{drop:+.2f} [{low:+.2f}, {high:+.2f}]** | {agreement:.1f} % "
+            f"| {lost:.3f} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 

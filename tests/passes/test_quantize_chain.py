@@ -282,3 +282,42 @@ def test_layers_are_fitted_towards_the_residual_stream_of_the_original(shallow: 
     walk = LayerWise(changed, teacher, find_sites(teacher), LayerOptions(settings, ridge=True), {})
     assert len(list(walk.run([pixels(6), pixels(6, 1)]))) == walk.count
     assert torch.allclose(changed(pixels(4, 2)), teacher(pixels(4, 2)), atol=1e-3)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def states(scratch: Path | None, die_at: int | None = None) -> dict[str, torch.Tensor]:
+        model = Model.open("vitfrost_digits")
+        plan = unfrozen_plan(model.identity, find_sites(model.module).signature(), FAST)
+        work = start_work(model, plan, None, Draws(model, list(pixels(24)), 0))
+        work.scratch = scratch
+        chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 24).start(work, pixels(24))
+        SearchRanges().apply(chain)
+        measured = 0
+
+        def divergence_of(module: nn.Module) -> float:
+            nonlocal measured
+            measured += 1
+            if measured == die_at:
+                raise Killed
+            return Chain.divergence_of(chain, module)
+
+        chain.divergence_of = divergence_of  # type: ignore[method-assign]
+        record = Polish(PolishOptions(steps=6, batch=8, every=2)).apply(chain)
+        counted.append(measured)
+        assert record["best_step"] in (0, 2, 4, 6)
+        return chain.model.state_dict()
+
+    counted: list[int] = []
+    whole, path = states(None), tmp_path / "artifact.unfinished"
+    with pytest.raises(Killed):
+        states(path, die_at=3)  # at the start, and after two and four steps
+    assert path.is_file()
+    again = states(path)
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert counted == [4, 3]
+    assert not path.exists()
+    path.write_bytes(b"damaged")
+    assert all(torch.equal(value, whole[name]) for name, value in states(path).items())

@@ -151,6 +151,7 @@ def compress(
     loaded = as_model(model)
     images = None if images is None else find_given(images, several=True)
     work = start_work(loaded, plan, known, Draws(loaded, images, config.seed), progress)
+    work.scratch = None if out is None else Path(f"{Path(out)}.unfinished")
     apply_passes(passes_of(plan, repair, config, structured=isinstance(loaded, Artifact)), work)
     artifact = artifact_of(work, recipe)
     if out is not None:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,7 +33,8 @@ class Chain:
     """A model on its way through the steps.
 
     `float_model` has everything but quantizers; `teacher` is the original, rotated as `float_model` is. `model` is the quantized one, None
-    before the first step. `options` say what is done at each layer; steps change them and quantize anew.
+    before the first step. `options` say what is done at each layer; steps change them and quantize anew. `scratch` is a file for the state
+    of a step that takes long, if there is a place for it.
     """
 
     float_model: nn.Module
@@ -47,6 +49,7 @@ class Chain:
     progress: bool = False
     model: nn.Module | None = None
     weights: dict[str, tuple[float, float]] = field(default_factory=dict)
+    scratch: Path | None = None
 
     def quantize(self, images: int | None) -> Record:
         """Quantize the float model layer by layer on the first so many images (None: all), as `options` say. Returns the penalties."""
@@ -147,7 +150,7 @@ class QuantizeInSteps:
         weights = token_weights(teacher, sites, batches[: max(1, WEIGHT_IMAGES // size)], work.draws.seed)
         return Chain(
             work.model.eval(), teacher, work.sites, sites, LayerOptions(self.settings), batches, list(held_out.split(BATCH_SIZE)), wanted,
-            work.draws.seed, work.progress, weights=weights,
+            work.draws.seed, work.progress, weights=weights, scratch=work.scratch,
         )  # fmt: skip
 
     def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:

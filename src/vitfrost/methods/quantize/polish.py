@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -86,52 +86,90 @@ def flipped(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirror.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
-def polish(
-    model: nn.Module, teacher: nn.Module, pixels: Float[Tensor, "images 3 height width"], divergence: Callable[[nn.Module], float],
-    options: PolishOptions, end: PolishEnd,
-) -> Iterator[int]:  # fmt: skip
-    """Train `model` in place and name the steps done; in the end it has the state with the smallest `divergence` (the first counts too).
+class Polishing:
+    """Training of `model`, quantized, in place: `steps` names each step done, and then the model has the state with the smallest
+    `divergence` (that of the start counts too).
 
-    A loss that is not finite ends it; `end` then has the step.
+    `state` is everything that the steps after it depend on, and `restore` takes it: then they give the same bits.
     """
-    twin = trainable(model)
-    rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts}
-    optimizer = torch.optim.Adam([{"params": found, "lr": rates[kind]} for kind, found in groups(twin).items() if found])
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, total=options.steps))
-    generator = torch.Generator().manual_seed(options.seed)
-    names = [call.name for call in forward_pass(teacher).blocks]
-    own, aimed = _Streams(twin, names), _Streams(teacher, names)
-    best = {name: value.clone() for name, value in twin.state_dict().items()}
-    order: list[int] = []
-    try:
-        for step in range(1, options.steps + 1):
-            if len(order) < options.batch:
-                order += torch.randperm(len(pixels), generator=generator).tolist()
-            chosen, order = order[: options.batch], order[options.batch :]
-            batch = flipped(pixels[chosen], generator)
-            with torch.no_grad():
-                wanted = teacher(batch)
-            with torch.enable_grad():
-                loss = polish_loss(twin(batch), wanted, own.take(), aimed.take(), options.features)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            if not math.isfinite(float(loss.detach())):
-                end.broke_at = step
-                break
-            optimizer.step()
-            schedule.step()
-            if step % options.every == 0 or step == options.steps:
-                lost = divergence(twin)
-                own.take()
-                if lost < end.best:
-                    end.best_step, end.best = step, lost
-                    best = {name: value.clone() for name, value in twin.state_dict().items()}
-            yield step
-    finally:
-        own.remove()
-        aimed.remove()
-    twin.load_state_dict(best)
-    take(model, twin)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        pixels: Float[Tensor, "images 3 height width"],
+        divergence: Callable[[nn.Module], float],
+        options: PolishOptions,
+    ):
+        self.model, self.teacher, self.pixels, self.divergence, self.options = model, teacher, pixels, divergence, options
+        self.twin = trainable(model)
+        rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts}
+        self.optimizer = torch.optim.Adam([{"params": found, "lr": rates[kind]} for kind, found in groups(self.twin).items() if found])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, total=options.steps))
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.order: list[int] = []
+        self.done = 0
+        self.end = PolishEnd(0, divergence(model))
+        self.best = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.twin.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for a file."""
+        parts = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "generator": self.generator.get_state()}
+        return parts | {"twin": self._weights(), "best": self.best, "order": self.order, "done": self.done, "end": asdict(self.end)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.twin.load_state_dict(state["twin"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        self.best, self.order, self.done, self.end = state["best"], list(state["order"]), state["done"], PolishEnd(**state["end"])
+
+    def steps(self) -> Iterator[int]:
+        """Train to the end; a loss that is not finite is the end, and `end` has its step."""
+        names = [call.name for call in forward_pass(self.teacher).blocks]
+        own, aimed = _Streams(self.twin, names), _Streams(self.teacher, names)
+        try:
+            while self.done < self.options.steps:
+                loss = self._loss(own, aimed)
+                if not math.isfinite(float(loss.detach())):
+                    self.end.broke_at = self.done + 1
+                    break
+                self.optimizer.step()
+                self.schedule.step()
+                self.done += 1
+                if self.done % self.options.every == 0 or self.done == self.options.steps:
+                    self._keep_best()
+                    own.take()
+                yield self.done
+        finally:
+            own.remove()
+            aimed.remove()
+        self.twin.load_state_dict(self.best)
+        take(self.model, self.twin)
+
+    def _loss(self, own: _Streams, aimed: _Streams) -> Tensor:
+        """The loss of the next batch, whose gradients are taken."""
+        if len(self.order) < self.options.batch:
+            self.order += torch.randperm(len(self.pixels), generator=self.generator).tolist()
+        chosen, self.order = self.order[: self.options.batch], self.order[self.options.batch :]
+        batch = flipped(self.pixels[chosen], self.generator)
+        with torch.no_grad():
+            wanted = self.teacher(batch)
+        with torch.enable_grad():
+            loss = polish_loss(self.twin(batch), wanted, own.take(), aimed.take(), self.options.features)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _keep_best(self) -> None:
+        lost = self.divergence(self.twin)
+        if lost < self.end.best:
+            self.end.best_step, self.end.best = self.done, lost
+            self.best = self._weights()
 
 
 def _rate(step: int, total: int) -> float:
