@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -106,7 +107,8 @@ class Work:
     `model` is a copy on the CPU in which every attention layer is a MapAttention; passes change it in place. `sites` are those of `model`
     as it is now: a pass that changes layers puts the new ones here. `original` is the model that was given; nobody changes it.
     `statistics` are the ones that the plan was made from, where they are given. `draws` gives images. `records` holds what every pass did,
-    by the pass's name.
+    by the pass's name. `scratch` is a file beside the artifact where a pass that takes long may keep its state, None without an artifact on
+    disk.
     """
 
     model: nn.Module
@@ -117,6 +119,7 @@ class Work:
     draws: Draws
     progress: bool = False
     records: dict[str, Record] = field(default_factory=dict)
+    scratch: Path | None = None
 
     def needed_statistics(self) -> Statistics:
         """The statistics, for a pass that cannot do without. Raises VitfrostError where they are missing or not the plan's."""

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 from ..configs import Bench, Calibrate, Compact, Compress, Evaluate, Export, FreezeEntries, Hallucinate, Quantize, Repair, Search
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
-from ..configs.methods import ProtectedPart, RepairMethod
+from ..configs.methods import REPQ, ProtectedPart, RepairMethod
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
@@ -94,8 +94,11 @@ class PlanPart(_Flat):
             quantize = next(method for method in self.methods() if isinstance(method, Quantize))
         except VitfrostError as error:
             raise ValueError(str(error)) from error
-        for name, bits in (("weight_bits", quantize.weights), ("activation_bits", quantize.activations)):
-            setattr(self, name, bits)
+        found: dict[str, Any] = {"weight_bits": quantize.weights, "activation_bits": quantize.activations}
+        if quantize.method != REPQ:
+            found["levels"] = quantize.levels
+        for name, value in found.items():
+            setattr(self, name, value)
         return self
 
     @property
@@ -135,6 +138,7 @@ class PlanPart(_Flat):
             unused |= {"constants", "window", "tolerance"}
         elif "by" not in self.model_fields_set:
             unused.add("by")
+        unused |= {key for key, value in (("quantizer", REPQ), ("quantizer_steps", None)) if data[key] == value}  # as stages knew it before
         return {key: value for key, value in data.items() if key not in unused}
 
 

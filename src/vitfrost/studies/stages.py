@@ -18,6 +18,7 @@ from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..keyed import file_key, hash_of
 from ..model import Model
+from ..passes.quantizers.repq import IMAGES
 from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
@@ -93,7 +94,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         return {name: members for name, members in found.items() if members}
 
     def _quantize(self, source: Source) -> Stage:
-        count = self.recipe.compress.calibration_images
+        count = self.recipe.compress.calibration_images or IMAGES
         settings = [self.model, self.compression_images, count, source.model]
 
         def make(out: Path) -> None:
