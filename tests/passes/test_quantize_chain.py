@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from vitfrost.passes.draws import Draws
 
 import vitfrost
 from vitfrost.artifact import Artifact
@@ -22,7 +23,6 @@ from vitfrost.methods.quantize.polish import PolishOptions
 from vitfrost.methods.quantize.repq import QuantizationSettings
 from vitfrost.model import Model
 from vitfrost.passes.compress import start_work
-from vitfrost.passes.draws import Draws
 from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps
 from vitfrost.passes.quantize_steps.polish import Polish
 from vitfrost.passes.quantize_steps.ranges import SearchRanges
