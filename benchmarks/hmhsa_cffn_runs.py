@@ -116,6 +116,7 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
     import numpy as np
     import torch
 
+    from vitfrost.images.classes import ClassSpace
     from vitfrost.training.evaluation import open_evaluation, outcomes_of
     from vitfrost.training.recipe import load_training_recipe
 
@@ -125,7 +126,7 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
         recipe = load_training_recipe(options.recipe, run.variants[:1], options.data)
         loaded = Artifact.load(weights_of(options.runs / run.folder).parent)
         assert recipe.data.evaluation is not None
-        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, loaded.classes, 1, False)
+        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, ClassSpace(loaded.classes), 1, False)
         np.save(kept, outcomes_of(loaded.module, images).correct1)
     return np.load(kept)
 

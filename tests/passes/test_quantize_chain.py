@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from vitfrost.passes.draws import Draws
 
 import vitfrost
 from vitfrost.artifact import Artifact
@@ -27,7 +26,7 @@ from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps
 from vitfrost.passes.quantize_steps.polish import Polish
 from vitfrost.passes.quantize_steps.ranges import SearchRanges
 from vitfrost.passes.quantizers import fast
-from vitfrost.passes.work import Record
+from vitfrost.passes.work import Draws, Record
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites, install_map_attention
 
