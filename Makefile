@@ -32,7 +32,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src && $(BIN)/mypy native/python
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks && $(BIN)/mypy native/python
 	@if command -v clang-format > /dev/null; then clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl; fi
 
 # The engine under AddressSanitizer and UBSan: damaged files, and models opened and closed over and over. Some minutes.

@@ -44,7 +44,8 @@ def pytest_collection_finish() -> None:
 
 
 @contextmanager
-def _unchecked_shapes() -> Iterator[None]:
+def unchecked_shapes() -> Iterator[None]:
+    """Annotations are not checked meanwhile."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
@@ -56,7 +57,7 @@ def _unchecked_shapes() -> Iterator[None]:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Annotations are not checked: for the whole path, whose parts are checked in tests of their own; checks take a quarter of its time."""
-    with _unchecked_shapes():
+    with unchecked_shapes():
         yield
 
 
@@ -67,7 +68,7 @@ def _unchecked_traces() -> Iterator[None]:
 
     trace = torch.export.export
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.export, "export", _unchecked_shapes()(trace))
+        patch.setattr(torch.export, "export", unchecked_shapes()(trace))
         yield
 
 

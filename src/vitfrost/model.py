@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from .configs.model import ModelPart
 from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
 from .images.classes import ClassSpace
-from .images.preprocessing import Preprocessing
+from .images.preprocessing import Preprocessing, Reading
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
@@ -80,20 +80,18 @@ class Model:
         cls,
         module: nn.Module,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         image_size: Size = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
         class_names: Sequence[str] | str | Path | None = None,
         name: str | None = None,
         build: Callable[[], nn.Module] | None = None,
+        **reading: Unpack[Reading],
     ) -> Model:
         """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
 
-        `mean`, `std`, `image_size` (pixels) and the crop say how pictures in folders are read; what is not given is taken from the
-        module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files; timm's if not given. `build`
-        makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module itself.
+        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
+        taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
+        `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
+        itself.
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
         module = unwrapped(module)
@@ -110,12 +108,8 @@ class Model:
         classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         options = registry_options(own, known, size, classes)
-        reading = _preprocessing(own, size).changed(
-            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
-        )
-        made = cls(
-            own, known, size, MEMORY, hash_state(own), reading, classes, options or {}, skeleton=build, registered=options is not None
-        )
+        read = _preprocessing(own, size).changed(**reading)
+        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, skeleton=build, registered=options is not None)
         made.class_names = _names(class_names, made)
         return made
 
@@ -127,20 +121,18 @@ class Model:
         weights: str | Path | None = None,
         image_size: Size = None,
         classes: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
         class_names: Sequence[str] | str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         seed: int = 0,
+        **reading: Unpack[Reading],
     ) -> Model:
         """A timm model by its name, the artifact in a folder, or the export in one (which its own runtime runs, on the CPU).
 
         `weights`: a safetensors file or a checkpoint (see vit.checkpoint); None for timm's own pretrained weights; "random" for weights
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
-        `device`: "cpu" or "cuda". Raises VitfrostError in one line for anything that is not there or does not fit.
+        `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
+        Raises VitfrostError in one line for anything that is not there or does not fit.
         """
         refuse_hub(name)
         if names_folder(name):
@@ -150,12 +142,11 @@ class Model:
             for what, value in built.items():
                 if value is not None:
                     raise VitfrostError(f"the artifact {name} brings its own {what}; leave out what you give for it")
-            made = _open_folder(Path(name))
+            module, function = _FOLDERS["export" if is_export(name) else "artifact"]
+            made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
             made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
-        made.preprocessing = made.preprocessing.changed(
-            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
-        )
+        made.preprocessing = made.preprocessing.changed(**reading)
         if class_names is not None:
             made.class_names = read_class_names(class_names, made.classes)
         return made if device is None else made.to(device)
@@ -254,12 +245,6 @@ def refuse_hub(name: str | Path) -> None:
             f"{text[:100]} is no name of timm's registry, and nothing else is downloaded; give the architecture's name{known}, with "
             "--weights FILE (or the folder that was downloaded)"
         )
-
-
-def _open_folder(folder: Path) -> Model:
-    module, function = _FOLDERS["export" if is_export(folder) else "artifact"]
-    made: Model = attrgetter(function)(import_module(module))(folder)
-    return made
 
 
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, AliasChoices, Field, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
+from ..methods.constant_heads.kinds import KINDS
 from ..plans.criteria import CRITERIA
 from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-Kind = Literal["dense", "toeplitz", "local"]
 Space = Literal["logits", "post-softmax"]
 InterMap = Literal["linear", "copy", "pair"]
 IntraMap = Literal["none", "3x3", "5x5", "key-grid"]
@@ -20,6 +22,7 @@ Norm = Literal["batch", "none"]
 ProtectedPart = Literal["cls-rows", "cls-columns"]
 KERNEL_SIZES: dict[IntraMap, int] = {"none": 0, "3x3": 3, "5x5": 5, "key-grid": 3}
 FULL_PRECISION: Literal[32] = 32
+REPQ = "repq"
 
 
 def _known(name: str) -> str:
@@ -32,12 +35,25 @@ def _criteria() -> Sequence[str]:
     return tuple(CRITERIA)
 
 
+def _kinds() -> Sequence[str]:
+    return (*KINDS, "auto")
+
+
+def _known_kind(name: str, *others: str) -> str:
+    known = (*KINDS, *others)
+    if name not in known:
+        raise PydanticCustomError("kind", "it should be one of {names}", {"names": ", ".join(known)})
+    return name
+
+
 def _odd(value: int) -> int:
     if value % 2 == 0:
         raise PydanticCustomError("odd", "it should be odd, as a kernel around a patch is")
     return value
 
 
+Kind = Annotated[str, AfterValidator(lambda name: _known_kind(name))]
+KindOrAuto = Annotated[str, AfterValidator(lambda name: _known_kind(name, "auto"))]
 Window = Annotated[Positive, AfterValidator(_odd)]
 Protected = Annotated[tuple[ProtectedPart, ...], AfterValidator(lambda parts: tuple(sorted(set(parts))))]
 
@@ -110,7 +126,7 @@ class FreezeHeads:
     by: Annotated[str | None, Flag(choices=_criteria)] = None
     """Criterion, summed up or averaged over a head's map; the lowest are frozen. If not given: `fisher` where the statistics have
     sensitivity, else `entropy`; without statistics the first heads."""
-    kind: Annotated[Kind | Literal["auto"], Flag("constants")] = "auto"
+    kind: Annotated[KindOrAuto, Flag("constants", choices=_kinds)] = "auto"
     """`dense` maps, `toeplitz` (by relative position on the patch grid), `local` (a window and a uniform rest), or `auto`: the cheapest of
     them that the tolerance allows."""
     window: Window | None = None
@@ -127,7 +143,7 @@ class FreezeHeads:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {} if self.kind in ("auto", "local") else {"window": "kind"}
+        found = {} if self.kind == "auto" or KINDS[self.kind].has_window else {"window": "kind"}
         return found if self.kind == "auto" else found | {"tolerance": "kind"}
 
 
@@ -235,9 +251,17 @@ class Compact:
         return self
 
 
+QUANTIZER_FOLDERS = [str(Path(__file__).parents[1] / "passes" / "quantizers")]
+
+
+def quantizers() -> tuple[str, ...]:
+    """The names of the quantizers, those of the files in their folder: nothing else has to name a new one."""
+    return tuple(sorted(module.name for module in iter_modules(QUANTIZER_FOLDERS)))
+
+
 @config
 class Quantize:
-    """Quantize weights and activations with RepQ-ViT (arXiv 2212.08254)."""
+    """Quantize weights and activations."""
 
     TITLE: ClassVar[str] = "bits"
 
@@ -253,8 +277,44 @@ class Quantize:
         Flag("activation-bits", default="4 where single weights are frozen, else 32"),
     ] = 4
     """Bits of the activations; 32 leaves them in floating point."""
-    levels: Literal["published", "strict"] = "published"
+    levels: Annotated[Literal["published", "strict"], Flag(default="published with repq, else strict")] = "published"
     """`published`: as RepQ-ViT's code, 17 values at 4 bits (a separate zero for maps, zero points that are no integers); `strict`: 16."""
+    method: Annotated[str, Flag("quantizer", choices=quantizers)] = REPQ
+    """`repq`: RepQ-ViT (arXiv 2212.08254), as published. `fast`: in closed form, in minutes: ranges by head, rotation, weights fitted
+    behind the quantizers, rounding with propagation. `best`: the same, then gradient steps. With both, frozen maps are in place before, and
+    a step that makes it worse on calibration images held out is taken back."""
+    steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
+    """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _levels_of_method(cls, data: Any) -> Any:
+        given = (data.kwargs or {}) if isinstance(data, ArgsKwargs) else data
+        if not isinstance(given, dict) or given.get("method", REPQ) == REPQ or "levels" in given:
+            return data
+        given = {**given, "levels": "strict"}
+        return ArgsKwargs(data.args, given) if isinstance(data, ArgsKwargs) else given
+
+    @model_validator(mode="after")
+    def _method_is_known(self) -> Quantize:
+        if self.method not in quantizers():
+            raise ValueError(f"method is '{self.method}'; it should be one of {', '.join(quantizers())}")
+        if self.method != REPQ and self.levels != "strict":
+            raise ValueError(f"levels is 'published', which goes with the method repq; {self.method} has strict levels")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_in_files(self, handler: Any) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        own = {"method": REPQ, "steps": None}
+        return {key: value for key, value in data.items() if key not in own or value != own[key]}
+
+    def idle(self) -> dict[str, str]:
+        """Fields without effect."""
+        found = {"steps": "method"} if self.method == REPQ else {}
+        if self.weights == self.activations == FULL_PRECISION:
+            found |= {"method": "weights", "steps": "weights"}
+        return found
 
 
 RepairMethod = Literal["ridge", "bias"]

@@ -58,6 +58,10 @@ class Evaluate:
     batch_size: Positive = 16
     """Images per forward pass."""
 
+    def idle(self) -> dict[str, str]:
+        """Fields without effect."""
+        return {"seed": "limit"} if self.limit is None else {}
+
 
 @config
 class Compress:
@@ -67,7 +71,7 @@ class Compress:
 
     seed: Seed = 0
     """Seed of the draws of images."""
-    calibration_images: Annotated[Images, Flag(metavar="COUNT")] = 32
+    calibration_images: Annotated[Images | None, Flag(metavar="COUNT", default="32 with repq, 192 with fast, 384 with best")] = None
     """How many images are drawn to quantize activations."""
     compact_images: Annotated[Images, Flag(metavar="COUNT")] = 256
     """How many images are drawn to fit compact blocks and to compare hallucinated heads with the original's."""

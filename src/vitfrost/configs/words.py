@@ -17,6 +17,24 @@ def spelled(name: str) -> str:
     return f"--{name}"
 
 
+_PYTHON = re.compile(r"\b([A-Z]\w+)(?:\.(\w+)|\((\w+)=((?:\([^()]*\)|[^()])*)\))")
+
+
+def as_flags(text: str, configs: Sequence[type]) -> str:
+    """A message in which Python's names of options, such as Search.over and Compact(init="weights"), are flags."""
+    known = {config.__name__: {option.field: option for option in MethodOptions.of(config).options.values()} for config in configs}
+
+    def flag(match: re.Match[str]) -> str:
+        name, field, set_field, value = match.groups()
+        option = known.get(name, {}).get(field or set_field)
+        if option is None:
+            return match[0]
+        words = [] if value in (None, "True") else re.findall(r"[^\s\"',()]+", value)
+        return " ".join([spelled(option.name), *words])
+
+    return _PYTHON.sub(flag, text)
+
+
 def word_count(option: Option) -> int:
     """How many words a value has: several for a tuple of fixed length."""
     for part in _parts(option.type):

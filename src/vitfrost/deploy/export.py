@@ -39,7 +39,7 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .native.eight_bits import MOST_IMAGES, bits_of, in_integers, needs_images
+from .native.eight_bits import bits_of, images_for, in_integers, needs_images
 from .native.format import write_model
 from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
@@ -121,8 +121,9 @@ def export_graph(
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
     doing(f"export to {format} {precision}: read images")
-    wanted = min(config.calibration_images, MOST_IMAGES) if format == NATIVE else config.calibration_images
-    calibration, compared, record = _drawn(loaded, images, wanted if static else 0, checks, seed)
+    wanted = config.calibration_images if static else 0
+    wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
+    calibration, compared, record = _drawn(loaded, images, wanted, checks, seed)
     ready = inference_form(loaded)
     int8 = None
     if precision == "int8":
@@ -130,13 +131,7 @@ def export_graph(
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean")
     with atomic_folder(out, overwrite) as folder:
         doing(f"export to {format} {precision}: write the graph")
-        try:
-            made = _write_native(loaded, int8, folder) if format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
-        except (VitfrostError, OSError):
-            raise
-        except Exception as error:  # the tools raise types of their own
-            reason = f"{type(error).__name__} {first_line(error)}"
-            raise VitfrostError(f"{loaded.name} cannot be exported to {format} {precision}: {reason}") from error
+        made = _write(ready, loaded, config, int8, folder)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
@@ -182,7 +177,8 @@ def _check_model(loaded: Model, form: str) -> None:
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
-            "would be exported as such; export with --format native, or plan with --activation-bits 32 and export with --precision int8"
+            'would be exported as such; export with Export(format="native"), or plan with Quantize(activations=32) and export with '
+            'Export(precision="int8")'
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
@@ -200,6 +196,17 @@ def _drawn(
     elif record is not None and record["images"] < wanted:
         _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
     return calibration, compared, record
+
+
+def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """Write the model's files; see `_write_graph`. Raises VitfrostError where the tools cannot."""
+    try:
+        return _write_native(loaded, int8, folder) if config.format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
+    except (VitfrostError, OSError):
+        raise
+    except Exception as error:  # the tools raise types of their own
+        reason = f"{type(error).__name__} {first_line(error)}"
+        raise VitfrostError(f"{loaded.name} cannot be exported to {config.format} {config.precision}: {reason}") from error
 
 
 def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, str | None]:

@@ -65,7 +65,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
     except OSError as error:
         raise VitfrostError(f"{name} cannot be written as ONNX: {error.strerror or error}") from error
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written as ONNX: {_reason(error)}; try --format openvino") from error
+        raise VitfrostError(f'{name} cannot be written as ONNX: {_reason(error)}; try Export(format="openvino")') from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:

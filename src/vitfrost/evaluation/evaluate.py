@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import Evaluate
+from ..configs import Evaluate, refuse_idle
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..files import refuse_unwritable, write_json
@@ -45,6 +45,7 @@ def evaluate(
     and intervals are in percent. Under torchrun every process takes its share of the images and returns the row of the whole.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
+    refuse_idle(config)
     if json is not None:
         refuse_unwritable(json)
     loaded = as_model(model, exports=True)

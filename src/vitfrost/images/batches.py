@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
-from .decode import Decoded, decode_file
+from .decode import Decoded
 from .given import AnyImages, GivenImages
 from .preprocess import Preprocess
 
@@ -121,7 +121,7 @@ def decode_in_order(
     def work(position: int) -> Decoded:
         if kept is not None and position in kept:
             return kept[position]
-        return decode_file(image_set.root / image_set.files[position], preprocess)
+        return image_set.decode(position, preprocess)
 
     def oldest() -> tuple[int, Decoded]:
         position, future = pending.popleft()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ..errors import VitfrostError
 
 CROP_MODES = ("center", "border", "squash")
 LARGEST_SIDE, SMALLEST_CROP = 16384, 0.01
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+class Reading(TypedDict, total=False):
+    """What a caller says of how pictures are read, in the place of what the model says (None: as it says)."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    crop_pct: float | None
+    crop_mode: str | None
 
 
 @dataclass(frozen=True)
@@ -69,18 +78,11 @@ class Preprocessing:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def changed(
-        self,
-        *,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
-    ) -> Preprocessing:
+    def changed(self, **reading: Unpack[Reading]) -> Preprocessing:
         """With other values where they are given. A crop that is given is made on every picture, whole squares included."""
-        given = {"mean": mean, "std": std, "crop_pct": crop_pct, "crop_mode": crop_mode}
-        crops = crop_pct is not None or crop_mode is not None
-        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
+        values |= {name: tuple(values[name]) for name in ("mean", "std") if name in values}
+        crops = "crop_pct" in values or "crop_mode" in values
         return replace(self, whole_squares=self.whole_squares and not crops, **values)
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:

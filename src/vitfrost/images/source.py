@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from PIL import features
 
 from ..errors import VitfrostError
 from .classes import ClassSpace, classes_of_folders
+from .decode import Decoded, decode_file
+from .geometry import Geometry
 from .labels import LABELS_FILE, listed, read_labels
 
 log = logging.getLogger("vitfrost")
@@ -70,7 +72,11 @@ class ImageSet:
         if drawn is None:
             return self
         labels = None if self.labels is None else tuple(self.labels[index] for index in drawn)
-        return ImageSet(self.root, tuple(self.files[index] for index in drawn), labels)
+        return replace(self, files=tuple(self.files[index] for index in drawn), labels=labels)
+
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
+        """One image as the model reads it; never raises for a bad file."""
+        return decode_file(self.root / self.files[position], preprocess)
 
 
 def draw(size: int | None, limit: int | None, seed: int) -> list[int] | None:

@@ -111,10 +111,10 @@ class FrozenMaps(nn.Module):
             left = (1.0 - constants.sum(-1, keepdim=True)).clamp_(min=0.0)
             maps = kept * (left / kept.sum(-1, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny))
         if quantizer is not None and self.order == "quantize-merge":
-            maps = quantizer(maps)
+            maps = quantizer(maps) if heads is None else quantizer(maps, heads)
         maps = torch.where(mask, constants, maps)
         if quantizer is not None and self.order == "merge-quantize":
-            maps = quantizer(maps)
+            maps = quantizer(maps) if heads is None else quantizer(maps, heads)
         if self.renormalize == "renorm":
             maps = maps / maps.sum(-1, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny)
         return maps.view(shape) if windows > 1 else maps
@@ -123,7 +123,7 @@ class FrozenMaps(nn.Module):
         """The maps of the wholly frozen heads, which need no queries and keys."""
         maps = self.constants[:, self.constant_heads]
         if quantizer is not None and self.order == "merge-quantize":
-            maps = quantizer(maps)
+            maps = quantizer(maps, self.constant_heads)
         if self.renormalize == "renorm":
             maps = maps / maps.sum(-1, keepdim=True).clamp_(min=torch.finfo(maps.dtype).tiny)
         return maps
@@ -145,6 +145,6 @@ def frozen_step(
     if grid == "layer":
         if layer_step is None:
             layer_step = log_step(values[mask], bits, levels)
-        return layer_step.reshape(1).expand(heads).clone()
+        return layer_step.reshape(-1).expand(heads).clone()
     steps = [log_step(values[:, head][mask[:, head]], bits, levels) if mask[:, head].any() else torch.ones(()) for head in range(heads)]
     return torch.stack(steps)

@@ -17,13 +17,12 @@ from ..plans.fits import check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
-from .draws import Draws
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
-from .quantize_layers import QuantizeRepQ
+from .quantizers import find_quantizer, quantizing_pass
 from .repair_layers import RepairLayers
 from .structure import changed_sites, has_structure
-from .work import Pass, Work, apply_passes
+from .work import Draws, Pass, Work, apply_passes
 
 DEFAULTS = Compress()
 DRAWS = ("calibration", "structure", "repair")  # in which order an artifact lists their seeds
@@ -32,20 +31,21 @@ DRAWS = ("calibration", "structure", "repair")  # in which order an artifact lis
 def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAULTS, *, structured: bool = False) -> list[Pass]:
     """The passes that apply a plan, in order. `structured`: the model has the plan's structure already.
 
-    Frozen entries lie on the grids of the map quantizers, so they come last where maps are quantized. Where activations stay in
-    floating point they come before the repair, which then makes up for them too.
+    Frozen entries come before the repair and the quantizer, which then make up for them too; but with RepQ-ViT they lie on the grids of
+    the map quantizers, so there they come last where maps are quantized.
     """
     settings = settings_of(plan)
     passes: list[Pass] = []
     if has_structure(plan) and not structured:
         passes.append(GiveStructure(config.compact_images))
-    if plan.freeze is not None and not settings.activations:
+    frozen_last = settings.activations and not find_quantizer(plan.quantize.method).freezes_first
+    if plan.freeze is not None and not frozen_last:
         passes.append(FreezeEntries())
     if repair is not None:
         passes.append(RepairLayers(repair))
     if settings.any:
-        passes.append(QuantizeRepQ(settings, config.calibration_images))
-    if plan.freeze is not None and settings.activations:
+        passes.append(quantizing_pass(plan.quantize, config))
+    if plan.freeze is not None and frozen_last:
         passes.append(FreezeEntries())
     return passes
 
@@ -124,7 +124,7 @@ def compress(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Artifact:
-    """Apply a plan to a model: hallucinate and compact in closed form, repair, quantize with RepQ-ViT, freeze; save the artifact to `out`.
+    """Apply a plan to a model: hallucinate and compact in closed form, freeze, repair, quantize; save the artifact to `out`.
 
     Args:
         statistics: those that the plan was made from; needed where it freezes or hallucinates. A plan made from statistics in memory
@@ -150,6 +150,7 @@ def compress(
     loaded = as_model(model)
     images = None if images is None else find_given(images, several=True)
     work = start_work(loaded, plan, known, Draws(loaded, images, config.seed), progress)
+    work.scratch = None if out is None else Path(f"{Path(out)}.unfinished")
     apply_passes(passes_of(plan, repair, config, structured=isinstance(loaded, Artifact)), work)
     artifact = artifact_of(work, recipe)
     if out is not None:

@@ -12,7 +12,9 @@ from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
-from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
+from ..map_sources.frozen import shape_of_site
+from ..methods.constant_heads.constants import Shape, stretched_window
+from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import Plan
@@ -22,7 +24,7 @@ from ..vit.load import create_model, hash_state, load_state, refuse_cut_pixels
 from ..vit.resize import fit_state
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
-from .structure import install_structure, shape_of
+from .structure import install_structure
 
 
 def resize(
@@ -83,7 +85,7 @@ def _named(plan: Plan, changes: dict[str, Any]) -> Plan:
 
 
 def _grids(before: AttentionSite, after: AttentionSite) -> tuple[Shape, Shape]:
-    shapes = shape_of(before), shape_of(after)
+    shapes = shape_of_site(before), shape_of_site(after)
     if shapes[0] is None or shapes[1] is None or before.windows > 1 or after.windows > 1:
         raise VitfrostError(f"{before.name} has windows or reduced keys, whose constants are not carried over to another image size")
     return shapes[0], shapes[1]
@@ -106,12 +108,8 @@ def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: A
     shape, target = _grids(before, after)
     state: dict[str, torch.Tensor] = {}
     for place, head in enumerate(module.constants()):
-        constant, kind = head.constant(), head.kind
-        if not isinstance(constant, StructuredMap):
-            state[f"{name}.heads.{place}.map"] = torch.as_tensor(resized_map(constant, shape, target), dtype=torch.float32)
-            continue
         window = None if head.window is None else stretched_window(head.window, shape, target)
-        carried = resized(constant, shape, target, kind, window)
-        for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):
-            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(getattr(carried, part), dtype=torch.float32)
+        carried = KINDS[head.kind].resized(head.constant(), shape, target, window)
+        for part, value in KINDS[head.kind].parts(carried).items():
+            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(value, dtype=torch.float32)
     return state

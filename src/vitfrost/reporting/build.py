@@ -14,6 +14,7 @@ from .search import build_search
 from .structure import build_likeness, build_structure
 from .templates import fill
 from .verdict import build_verdict
+from .waterfall import build_waterfall
 
 TEMPLATE, REPORT = "page.html.j2", "report.html"
 OPEN_LAYERS = 2
@@ -57,6 +58,7 @@ def render(parts: RunParts) -> str:
         likeness=likeness,
         structure=structure,
         search=build_search(parts),
+        waterfall=build_waterfall(None if parts.artifact is None else parts.artifact.get("quantization")),
         untrained=summary.untrained(parts),
         freezes=parts.savings is not None and parts.savings.frozen_entries > 0,
         divergence=divergence,

@@ -25,6 +25,7 @@ MAC_NAMES = {
     "hallucination": "Hallucinating maps",
     "map_value_product": "A·V, maps times values",
     "constant_maps": "Constant maps times values",
+    "other_maps": "Maps of other sources",
     "value_output_projection": "V and output projections",
     "feed_forward": "Feed-forward",
     "patch_merging": "Patch merging",
@@ -107,7 +108,8 @@ def what_was_done(plan: Plan, exported: dict[str, Any] | None = None) -> str:
         sentences.append("Nothing is quantized." if sentences else "The plan leaves the model as it is.")
     else:
         named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
-        sentences.append(f"RepQ-ViT quantizes {' and '.join(named)}.")
+        by = "RepQ-ViT" if plan.quantize.method == "repq" else f"The quantizer {plan.quantize.method}"
+        sentences.append(f"{by} quantizes {' and '.join(named)}.")
     if exported is not None:
         runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "native": "the native engine"}[exported["format"]]
         if exported["precision"] == "int8":

@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 from ..configs import Bench, Calibrate, Compact, Compress, Evaluate, Export, FreezeEntries, Hallucinate, Quantize, Repair, Search
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
-from ..configs.methods import ProtectedPart, RepairMethod
+from ..configs.methods import REPQ, ProtectedPart, RepairMethod
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.text import overlaid
+from ..plans.file import overlaid
 from ..records import Format
 from ..strict import Strict
 
@@ -94,8 +94,11 @@ class PlanPart(_Flat):
             quantize = next(method for method in self.methods() if isinstance(method, Quantize))
         except VitfrostError as error:
             raise ValueError(str(error)) from error
-        for name, bits in (("weight_bits", quantize.weights), ("activation_bits", quantize.activations)):
-            setattr(self, name, bits)
+        found: dict[str, Any] = {"weight_bits": quantize.weights, "activation_bits": quantize.activations}
+        if quantize.method != REPQ:
+            found["levels"] = quantize.levels
+        for name, value in found.items():
+            setattr(self, name, value)
         return self
 
     @property
@@ -135,6 +138,7 @@ class PlanPart(_Flat):
             unused |= {"constants", "window", "tolerance"}
         elif "by" not in self.model_fields_set:
             unused.add("by")
+        unused |= {key for key, value in (("quantizer", REPQ), ("quantizer_steps", None)) if data[key] == value}  # as stages knew it before
         return {key: value for key, value in data.items() if key not in unused}
 
 
@@ -255,7 +259,7 @@ def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -
     shorter = data.pop("quick", None)
     if quick:
         if not isinstance(shorter, dict):
-            raise VitfrostError(f"{path} has no quick variant; run it without --quick")
+            raise VitfrostError(f"{path} has no quick variant; run it without Run.quick")
         data = overlaid(data, shorter)
     return FORMAT.record(kind, data, path).resolved(path.parent)
 

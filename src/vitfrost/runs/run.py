@@ -12,6 +12,7 @@ from ..budget.history import SUFFIX, OtherSearch
 from ..budget.search import search
 from ..configs import Bench, Compress, Evaluate, Export, Quantize, Run, Search
 from ..configs.base import parsed, plain
+from ..configs.methods import REPQ
 from ..deploy.export import export
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
@@ -19,6 +20,7 @@ from ..files import refuse_existing_run
 from ..images.source import open_images
 from ..model import Model, open_part
 from ..passes.compress import compress
+from ..passes.quantizers.repq import IMAGES
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft
@@ -194,7 +196,9 @@ class SingleRun(RecipeRun[Recipe]):
     def stages(self) -> list[Stage]:
         recipe, folder = self.recipe, self.folder
         taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity, "similarity": self.similarity}
+        by_default = IMAGES if recipe.plan.quantizer == REPQ else None
         drawn = {**recipe.compress.model_dump(), "bits": (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels)}
+        drawn["calibration_images"] = recipe.compress.calibration_images or by_default
         stages = [
             Stage("calibrate", "statistics.safetensors", (), [self.model, taken], lambda out: self._calibrate(self.original, out, "before"))
         ]

@@ -163,9 +163,11 @@ class Native(Runtime):
     def __init__(self, folder: Path, threads: int, hint: str):
         engine = import_runtime("vitfrost_native")
         self._model = engine.Model(folder / "model.vfn", threads)
-        self.label = f"native {engine.version()} {self._model.info.isa}"
-        self.threads = self._model.info.threads
-        self.precision = "fp32"
+        info = self._model.info
+        self.label = f"native {engine.version()} {info.isa}"
+        self.threads, self.precision = info.threads, "fp32"
+        self.inputs = (Port(INPUT, "float32", (None, info.channels, info.height, info.width)),)
+        self.outputs = (Port(OUTPUT, "float32", (None, info.classes)),)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         try:

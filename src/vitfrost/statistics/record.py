@@ -183,7 +183,7 @@ class Statistics:
         Raises VitfrostError where heads were not compared.
         """
         if self.similarity is None:
-            raise VitfrostError("the statistics do not say how alike heads are; run vitfrost calibrate with --similarity")
+            raise VitfrostError("the statistics do not say how alike heads are; calibrate with Calibrate(similarity=True)")
         return moments_of(self.similarity, self.header.images, self.header.sites)
 
     def head_moments(self, site: str) -> Float64[np.ndarray, "heads heads"]:

@@ -59,13 +59,9 @@ def _one(name: str, folder: Path, out: Path) -> OneModel:
     page, published = folder / REPORT, parts.recipe.published
     way = Path(os.path.relpath(page, out.parent)).as_posix()
     link = (f"./{way}" if ":" in way else way) if page.is_file() else None  # a path, also where a folder is called like an address
-    rows = {_method(row): row for row in paper_rows(parts)}
+    rows = {f"{row.name} ({row.precision})": row for row in paper_rows(parts)}
     source = f"{published.source}, on {published.images}" if published else None
     return OneModel(name, link, progress(parts), source, rows, figure_five(parts), figure_six(parts))
-
-
-def _method(row: PaperRow) -> str:
-    return f"{row.name} ({row.precision})"
 
 
 def _table(models: list[OneModel]) -> Table | None:

@@ -18,6 +18,7 @@ from ..evaluation.results import Results, save_results
 from ..images.source import ImageSet, open_images
 from ..keyed import file_key, hash_of
 from ..model import Model
+from ..passes.quantizers.repq import IMAGES
 from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
@@ -66,7 +67,10 @@ class GridRun(RecipeRun[StudyRecipe]):
         return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
-        stages = [Stage("picture", PICTURE, (), [self.model, self.recipe.evaluation], self._take_picture)]
+        part = self.recipe.evaluation
+        stages = [
+            Stage("picture", PICTURE, (), [self.model, part], lambda out: take_picture(self.original, part.images, out, seed=part.seed))
+        ]
         observed: set[str] = set()
         for name, members in self._models().items():
             source = members[0].source
@@ -89,11 +93,8 @@ class GridRun(RecipeRun[StudyRecipe]):
             found.setdefault(variant.source.model, []).append(variant)
         return {name: members for name, members in found.items() if members}
 
-    def _take_picture(self, out: Path) -> None:
-        take_picture(self.original, self.recipe.evaluation.images, out, seed=self.recipe.evaluation.seed)
-
     def _quantize(self, source: Source) -> Stage:
-        count = self.recipe.compress.calibration_images
+        count = self.recipe.compress.calibration_images or IMAGES
         settings = [self.model, self.compression_images, count, source.model]
 
         def make(out: Path) -> None:

@@ -164,6 +164,4 @@ def _exported(path: Path, label: str) -> Subject:
 def _check_size(subject: Subject, image_sizes: Sequence[Size] | None) -> None:
     if image_sizes and subject.image_size not in [size if isinstance(size, tuple) else (size, size) for size in image_sizes]:
         own, asked = size_word(subject.image_size), ", ".join(map(size_word, image_sizes))
-        raise VitfrostError(
-            f"{subject.label} is built for {own} px, and --image-size asks for {asked}; only timm: models are built for any size"
-        )
+        raise VitfrostError(f"{subject.label} is built for {own} px, Bench.image_size is {asked}; only timm: models are built for any size")

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int16, Int64, UInt8
 
 from ..errors import VitfrostError
 from ..images.decode import Decoded, _reason, open_picture, to_rgb
-from ..images.preprocess import Preprocess
+from ..images.geometry import Geometry
+from ..images.source import ImageSet
 
 Split = Literal["train", "test", "all"]
 IMAGENET_CLASSES = 1000
@@ -104,17 +105,34 @@ class Pack:
             raise VitfrostError(f"the pack {self.path} has no images in its split {split}; choose another one")
         return found.astype(np.int64)
 
+    def images(self, split: Split, imagenet: bool) -> PackImages:
+        """The images of a split with the pack's own labels, or ImageNet-1k's."""
+        positions = self.positions(split)
+        local = self.y[positions]
+        labels = self.in1k[local] if imagenet else local
+        return PackImages(self.path, tuple(map(str, positions.tolist())), tuple(labels.tolist()), self)
+
     def data(self, position: int) -> bytes:
         """The bytes of one image file."""
         return self.buf[self.off[position] : self.off[position + 1]].tobytes()
 
-    def decode(self, position: int, preprocess: Preprocess) -> Decoded:
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
         """Decode, resize and crop one image as `images.decode.decode_file` does; never raises for bad bytes. No digest is taken."""
         try:
             with open_picture(io.BytesIO(self.data(position)), preprocess) as image:
                 return Decoded(preprocess.pixels(to_rgb(image)), "", "")
         except Exception as error:  # Pillow's decoders raise many types; a bad image must not end the run
             return Decoded(None, "", _reason(error))
+
+
+@dataclass(frozen=True)
+class PackImages(ImageSet):
+    """Images of a pack, which are called after their positions there."""
+
+    pack: Pack
+
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
+        return self.pack.decode(int(self.files[position]), preprocess)
 
 
 def _refuse_other_sizes(path: Path) -> None:

@@ -17,9 +17,8 @@ from ..errors import VitfrostError
 from ..images.classes import ClassSpace
 from ..images.source import class_folders
 from ..model import Model, open_part
-from ..passes.draws import draw_calibration
-from ..passes.give_structure import fitted_constants, similarity_of
-from ..passes.structure import has_structure, install_structure, start_from
+from ..passes.structure import fit_sources, has_structure, install_structure, start_from
+from ..passes.work import draw_calibration
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
@@ -131,10 +130,7 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     if part.images is not None:
         pixels, start.structure = draw_calibration(start.loaded, part.images, part.limit, part.seed)
         start.seeds["structure"] = part.seed
-    errors = start_from(
-        start.model, start.plan, pixels, similarity_of(start.plan, statistics), constants=fitted_constants(start.plan, statistics),
-        training=True, seed=part.seed,
-    )  # fmt: skip
+    errors = start_from(start.model, start.plan, pixels, fit_sources(start.plan, statistics), training=True, seed=part.seed)
     start.structure = (start.structure or {}) | {"relative_errors": errors}
 
 

@@ -71,12 +71,12 @@ def _with_paths(recipe: TrainingRecipe, config: Train) -> TrainingRecipe:
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"artifact": str(artifact)})})
     if teacher_weights is not None:
         if recipe.teacher is None or recipe.teacher.original:
-            raise VitfrostError("the recipe names no teacher of its own, so there are no weights to replace; leave out --teacher-weights")
+            raise VitfrostError("the recipe names no teacher of its own whose weights could be replaced; leave out Train.teacher_weights")
         named = str(teacher_weights) in NAMED_WEIGHTS
         values["teacher"]["weights"] = str(teacher_weights) if named else str(Path(teacher_weights).resolve())
     if weights is not None:
         if recipe.start.artifact is not None:
-            raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out --weights")
+            raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out Train.weights")
         values["model"]["weights"] = str(weights) if str(weights) in NAMED_WEIGHTS else str(Path(weights).resolve())
     if config.seed is not None:
         values["seed"] = config.seed
@@ -103,9 +103,7 @@ def _prepared(
         )
     hashes = input_hashes(recipe, start, images, None if evaluation is None else evaluation.digest, teacher)
     trainer = Trainer(
-        recipe, folder, start.model, start.loaded, images, device,
-        inputs=hashes, notes={"structure": start.structure, "seeds": start.seeds}, evaluation=evaluation, teacher=teacher,
-        progress=progress,
+        recipe, folder, start, images, device, inputs=hashes, evaluation=evaluation, teacher=teacher, progress=progress,
     )  # fmt: skip
     if held:
         trainer.resume()

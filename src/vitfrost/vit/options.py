@@ -17,10 +17,6 @@ LARGEST = 2**20  # of any number that sizes a layer; what is larger is a mistake
 DEEPEST = 256  # layers, of which each takes time to make
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
@@ -46,7 +42,7 @@ def _one_or_several(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "true or false": (
-        _is_flag,
+        lambda value: isinstance(value, bool),
         (
             "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm",
             "final_norm", "fc_norm", "pool_include_prefix", "dynamic_img_size", "dynamic_img_pad", "fix_init", "always_partition",

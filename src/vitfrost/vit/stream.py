@@ -94,7 +94,7 @@ class ResidualStream:
         if until is None:
             output: Tensor = self.blocks[index](stream, *arguments)
             return output
-        return _read(until, lambda: self.blocks[index](stream, *arguments))
+        return first_read_by(until, lambda: self.blocks[index](stream, *arguments))
 
     def run(self, stream: Tensor, first: int = 0, end: int | None = None) -> Tensor:
         """From the stream into block `first` to that into block `end`, or to what the last block puts out."""
@@ -149,7 +149,7 @@ class ResidualStream:
                 if until is None:
                     found.append(twin(stream, *arguments))
                 else:
-                    found.append(_read(until, lambda: twin(stream, *arguments)))
+                    found.append(first_read_by(until, lambda: twin(stream, *arguments)))
             finally:
                 handle.remove()
         zeros, ones, rows = (tokens_of(each, channels_first)[0] for each in found)
@@ -169,8 +169,8 @@ class ResidualStream:
         return Landing(scale, places.long())
 
 
-def _read(module: nn.Module, run: Any) -> Tensor:
-    """What `module` is given first when `run` is called, which is ended there."""
+def first_read_by(module: nn.Module, run: Any) -> Tensor:
+    """What `module` is given first when `run` is called, which is ended there. Raises VitfrostError where it is not reached."""
     seen: list[Tensor] = []
 
     def stop(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:

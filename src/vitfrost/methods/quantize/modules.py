@@ -16,6 +16,7 @@ from .ranges import log_step, uniform_range
 class UniformQuantizer(nn.Module):
     """Fake-quantizes an activation tensor; while `calibrating` it first takes its range from what passes.
 
+    Scale and zero point are single numbers, or [heads, 1, 1] for a tensor [rows, heads, tokens, width].
     `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
     re-parameterization, after which scale and zero point are single numbers.
     """
@@ -53,7 +54,7 @@ class UniformQuantizer(nn.Module):
 
 
 class LogQuantizer(nn.Module):
-    """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d."""
+    """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d, one number or [heads, 1, 1]."""
 
     step: Tensor
 
@@ -64,10 +65,14 @@ class LogQuantizer(nn.Module):
         self.calibrating = False
         self.register_buffer("step", torch.ones(()))
 
-    def forward(self, maps: Float[Tensor, "*rows heads queries keys"]) -> Float[Tensor, "*rows heads queries keys"]:
+    def forward(
+        self, maps: Float[Tensor, "*rows heads queries keys"], heads: list[int] | None = None
+    ) -> Float[Tensor, "*rows heads queries keys"]:
+        """`heads`: the places of those in `maps`; None: all."""
         if self.calibrating:
             self.step = log_step(maps, self.bits, self.levels)
-        return straight_through(fake_log, maps, self.step, self.bits, self.levels)
+        step = self.step if heads is None or not self.step.ndim else self.step[heads]
+        return straight_through(fake_log, maps, step, self.bits, self.levels)
 
 
 class QuantizedLayer(nn.Module):
@@ -108,6 +113,14 @@ class QuantizedLayer(nn.Module):
         self.scale, self.zero_point = uniform_parameters(*uniform_range(rows, self.bits), self.bits)
         codes = uniform_codes(rows, self.scale[:, None], self.zero_point[:, None], self.bits)
         self.codes = codes.to(torch.uint8).reshape(weight.shape)
+        self.restore_weight()
+
+    def set_codes(
+        self, codes: Float[Tensor, outputs * rest], scale: Float[Tensor, " outputs"], zero_point: Float[Tensor, " outputs"]
+    ) -> None:
+        """Take codes that were chosen elsewhere."""
+        self.scale, self.zero_point = scale.float(), zero_point.float()
+        self.codes = codes.to(torch.uint8)
         self.restore_weight()
 
     def restore_weight(self) -> None:

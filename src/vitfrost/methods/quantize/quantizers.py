@@ -74,6 +74,9 @@ def log_values(codes: Int[Tensor, "*shape"], step: Tensor | float, bits: int, le
 def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int, levels: Levels) -> Float[Tensor, "*shape"]:
     """Quantize and dequantize attention maps on the log-sqrt2 grid with step d."""
     exponent = torch.div(x, step).log2_().mul_(2).round_().clamp_(max=0)  # -k
+    if step.ndim:  # a step per head
+        exponent.masked_fill_(exponent < 0.5 - zero_code(bits, levels), -torch.inf)
+        return torch.exp2(exponent.mul_(0.5)).mul_(step)
     values = torch.exp2(exponent.mul_(0.5)).mul_(step)
     # exp2 of the first level that is zero, so that the comparison does not need the codes
     threshold = step * 2 ** (-(zero_code(bits, levels) - 0.5) / 2)

@@ -1,17 +1,21 @@
-"""The pass that quantizes weights, and activations where the plan says so, with RepQ-ViT."""
+"""`repq`: RepQ-ViT as published, the baseline. Frozen entries lie on the grids of its map quantizers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import VitfrostError
-from ..methods.quantize.repq import QuantizationSettings, quantize_model
-from .work import Record, Work
+from ...configs import Compress, Quantize
+from ...errors import VitfrostError
+from ...methods.quantize.repq import QuantizationSettings, quantize_model
+from ..quantize_method import Quantizer
+from ..work import Record, Work
+
+IMAGES = 32  # as the authors take
 
 
 @dataclass(frozen=True)
 class QuantizeRepQ:
-    """`images`: how many are drawn to calibrate activations (the authors use 32). See `methods.quantize.repq`.
+    """`images`: how many are drawn to calibrate activations. See `methods.quantize.repq`.
 
     The record: the method, bits and levels, and the draw where there was one.
     """
@@ -32,3 +36,11 @@ class QuantizeRepQ:
         quantize_model(work.model, work.sites, settings, pixels)
         about = {"weight_bits": settings.weight_bits, "activation_bits": settings.activation_bits, "levels": settings.levels}
         return {"method": "RepQ-ViT"} | about | drawn
+
+
+def _make(config: Quantize, images: Compress) -> QuantizeRepQ:
+    settings = QuantizationSettings(config.weights, config.activations, config.levels)
+    return QuantizeRepQ(settings, images.calibration_images or IMAGES)
+
+
+QUANTIZER = Quantizer(_make, freezes_first=False)

@@ -1,0 +1,97 @@
+"""Ranges of queries, keys, values and maps of one attention layer per head, by the error at what the heads put out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...vit.attention import MapAttention
+from .modules import LogQuantizer, UniformQuantizer
+from .quantizers import Levels
+from .search import integer_parameters, search_range, search_step
+
+PARTS = ("query_quantizer", "key_quantizer", "map_quantizer", "value_quantizer")
+
+
+@contextmanager
+def mixed_by(attention: MapAttention) -> Iterator[list[Any]]:
+    """A list that holds the queries, keys, values and the bias of logits that the layer mixed last."""
+    seen: list[Any] = []
+
+    def keep(q: Any, k: Any, v: Any, bias: Any = None) -> Tensor:
+        seen[:] = [q, k, v, bias]
+        return MapAttention.mixed(attention, q, k, v, bias)
+
+    attention.mixed = keep  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        del attention.mixed
+
+
+@torch.no_grad()
+def quantize_attention(attention: MapAttention, bits: int, levels: Levels, run: Callable[[], Any]) -> None:
+    """Give the layer quantizers, a range for each head, fitted to the images that `run` runs through it without any quantizer.
+
+    Queries come first, then keys, maps and values, each with those before it quantized.
+    """
+    with mixed_by(attention) as seen:
+        run()
+    q, k, v, bias = seen
+    search = _Search(attention, q, k, v, bias)
+    attention.quantize(lambda: UniformQuantizer(bits), lambda: LogQuantizer(bits, levels))
+    made = {part: getattr(attention, part) for part in PARTS}
+    for part in PARTS:
+        setattr(attention, part, None)
+    for part, values in zip(PARTS, (q, k, None, v), strict=True):
+        quantizer: nn.Module | None = made[part]
+        if quantizer is None:
+            continue
+        setattr(attention, part, quantizer)
+        if isinstance(quantizer, LogQuantizer):
+            quantizer.step = search.step(quantizer)
+        elif isinstance(quantizer, UniformQuantizer) and values is not None:
+            search.uniform(quantizer, values)
+
+
+class _Search:
+    """What the heads put out without quantizers, and the error of what they put out with them."""
+
+    def __init__(self, attention: MapAttention, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None):
+        self.attention, self.inputs = attention, (q, k, v, bias)
+        self.wanted = self._heads()
+
+    def _heads(self) -> Tensor:
+        return self.attention.mixed(*self.inputs).unflatten(-1, (self.attention.site.heads, -1))
+
+    def _error(self, heads: int) -> Tensor:
+        """Squared error of the first `heads` heads, [heads, 1, 1]; where heads are mixed, that of all together for each."""
+        lost = (self._heads() - self.wanted).square().mean(dim=(0, 1, 3))
+        if self.attention.hallucination is not None and heads < len(lost):
+            return lost.sum().expand(heads).reshape(-1, 1, 1)
+        return lost[:heads].reshape(-1, 1, 1)
+
+    def uniform(self, quantizer: UniformQuantizer, values: Tensor) -> None:
+        """Set scale and zero point for each head of `values` [rows, heads, tokens, width]."""
+        heads = values.shape[1]
+
+        def error(low: Tensor, high: Tensor) -> Tensor:
+            quantizer.scale, quantizer.zero_point = integer_parameters(low, high, quantizer.bits)
+            return self._error(heads)
+
+        ends = (values.amin(dim=(0, 2, 3)).reshape(-1, 1, 1), values.amax(dim=(0, 2, 3)).reshape(-1, 1, 1))
+        quantizer.scale, quantizer.zero_point = integer_parameters(*search_range(*ends, error, rounds=1), quantizer.bits)
+
+    def step(self, quantizer: LogQuantizer) -> Tensor:
+        """The step of each head's map."""
+        heads = self.attention.moving_heads
+
+        def error(step: Tensor) -> Tensor:
+            quantizer.step = step
+            return self._error(heads)
+
+        return search_step(error, heads)

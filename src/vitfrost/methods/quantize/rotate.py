@@ -1,0 +1,110 @@
+"""A plain ViT rotated: LayerNorms folded into the layers behind them, then the residual stream, queries with keys, and values turned.
+
+The function stays the same up to rounding, and nothing is computed that was not before: rotations lie in the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...vit import plain
+from ...vit.attention import FusedAttention
+from ...vit.kinds import has_affine_norm
+from ...vit.sites import ModelSites
+from .hadamard import rotation, rotation_of_stream
+
+
+def can_rotate(model: nn.Module, sites: ModelSites) -> bool:
+    """Whether everything that reads the residual stream is a linear layer behind a LayerNorm with gain and bias, and everything that
+    writes to it a linear layer without LayerScale."""
+    if not plain.matches(model) or not any(site.role == "head" for site in sites.linears):
+        return False
+    vit: Any = model
+    between = [vit.norm_pre, vit.fc_norm, vit.patch_embed.norm]
+    norms = [vit.norm]
+    for block in vit.blocks:
+        between += [block.ls1, block.ls2]
+        norms += [block.norm1, block.norm2]
+    plain_parts = all(isinstance(part, nn.Identity) for part in between) and vit.attn_pool is None
+    return plain_parts and all(has_affine_norm(norm) for norm in norms)
+
+
+@torch.no_grad()
+def rotate(model: nn.Module, sites: ModelSites, seed: int) -> None:
+    """Rotate `model` in place. The stream's rotation depends on its width and the seed only, so two models of one width agree.
+
+    Raises ValueError for a model that `can_rotate` refuses.
+    """
+    if not can_rotate(model, sites):
+        raise ValueError(f"this {type(model).__name__} cannot be rotated")
+    vit: Any = model
+    heads = [site.name for site in sites.linears if site.role == "head"]
+    for site in sites.linears:
+        if site.norm is not None:
+            _fold(model.get_submodule(site.norm), [model.get_submodule(site.name)])
+    _fold(vit.norm, [model.get_submodule(name) for name in heads])
+    turn = rotation_of_stream(vit.embed_dim, torch.Generator().manual_seed(seed)).to(next(model.parameters()).device)
+    written = turn - turn.mean(0)  # the mean of the channels is taken away where they are written, not where they are read
+    for name in ("cls_token", "pos_embed", "reg_token", "dist_token"):
+        value = getattr(vit, name, None)
+        if value is not None:
+            value.data = (value.double() @ written).to(value.dtype)
+    for site in sites.linears:
+        layer: Any = model.get_submodule(site.name)
+        if site.norm is not None or site.role == "head":
+            _set(layer, layer.weight.double() @ turn)
+        elif site.role in ("stem", "proj", "fc2") and not site.name.endswith(".down"):
+            _set(layer, written.T @ layer.weight.double().flatten(1), None if layer.bias is None else layer.bias.double() @ written)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for attention in sites.attention:
+        _rotate_heads(model.get_submodule(attention.name), generator)
+
+
+def _set(layer: Any, weight: Tensor, bias: Tensor | None = None) -> None:
+    layer.weight.data = weight.to(layer.weight.dtype).reshape(layer.weight.shape)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+
+
+def _fold(norm: Any, layers: list[Any]) -> None:
+    """Move gain and bias of a LayerNorm into the layers that read it."""
+    gain, shift = norm.weight.double(), norm.bias.double()
+    for layer in layers:
+        weight = layer.weight.double()
+        bias = weight @ shift if layer.bias is None else layer.bias.double() + weight @ shift
+        _set(layer, weight * gain, bias)
+    norm.weight.data, norm.bias.data = torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
+
+
+def _rotate_heads(attention: nn.Module, generator: torch.Generator) -> None:
+    """Turn queries and keys of a head alike, and its values against the columns of the projection that read them."""
+    if not isinstance(attention, FusedAttention):
+        return
+    width, moving = attention.site.head_dim, attention.logit_heads
+    rows = attention.qkv.weight.double()
+    bias = None if attention.qkv.bias is None else attention.qkv.bias.double()
+    columns = attention.proj.weight.double()
+    bare = isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
+    for head in range(attention.site.heads):
+        turn = rotation(width, generator).to(rows.device)
+        places = [2 * moving + head]
+        if head < moving and bare:
+            for place in (head, moving + head):
+                _turn_rows(rows, bias, slice(place * width, (place + 1) * width), turn)
+        turn = rotation(width, generator).to(rows.device)
+        if isinstance(attention.norm, nn.Identity):
+            for place in places:
+                _turn_rows(rows, bias, slice(place * width, (place + 1) * width), turn)
+            own = slice(head * width, (head + 1) * width)
+            columns[:, own] = columns[:, own] @ turn
+    _set(attention.qkv, rows, bias)
+    _set(attention.proj, columns)
+
+
+def _turn_rows(rows: Tensor, bias: Tensor | None, part: slice, turn: Tensor) -> None:
+    rows[part] = turn.T @ rows[part]
+    if bias is not None:
+        bias[part] = bias[part] @ turn

@@ -1,0 +1,171 @@
+"""The pass that quantizes a model in steps, measures each on images that it was not fitted to, and takes back what makes it worse."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..artifact import Artifact
+from ..configs import Quantize
+from ..errors import VitfrostError
+from ..methods.quantize.layerwise import LayerOptions, LayerWise
+from ..methods.quantize.repq import QuantizationSettings
+from ..methods.quantize.token_weights import token_weights
+from ..progress import track
+from ..vit.families import find_sites
+from ..vit.sites import ModelSites
+from .work import Record, Work
+
+BATCH_SIZE, WEIGHT_IMAGES = 32, 64
+HELD_OUT = 5  # of so many images one is held out
+
+
+@dataclass
+class Chain:
+    """A model on its way through the steps.
+
+    `float_model` has everything but quantizers; `teacher` is the original, rotated as `float_model` is. `model` is the quantized one, None
+    before the first step. `options` say what is done at each layer; steps change them and quantize anew. `scratch` is a file for the state
+    of a step that takes long, if there is a place for it.
+    """
+
+    float_model: nn.Module
+    teacher: nn.Module
+    sites: ModelSites
+    teacher_sites: ModelSites
+    options: LayerOptions
+    batches: list[Float[Tensor, "_ 3 height width"]]
+    held_out: list[Float[Tensor, "_ 3 height width"]]
+    wanted: list[Float[Tensor, "_ classes"]]
+    seed: int
+    progress: bool = False
+    model: nn.Module | None = None
+    weights: dict[str, tuple[float, float]] = field(default_factory=dict)
+    scratch: Path | None = None
+
+    def quantize(self, images: int | None) -> Record:
+        """Quantize the float model layer by layer on the first so many images (None: all), as `options` say. Returns the penalties."""
+        self.model = copy.deepcopy(self.float_model)
+        steps = LayerWise(self.model, self.teacher, self.sites, self.options, self.weights)
+        for _ in track(steps.run(self._first(images)), steps.count, "quantize: layers", self.progress):
+            pass
+        return {"penalties": steps.penalties} if steps.penalties else {}
+
+    def copied(self) -> nn.Module:
+        """A copy of the quantized model, for a step to change. Raises ValueError before anything is quantized."""
+        if self.model is None:
+            raise ValueError("nothing is quantized yet; ranges come first")
+        return copy.deepcopy(self.model)
+
+    def _first(self, images: int | None) -> list[Tensor]:
+        return self.batches if images is None else self.batches[: max(2, images // BATCH_SIZE)]
+
+    def divergence(self) -> float:
+        """That of the model as it is now, see `divergence_of`."""
+        return self.divergence_of(self.float_model if self.model is None else self.model)
+
+    @torch.no_grad()
+    def divergence_of(self, model: nn.Module) -> float:
+        """Mean KL divergence in nats from the original's outputs on the images held out; infinite where outputs are not finite."""
+        lost, count = 0.0, 0
+        for pixels, wanted in zip(self.held_out, self.wanted, strict=True):
+            logits, aim = model(pixels).double().log_softmax(-1), wanted.double().log_softmax(-1)
+            lost += float((aim.exp() * (aim - logits)).sum())
+            count += len(pixels)
+        return lost / count if math.isfinite(lost) else math.inf
+
+
+@runtime_checkable
+class Step(Protocol):
+    """One change. `needed`: it is never taken back."""
+
+    @property
+    def name(self) -> str:
+        """In records and options."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether the others need it."""
+
+    def apply(self, chain: Chain) -> Record:
+        """Change the chain; returns what to keep beside the divergences (plain values)."""
+
+
+@dataclass(frozen=True)
+class QuantizeInSteps:
+    """`images` are drawn; one in five is held out to measure on. The record: bits, the draw, and for every step the divergence from the
+    original before and after, and whether it was kept."""
+
+    method: str
+    settings: QuantizationSettings
+    steps: tuple[Step, ...]
+    images: int
+    name = "quantization"
+
+    @classmethod
+    def of(cls, method: str, config: Quantize, steps: Sequence[Step], images: int) -> QuantizeInSteps:
+        """The steps that the configuration leaves. Raises VitfrostError for one that the method has not."""
+        known = [step.name for step in steps if not step.needed]
+        for name in config.steps or ():
+            if name not in known:
+                raise VitfrostError(f"Quantize.steps has {name}, which is no step of {method}; its steps are {', '.join(known)}")
+        chosen = tuple(step for step in steps if step.needed or config.steps is None or step.name in config.steps)
+        return cls(method, QuantizationSettings(config.weights, config.activations, config.levels), chosen, images)
+
+    def check(self, work: Work) -> None:
+        """Needs images, also for weights alone: it fits what is left to them."""
+        if not work.draws.given:
+            raise VitfrostError(f"the quantizer {self.method} is fitted to images, which need no labels; give --images DIR, or take repq")
+
+    def apply(self, work: Work) -> Record:
+        """Apply the steps in order; one that makes the divergence larger is taken back."""
+        pixels, drawn = work.draws.batch("calibration", self.images)
+        chain = self.start(work, pixels)
+        records = list(self._steps(chain))
+        assert chain.model is not None
+        work.model = chain.model
+        settings = self.settings
+        about = {"weight_bits": settings.weight_bits, "activation_bits": settings.activation_bits, "levels": settings.levels}
+        held = sum(map(len, chain.held_out))
+        return {"method": self.method} | about | drawn | {"held_out": held, "steps": records}
+
+    def start(self, work: Work, pixels: Float[Tensor, "images 3 height width"]) -> Chain:
+        """The chain before its first step. A single image is fitted to and held out."""
+        held = len(pixels) // HELD_OUT or 1
+        kept, held_out = (pixels[:-held], pixels[-held:]) if len(pixels) > 1 else (pixels, pixels)
+        size = min(BATCH_SIZE, -(-len(kept) // 2))
+        teacher = copy.deepcopy(work.original.module).cpu().eval()
+        sites = work.sites if isinstance(work.original, Artifact) else find_sites(teacher)
+        with torch.no_grad():
+            wanted = [teacher(part) for part in held_out.split(BATCH_SIZE)]
+        batches = list(kept.split(size))
+        weights = token_weights(teacher, sites, batches[: max(1, WEIGHT_IMAGES // size)], work.draws.seed)
+        return Chain(
+            work.model.eval(), teacher, work.sites, sites, LayerOptions(self.settings), batches, list(held_out.split(BATCH_SIZE)), wanted,
+            work.draws.seed, work.progress, weights=weights, scratch=work.scratch,
+        )  # fmt: skip
+
+    def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:
+        before = chain.divergence()
+        for step in self.steps:
+            was = dict(vars(chain))
+            record = step.apply(chain)
+            after = chain.divergence()
+            kept = step.needed or after <= before
+            if not kept:
+                vars(chain).update(was)
+            yield {"step": step.name, "before": _plain(before), "after": _plain(after), "kept": kept, **record}
+            before = after if kept else before
+
+
+def _plain(divergence: float) -> float | None:
+    """For a file, which has no infinite numbers."""
+    return divergence if math.isfinite(divergence) else None

@@ -1,0 +1,74 @@
+"""The step that trains the quantized model towards the original by gradient steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...files import atomic_file
+from ...methods.quantize.polish import Polishing, PolishOptions
+from ...progress import track
+from ..quantize_chain import Chain
+from ..work import Record
+
+log = logging.getLogger("vitfrost")
+
+
+@dataclass(frozen=True)
+class Polish:
+    """Codes, scales, biases and gains of LayerNorms of all blocks at once (see methods.quantize.polish). Of its states the best on the
+    images held out is kept.
+
+    Where the artifact has a place on disk, the state is saved beside it each time that it is measured, so a run that was killed goes on
+    to the same bits; the file goes when the step has ended.
+    """
+
+    options: PolishOptions = field(default_factory=PolishOptions)
+    name = "polish"
+    needed = False
+
+    def apply(self, chain: Chain) -> Record:
+        """Train a copy of the quantized model."""
+        chain.model = chain.copied()
+        pixels = torch.cat(chain.batches)
+        options = replace(self.options, seed=chain.seed, batch=min(self.options.batch, len(pixels)))
+        key = _key(chain.model, pixels, options)
+        polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options)
+        if (found := _saved(chain.scratch, key)) is not None:
+            polishing.restore(found)
+        for done in track(polishing.steps(), options.steps - polishing.done, "quantize: gradient steps", chain.progress):
+            if chain.scratch is not None and done % options.every == 0:
+                with atomic_file(chain.scratch) as temporary:
+                    torch.save({"key": key, "state": polishing.state()}, temporary)
+        if chain.scratch is not None:
+            chain.scratch.unlink(missing_ok=True)
+        end = polishing.end
+        if end.broke_at is not None:
+            log.warning("the loss was not finite at gradient step %d; the state of step %d is kept", end.broke_at, end.best_step)
+        return {"options": asdict(options), "best_step": end.best_step} | ({} if end.broke_at is None else {"broke_at": end.broke_at})
+
+
+def _key(model: nn.Module, pixels: Tensor, options: PolishOptions) -> str:
+    """SHA-256 of everything that the training starts from."""
+    digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
+    for name, value in [*model.state_dict().items(), ("pixels", pixels)]:
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _saved(path: Path | None, key: str) -> dict[str, Any] | None:
+    """The state that a run with the same start left; None where there is none."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many types; each means that there is nothing to go on from
+        return None
+    return content["state"] if isinstance(content, dict) and content.get("key") == key else None
