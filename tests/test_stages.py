@@ -38,7 +38,7 @@ def test_what_does_not_need_a_failed_stage_is_done(tmp_path: Path) -> None:
 
     with pytest.raises(VitfrostError, match="b failed, and so did f; the first: no luck"):
         run_stages([*made, Stage("f", "f", (), 1, fail_too)], tmp_path)
-    with pytest.raises(VitfrostError, match="^no luck$"):  # one reason for both
+    with pytest.raises(VitfrostError, match=r"^no luck$"):  # one reason for both
         run_stages([*made, Stage("f", "f", (), 1, fail)], tmp_path)
     broken = False
     run_stages(made, tmp_path)
