@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: install demo test lint docs digits clean
+.PHONY: install demo test lint engine-checks docs digits fuzz torture lowest clean
 
 install: $(VENV)/.installed $(VENV)/.native
 
@@ -32,7 +32,12 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src && $(BIN)/mypy native/python
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks && $(BIN)/mypy native/python
+	@if command -v clang-format > /dev/null; then clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl; fi
+
+# The engine under AddressSanitizer and UBSan: damaged files, and models opened and closed over and over. Some minutes.
+engine-checks: install
+	$(BIN)/python scripts/engine_checks.py
 
 # The documentation site in build/site; every warning is an error. It needs no torch, so it has an environment of its own.
 docs: $(VENV)-docs/.installed
@@ -47,5 +52,25 @@ $(VENV)-docs/.installed: pyproject.toml constraints.txt
 digits: install
 	$(BIN)/python scripts/train_digits.py
 
+# Damaged files of every kind, in processes with limits on time and memory; a table of how they ended. CASES=100000 for longer.
+CASES ?= 10000
+MINUTES ?= 20
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.fuzz --cases $(CASES) --minutes $(MINUTES) --workers $(WORKERS)
+
+# Verbs that are killed at random moments, that find no room, and that meet each other (the full disk needs the right to mount).
+KILLS ?= 200
+torture: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.torture --kills $(KILLS)
+
+# The main path and the tests of files with the lowest versions that pyproject.toml declares, in an environment of their own.
+lowest: $(VENV)-lowest/.installed
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -q tests/test_pipeline.py tests/faults/test_inputs.py tests/vit/test_options.py
+
+$(VENV)-lowest/.installed: pyproject.toml scripts/lowest.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) scripts/lowest.py) --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-docs vitfrost-demo build dist
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-lowest vitfrost-demo build dist

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,13 @@ from vitfrost.studies.shared import Remembered, SharedModel
 from vitfrost.vit.families import install_map_attention
 
 COMPARED = ("entropy", "mean", "variance", "output-error", "output-error-joint", "fisher")
-FROZEN = (("entropy", "head"), ("random", "head"), ("variance", "head"), ("fisher", "head"), ("fisher", "model"))
+FROZEN: tuple[tuple[str, Literal["head", "model"]], ...] = (
+    ("entropy", "head"),
+    ("random", "head"),
+    ("variance", "head"),
+    ("fisher", "head"),
+    ("fisher", "model"),
+)
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 LEVEL_IMAGES = 300
 

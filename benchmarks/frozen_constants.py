@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitfrost.configs import Quantize
 from vitfrost.files import write_json
-from vitfrost.methods.constant_heads.constants import Kind, StructuredMap, dense_of, fit, resized, stretched_window
+from vitfrost.map_sources.frozen import fitted, shape_of
+from vitfrost.methods.constant_heads.constants import StructuredMap, dense_of, stretched_window
+from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.freeze_heads import fitted, freezing_error, shape_of, structure_error
+from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.plans.heads import LayerPlan
 from vitfrost.statistics.record import SiteStatistics, Statistics
 
-KINDS: list[tuple[Kind, int | None]] = [("toeplitz", None), *(("local", window) for window in (3, 5, 7, 9, 11, 15))]  # type: ignore[list-item]
-CARRIED: list[tuple[Kind, int | None]] = [("toeplitz", None), ("local", 5), ("local", 7)]
+COMPARED: list[tuple[str, int | None]] = [("toeplitz", None), *(("local", window) for window in (3, 5, 7, 9, 11, 15))]
+CARRIED: list[tuple[str, int | None]] = [("toeplitz", None), ("local", 5), ("local", 7)]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -65,18 +68,18 @@ def main() -> None:
         assert shape is not None
         for head in range(layer.maps[1]):
             frozen = freezing_error(known, head)
-            for kind, window in KINDS:
+            for kind, window in COMPARED:
                 name = kind if window is None else f"{kind} {window}"
                 constant = fitted(known, shape, head, kind, window)
-                found.setdefault(name, []).append(structure_error(constant, shape, known, head) / frozen)
+                found.setdefault(name, []).append(structure_error(KINDS[kind].whole(constant, shape, known.allowed), known, head) / frozen)
             mean, even = known.mean[:, head], np.ones_like(known.value_norm[:, head])
-            flat = fit(mean / mean.sum(-1, keepdims=True), even, shape, "toeplitz")
+            flat = KINDS["toeplitz"].fit(mean / mean.sum(-1, keepdims=True), even, shape)
             found.setdefault("toeplitz, one scale for all rows", []).append(
-                structure_error(without_scales(flat), shape, known, head) / frozen
+                structure_error(dense_of(without_scales(flat), shape), known, head) / frozen
             )
             uniform = np.full_like(mean, 1 / shape.tokens)
-            found.setdefault("uniform", []).append(structure_error(uniform, shape, known, head) / frozen)
-    result = {
+            found.setdefault("uniform", []).append(structure_error(uniform, known, head) / frozen)
+    result: dict[str, Any] = {
         "model": statistics.header.model.model_dump(mode="json"), "images": statistics.header.images,
         "images_hash": statistics.header.images_hash,
         "relative_to_freezing": {name: spread(values) for name, values in found.items()},
@@ -105,7 +108,7 @@ def carried(small: Statistics, large: Statistics) -> dict[str, object]:
                 own = fitted(known, target, head, kind, wider)
                 assert isinstance(own, StructuredMap)
                 name = kind if window is None else f"{kind} {window} as {wider}"
-                stretched = resized(constant, shape, target, kind, wider)
+                stretched = KINDS[kind].resized(constant, shape, target, wider)
                 for how, made in (("carried over", stretched), ("fitted there", own)):
                     error = patch_error(known, head, dense_of(made, target), target.prefix_tokens)
                     found.setdefault(f"{name}, {how}", []).append(error)

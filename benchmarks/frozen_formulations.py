@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ HEADS, WIDTH = 3, 64
 class Formulation(nn.Module):
     """Kernels [heads, k, k] over a grid of `side` x `side` patches."""
 
+    kernels: Tensor
+
     def __init__(self, kernels: Tensor, side: int):
         super().__init__()
         self.side, self.size = side, kernels.shape[-1]
@@ -45,6 +48,8 @@ class Formulation(nn.Module):
 
 class Product(Formulation):
     """The whole maps times the values."""
+
+    maps: Tensor
 
     def __init__(self, kernels: Tensor, side: int):
         super().__init__(kernels, side)
@@ -74,6 +79,9 @@ class ChannelsInBatch(Formulation):
 
 class Separable(Formulation):
     """As many pairs of a column and a row as the kernels have rank."""
+
+    columns: Tensor
+    rows: Tensor
 
     def __init__(self, kernels: Tensor, side: int, rank: int):
         super().__init__(kernels, side)
@@ -129,7 +137,7 @@ def check(made: dict[str, nn.Module], values: Tensor, side: int) -> None:
 
 def runners(made: dict[str, nn.Module], values: Tensor) -> dict[str, Callable[[], Any]]:
     """A call for every formulation in PyTorch, and in OpenVINO where it is installed."""
-    calls: dict[str, Callable[[], Any]] = {f"{name} | torch": lambda module=module: module(values) for name, module in made.items()}
+    calls: dict[str, Callable[[], Any]] = {f"{name} | torch": partial(module, values) for name, module in made.items()}
     try:
         import openvino as ov
     except ImportError:
@@ -138,7 +146,7 @@ def runners(made: dict[str, nn.Module], values: Tensor) -> dict[str, Callable[[]
         graph = ov.convert_model(module, example_input=values)
         options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
-        calls[f"{name} | openvino"] = lambda request=request: request.infer([values.numpy()])
+        calls[f"{name} | openvino"] = partial(request.infer, [values.numpy()])
     return calls
 
 

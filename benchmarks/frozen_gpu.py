@@ -146,7 +146,8 @@ def measure(
     seconds = {name: [statistics.median(one[name]) / CHAIN for one in timed] for name in runs}
     rows = []
     for name, found in seconds.items():
-        row = {**group, "variant": name, "milliseconds": float(f"{1e3 * statistics.median(found):.4g}"), "error": errors[name]}
+        milliseconds = float(f"{1e3 * statistics.median(found):.4g}")
+        row: dict[str, Any] = {**group, "variant": name, "milliseconds": milliseconds, "error": errors[name]}
         if PEER in seconds:
             value, low, high = paired_ratio(found, seconds[PEER], seed=0)
             row |= {"to_peer": round(value, 4), "interval": [round(low, 4), round(high, 4)]}

@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does,
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -63,7 +62,7 @@ def main() -> None:
     statistics = vitfrost.calibrate(
         original, options.calibration, vitfrost.Calibrate(limit=options.limit, seed=options.seed, similarity=True)
     )
-    models: dict[str, Model | Any] = {"original": original}
+    models: dict[str, Model] = {"original": original}
     for title, methods in VARIANTS.items():
         chosen = vitfrost.plan(statistics, *methods)
         models[title] = vitfrost.compress(
@@ -75,8 +74,8 @@ def main() -> None:
         difference = row.top1_difference
         shown = "" if difference is None else f"{difference.value:+.2f} {difference.interval}"
         text = f"{row.name}: {row.top1:.2f} {row.interval}, difference {shown}, agreement {row.agreement:.2f}"
-        print(f"{text}, KL {row.kl:.3f}, {row.macs / 1e9:.3f} GMACs")
-    structure = {name: artifact.structure for name, artifact in models.items() if name != "original"}
+        print(f"{text}, KL {row.kl:.3f}, {(row.macs or 0) / 1e9:.3f} GMACs")
+    structure = {name: artifact.structure for name, artifact in models.items() if isinstance(artifact, Artifact)}
     found = {"environment": environment(), "statistics_images": options.limit, "seed": options.seed, "structure": structure}
     write_json(options.json, found | {"rows": [row.model_dump(mode="json") for row in rows]})
 

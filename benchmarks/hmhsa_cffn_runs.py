@@ -104,11 +104,19 @@ def curve(folder: Path) -> Iterator[dict[str, Any]]:
         yield {"epoch": end, "loss": round(sum(within) / len(within), 4) if within else None, "top1": line["top1"]}
 
 
+def stacked(name: str, seeds: list[int], options: argparse.Namespace) -> Any:
+    """The right answers of a variant's seeds [seeds, images]."""
+    import numpy as np
+
+    return np.stack([right_answers(Run(name, seed), options) for seed in seeds])
+
+
 def right_answers(run: Run, options: argparse.Namespace) -> Any:
     """Which pictures the kept weights get right, measured once and kept beside the run's folder."""
     import numpy as np
     import torch
 
+    from vitfrost.images.classes import ClassSpace
     from vitfrost.training.evaluation import open_evaluation, outcomes_of
     from vitfrost.training.recipe import load_training_recipe
 
@@ -118,7 +126,7 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
         recipe = load_training_recipe(options.recipe, run.variants[:1], options.data)
         loaded = Artifact.load(weights_of(options.runs / run.folder).parent)
         assert recipe.data.evaluation is not None
-        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, loaded.classes, 1, False)
+        images = open_evaluation(recipe.data.evaluation, loaded.preprocessing, ClassSpace(loaded.classes), 1, False)
         np.save(kept, outcomes_of(loaded.module, images).correct1)
     return np.load(kept)
 
@@ -159,7 +167,6 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
 
 def means(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Of what has several seeds, means over them; their intervals are over pictures and seeds."""
-    import numpy as np
 
     from vitfrost.evaluation.intervals import bootstrap_over_seeds
 
@@ -169,9 +176,8 @@ def means(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[
         of = {other: [seed for seed in seeds[name] if seed in seeds[other]] for other in REFERENCES if other != name}
         mean: dict[str, Any] = {"name": name, "seeds": seeds[name]}
         for other, common in [(None, seeds[name]), *((other, common) for other, common in of.items() if len(common) > 1)]:
-            right, reference = (
-                None if one is None else np.stack([right_answers(Run(one, seed), options) for seed in common]) for one in (name, other)
-            )
+            right = stacked(name, common, options)
+            reference = None if other is None else stacked(other, common, options)
             value, interval = bootstrap_over_seeds(right, reference)
             assert interval is not None
             estimate = {"value": round(value, 4), "interval": [round(end, 4) for end in interval]}

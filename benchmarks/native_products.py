@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (depth, columns) in SHAPES.items():
         rows.append({"layer": name, "depth": depth, "columns": columns, "engine": engine(depth, columns), "onednn": onednn(depth, columns)})
     found = {"environment": environment(), "isa": vitfrost_native.isas()[0], "tokens": TOKENS, "gmacs_per_second": rows}

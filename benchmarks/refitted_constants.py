@@ -63,7 +63,8 @@ def main() -> None:
             maps, values = maps_and_values(block.attn, read[index])
             sums[index].add(values[:, None], (maps @ values - means[index] @ values)[:, None])
     fitted = [mean + sums[index].solve(penalty).maps[0].float() for index, mean in enumerate(means)]
-    missed, outputs = torch.zeros(depth, 2, dtype=torch.float64), [[] for _ in range(depth)]
+    missed = torch.zeros(depth, 2, dtype=torch.float64)
+    outputs: list[list[torch.Tensor]] = [[] for _ in range(depth)]
     for pixels in batch.pixels[options.fit :].split(20):
         model(pixels)
         for index, block in enumerate(model.blocks):

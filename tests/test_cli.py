@@ -55,7 +55,7 @@ DEFAULTS = {
     "search": {"--search-images": "200", "--rescore": "lazy"},
     "compress": {"--seed": "0"},
     "export": {"--calibration-images": "300", "--seed": "0"},
-    "predict": {"--top": "5"},
+    "predict": {"--top": "None"},
 }  # fmt: skip
 HEAVY = ("torch", "timm", "torchvision", "numpy", "numba", "matplotlib", "jinja2", "sklearn")
 

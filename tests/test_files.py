@@ -175,3 +175,36 @@ def test_a_killed_process_leaves_the_old_or_nothing(tmp_path: Path, kind: str, o
     assert len(leftovers) == 1
     assert leftovers[0].startswith(".out.")
     assert leftovers[0].endswith(".part")
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_stays(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    ended, alive = process.pid, os.getppid()
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("")
+        machine = temporary.name.split(".")[3]
+    for name in (f".a.{ended}.part", f".a.{ended}.{machine}.part", f".a.{alive}.{machine}.part", f".a.{ended}.00000000.part", ".a.x.part"):
+        (tmp_path / name).write_text("left")
+    (tmp_path / f".b.{ended}.{machine}.abc_1234.part" / "inside").mkdir(parents=True)
+    write_text(tmp_path / "a", "whole")
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".a")} == {
+        f".a.{alive}.{machine}.part", f".a.{ended}.00000000.part", ".a.x.part",
+    }  # fmt: skip
+    with atomic_folder(tmp_path / "b"):
+        pass
+    assert not list(tmp_path.glob(".b*"))
+
+
+def test_a_folder_whose_process_was_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with atomic_file(tmp_path / "x") as temporary:
+        temporary.write_text("")
+        machine = temporary.name.split(".")[3]
+    old = tmp_path / f".b.{process.pid}.{machine}.abcdefgh.old"
+    old.mkdir()
+    (old / "kept").write_text("")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "b"):
+        raise KeyError
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["kept"]

@@ -17,9 +17,9 @@ reporting, training
 budget
 timing
 runs.recipe, runs.stages
-artifact, class_names, deploy, evaluation, keyed, model, passes, plans, statistics
+artifact, class_names, deploy, evaluation, keyed, map_sources, model, passes, plans, statistics
 methods
-configs, plans.criteria
+configs, methods.constant_heads.constants, methods.constant_heads.kinds, plans.criteria
 images, runtime, vit
 files, identity, records, strict, terminal
 distributed, errors, progress, spelling, threads

@@ -48,7 +48,7 @@ def state() -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Every verb of the path, with files in `folder`."""
     (images,) = write_digit_images(folder, ["calibration"])
-    name, before = "vitfrost_digits", state()
+    before = state()
 
     def report(verb: str) -> None:
         nonlocal before
@@ -57,7 +57,9 @@ def main(folder: Path) -> None:
             print(f"{verb}: {changed}")
         before = after
 
-    statistics = vitfrost.calibrate(name, images, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
+    shallow = vitfrost.Model.open("vitfrost_digits", weights="random", options={"depth": 3})
+    report("open")
+    statistics = vitfrost.calibrate(shallow, images, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
     report("calibrate")
     plans = [
         vitfrost.plan(statistics),
@@ -68,7 +70,7 @@ def main(folder: Path) -> None:
     drawn: dict[str, Any] = {"statistics": statistics, "images": images, "config": Compress(0, 4, 4)}
     for number, plan in enumerate(plans):
         repair = Repair(images=4) if plan.freeze is None else None
-        small = vitfrost.compress(name, plan, **drawn, repair=repair, out=folder / f"artifact{number}")
+        small = vitfrost.compress(shallow, plan, **drawn, repair=repair, out=folder / f"artifact{number}")
         report(f"compress {number}")
     forms: tuple[Any, ...] = (("onnx", "static"), ("onnx", "dynamic"), ("openvino", "static"))
     for form, ranges in forms:

@@ -140,9 +140,10 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         kernels_.attend(made, rows.first, rows.last, worker.scratch);
         return;
     }
-    std::vector<Head> computed(size_t(layer.logit_heads));
-    std::vector<int32_t> query_zero(computed.size()), key_shift(computed.size());
+    std::vector<Head> &computed = worker.computed;
+    Array<int32_t> &query_zero = worker.query_zero, &key_shift = worker.key_shift;
     for (int index = 0; index < layer.logit_heads; index++) {
+        computed[size_t(index)] = Head();
         add_keys(computed[size_t(index)], index, index, key_shift[size_t(index)]);
         query_zero[size_t(index)] = int32_t(quantizers.query_zero[size_t(index)]);
     }

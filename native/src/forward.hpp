@@ -16,14 +16,17 @@ struct Stream {
     Array<uint8_t> qkv, mixed;
 };
 
-// What a worker takes.
+// What a worker takes; nothing is allocated while a picture is on its way.
 struct Worker {
     Array<uint8_t> codes, hidden, inner;
     Array<float> floats, row_scale, float_values, float_sums;
     Array<int32_t> sums, row_zero, row_sum;
     Array<int8_t> keys, values;
     Array<int16_t> wide_values;
-    Array<int32_t> key_start, value_sums;
+    Array<int32_t> key_start, value_sums, query_zero, key_shift;
+    std::vector<Head> computed;
+    Array<double> pooled;
+    Array<float> logits;
     Scratch scratch;
 };
 

@@ -1,5 +1,9 @@
 #include "pool.hpp"
 
+#include <system_error>
+
+#include "error.hpp"
+
 namespace vf {
 
 namespace {
@@ -29,10 +33,18 @@ void Barrier::wait() {
 }
 
 Pool::Pool(int threads) {
-    for (int worker = 1; worker < threads; worker++) workers_.emplace_back([this, worker] { serve(worker); });
+    try {
+        for (int worker = 1; worker < threads; worker++) workers_.emplace_back([this, worker] { serve(worker); });
+    } catch (const std::system_error &) {
+        const size_t started = workers_.size() + 1;
+        close();
+        fail("this process may start no more than %zu of %d threads; give fewer threads", started, threads);
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { close(); }
+
+void Pool::close() {
     {
         std::lock_guard guard(lock_);
         closing_ = true;

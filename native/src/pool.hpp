@@ -24,7 +24,7 @@ class Barrier {
 
 class Pool {
   public:
-    explicit Pool(int threads);
+    explicit Pool(int threads); // Throws Error where they cannot be started.
     ~Pool();
     int threads() const { return int(workers_.size()) + 1; }
     // Calls work(0) .. work(threads - 1), each in a thread of its own, the first in the caller's. `work` must not throw.
@@ -34,6 +34,7 @@ class Pool {
 
   private:
     void serve(int worker);
+    void close();
 
     std::mutex owner_, lock_;
     std::condition_variable changed_, finished_;

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import nn
@@ -37,14 +38,16 @@ from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .records import Format
+from .strict import Count, Positive
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
-from .vit.load import create_model
+from .vit.load import create_model, refuse_larger
 from .vit.skeleton import Skeleton
 
 log = logging.getLogger("vitfrost")
 FORMAT = Format("an artifact", "vitfrost artifact", mend="compress again")
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MOST_NUMBERS_PER_BYTE, SMALL_MODEL = 64, 200_000_000  # a model cut to low ranks is built whole first
 
 
 @dataclass(repr=False, eq=False)
@@ -83,7 +86,10 @@ class Artifact(Model):
         """Write the artifact's folder atomically and note its size. Raises VitfrostError where it cannot be written."""
         path = Path(folder)
         with atomic_folder(path, overwrite) as temporary:
-            (temporary / WEIGHTS_FILE).write_bytes(save(pack_state(self.module)))
+            tensors = pack_state(self.module)
+            if (bad := _first_infinite(tensors)) is not None:
+                raise VitfrostError(f"the weights of {self.name} are not finite at {bad}; give weights of a training that has not diverged")
+            (temporary / WEIGHTS_FILE).write_bytes(save(tensors))
             config = self._config(sha256_of_file(temporary / WEIGHTS_FILE))
             (temporary / CONFIG_FILE).write_text(json.dumps(config, separators=(",", ":")) + "\n", encoding="utf-8")
             self.size_bytes = sum(file.stat().st_size for file in temporary.iterdir())
@@ -120,42 +126,105 @@ class Artifact(Model):
         that is no artifact, is damaged, or comes from a newer version, and where `build` is needed or makes another model.
         """
         path = Path(folder)
-        config = _read_config(path)
-        plan = parse_plan(config.get("plan"), source=str(path / CONFIG_FILE))
-        if config.get("plan_hash") != plan_hash(plan):
+        plain = _read_config(path)
+        plan = parse_plan(plain.get("plan"), source=str(path / CONFIG_FILE))
+        config = FORMAT.record(_Config, plain, path / CONFIG_FILE)
+        if config.plan_hash != plan_hash(plan):
             raise VitfrostError(f"the plan in {path / CONFIG_FILE} is not the one that was saved; compress again")
+        artifact = cls(**_about_model(config.model, path, build), plan=plan, **config.history())
         try:
-            artifact = cls(**_about_model(config["model"], path, build), plan=plan, **_history(config))
             artifact.size_bytes = sum(file.stat().st_size for file in path.iterdir())
             tensors = load_file(path / WEIGHTS_FILE)
-        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-            raise FORMAT.damaged(path, f"{type(error).__name__} {error}") from error
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            raise FORMAT.damaged(path / WEIGHTS_FILE, f"{type(error).__name__} {error}") from error
+        if (bad := _first_infinite(tensors)) is not None:
+            raise FORMAT.damaged(path / WEIGHTS_FILE, f"{bad} has values that are not finite")
         restore_state(artifact.module, plan, tensors)
         return artifact
 
 
-def _about_model(about: dict[str, Any], path: Path, build: Callable[[], nn.Module] | None) -> dict[str, Any]:
-    """The fields of a Model, whose module has no weights yet. Raises VitfrostError where nobody can make it."""
-    options, registered = about["options"], about.get("registered", True)
-    identity = Identity.model_validate({name: about[name] for name in Identity.model_fields})
-    if build is None and not registered:
+def _first_infinite(tensors: dict[str, np.ndarray]) -> str | None:
+    return next((name for name, tensor in tensors.items() if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()), None)
+
+
+def _about_model(about: _AboutModel, path: Path, build: Callable[[], nn.Module] | None) -> dict[str, Any]:
+    """The fields of a Model, whose module has no weights yet. Raises VitfrostError where nobody can make it, or it is far larger than
+    its file."""
+    where = path / CONFIG_FILE
+    try:
+        preprocessing = Preprocessing.from_plain(about.preprocessing.model_dump())
+        class_names = names_from_plain(about.class_names, about.classes)
+    except (ValueError, VitfrostError) as error:
+        raise FORMAT.damaged(where, f"model: {error}") from error
+    if preprocessing.input_size[1:] != about.image_size:
+        raise FORMAT.damaged(where, f"pictures are read at {preprocessing.input_size[1:]}, the model is for {about.image_size}")
+    if build is None and not about.registered:
         raise VitfrostError(
-            f"{path} is made of a {identity.name}, which timm cannot make; give Artifact.load(folder, build=...), a function that makes it"
+            f"{path} is made of a {about.name}, which timm cannot make; give Artifact.load(folder, build=...), a function that makes it"
         )
-    module = copy.deepcopy(build()).float() if build else create_model(identity.name, identity.image_size, **options)
-    return dict(identity) | {
+    if build is None:
+        most = MOST_NUMBERS_PER_BYTE * (path / WEIGHTS_FILE).stat().st_size + SMALL_MODEL
+        refuse_larger(about.name, about.image_size, about.options, most, f"far more than {path / WEIGHTS_FILE} holds; compress again")
+    module = copy.deepcopy(build()).float() if build else create_model(about.name, about.image_size, **about.options)
+    return {name: getattr(about, name) for name in Identity.model_fields} | {
         "module": module,
-        "preprocessing": Preprocessing.from_plain(about["preprocessing"]),
-        "options": options,
-        "class_names": names_from_plain(about.get("class_names"), identity.classes),
+        "preprocessing": preprocessing,
+        "options": about.options,
+        "class_names": class_names,
         "skeleton": Skeleton(module),
-        "registered": registered,
+        "registered": about.registered,
     }
 
 
-def _history(config: dict[str, Any]) -> dict[str, Any]:
-    required = {name: config[name] for name in ("quantization", "statistics", "seeds", "recipe")}
-    return required | {name: config.get(name) for name in ("structure", "repair", "training")} | {"passes": config.get("passes", {})}
+class _Lenient(BaseModel):
+    """Fields of files that later versions may add to."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, strict=True)
+
+
+Share = Annotated[float, Field(ge=-1e6, le=1e6)]
+Colors = Annotated[list[Share], Field(min_length=3, max_length=3)]
+
+
+class _Reading(_Lenient):
+    input_size: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    mean: Colors
+    std: Colors
+    crop_pct: Share
+    crop_mode: str
+    interpolation: str
+    whole_squares: bool = False
+
+
+class _AboutModel(_Lenient):
+    name: str
+    image_size: Annotated[tuple[Positive, Positive], Field(strict=False)]
+    weight_tag: str
+    state_hash: str
+    classes: Count
+    options: dict[str, Any]
+    preprocessing: _Reading
+    class_names: str | list[str] | None = None
+    registered: bool = True
+
+
+class _Config(_Lenient):
+    model: _AboutModel
+    quantization: dict[str, Any] | None
+    statistics: dict[str, Any] | None
+    structure: dict[str, Any] | None = None
+    repair: dict[str, Any] | None = None
+    passes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    seeds: dict[str, Count]
+    recipe: dict[str, Any] | None
+    plan_hash: str
+    weights_sha256: str
+
+    def history(self) -> dict[str, Any]:
+        """The fields of an Artifact."""
+        names = ("quantization", "statistics", "seeds", "recipe", "structure", "repair", "training", "passes")
+        return {name: getattr(self, name) for name in names}
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -278,10 +347,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise VitfrostError(f"{path} is no vitfrost artifact: it has no {name}")
+    _refuse_hub_folder(path)
     config = FORMAT.read(path / CONFIG_FILE)
     if sha256_of_file(path / WEIGHTS_FILE) != config.get("weights_sha256"):
         raise VitfrostError(f"{path / WEIGHTS_FILE} is not the file that was saved (truncated or altered); compress again")
     return config
+
+
+def _refuse_hub_folder(path: Path) -> None:
+    """A folder that was downloaded from the hub also has these two files: say how it is used."""
+    plain = FORMAT.plain(path / CONFIG_FILE)
+    if isinstance(plain, dict) and "kind" not in plain and isinstance(plain.get("architecture"), str):
+        raise VitfrostError(
+            f"{path} holds weights of {plain['architecture'][:100]}, no artifact; name the model, and give --weights {path}"
+        )
 
 
 def frozen_bytes(frozen: FrozenMaps) -> int:

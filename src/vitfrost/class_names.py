@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VitfrostError
+from .images.classes import ClassSpace
 
 IMAGENET = "imagenet-1k"
 
@@ -56,3 +57,21 @@ def names_from_plain(plain: Any, classes: int) -> tuple[str, ...] | None:
     if len(names) != classes or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names are not a name for every class")
     return names
+
+
+def class_space(classes: int, names: Sequence[str] | None) -> ClassSpace:
+    """What folders and labels may say of a model's classes. Synsets are known for as many classes as timm's sets of ImageNet have; where
+    `names` are ImageNet-1k's, every word of WordNet's for a class counts."""
+    from .vit.compat import import_timm
+
+    import_timm()
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        return ClassSpace.of(classes, None if names is None else [[name] for name in names])
+    info = ImageNetInfo(subset)
+    words = None if names is None else [[name] for name in names]
+    if names is not None and subset == IMAGENET and tuple(names) == imagenet_names():
+        words = [[part.strip() for part in info.index_to_description(index).split(",")] for index in range(classes)]
+    return ClassSpace.of(classes, words, [info.index_to_label_name(index) for index in range(classes)])

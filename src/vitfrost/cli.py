@@ -32,9 +32,9 @@ def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 MODULES = {
-    "demo": "demo", "inspect": "inspect", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
-    "resize": "resize", "evaluate": "evaluate", "export": "export", "predict": "predict", "bench": "bench", "report": "report",
-    "run": "run", "train": "train",
+    "demo": "runs", "inspect": "models", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
+    "resize": "models", "evaluate": "evaluate", "export": "export", "predict": "predict", "bench": "bench", "report": "runs",
+    "run": "runs", "train": "runs",
 }  # fmt: skip
 """The commands in the order of the help, and the module of each."""
 
@@ -105,14 +105,15 @@ def main(
     """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
     # OpenMP threads that spin while they wait take the cores that decode images, and slow a busy machine several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    act: Callable[[], None] | None = None
     try:
         with messages_on_stderr():
             act = _parse(arguments, verbs, program, description)
-            doing(getattr(getattr(act, "func", None), "__name__", program))
+            doing(_name(act) or program)
             act()
         sys.stdout.flush()
     except VitfrostError as error:
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail(_in_flags(str(error), None if act is None or verbs is not None else _name(act))))
     except KeyboardInterrupt:
         _fail("interrupted; nothing half-written was left")
         sys.exit(130)
@@ -122,6 +123,21 @@ def main(
     except OSError as error:
         _discard_output()
         sys.exit(_fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
+
+
+def _name(act: Callable[[], None]) -> str | None:
+    """The command that is to be done."""
+    return getattr(getattr(act, "func", None), "__name__", None)
+
+
+def _in_flags(text: str, command: str | None) -> str:
+    """A message with options as they are typed; those of a recipe's parts are called by their fields."""
+    from . import configs
+    from .configs.words import as_flags
+
+    if command is None or command in ("run", "train"):
+        return as_flags(text, (configs.Run, configs.Train))
+    return as_flags(text, [getattr(configs, name) for name in configs.__all__ if name[0].isupper()])
 
 
 def _discard_output() -> None:

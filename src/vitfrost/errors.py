@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _SHOWN = 60
+LONGEST = 1000  # characters of a message: what it quotes of a file may have no end
 
 
 class VitfrostError(Exception):
@@ -12,6 +13,7 @@ class VitfrostError(Exception):
 
     def __init__(self, message: str):
         line = " ".join(str(message).split())
+        line = line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
         # What is quoted of a file must not steer the terminal.
         super().__init__(line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 

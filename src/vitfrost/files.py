@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import VitfrostError
 from .records import read_plain
+
+_DAY = 86400  # seconds
 
 
 def _reason(error: OSError) -> str:
@@ -49,12 +56,58 @@ def _refuse_parent(path: Path) -> None:
         raise VitfrostError(f"cannot write {path}: no permission to write into {folder}; name another place")
 
 
+def _remove_left(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`. What a process that lives is writing stays.
+
+    The name of a part says which process makes it, and on which machine; of another machine's, only what is a day old is removed.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        found = re.fullmatch(r"(\d+)(?:\.([0-9a-f]{8}))?(?:\.\w+)?\.(?:part|old)", left.name[len(path.name) + 2 :])
+        if found is None:
+            continue
+        with suppress(OSError):
+            here = found[2] in (None, _machine())
+            if (here and _lives(int(found[1]))) or (not here and time.time() - left.stat().st_mtime < _DAY):
+                continue
+            if left.suffix == ".old" and not path.exists():  # killed between two renames: what was there is put back
+                os.replace(left, path)
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@cache
+def _machine() -> str:
+    """Eight letters that tell this machine, since it was started, from others that may share the disk."""
+    told = platform.node().encode()
+    with suppress(OSError):
+        told = Path("/proc/sys/kernel/random/boot_id").read_bytes() + str(os.stat("/proc/self/ns/pid").st_ino).encode()
+    return hashlib.sha256(told).hexdigest()[:8]
+
+
 def _prepare_parent(path: Path) -> None:
     _refuse_parent(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VitfrostError(f"cannot create the folder {path.parent}: {_reason(error)}") from error
+    _remove_left(path)
+
+
+def _mark() -> str:
+    """Which process writes: its number and its machine."""
+    return f"{os.getpid()}.{_machine()}"
 
 
 @contextmanager
@@ -66,7 +119,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     refuse_unwritable(path)
     _prepare_parent(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.part"
+    temporary = path.parent / f".{path.name}.{_mark()}.part"
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -89,7 +142,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite)
     _prepare_parent(path)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_mark()}.", suffix=".part", dir=path.parent))
     except OSError as error:
         raise VitfrostError(f"cannot write into {path.parent}: {_reason(error)}") from error
     try:

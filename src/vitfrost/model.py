@@ -9,23 +9,35 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .class_names import imagenet_names, read_class_names
+from .class_names import class_space, imagenet_names, read_class_names
 from .configs.model import ModelPart
-from .errors import UnsupportedModel, VitfrostError
+from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
-from .images.preprocessing import Preprocessing
+from .images.classes import ClassSpace
+from .images.preprocessing import Preprocessing, Reading
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import find_sites
-from .vit.load import RANDOM_WEIGHTS, create_model, device_of, find_device, hash_state, load_state
+from .vit.load import (
+    RANDOM_WEIGHTS,
+    create_model,
+    cut_pixels,
+    device_of,
+    find_device,
+    hash_state,
+    load_state,
+    memory_of_machine,
+    refuse_cut_pixels,
+    refuse_larger,
+)
 from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
@@ -36,6 +48,7 @@ timm = import_timm()
 _FOLDERS = {"artifact": ("vitfrost.artifact", "Artifact.load"), "export": ("vitfrost.deploy.exported", "load_exported")}
 log = logging.getLogger("vitfrost")
 MEMORY = "memory"
+LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
 Size = int | tuple[int, int] | None
 
@@ -67,20 +80,18 @@ class Model:
         cls,
         module: nn.Module,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         image_size: Size = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
         class_names: Sequence[str] | str | Path | None = None,
         name: str | None = None,
         build: Callable[[], nn.Module] | None = None,
+        **reading: Unpack[Reading],
     ) -> Model:
         """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
 
-        `mean`, `std`, `image_size` (pixels) and the crop say how pictures in folders are read; what is not given is taken from the
-        module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files; timm's if not given. `build`
-        makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module itself.
+        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
+        taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
+        `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
+        itself.
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
         module = unwrapped(module)
@@ -90,17 +101,15 @@ class Model:
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
         sites = find_sites(own)
         if sites.image_size != size:
-            shown = "x".join(map(str, sites.image_size))
-            raise VitfrostError(f"this {type(own).__name__} is built for {shown} px, not {size[0]}x{size[1]}; leave image_size out")
+            built_for = "x".join(map(str, sites.image_size))
+            raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
+        if (patch := cut_pixels(own, size)) is not None:
+            log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
         classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         options = registry_options(own, known, size, classes)
-        reading = _preprocessing(own, size).changed(
-            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
-        )
-        made = cls(
-            own, known, size, MEMORY, hash_state(own), reading, classes, options or {}, skeleton=build, registered=options is not None
-        )
+        read = _preprocessing(own, size).changed(**reading)
+        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, skeleton=build, registered=options is not None)
         made.class_names = _names(class_names, made)
         return made
 
@@ -112,32 +121,32 @@ class Model:
         weights: str | Path | None = None,
         image_size: Size = None,
         classes: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
         class_names: Sequence[str] | str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         seed: int = 0,
+        **reading: Unpack[Reading],
     ) -> Model:
         """A timm model by its name, the artifact in a folder, or the export in one (which its own runtime runs, on the CPU).
 
         `weights`: a safetensors file or a checkpoint (see vit.checkpoint); None for timm's own pretrained weights; "random" for weights
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
-        `device`: "cpu" or "cuda". Raises VitfrostError in one line for anything that is not there or does not fit.
+        `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
+        Raises VitfrostError in one line for anything that is not there or does not fit.
         """
+        refuse_hub(name)
         if names_folder(name):
+            if not Path(name).is_dir():
+                raise VitfrostError(f"no artifact folder {name}, nor one of an export; and a name of timm's has no separator")
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:
                     raise VitfrostError(f"the artifact {name} brings its own {what}; leave out what you give for it")
-            made = _open_folder(Path(name))
+            module, function = _FOLDERS["export" if is_export(name) else "artifact"]
+            made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
             made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
-        made.preprocessing = made.preprocessing.changed(
-            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std), crop_pct=crop_pct, crop_mode=crop_mode
-        )
+        made.preprocessing = made.preprocessing.changed(**reading)
         if class_names is not None:
             made.class_names = read_class_names(class_names, made.classes)
         return made if device is None else made.to(device)
@@ -148,6 +157,11 @@ class Model:
         return Identity(
             name=self.name, image_size=self.image_size, weight_tag=self.weight_tag, state_hash=self.state_hash, classes=self.classes
         )
+
+    @property
+    def class_space(self) -> ClassSpace:
+        """What folders and labels may say of the classes."""
+        return class_space(self.classes, self.class_names)
 
     @property
     def device(self) -> torch.device:
@@ -219,19 +233,31 @@ def names_folder(model: str | Path) -> bool:
     return any((Path(model) / name).is_file() for name in ("config.json", EXPORT_FILE)) and not timm.is_model(model)
 
 
-def _open_folder(folder: Path) -> Model:
-    module, function = _FOLDERS["export" if is_export(folder) else "artifact"]
-    made: Model = attrgetter(function)(import_module(module))(folder)
-    return made
+def refuse_hub(name: str | Path) -> None:
+    """Raise VitfrostError for a model of the hub: nothing is downloaded but timm's own weights."""
+    text = str(name)
+    if len(text) > LONGEST_PATH:
+        raise VitfrostError(f"timm has no model {shown(text)}; give a name of timm's, or a folder")
+    if text.startswith(("hf-hub:", "hf_hub:", "local-dir:", "http:", "https:")):
+        plain = text.rpartition("/")[2].partition(":")[2] or text.rpartition("/")[2]
+        known = f", such as {plain}" if timm.is_model(plain) else ""
+        raise VitfrostError(
+            f"{text[:100]} is no name of timm's registry, and nothing else is downloaded; give the architecture's name{known}, with "
+            "--weights FILE (or the folder that was downloaded)"
+        )
 
 
 def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes: int | None, options: dict[str, Any], seed: int) -> Model:
     if classes is not None:
         options["num_classes"] = classes
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
+    if options or image_size is not None:
+        refuse_larger(name, image_size, options, memory_of_machine() // 4, "more than fit into this machine's memory")
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    if image_size is not None:
+        refuse_cut_pixels(module, image_size_of(module, None))
     config = module.pretrained_cfg
     tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
     if random:
@@ -273,8 +299,8 @@ def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
     """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
     said = module(torch.zeros(1, 3, *size, device=device_of(module)))
     if not isinstance(said, Tensor) or said.ndim != 2:
-        shown = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise UnsupportedModel(f"this {type(module).__name__} gives {shown} for an image; only logits [images, classes] are supported")
+        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
     return said.shape[1]
 
 

@@ -160,14 +160,22 @@ def _problem(value: Any) -> str | None:
 def _yaml(text: str) -> Any:
     import yaml
 
-    return yaml.load(text, Loader=_loader())
+    depth = 0
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for count, event in enumerate(yaml.parse(text, Loader=base)):  # without recursion
+        depth += {"SequenceStart": 1, "MappingStart": 1, "SequenceEnd": -1, "MappingEnd": -1}.get(type(event).__name__[:-5], 0)
+        if depth > DEEPEST:
+            raise RecursionError
+        if count > 3 * MOST_VALUES["YAML"]:
+            raise ValueError("it holds too many values")
+    return yaml.load(text, Loader=_loader(base))
 
 
 @cache
-def _loader() -> Any:
+def _loader(base: Any) -> Any:
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(base):  # type: ignore[misc]
         """Refuses a key that stands twice in one mapping, of which YAML would silently keep the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -30,8 +30,9 @@ class Strict(BaseModel):
 
 def describe(error: ValidationError, names: Mapping[str, str] | None = None) -> str:
     """The first problem in one line: field path, value, what is allowed. `names` renames fields to a caller's options."""
-    first = error.errors(include_url=False)[0]
-    path = field_path(first["loc"])
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = field_path(_without_kinds(first["loc"]))
     path = (names or {}).get(path, path)
     if first["type"] == "value_error":
         text = f"{path}.{first['ctx']['error']}" if path else str(first["ctx"]["error"])
@@ -39,5 +40,10 @@ def describe(error: ValidationError, names: Mapping[str, str] | None = None) -> 
         text = f"{path} is missing"
     else:
         text = f"{path or 'it'} is {shown(first['input'])}; {first['msg'].replace('Input', 'it')}"
-    more = error.error_count() - 1
+    more = len({_without_kinds(problem["loc"]) for problem in problems}) - 1
     return text + (f" (and {more} more {'problems' if more > 1 else 'problem'})" if more else "")
+
+
+def _without_kinds(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where a value is, without the kinds that pydantic tried where several are allowed."""
+    return tuple(part for part in location if not (isinstance(part, str) and part.startswith(("constrained-", "tuple[", "list["))))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.budget.additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
+from vitfrost.budget.additive import AdditiveLatency, corrected_target, counts_to_measure, fewest_steps, filled, groups, rotated
 from vitfrost.budget.latency import groups_of, state_of
 from vitfrost.budget.moves import Moves
 from vitfrost.vit.families import find_sites
@@ -123,3 +124,28 @@ def test_a_block_that_a_lean_graph_cuts_short_is_a_group_of_its_own(models: Any)
     places = [(group.kind, group.places) for group in groups_of(moves, apart)]
     assert places == [(kind, where) for kind in ("heads", "rank") for where in (tuple(range(last)), (last,))]
     assert block_cut_short(models["swin"].model.module) is None
+
+
+@given(st.lists(st.floats(0.3, 1.1), min_size=1, max_size=40), st.floats(0.3, 1), st.floats(0, 0.05), st.data())
+def test_steps_that_the_target_does_not_need_are_given_back(shares: list[float], target: float, spare: float, data: st.DataObject) -> None:
+    shares[-1] = min(shares[-1], target)
+    missed = data.draw(st.sampled_from([0, *(count for count, share in enumerate(shares[:-1], 1) if share > target)]))
+    asked: list[int] = []
+
+    def measured(count: int) -> float:
+        asked.append(count)
+        return shares[count - 1]
+
+    kept = fewest_steps(measured, target, missed, len(shares), spare)
+    assert missed < kept <= len(shares)
+    assert shares[kept - 1] <= target
+    assert kept - 1 == missed or shares[kept - 2] > target or target - shares[kept - 1] <= spare
+    assert len(set(asked)) <= 2 + np.log2(len(shares))  # whole models are timed, half a minute each
+
+
+@given(st.lists(st.floats(0.001, 0.1), min_size=1, max_size=30), st.floats(0.3, 0.99))
+def test_where_every_step_saves_the_fewest_are_kept(saved: list[float], target: float) -> None:
+    shares = 1 - np.cumsum(saved)
+    wanted = next((count for count, share in enumerate(shares, 1) if share <= target), None)
+    if wanted is not None:
+        assert fewest_steps(lambda count: float(shares[count - 1]), target, 0, len(shares), 0.0) == wanted

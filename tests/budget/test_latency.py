@@ -32,9 +32,9 @@ EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), rea
 
 class MadeUp:
     """A timer whose models take 10 ms less 0.1 per frozen head and `rank_saves` per factorized block; `mixed` more where layers are not all
-    changed alike, and `both` more where heads and blocks are changed."""
+    changed alike, and `both` more where heads and blocks are changed. In mixed models, heads beyond `many` save five times as much."""
 
-    mixed, both, rank_saves, calls, dies_at = 0.0, 0.0, 0.05, 0, 0
+    mixed, both, rank_saves, many, calls, dies_at = 0.0, 0.0, 0.05, 99, 0, 0
 
     def __init__(self, *_: object) -> None: ...
 
@@ -54,7 +54,8 @@ class MadeUp:
         blocks = sum(block.rank is not None for block in artifact.plan.feed_forward)
         mixed = self.mixed if len(set(heads)) > 1 or 0 < blocks < len(artifact.plan.feed_forward) else 0.0
         both = self.both if any(heads) and blocks else 0.0
-        return 10.0 - 0.1 * sum(heads) - self.rank_saves * blocks + mixed + both
+        more = 0.4 * max(sum(heads) - self.many, 0) if len(set(heads)) > 1 else 0.0
+        return 10.0 - 0.1 * sum(heads) - self.rank_saves * blocks + mixed + both - more
 
 
 @pytest.fixture
@@ -132,6 +133,30 @@ def test_a_prediction_that_misses_is_corrected_and_resuming_measures_nothing(
     assert load_search(out.with_suffix(".search.json")) == record
 
 
+def test_what_is_saved_beyond_the_target_is_given_back(
+    models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], messages: Any
+) -> None:
+    out = tmp_path / "plan.yaml"
+    made_up.mixed, made_up.many = 0.25, 8
+    plan = search(models, pictures, out, 0.92, over=("heads",), progress=True)
+    record = load_search(out.with_suffix(".search.json"))
+    assert record.outcome is not None
+    assert record.outcome.latency is not None
+    outcome, timed = record.outcome.latency, {model.state: model.ratio for model in record.latencies[0].models}
+    assert outcome.corrections == 1  # 8 heads are predicted to be enough and take 0.945, 12 take 0.745
+    assert outcome.given_back == 3
+    assert len(record.steps) == sum(len(layer.constant) for layer in plan.layers) == 9
+    assert outcome.measured is not None
+    assert outcome.measured.state == record.steps[-1].state
+    assert outcome.measured.ratio == pytest.approx(0.895)
+    assert min(timed.values()) == pytest.approx(0.745)
+    assert "3 of 12 steps are given back, 0.895" in messages()
+    assert record.outcome.drop == pytest.approx(100 - record.steps[-1].agreement)
+    calls = made_up.calls
+    assert search(models, pictures, out, 0.92, over=("heads",), resume=True) == plan
+    assert made_up.calls == calls
+
+
 @pytest.mark.parametrize("corrections", [0, 3])
 def test_a_target_that_is_missed_says_how_near(
     models: Any, pictures: Path, tmp_path: Path, made_up: type[MadeUp], monkeypatch: pytest.MonkeyPatch, corrections: int
@@ -141,7 +166,7 @@ def test_a_target_that_is_missed_says_how_near(
     monkeypatch.setattr(latency, "CORRECTIONS", corrections)
     after = " after 1 correction of what was predicted" if corrections else ""
     timed = r"latency 0\.\d+ \(95 % .* predicted\) of the original on torch-fp32, 1 thread, MACs "
-    with pytest.raises(VitfrostError, match=rf"came to {timed}.*{after}, and the target is 0\.77; give a higher --target-latency"):
+    with pytest.raises(VitfrostError, match=rf"came to {timed}.*{after}, and the target is 0\.77; give a higher Search\.target_latency"):
         search(models, pictures, out, 0.77, over=("layers", "ranks"))
     assert not out.exists()
     record = load_search(out.with_suffix(".search.json"))
@@ -161,7 +186,7 @@ def test_what_all_changes_cannot_save_is_refused_before_the_search(
     out = tmp_path / "plan.yaml"
     with pytest.raises(VitfrostError, match=r"target of 0.5 of the latency on torch-fp32 .* predicted to leave 0\.730; give a higher"):
         search(models, pictures, out, 0.5)
-    with pytest.raises(VitfrostError, match=r"leave 0\.760; give a higher --target-latency or search over more"):
+    with pytest.raises(VitfrostError, match=r"leave 0\.760; give a higher Search\.target_latency or search over more"):
         search(models, pictures, out, 0.5, over=("layers",), resume=True)
     record = load_search(out.with_suffix(".search.json"))
     assert not record.measurements
@@ -350,5 +375,5 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(shallow: Any, picture
         if has_bf16:
             assert len(timer.time({}, "", 0.0).original) == 12
         else:
-            with pytest.raises(VitfrostError, match="this CPU computes openvino-bf16 in fp32; give another --runtime"):
+            with pytest.raises(VitfrostError, match=r"this CPU computes openvino-bf16 in fp32; give another Search\.runtime"):
                 timer.time({}, "", 0.0)

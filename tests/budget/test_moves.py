@@ -15,11 +15,12 @@ from vitfrost.budget.moves import Move, Moves, State
 from vitfrost.configs import Compact, FreezeHeads, Quantize
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.identity import Identity
+from vitfrost.map_sources.frozen import shape_of
 from vitfrost.passes.structure import install_structure
 from vitfrost.plans.choose import computed_layer
-from vitfrost.plans.freeze_heads import choose_kind, shape_of
+from vitfrost.plans.compact import FeedForwardPlan
+from vitfrost.plans.freeze_heads import choose_kind
 from vitfrost.plans.schema import Plan
-from vitfrost.plans.structure import FeedForwardPlan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.load import create_model
 from vitfrost.vit.sites import AttentionSite, FeedForwardSite

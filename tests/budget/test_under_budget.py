@@ -255,7 +255,7 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
         (("--max-drop", "-1"), "--max-drop is -1.0; it should be greater than or equal to 0"),
         (("--target-macs", "0.9", "--freeze", "0.2"), "Unrecognized options: --freeze"),
         (("--target-macs", "0.9", "--search-images", "1"), "--search-images is 1; it should be greater than or equal to 2"),
-        (("--target-macs", "0.9", "--compact-init", "random"), "Compact.init is 'random'"),
+        (("--target-macs", "0.9", "--compact-init", "random"), "--compact-init is 'random'"),
         (("--target-macs", "0.9", "--weight-bits", "9"), "--weight-bits: '9' is none of 2, 3, 4, 5, 6, 7, 8, 32"),
         (("--target-macs", "0.9", "--window", "3", "--constants", "dense"), "--window has no effect with --constants dense"),
         ((), "a search needs a budget; give --max-drop, --target-macs or --target-latency"),

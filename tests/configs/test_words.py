@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import vitfrost
 from vitfrost.cli import main
-from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair, Search
 from vitfrost.configs.base import idle_fields, options_of
-from vitfrost.configs.words import default_text, metavar, read, words_of
+from vitfrost.configs.words import as_flags, default_text, metavar, read, words_of
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import methods_in
@@ -146,8 +146,8 @@ def test_a_value_is_read_from_its_words(method: Any) -> None:
         ("--unit head --constants dense --window 3", "--window has no effect with --constants dense"),
         ("--unit head --constants local --tolerance 0.2", "--tolerance has no effect with --constants local"),
         ("--frozen-bits 32 --frozen-grid head", "--frozen-grid has no effect with --frozen-bits 32"),
-        ("--activation-bits 32 --order merge-quantize", "FreezeEntries.order has no effect where Quantize.activations is 32"),
-        ("--unit head --levels strict", "Quantize.levels has no effect where all bits are 32"),
+        ("--activation-bits 32 --order merge-quantize", "--order has no effect where --activation-bits is 32"),
+        ("--unit head --levels strict", "--levels has no effect where all bits are 32"),
         ("--freeze none --by mean", "--by goes with --freeze"),
         ("--weights random", "--weights and --image-size go with --model"),
         ("--target-macs 0.9", "Unrecognized options: --target-macs"),
@@ -216,3 +216,10 @@ def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable
 def test_the_methods_of_a_plan_are_those_it_was_made_by(folder: Path) -> None:
     chosen = (FreezeEntries(0.1), Hallucinate(0.25, by="first"), Compact(0.3), Quantize(8, 8))
     assert methods_in(vitfrost.plan(folder / "statistics.safetensors", *chosen)) == chosen
+
+
+def test_messages_call_options_as_they_are_typed() -> None:
+    said = 'FreezeEntries.ratio is 2; plan with Compact(init="weights") and Calibrate(sensitivity=True), not Repair.prefix_weight'
+    flags = "--freeze is 2; plan with --compact-init weights and --sensitivity, not Repair.prefix_weight"
+    assert as_flags(said, (FreezeEntries, Compact, Calibrate, Repair)) == flags
+    assert as_flags("Search(over=('heads', 'ranks'))", (Search,)) == "--search-over heads ranks"

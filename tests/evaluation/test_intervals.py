@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import special, stats
 
 from vitfrost.errors import VitfrostError
-from vitfrost.evaluation.intervals import bootstrap_mean, divergences, mean, paired_difference, share, student_t
+from vitfrost.evaluation.intervals import bootstrap_mean, divergences, mean, paired_difference, share
 
 outcome_pairs = st.integers(1, 200).flatmap(lambda n: st.tuples(arrays(bool, n), arrays(bool, n)))
 logits = st.tuples(st.integers(1, 20), st.integers(1, 12)).flatmap(
@@ -118,11 +118,6 @@ def test_bootstrap_is_close_to_students_interval() -> None:
     low, high = bootstrap_mean(runs.tolist()).interval
     expected = stats.t.interval(0.95, 29, runs.mean(), stats.sem(runs))
     assert (low, high) == pytest.approx(expected, abs=0.1)
-
-
-@pytest.mark.parametrize("freedom", [4, 5, 9, 30, 1000])
-def test_student_quantile(freedom: int) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
 
 
 def test_nothing_measured_is_an_error() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import vitfrost
+from vitfrost.errors import VitfrostError
+
 
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
@@ -26,6 +29,7 @@ import pytest
         ("--crop-pct", "nan", "crop_pct nan is out of range"),
         ("--crop-mode", "round", "'round' for argument '--crop-mode'"),
         ("--maps", "between", "--maps: 'between' is none of before, after"),
+        ("--maps", "after", "--maps is 'after', but vitfrost_digits has neither quantized maps nor frozen weights; leave it out"),
     ],
 )
 def test_calibrate_out_of_range(refused, pictures: Path, tmp_path: Path, flag: str, value: str, message: str) -> None:
@@ -113,3 +117,19 @@ def test_command_lines_that_are_not_understood(refused, words: list[str], messag
     assert message in line
     assert not set("│╭╮╰╯─") & set(line)
     assert "----" not in line
+
+
+def test_options_without_effect_are_called_by_their_flags(refused, prepared, pictures: Path, tmp_path: Path) -> None:
+    line = refused("evaluate", "--model", "vitfrost_digits", "--images", pictures, "--seed", "0")
+    assert "--seed has no effect without --limit; leave it out" in line
+    words = ("plan", "--statistics", prepared.statistics, "--activation-bits", "32", "--out", tmp_path / "plan.yaml")
+    line = refused(*words, "--order", "merge-quantize")
+    assert "--order has no effect where --activation-bits is 32; leave it out" in line
+    assert "--freeze is 1.0, but so many entries are protected" in refused(*words, "--protect", "cls-rows", "--freeze", "1.0")
+
+
+def test_options_without_effect_are_called_by_their_fields_in_python(pictures: Path) -> None:
+    with pytest.raises(VitfrostError, match=r"Evaluate.seed has no effect where limit is None"):
+        vitfrost.evaluate("vitfrost_digits", pictures, config=vitfrost.Evaluate(seed=1), progress=False)
+    with pytest.raises(VitfrostError, match=r"FreezeEntries.order has no effect where Quantize.activations is 32"):
+        vitfrost.plan("vitfrost_digits", vitfrost.FreezeEntries(order="merge-quantize"), vitfrost.Quantize(4, 32))

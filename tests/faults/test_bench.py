@@ -30,11 +30,14 @@ DIGITS = "timm:vitfrost_digits"
         ([DIGITS, "--rounds", "0"], "--rounds is 0"),
         ([DIGITS, "--seed", "-1"], "--seed is -1"),
         ([DIGITS, "--image-size", "0"], "--image-size[0] is 0"),
-        ([DIGITS, "--runtime", "tensorrt"], "--runtime: 'tensorrt' is none of openvino, onnxruntime, torch, compiled"),
+        ([DIGITS, "--runtime", "tensorrt"], "--runtime: 'tensorrt' is none of openvino, onnxruntime, native, torch, compiled"),
         ([DIGITS, "--precision", "int4"], "--precision: 'int4' is none of fp32, bf16, int8"),
         ([DIGITS, "--precision", ","], "--precision: ',' holds nothing"),
         ([DIGITS, "--runtime", "torch", "--precision", "int8"], "nothing to measure: vitfrost_digits: no runtime that was asked for"),
-        ([DIGITS, "--against", "deit", "--runtime", "torch"], "--against deit is none of the rows; the models are vitfrost_digits"),
+        (
+            [DIGITS, "--against", "deit", "--runtime", "torch"],
+            "--against is deit, which is none of the rows; the models are vitfrost_digits",
+        ),
         ([DIGITS, DIGITS], "vitfrost_digits is given twice"),
         (["timm:vitfrost_digit"], "timm has no model 'vitfrost_digit'; did you mean vitfrost_digits"),
         (["vitfrost_digits"], "neither an artifact nor an exported folder; for the timm model write timm:vitfrost_digits"),
@@ -58,7 +61,7 @@ def test_a_place_for_the_result(refused, tmp_path: Path) -> None:
 
 def test_an_artifact_has_one_size(refused, prepared, tmp_path: Path) -> None:
     line = refused("bench", prepared.artifact, "--image-size", "48,64", "--out", tmp_path / "run")
-    assert "artifact is built for 32x32 px, and --image-size asks for 48, 64; only timm: models are built for any size" in line
+    assert "artifact is built for 32x32 px, --image-size is 48, 64; only timm: models are built for any size" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -68,7 +71,7 @@ def test_no_gpu(refused, tmp_path: Path) -> None:
 
 def test_a_gpu_has_pytorch_only() -> None:
     assert find_runtimes(None, "cuda") == (("torch", "compiled"), [])
-    with pytest.raises(VitfrostError, match="openvino is measured on the CPU only; with --device cuda give --runtime torch,compiled"):
+    with pytest.raises(VitfrostError, match=r"openvino is measured on the CPU only; with --device cuda give Bench.runtime torch,compiled"):
         find_runtimes(("torch", "openvino"), "cuda")
 
 

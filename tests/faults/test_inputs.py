@@ -178,9 +178,12 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
             lambda folder: _edit(folder, lambda config: config["plan"]["quantize"].update(activation_bits=6)),
             "is not the one that was saved",
         ),
-        (lambda folder: _edit(folder, lambda config: config.pop("seeds")), "is damaged: KeyError 'seeds'"),
-        (lambda folder: _edit(folder, lambda config: config["model"].pop("classes")), "is damaged: KeyError 'classes'"),
-        (lambda folder: _edit(folder, lambda config: config["model"]["preprocessing"].pop("mean")), "is damaged: KeyError 'mean'"),
+        (lambda folder: _edit(folder, lambda config: config.pop("seeds")), "is damaged: seeds is missing"),
+        (lambda folder: _edit(folder, lambda config: config["model"].pop("classes")), "is damaged: model.classes is missing"),
+        (
+            lambda folder: _edit(folder, lambda config: config["model"]["preprocessing"].pop("mean")),
+            "is damaged: model.preprocessing.mean is missing",
+        ),
         (lambda folder: _edit(folder, lambda config: config["model"].update(name="nothing")), "timm has no model 'nothing'"),
     ],
 )

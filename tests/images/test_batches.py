@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import threading
 import time
@@ -96,11 +97,10 @@ def test_unusable_files_are_skipped_with_a_reason(mixed: ImageSet) -> None:
     assert "thin" in loader.skipped[13]
 
 
-def test_the_limit_against_bombs_is_pillows_own(good: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_limit_against_bombs_holds_where_it_was_changed(good: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     noise(0, 40).save(good.root / "0.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.warns(Image.DecompressionBombWarning):
-        assert "limit of 1000" in decode_file(good.root / "0.png", PREPROCESS).reason
+    assert "limit of 1000; set VITFROST_MAX_PIXELS" in decode_file(good.root / "0.png", PREPROCESS).reason
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode_file(good.root / "0.png", PREPROCESS).reason == ""
 
@@ -246,7 +246,40 @@ def test_sizes_out_of_range_are_refused(good: ImageSet, options: dict[str, Any])
 def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
     values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
     assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 0, 1, 255]
-    assert np.asarray(to_rgb(Image.fromarray(values.astype(np.int32) * 2 - 5)))[0, :, 0].tolist() == [0, 1, 1, 255]
+    assert np.asarray(to_rgb(Image.fromarray(values.astype(np.int32))))[0, :, 0].tolist() == [0, 0, 1, 255]
+    for beyond in (values.astype(np.int32) * 2, values.astype(np.int32) - 5):
+        with pytest.raises(VitfrostError, match="outside of 0 to 65535"):
+            to_rgb(Image.fromarray(beyond))
+
+
+def test_floating_point_gray_is_not_read_as_black(tmp_path: Path) -> None:
+    values = np.array([[0, 0.25, 0.5, 1]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "gray.tiff")
+    assert np.asarray(to_rgb(Image.open(tmp_path / "gray.tiff")))[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert np.asarray(to_rgb(Image.fromarray(values * 200)))[0, :, 0].tolist() == [0, 50, 100, 200]
+    for beyond in (values * 300, values - 1, values * np.float32("nan")):
+        with pytest.raises(VitfrostError, match="outside of 0 to 255"):
+            to_rgb(Image.fromarray(beyond))
+
+
+def test_pictures_of_phones_are_read_without_pillows_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (13_000, 14_000), 200).save(tmp_path / "large.jpg")
+    assert decode_file(tmp_path / "large.jpg", PREPROCESS).reason == ""
+    monkeypatch.setenv("VITFROST_MAX_PIXELS", "1000000")
+    assert "13000 x 14000 pixels are more than the limit of 1000000" in decode_file(tmp_path / "large.jpg", PREPROCESS).reason
+
+
+def test_nothing_but_regular_files_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, target in (("null", "/dev/null"), ("zero", "/dev/zero"), ("log", "/proc/kmsg"), ("memory", "/proc/self/mem")):
+        (tmp_path / f"{name}.png").symlink_to(target)
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    noise(0, 40).save(tmp_path / "real.bmp")
+    (tmp_path / "link.png").symlink_to("real.bmp")
+    reasons = {path.stem: decode_file(path, PREPROCESS).reason for path in tmp_path.glob("*.png")}
+    assert reasons.pop("link") == ""
+    assert reasons.pop("gone") == "No such file or directory"
+    assert set(reasons.values()) == {"no regular file"}
 
 
 @pytest.mark.shared_data

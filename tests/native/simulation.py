@@ -59,6 +59,16 @@ def quantized(
     return quantize_model(model, find_sites(model), settings, noise(model, 4, seed=1))
 
 
+def with_scales_of_heads(module: Any) -> nn.Module:
+    """The model of two heads with a grid of queries, keys and values for each."""
+    for block in module.blocks:
+        for name in ("query_quantizer", "key_quantizer", "value_quantizer"):
+            quantizer = getattr(block.attn, name)
+            quantizer.scale = quantizer.scale * torch.tensor([1.0, 1.3]).view(2, 1, 1)
+            quantizer.zero_point = quantizer.zero_point + torch.tensor([0.0, 1.0]).view(2, 1, 1)
+    return module
+
+
 def noise(model: Any, count: int, seed: int = 0) -> torch.Tensor:
     """Pixels of the model's size."""
     return torch.randn(count, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))

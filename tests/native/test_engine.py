@@ -17,7 +17,7 @@ from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
 
 from .reference import Reference
-from .simulation import noise, quantized, write
+from .simulation import noise, quantized, with_scales_of_heads, write
 
 STRICT = Quantize(4, 4, "strict")
 
@@ -82,6 +82,11 @@ def test_every_map_source(engine: Any, shallow: Any, methods: list[Any], tmp_pat
     made = shallow.compress(tmp_path / "made", *methods)
     disturb(made.module)
     close(engine, write(in_integers(made, noise(made.module, 8)), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
+
+
+def test_heads_with_scales_of_their_own(engine: Any, tmp_path: Path) -> None:
+    module = with_scales_of_heads(quantized(4, 4))
+    close(engine, write(module, tmp_path / "model.vfn"), noise(module, 8).numpy())
 
 
 def test_local_maps_of_many_tokens(engine: Any, shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

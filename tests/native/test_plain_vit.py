@@ -19,7 +19,7 @@ from vitfrost.methods.quantize.modules import QuantizedLayer, UniformQuantizer
 from vitfrost.methods.quantize.quantizers import uniform_codes
 
 from .reference import Reference
-from .simulation import exact, logits, noise, quantized, write
+from .simulation import exact, logits, noise, quantized, with_scales_of_heads, write
 
 STRICT = Quantize(4, 4, "strict")
 
@@ -162,18 +162,23 @@ def test_local_maps_of_many_tokens_are_kernels(shallow: Any, unit: Any, tmp_path
     assert np.abs(Reference(path).run(noise(made.module, 4).numpy()) - wanted).max() < 1e-5 * np.ptp(wanted)
 
 
-def test_scales_of_heads_are_written_one_by_one(tmp_path: Path) -> None:
+def test_heads_may_have_scales_of_their_own(tmp_path: Path) -> None:
+    module = with_scales_of_heads(quantized(4, 4))
+    path = write(module, tmp_path / "model.vfn")
+    file = read_model(path)
+    for layer in (one for one in file.layers if one.kind == ATTENTION):
+        assert [file.tensors[layer.tensors[place]].values.size for place in range(6)] == [2] * 6
+    wanted = logits(module, noise(module, 3))
+    assert np.abs(Reference(path).run(noise(module, 3).numpy()) - wanted).max() < 1e-5 * np.ptp(wanted)
+
+
+def test_maps_may_have_a_step_for_every_head(tmp_path: Path) -> None:
     module: Any = quantized(4, 4)
     for block in module.blocks:
-        attention = block.attn
-        for name in ("query_quantizer", "key_quantizer", "value_quantizer"):
-            quantizer = getattr(attention, name)
-            quantizer.scale = quantizer.scale * torch.tensor([1.0, 1.3])
-            quantizer.zero_point = quantizer.zero_point + torch.tensor([0.0, 1.0])
-        attention.map_quantizer.step = attention.map_quantizer.step * torch.tensor([1.0, 0.7])
+        block.attn.map_quantizer.step = block.attn.map_quantizer.step * torch.tensor([1.0, 0.7]).view(2, 1, 1)
     file = read_model(write(module, tmp_path / "model.vfn"))
-    for layer in (one for one in file.layers if one.kind == ATTENTION):
-        assert [file.tensors[layer.tensors[place]].values.size for place in range(7)] == [2] * 7
+    steps = [file.tensors[layer.tensors[6]].values for layer in file.layers if layer.kind == ATTENTION]
+    assert all(step.shape == (2,) and step[1] == pytest.approx(0.7 * step[0]) for step in steps)
 
 
 def test_the_published_grid_of_maps_has_a_separate_zero(tmp_path: Path) -> None:

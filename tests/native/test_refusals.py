@@ -48,21 +48,25 @@ def set_padding(module: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (set_zero_point, {}, "the input of blocks.1.attn.qkv: the zero point is 7.25 and no integer, .*; plan with --levels strict"),
+        (
+            set_zero_point,
+            {},
+            "the input of blocks.1.attn.qkv: the zero point is 7.25 .*; plan with Quantize.levels=.strict",
+        ),
         (set_scales, {}, "the input of blocks.0.mlp.fc1: its quantizer has 10 scales, .*; vitfrost evaluate simulates it"),
-        (set_activation, {}, "blocks.0.mlp: its activation is Tanh, .*; export it in floating point"),
-        (set_norm, {}, "blocks.0.norm1: it is a RMSNorm, .*; export it in floating point"),
-        (set_pooling, {}, "the head: it pools by max, .*; export it in floating point"),
+        (set_activation, {}, "blocks.0.mlp: its activation is Tanh, .*; export it in floating point with Export"),
+        (set_norm, {}, "blocks.0.norm1: it is a RMSNorm, .*; export it in floating point with Export"),
+        (set_pooling, {}, "the head: it pools by max, .*; export it in floating point with Export"),
         (
             set_padding,
             {},
-            "patch_embed: its patches overlap, or leave something of the picture out, .*; export it in floating point",
+            "patch_embed: its patches overlap, or leave something of the picture out, .*; export it in floating point with Export",
         ),
-        (None, {"qk_norm": True}, "blocks.0.attn: q_norm is a LayerNorm, .*; export it in floating point"),
+        (None, {"qk_norm": True}, "blocks.0.attn: q_norm is a LayerNorm, .*; export it in floating point with Export"),
         (
             None,
             {"global_pool": "map", "class_token": False},
-            "the head: it pools by attention, .*; export it in floating point",
+            "the head: it pools by attention, .*; export it in floating point with Export",
         ),
     ],
 )
@@ -77,16 +81,16 @@ def test_parts_of_a_model(change: Any, options: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with --renormalize none"),
-        ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before maps are quantized, .*--order quantize-merge"),
-        ([FreezeEntries(0.3, grid="head"), STRICT], "frozen entries have a grid of their own, .*; plan with --frozen-grid layer"),
-        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and maps 4, .*; plan with --frozen-bits 4"),
-        ([FreezeEntries(0.3, bits=32), STRICT], "frozen entries are in floating point, .*; plan with --"),
-        ([FreezeEntries(0.3), Quantize(4, 32)], "frozen entries in floating point, .*; plan with --activation-bits 4 or 8"),
-        ([FreezeEntries(0.3), Quantize(4, 4)], "zero point is .* and no integer, .*; plan with --levels strict"),
-        ([Quantize(32, 8, "strict")], "quantized activations and weights in floating point; plan with --weight-bits 2 to 8"),
-        ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*; plan with --space logits"),
-        ([Hallucinate(0.5, by="first", mix="copy", intra_map="key-grid"), STRICT], "slides over the grid of keys, .*--intra-map 3x3"),
+        ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with FreezeEntries.renormalize="),
+        ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before .*FreezeEntries.order=.quantize-merge"),
+        ([FreezeEntries(0.3, grid="head"), STRICT], "frozen entries have a grid of their own, .*; plan with FreezeEntries.grid=.layer"),
+        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and maps 4, .*; plan with FreezeEntries.bits=4"),
+        ([FreezeEntries(0.3, bits=32), STRICT], "frozen entries are in floating point, .*; plan with FreezeEntries.bits=4"),
+        ([FreezeEntries(0.3), Quantize(4, 32)], "frozen entries in floating point, .*; plan with Quantize.activations=8"),
+        ([FreezeEntries(0.3), Quantize(4, 4)], "zero point is .* and no integer, .*; plan with Quantize.levels=.strict.."),
+        ([Quantize(32, 8, "strict")], "quantized activations and weights in floating point; plan with Quantize.weights=8"),
+        ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*Hallucinate.space=.logits"),
+        ([Hallucinate(0.5, by="first", mix="copy", intra_map="key-grid"), STRICT], "the grid of keys, .*Hallucinate.intra_map=.3x3"),
     ],
 )  # fmt: skip
 def test_plans(shallow: Any, methods: list[Any], message: str, tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_plans(shallow: Any, methods: list[Any], message: str, tmp_path: Path) -
 
 def test_images_are_needed_where_activations_have_no_ranges(shallow: Any, tmp_path: Path) -> None:
     made = shallow.compress(tmp_path / "made", Compact(0.5))
-    with pytest.raises(VitfrostError, match=r"needs calibration images; give --images DIR"):
+    with pytest.raises(VitfrostError, match=r"needs calibration images; give"):
         in_integers(made, None)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +94,7 @@ def test_predictions_with_and_without_vitfrost_are_the_same(deployed: Path, engi
     assert main([str(deployed), str(files[0]), "--top", "1"]) == 0
     assert re.fullmatch(rf"{re.escape(str(files[0]))}: \d [\d.]+ %\n", capsys.readouterr().out)
     for words, message in (
-        ([deployed, pictures / "none.png"], "cannot read .*none.png: no regular file"),
+        ([deployed, pictures / "none.png"], "cannot read .*none.png: No such file"),
         ([pictures, files[0]], "is no native export: there is no .*export.json"),
         ([deployed, files[0], "--top", "99"], "top is 99, and the model has 10 classes"),
     ):
@@ -100,6 +102,24 @@ def test_predictions_with_and_without_vitfrost_are_the_same(deployed: Path, engi
         printed = capsys.readouterr().err
         assert printed.count("\n") == 1
         assert re.search(message, printed)
+
+
+def test_numpy_and_pillow_are_all_it_needs(deployed: Path, engine: Any, pictures: Path, tmp_path: Path) -> None:
+    """In an interpreter with no other packages, and no vitfrost."""
+    import numpy
+    import PIL
+
+    for package in (numpy, PIL, engine):
+        folder = Path(str(package.__file__)).parent
+        (tmp_path / folder.name).symlink_to(folder)
+        for libraries in folder.parent.glob(f"{'pillow' if folder.name == 'PIL' else folder.name}.libs"):
+            (tmp_path / libraries.name).symlink_to(libraries)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")} | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-S", "-m", "vitfrost_native", deployed, pictures / "0000.png", "--json"]
+    ended = subprocess.run([*map(str, command)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    wanted = vitfrost.predict(deployed, pictures / "0000.png", threads=1)[0]
+    assert json.loads(ended.stdout)[0]["probabilities"] == list(wanted.probabilities)
 
 
 def test_a_model_file_that_was_altered_is_refused(deployed: Path, artifact: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:

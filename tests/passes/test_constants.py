@@ -13,12 +13,13 @@ import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.frozen import shape_of
+from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.model import Model
-from vitfrost.passes.give_structure import fitted_constants
+from vitfrost.passes.structure import fit_sources
 from vitfrost.plans.choose import plan as make_plan
 from vitfrost.plans.file import load_plan, save_plan
-from vitfrost.plans.freeze_heads import shape_of, whole_map
-from vitfrost.plans.heads import HeadPlan
+from vitfrost.plans.heads import HeadPlan, LayerPlan
 from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.attention import MapAttention
@@ -40,17 +41,20 @@ def loaded(which: str) -> Model:
     return Model.open(name, weights="random", image_size=size, options={key: value for key, value in options.items() if key != "img_size"})
 
 
+def whole_map(constant: Any, layer: LayerPlan, head: int, plan: Plan, statistics: Statistics) -> np.ndarray:
+    """The map that the constant of a head stands for."""
+    kind, shape = KINDS[layer.heads[head].constant or ""], shape_of(layer, plan.model.image_size)
+    return kind.whole(constant, shape, statistics.sites[layer.site].allowed)
+
+
 def explicit(model: Model, plan: Plan, statistics: Statistics, pixels: torch.Tensor) -> torch.Tensor:
     """The original's outputs with the softmax maps of the plan's frozen heads replaced, one by one, by the maps of their constants."""
     attention = install_map_attention(model.module)
-    constants = fitted_constants(plan, statistics)
-    assert constants is not None
+    fitted = fit_sources(plan, statistics)
     for layer in plan.layers:
         known = {
-            head: torch.from_numpy(
-                np.asarray(whole_map(constant, shape_of(layer, plan.model.image_size), statistics.sites[layer.site]), dtype=np.float32)
-            )
-            for head, constant in zip(layer.constant, constants.get(layer.site, ()), strict=True)
+            head: torch.from_numpy(np.asarray(whole_map(constant, layer, head, plan, statistics), dtype=np.float32))
+            for head, constant in zip(layer.constant, fitted[layer.site].get("frozen", ()), strict=True)
         }
         module = attention[layer.site]
 
@@ -134,12 +138,11 @@ def test_statistics_of_the_frozen_model_are_its_constants(calibrated: Any, pictu
     plan = make_plan(statistics, FreezeHeads(0.5, kind="local", window=3))
     artifact = vitfrost.compress(model, plan, statistics=statistics)
     again = vitfrost.calibrate(artifact, pictures, vitfrost.Calibrate(limit=4), progress=False)
-    constants = fitted_constants(plan, statistics)
-    assert constants is not None
+    fitted = fit_sources(plan, statistics)
     for layer in plan.layers:
-        for head, constant in zip(layer.constant, constants[layer.site], strict=True):
+        for head, constant in zip(layer.constant, fitted[layer.site]["frozen"], strict=True):
             seen = again.sites[layer.site]
-            wanted = whole_map(constant, shape_of(layer, plan.model.image_size), statistics.sites[layer.site])
+            wanted = whole_map(constant, layer, head, plan, statistics)
             np.testing.assert_allclose(seen.mean[:, head], wanted, atol=1e-6)
             assert seen.variance[:, head].max() < 1e-9
 

@@ -22,12 +22,11 @@ from vitfrost.methods.quantize.polish import PolishOptions
 from vitfrost.methods.quantize.repq import QuantizationSettings
 from vitfrost.model import Model
 from vitfrost.passes.compress import start_work
-from vitfrost.passes.draws import Draws
 from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps
 from vitfrost.passes.quantize_steps.polish import Polish
 from vitfrost.passes.quantize_steps.ranges import SearchRanges
 from vitfrost.passes.quantizers import fast
-from vitfrost.passes.work import Record
+from vitfrost.passes.work import Draws, Record
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites, install_map_attention
 

@@ -140,7 +140,7 @@ def test_closed_form_factors_beat_plain_svd_where_it_counts(pictures: Path) -> N
     errors = {}
     for init in ("activations", "weights"):
         model = copy.deepcopy(loaded.module)
-        start_from(model, structured(loaded, Compact(0.4, init=init)), pixels, None)
+        start_from(model, structured(loaded, Compact(0.4, init=init)), pixels)
         errors[init] = float((model(pixels) - expected).square().mean())
     assert errors["activations"] < 0.5 * errors["weights"]
 
@@ -151,7 +151,7 @@ def test_a_training_start_is_close_to_the_merged_one() -> None:
     pixels = pixels_of(loaded, 8)
     models = [copy.deepcopy(loaded.module) for _ in range(2)]
     for model, training in zip(models, (False, True), strict=True):
-        start_from(model, structured(loaded), pixels, None, training=training)
+        start_from(model, structured(loaded), pixels, training=training)
     with torch.no_grad():
         merged, trained = (model.eval()(pixels) for model in models)
     assert torch.allclose(merged, trained, atol=1e-3 * float(merged.abs().max()))
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(pictures: Path) -> None:
     assert torch.isfinite(vitfrost.compress(loaded, chosen).module(pixels_of(loaded))).all()
     pooled = vitfrost.plan(nextvit, Hallucinate(0.5, by="first", intra_map="key-grid"))
     first = next(site.name for site in find_sites(nextvit.module).attention if site.keys < site.queries)
-    said = rf"^{re.escape(first)} has keys that lie on no patch grid .*; plan with --intra-map 3x3 or none"
+    said = rf"^{re.escape(first)} has keys that lie on no patch grid .*; plan with Hallucinate"
     with pytest.raises(VitfrostError, match=said):  # means of consecutive tokens
         vitfrost.compress(nextvit, pooled)
 
@@ -224,7 +224,7 @@ def test_windows_of_a_picture_that_is_not_square_take_compact_blocks(tmp_path: P
     assert [block.rank for block in chosen.feed_forward] == [12, 12, 24, 24]
     assert torch.equal(Artifact.load(tmp_path / "artifact").module(pixels_of(swin)), made.module(pixels_of(swin)))
     trained = copy.deepcopy(swin.module)
-    start_from(trained, chosen, None, None, training=True)
+    start_from(trained, chosen, None, training=True)
     trained.train()(pixels_of(swin))  # BatchNorm of the branches sees every window's tokens
     expected = trained.eval()(pixels_of(swin))
     torch.testing.assert_close(merge_structure(trained)(pixels_of(swin)), expected, atol=1e-4, rtol=1e-4)

@@ -53,7 +53,7 @@ class Record:
     def head_moments(self, site: str) -> np.ndarray:
         """Second moments of made-up logits; heads of equal parity resemble each other."""
         if not self.compared:
-            raise VitfrostError("the statistics do not say how alike heads are; run vitfrost calibrate with --similarity")
+            raise VitfrostError("the statistics do not say how alike heads are; calibrate with Calibrate(similarity=True)")
         heads = self.sites[site].maps_shape[1]
         rng = np.random.default_rng(heads)
         logits = rng.standard_normal((2, 50))[np.arange(heads) % 2] + 0.1 * rng.standard_normal((heads, 50))

@@ -149,7 +149,7 @@ def test_a_count_beyond_the_unprotected_entries_is_an_error_that_names_the_head(
 @pytest.mark.parametrize("scope", ["head", "layer", "model"])
 def test_too_high_a_ratio_names_the_highest_possible_one(draw_record, scope):
     record = draw_record(SHAPES)
-    with pytest.raises(VitfrostError, match=r"freeze is 0.95, .* at most 0.7901 can be frozen"):
+    with pytest.raises(VitfrostError, match=r"FreezeEntries.ratio is 0.95, .* at most 0.7901 can be frozen"):
         plan(record, FreezeEntries(0.95, protect=["cls-rows", "cls-columns"], scope=scope))
     made = plan(record, FreezeEntries(0.7901, protect=["cls-rows", "cls-columns"], scope=scope))
     assert summary(made)["frozen_entries"] == (6 * 63 if scope == "head" else 2 * 191 if scope == "layer" else 383)

@@ -66,7 +66,7 @@ def test_criteria_that_need_sensitivity_say_so(name, draw_record):
     record = draw_record([SHAPE])
     plan(record, FreezeEntries(by=name))
     record.sites["blocks.0.attn"].sensitivity = None
-    with pytest.raises(VitfrostError, match=f"criterion {name} needs statistics taken with --sensitivity; calibrate again with it"):
+    with pytest.raises(VitfrostError, match=rf"criterion {name} needs statistics taken with Calibrate\(sensitivity=True\)"):
         plan(record, FreezeEntries(by=name))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.frozen import shape_of
 from vitfrost.methods.constant_heads.constants import Shape, dense_of, uniform
 from vitfrost.plans.freeze_heads import (
     candidates,
@@ -17,7 +18,6 @@ from vitfrost.plans.freeze_heads import (
     chosen_heads,
     freezing_error,
     head_scores,
-    shape_of,
     structure_error,
     with_constants,
 )
@@ -71,12 +71,12 @@ def test_errors_are_those_of_the_definition() -> None:
     assert freezing_error(known, 1) == pytest.approx(wanted, rel=1e-5)
     flat = np.full((1, 10, 10), 0.1)
     wanted = ((known.mean[:, 2] - 0.1) ** 2 * known.value_norm[:, 2, None, :]).sum()
-    assert structure_error(flat, None, known, 2) == pytest.approx(wanted, rel=1e-5)
+    assert structure_error(flat, known, 2) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_cheapest_constant_within_the_budget_is_taken() -> None:
     shape, known = Shape((3, 3), 1), site()
-    even = dense_of(uniform(shape, "local", 3), shape)
+    even = dense_of(uniform(shape, (3, 3)), shape)
     known.mean[:, 0] = even  # a 3 x 3 window holds it exactly
     assert choose_kind(FreezeHeads(), layer(), known, shape, 0)[0].window == 3
     strict = choose_kind(FreezeHeads(tolerance=0.0), layer(), known, shape, 1)
@@ -113,7 +113,7 @@ def test_the_lowest_heads_of_the_model_are_frozen() -> None:
 def test_what_hallucinated_maps_are_made_of_stays() -> None:
     scores = [np.array([1.0, 2.0, 3.0])]
     assert chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.3334)) == [{0}]
-    with pytest.raises(VitfrostError, match="only 1 can be frozen whole"):
+    with pytest.raises(VitfrostError, match="only 1 can be frozen"):
         chosen_heads(scores, [layer(hallucinated=1)], FreezeHeads(ratio=0.7))
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.hallucinated import sources
 from vitfrost.methods.hallucination.fit import choose_heads, correlations
 from vitfrost.plans.choose import plan
 from vitfrost.plans.freeze_entries import frozen_maps
-from vitfrost.plans.heads import sources
 from vitfrost.plans.select import share
 
 SHAPES = [(1, 6, 5, 5), (1, 1, 5, 5), (1, 5, 4, 4)]
@@ -75,9 +75,9 @@ def test_a_draw_depends_on_the_seed_and_the_layer(draw_record):
 
 def test_statistics_without_similarity_allow_copies_only(draw_record):
     record = draw_record(SHAPES, compared=False)
-    with pytest.raises(VitfrostError, match="run vitfrost calibrate with --similarity"):
+    with pytest.raises(VitfrostError, match=r"calibrate with Calibrate\(similarity=True\)"):
         plan(record, Hallucinate(0.5), Quantize())
-    with pytest.raises(VitfrostError, match="run vitfrost calibrate with --similarity; or let the mix start as copies"):
+    with pytest.raises(VitfrostError, match=r"calibrate with Calibrate\(similarity=True\); or let the mix start as copies"):
         plan(record, Hallucinate(0.5, by="first"), Quantize())
     for fields in (COPIES, {"inter_map": "copy"}):
         assert plan(record, Hallucinate(0.5, by="first", **fields), Quantize()).layers[0].hallucinated == (3, 4, 5)

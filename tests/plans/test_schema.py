@@ -107,7 +107,7 @@ def test_the_hash_is_the_same_in_every_version(identity):
         ("entries: 5", "entries: 5, zeros: 6", "layers[0].heads[0].zeros is 6, more than the 5 frozen entries"),
         ("entries: 5", "entries: 5, zeros: 2", "layers[0].heads[0].zeros is 2, but freeze.ties is 'rank'"),
         ("source: frozen", "source: computed", "layers[0].heads[0].entries is 5, but a computed head has none"),
-        ("source: frozen", "source: dreamt", "layers[0].heads[0].source is 'dreamt'; it should be 'computed', 'frozen' or 'hallucinated'"),
+        ("source: frozen", "source: dreamt", "layers[0].heads[0].source is 'dreamt'; it should be one of computed, frozen, hallucinated"),
         ("source: frozen, ", "", "layers[0].heads[0].source is missing"),
         ("  - {source: frozen, entries: 5}\n", "", "layers[0].heads has 1 lines, but maps says that there are 2 heads"),
         ("{source: frozen, entries: 5}", "frozen", "layers[0].heads[0] is 'frozen'; it should be a valid dictionary"),

@@ -6,11 +6,11 @@ import pytest
 
 from vitfrost.configs import Calibrate, Compact, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.hallucinated import sources
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
-from vitfrost.plans.heads import sources
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 
@@ -132,7 +132,7 @@ def test_nothing_is_frozen_unasked_once_something_else_is_done(call, statistics,
             "needs their similarity",
         ),
         (["--statistics", "with", "--weights", "random"], "--weights and --image-size go with --model"),
-        (["--statistics", "without", "--hallucinate", 0.5], "run vitfrost calibrate with --similarity"),
+        (["--statistics", "without", "--hallucinate", 0.5], "calibrate with --similarity"),
         (["--statistics", "with", "--hallucinate", 1.5], "hallucinate is 1.5; it should be less than 1"),
         (["--statistics", "with", "--compact", 1.5], "compact is 1.5; it should be less than 1"),
     ],

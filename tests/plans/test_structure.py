@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from vitfrost.configs import Compact, FreezeEntries, Hallucinate
 from vitfrost.errors import VitfrostError
+from vitfrost.map_sources.hallucinated import sources
 from vitfrost.plans.choose import plan, summary
 from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
-from vitfrost.plans.heads import HeadPlan, LayerPlan, sources
+from vitfrost.plans.heads import HeadPlan, LayerPlan
 from vitfrost.plans.schema import Plan
 
 SHAPES = [(1, 4, 5, 5), (1, 3, 5, 5)]
@@ -125,7 +126,7 @@ def test_order_and_sources_of_any_layer(kinds, random):
         (
             "{source: hallucinated, like: 1}",
             "{source: computed, like: 1}",
-            "layers[0].heads[3].like is 1, but a computed head is like itself",
+            "layers[0].heads[3].like is 1, but a computed head has none",
         ),
         (
             "{source: hallucinated, like: 1}",

@@ -27,6 +27,8 @@ from vitfrost.reporting.parts import read_parts
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics, kl_maps
 
+from ..pages import Page
+
 LAYERS, HEADS = 6, 4
 PageOf = Callable[..., Any]
 
@@ -225,3 +227,28 @@ def test_a_browser_shows_the_page_without_the_network(finished_run: Path, tmp_pa
     assert pixels.shape == (1600, 1280, 3)
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     assert (pixels[800:].astype(int).std(axis=(0, 1)) > 5).all()
+
+
+MARKUP = """<img src=x onerror="document.body.innerHTML=''"></style></svg>"'><script>document.body.innerHTML=''</script>{{ 7 * 7 }}"""
+
+
+def _poisoned(value: Any) -> Any:
+    """Every text of a file, but what it is checked by, with markup in it."""
+    if isinstance(value, dict):
+        fixed = ("kind", "version", "state_hash", "plan_hash", "images_hash", "precision", "runtime", "crop_mode", "interpolation")
+        return {key: each if key in fixed else _poisoned(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_poisoned(each) for each in value]
+    return value + MARKUP if isinstance(value, str) else value
+
+
+@pytest.mark.browser
+def test_names_full_of_markup_stay_text(run_folder: Path, browser: Any) -> None:
+    """Names that a file may bring: of models, rows, weights, and of the machine."""
+    results = json.loads((run_folder / "results.json").read_text())
+    plain = browser.look_at(report(run_folder), 1280)
+    (run_folder / "results.json").write_text(json.dumps(_poisoned(results)))
+    page = report(run_folder)
+    Page(page.read_text(encoding="utf-8"))  # refuses scripts and what is not closed
+    assert "&lt;script&gt;" in page.read_text(encoding="utf-8")
+    assert browser.look_at(page, 1280)["images"] == plain["images"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitfrost.reporting.head_rows import over_windows, token_row
+from vitfrost.reporting.heads import over_windows, token_row
 from vitfrost.vit.sites import AttentionSite
 
 

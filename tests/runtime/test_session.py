@@ -77,7 +77,7 @@ def test_bad_input_is_one_line(exported: dict[str, Path], pictures: Path, call: 
     picture = pictures / "0000.png"
     for words, message in (
         ((exported["onnx"], tmp_path / "text.png"), "text.png: not an image"),
-        ((exported["onnx"], tmp_path / "none.png"), "none.png: no regular file"),
+        ((exported["onnx"], tmp_path / "none.png"), "none.png: No such file or directory"),
         ((exported["onnx"], picture, "--top", "11"), "top is 11; the model has 10 classes"),
         ((exported["onnx"], picture, "--threads", "0"), "threads must be at least 1"),
         ((tmp_path, picture), "has no export.json"),
@@ -99,3 +99,62 @@ def test_hints_are_for_openvino(exported: dict[str, Path]) -> None:
         open_export(exported["onnx"], precision_hint="bf16")
     with pytest.raises(VitfrostError, match="'int4' is unknown; choose one of fp32, bf16"):
         open_export(exported["openvino"], precision_hint="int4")
+
+
+def test_one_unreadable_picture_does_not_cost_the_others(exported: dict[str, Path], pictures: Path, call: Callable, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    files = [pictures / "0000.png", tmp_path / "text.png", pictures / "0001.png"]
+    expected = call("predict", exported["onnx"], files[0], files[2]).out
+    ended = call("predict", exported["onnx"], *files)
+    assert (ended.status, ended.out) == (2, expected)
+    assert ended.err == f"vitfrost: 1 of 3 pictures cannot be read ({files[1]}: not an image)\n"
+    rows = json.loads(call("predict", exported["onnx"], *files, "--json").out)
+    assert [row.get("problem") for row in rows] == [None, "not an image", None]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The digits model with another number of outputs, exported."""
+
+    def made(classes: int) -> Path:
+        folder = tmp_path_factory.mktemp("few") / "export"
+        model = vitfrost.Model.open("vitfrost_digits", weights="random", classes=classes, options={"depth": 1})
+        return vitfrost.export(model, vitfrost.Export("onnx"), out=folder)
+
+    return made
+
+
+def test_one_output_is_a_sigmoid(few: Callable[[int], Path], pictures: Path) -> None:
+    session = open_export(few(1), threads=1)
+    (found,) = session.predict(pictures / "0000.png")
+    with Image.open(pictures / "0000.png") as image:
+        logit = session.run(session.preprocess(image)[None])[0, 0]
+    assert found.classes == (0,)
+    assert found.probabilities[0] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert found.probabilities[0] != 1
+
+
+def test_features_are_exported_and_have_no_classes(few: Callable[[int], Path], pictures: Path) -> None:
+    session = open_export(few(0), threads=1)
+    with Image.open(pictures / "0000.png") as image:
+        assert session.run(session.preprocess(image)[None]).shape[0] == 1
+    with pytest.raises(VitfrostError, match="gives features, no classes"):
+        session.predict(pictures / "0000.png")
+
+
+def test_three_classes_need_no_top(few: Callable[[int], Path], pictures: Path) -> None:
+    assert len(open_export(few(3), threads=1).predict(pictures / "0000.png")[0].classes) == 3
+
+
+def test_weights_beside_the_graph_are_counted_and_hashed(few: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitfrost.deploy.graph.MOST_BYTES_IN_ONE_FILE", 1000)
+    folder = few(4)
+    weights = folder / "model.onnx.data"
+    session = open_export(folder, threads=1)
+    assert session.size_bytes == weights.stat().st_size + (folder / "model.onnx").stat().st_size
+    assert session.run(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    weights.write_bytes(content)
+    with pytest.raises(VitfrostError, match=r"model\.onnx\.data is not the file that was exported"):
+        open_export(folder)

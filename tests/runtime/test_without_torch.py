@@ -75,7 +75,7 @@ def test_it_runs_and_gives_the_same_bits(
     assert json.loads(ended.stdout)[0]["classes"] == list(expected.classes)
     ended = run(bare, "-m", "vitfrost.runtime", exported[form], pictures / "none.png")
     assert ended.returncode == 2
-    assert ended.stderr == f"vitfrost: cannot read {pictures / 'none.png'}: no regular file\n"
+    assert ended.stderr == f"vitfrost: cannot read {pictures / 'none.png'}: No such file or directory\n"
 
 
 @pytest.mark.parametrize(("form", "runtime"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

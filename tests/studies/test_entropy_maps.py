@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitfrost.reporting.figures import Scale
-from vitfrost.reporting.head_rows import divergence_rows
+from vitfrost.reporting.heads import divergence_rows
 from vitfrost.statistics.record import Statistics, kl_maps
 from vitfrost.studies.entropy_maps import (
     attention_on_picture,

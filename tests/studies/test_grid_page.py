@@ -17,13 +17,12 @@ from vitfrost.files import read_json, write_json
 from vitfrost.model import Model
 from vitfrost.reporting.summary import signed
 from vitfrost.studies import criteria, paper
-from vitfrost.studies.estimates import gain
 from vitfrost.studies.grid_page import report_study
 from vitfrost.studies.grid_parts import read_grid
 from vitfrost.studies.outcome_files import load_outcomes, outcome_path
 from vitfrost.studies.picture import take_picture
 from vitfrost.studies.recipe import load_study
-from vitfrost.studies.summary import between, points, select
+from vitfrost.studies.summary import between, gain, points, select
 from vitfrost.studies.variants import UNFROZEN, expand
 
 PageOf = Callable[..., Any]

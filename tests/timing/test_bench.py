@@ -103,7 +103,7 @@ def test_artifacts_are_measured_beside_their_model(call: Callable, prepared, tmp
 
 def test_two_sizes_of_a_model_are_groups_of_their_own(tmp_path: Path) -> None:
     config = Bench(("torch",), image_size=(32, 48), rounds=2, memory=False)
-    made = vitfrost.bench(["timm:vitfrost_digits"], config, weights="random", json=tmp_path / "b.json", progress=False)
+    made = vitfrost.bench(["timm:vitfrost_digits"], config, weights="random", progress=False)
     assert [[row.image_size for row in rows] for rows in made.groups()] == [[(32, 32)], [(48, 48)]]
     assert made.rows[1].macs > made.rows[0].macs
 

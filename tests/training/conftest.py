@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vitfrost.plans.text import overlaid
+from vitfrost.plans.file import overlaid
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

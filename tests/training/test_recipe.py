@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from vitfrost.errors import VitfrostError
-from vitfrost.plans.text import overlaid
+from vitfrost.plans.file import overlaid
 from vitfrost.training.recipe import TrainingRecipe, load_training_recipe, save_training_recipe
 
 BASE: dict[str, Any] = {

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from vitfrost.errors import VitfrostError
-from vitfrost.training.checkpoint import load_checkpoint, save_checkpoint
-from vitfrost.training.metrics import MetricsFile
+from vitfrost.training.checkpoint import MetricsFile, load_checkpoint, save_checkpoint
 from vitfrost.training.train import train
 
 from .lines import read_metrics

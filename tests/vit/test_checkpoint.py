@@ -47,6 +47,46 @@ FORMS: dict[str, tuple[Callable[[State], Any], str | None]] = {
 }
 
 
+def test_a_key_names_other_weights(state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import numpy as np
+
+    content = {"state_dict": state, "state_dict_ema": other(state), "metric": np.float64(3), "epoch": np.int64(4), "seen": np.bool_(True)}
+    torch.save(content, tmp_path / "last.pth.tar")
+    with caplog.at_level(logging.INFO, logger="vitfrost"):
+        found = read_weights(f"{tmp_path}/last.pth.tar#state_dict")
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert "'state_dict' taken; not used: state_dict_ema, metric" in caplog.text
+    with pytest.raises(VitfrostError, match="no weights under model; its keys are state_dict, state_dict_ema, metric"):
+        read_weights(f"{tmp_path}/last.pth.tar#model")
+
+
+ODD: dict[str, Callable[[torch.Tensor], Any]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
+    "meta": lambda tensor: tensor.to("meta"),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "expanded": lambda tensor: torch.zeros(1).expand(10**12),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_tensors_end_in_one_line(state: State, tmp_path: Path, kind: str) -> None:
+    torch.save(state | {"norm.weight": ODD[kind](state["norm.weight"])}, tmp_path / "weights.pth")
+    with pytest.raises(VitfrostError, match=r"norm\.weight|not a readable weights file"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_a_compressed_archive_is_refused(state: State, tmp_path: Path) -> None:
+    import zipfile
+
+    torch.save(state | {"norm.weight": torch.zeros(10**6)}, tmp_path / "weights.pth")
+    with zipfile.ZipFile(tmp_path / "weights.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in whole.namelist():
+            bomb.writestr(name, whole.read(name))
+    with pytest.raises(VitfrostError, match="it is compressed"):
+        read_weights(tmp_path / "bomb.pth")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_are_found_and_the_line_says_which(state: State, tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
     made, said = FORMS[form]

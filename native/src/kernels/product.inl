@@ -114,7 +114,6 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
     for (int v = 0; v < vectors; v++) {
         const int place = v * lanes;
         const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
-#pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             i32 sum = load<i32>(sums + r * panel_columns + place);
             f32 row_scale = scale;

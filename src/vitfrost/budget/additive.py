@@ -6,7 +6,7 @@ sites of its group at once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Up to so many heads every number of frozen ones is measured.
@@ -81,3 +81,16 @@ def corrected_target(target: float, predicted: float, measured: float) -> float 
     if measured >= 1 or predicted >= 1:
         return None
     return 1 - (1 - target) * (1 - predicted) / (1 - measured)
+
+
+def fewest_steps(measured: Callable[[int], float], target: float, missed: int, met: int, spare: float) -> int:
+    """The steps to keep of a search that came to the target: by bisection between the `missed` steps that do not reach it and the `met`
+    ones that do, fewer ones that reach it too. `measured` gives the share of the time that is left after so many steps.
+
+    What is returned is a number of steps that was measured at most at the target. Either one step less was measured above it (or is
+    `missed`), or it is less than `spare` below it.
+    """
+    while met - missed > 1 and target - measured(met) > spare:
+        middle = (missed + met) // 2
+        missed, met = (missed, middle) if measured(middle) <= target else (middle, met)
+    return met

@@ -84,6 +84,11 @@ class GreedySearch:
         return self.steps[-1].state if self.steps else self.moves.start
 
     @property
+    def before(self) -> State:
+        """Where it was before the last step."""
+        return self.steps[-2].state if len(self.steps) > 1 else self.moves.start
+
+    @property
     def effect(self) -> Effect:
         """What that does to the outputs."""
         return self.steps[-1].effect if self.steps else self.original

@@ -177,11 +177,11 @@ def open_log(
     if path is None or not path.exists():
         return SearchLog(path, fresh)
     if not resume:
-        raise VitfrostError(f"{path} holds a search already; add --resume to go on with it, or name another file with --search")
+        raise VitfrostError(f"{path} holds a search already; add --resume to go on with it, or name another file with --record")
     found = load_search(path)
     for field, ours, theirs in ((name, getattr(subject, name), getattr(found.subject, name)) for name in SearchSubject.model_fields):
         if isinstance(theirs, Identity):  # the tag only says where weights came from
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
-            raise OtherSearch(f"{path} is of a search with another {field}; name another file with --search")
+            raise OtherSearch(f"{path} is of a search with another {field}; name another file with --record")
     return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements, "latencies": found.latencies}))

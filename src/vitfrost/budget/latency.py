@@ -12,7 +12,7 @@ from ..model import Model
 from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.sites import AttentionSite
-from .additive import AdditiveLatency, corrected_target, counts_to_measure, filled, groups, rotated
+from .additive import AdditiveLatency, corrected_target, counts_to_measure, fewest_steps, filled, groups, rotated
 from .greedy import GreedySearch, Step
 from .history import SearchLog
 from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
@@ -22,6 +22,8 @@ from .timer import Timed
 # Seconds of timed rounds, beside what exporting takes: of the whole table, and of one whole model.
 TABLE_SECONDS, MODEL_SECONDS = 90.0, 25.0
 CORRECTIONS = 3
+# So far below the target, as a share of the original's time, no steps are given back: whole models are measured no better.
+SPARE = 0.01
 
 
 @runtime_checkable
@@ -91,7 +93,7 @@ class Latency:
     ):
         self.timer, self.model_of, self.moves, self.log, self.setup, self.progress = timer, model_of, moves, log, setup, progress
         self.apart = apart
-        self.corrections = 0
+        self.corrections, self.given_back = 0, 0
         others = [each.setup for each in log.record.latencies if each.setup != setup]
         if others and not self.known.changes and progress:
             say(f"latency: what is known was timed on {others[0].said} ({others[0].versions}, {others[0].cpu}); it is timed again")
@@ -112,11 +114,15 @@ class Latency:
 
     def settle(self, search: GreedySearch, target: float, on_step: Callable[[Step], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
-        predicted was more than what was saved, at most `CORRECTIONS` times. Whether the target is met."""
+        predicted was more than what was saved, at most `CORRECTIONS` times. Where it takes less than was asked for, the last steps are
+        given back. Whether the target is met."""
+        missed = 0
         while search.steps:
             ratio, predicted = self.timed(search.state).ratio, self.share(search.state)
             if ratio <= target:
+                self._give_back(search, target, missed)
                 return True
+            missed = len(search.steps)
             wanted = corrected_target(target, predicted, ratio)
             if not search.met or wanted is None or self.corrections == CORRECTIONS:
                 return False
@@ -130,10 +136,30 @@ class Latency:
             self.corrections += 1
         return False
 
+    def _give_back(self, search: GreedySearch, target: float, missed: int) -> None:
+        """Take steps back that the target does not need; after `missed` steps it was not reached. Nothing is timed where the last step is
+        needed if savings are as much more or less than predicted as those of all steps."""
+        steps = len(search.steps)
+        ratio, (fewer, all_of_them) = self.timed(search.state).ratio, [self.share(each) for each in (search.before, search.state)]
+        if all_of_them < 1 and 1 - (1 - fewer) * (1 - ratio) / (1 - all_of_them) > target:
+            return
+        kept = fewest_steps(lambda count: self.timed(search.steps[count - 1].state).ratio, target, missed, steps, SPARE)
+        self.given_back = steps - kept
+        if self.given_back:
+            if self.progress:
+                before, after = (self.timed(search.steps[count - 1].state).ratio for count in (steps, kept))
+                say(f"latency: {before:.3f} is more than was asked for; {self.given_back} of {steps} steps are given back, {after:.3f}")
+            del search.steps[kept:]
+            self.log.change(steps=self.log.record.steps[:kept])
+
     def outcome(self, state: State) -> LatencyOutcome:
         """What is known of the state that a search ended at."""
         return LatencyOutcome(
-            setup=self.setup, predicted=self.share(state), measured=self.known.model(state.key), corrections=self.corrections
+            setup=self.setup,
+            predicted=self.share(state),
+            measured=self.known.model(state.key),
+            corrections=self.corrections,
+            given_back=self.given_back,
         )
 
     def timed(self, state: State) -> TimedModel:

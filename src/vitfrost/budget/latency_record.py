@@ -72,9 +72,11 @@ class Latencies(Strict):
 
 class LatencyOutcome(Strict):
     """How a search for a latency ended: the share of the original's time that the changes' savings predict, and what was measured (None
-    where nothing was changed). `corrections`: how often the search went on because the prediction was too good."""
+    where nothing was changed). `corrections`: how often the search went on because the prediction was too good; `given_back`: how many of
+    its last steps were not needed."""
 
     setup: LatencySetup
     predicted: float
     measured: TimedModel | None
     corrections: Count
+    given_back: Count = 0

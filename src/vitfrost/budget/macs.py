@@ -12,10 +12,9 @@ from torch import nn
 
 from ..configs.verbs import Unit
 from ..evaluation.cost import logit_macs, macs_by_part
-from ..methods.constant_heads.constants import Kind
+from ..map_sources.frozen import shape_of_site
 from ..methods.constant_heads.cost import constant_macs
 from ..methods.low_rank.cost import feed_forward_macs
-from ..passes.structure import shape_of
 from ..vit.sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 from .moves import State, ranks_of
 
@@ -26,7 +25,7 @@ _QUERY_KEY_SHARE = {"qkv": 2 / 3, "query": 1.0, "key": 1.0, "key_value": 0.5}
 class MacsOfStates:
     """Multiply-accumulates per image of a model's states. `kinds[place][head]` is the constant that a head gets where it is frozen."""
 
-    def __init__(self, model: nn.Module, sites: ModelSites, kinds: Sequence[Sequence[tuple[Kind, int | None]]]):
+    def __init__(self, model: nn.Module, sites: ModelSites, kinds: Sequence[Sequence[tuple[str, int | None]]]):
         self.sites, self.kinds = sites, kinds
         self.original = sum(macs_by_part(model, sites).values())
         self._projections = [sum(_query_key_macs(model, linear, site) for linear in sites.linears) for site in sites.attention]
@@ -64,7 +63,7 @@ class MacsOfStates:
         if not heads:
             return moving * per_head
         kinds = [self.kinds[place][head] for head in sorted(heads)]
-        return moving * per_head + constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds)
+        return moving * per_head + constant_macs(shape_of_site(site), site.maps_shape, site.head_dim, kinds)
 
 
 def _query_key_macs(model: nn.Module, linear: LinearSite, site: AttentionSite) -> int:

@@ -1,4 +1,4 @@
-"""How the end of a search is told against its budget."""
+"""How far a search is, and how its end is told against its budget."""
 
 from __future__ import annotations
 
@@ -6,9 +6,44 @@ from typing import Any
 
 from ..configs import Search
 from ..errors import VitfrostError
+from ..progress import SECONDS_BETWEEN_LINES, TimeLeft, say
 from .greedy import GreedySearch, drop_of
+from .history import Taken
 from .latency_record import LatencyOutcome
 from .moves import UNITS
+
+
+class SearchProgress:
+    """`moves` is how many the first round measures."""
+
+    def __init__(self, moves: int, enabled: bool = True):
+        self.moves, self.enabled = moves, enabled
+        self._clock, self._last = TimeLeft(moves), 0.0
+        self._step, self._count = 0, 0
+
+    def measured(self, step: int, known: bool = False) -> None:
+        """A move was measured after so many steps; `known`: earlier, so that it took no time."""
+        if step != self._step:
+            self._step, self._count = step, 0
+        self._count += 1
+        (self._clock.skipped if known else self._clock.done)(1)
+        if self.enabled and self._clock.elapsed - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = self._clock.elapsed
+            if step == 0:
+                say(f"search: every change alone, {self._count} of {self.moves}, {self._clock.seconds:.0f} s left")
+            else:
+                say(f"search: step {step + 1}, {self._count} changes measured again")
+
+    def took(self, number: int, taken: Taken) -> None:
+        """A move was taken."""
+        self._last = self._clock.elapsed
+        if self.enabled:
+            top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
+            latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f} predicted"
+            say(
+                f"search: step {number}, {taken.move}: KL {taken.kl:.3g} nats, agreement {taken.agreement:.1f} %{top1}, "
+                f"MACs {taken.macs_share:.3f}{latency} ({self._last:.0f} s)"
+            )
 
 
 def target_of(budget: Search) -> float | None:
@@ -30,14 +65,14 @@ def refuse_below(budget: Search, floor: float) -> None:
     target = target_of(budget)
     if target is None or floor <= target:
         return
-    what, option = "multiply-accumulates", "--target-macs"
+    what, option = "multiply-accumulates", "Search.target_macs"
     left = f"changed as far as they go leave {floor:.3f}"
     if budget.runtime is not None:
-        what, option = f"latency on {budget.runtime}", "--target-latency"
+        what, option = f"latency on {budget.runtime}", "Search.target_latency"
         left = f"changed as far as that saves time are predicted to leave {floor:.3f}"
     raise VitfrostError(
         f"the target of {target:g} of the {what} cannot be met: all {', '.join(sorted(budget.over))} {left}; give a higher {option}"
-        + ("" if len(budget.over) == len(UNITS) else " or search over more (--search-over heads layers ranks)")
+        + ("" if len(budget.over) == len(UNITS) else " or search over more, Search(over=('heads', 'layers', 'ranks'))")
     )
 
 
@@ -63,9 +98,9 @@ def points(labeled: bool) -> str:
 def how_near(search: GreedySearch, budget: Search, ended: str, labeled: bool, corrections: int) -> str:
     """Why there is no plan: how near the search came, and what to ask for instead."""
     if target_of(budget) is None:
-        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more (--max-drop), or give more --search-images"
-    option = "--target-macs" if budget.runtime is None else "--target-latency"
+        return f"nothing can be changed within {budget.max_drop:g} {points(labeled)}; allow more Search.max_drop, or more Search.images"
+    option = "Search.target_macs" if budget.runtime is None else "Search.target_latency"
     after = f" after {corrections} {'correction' if corrections == 1 else 'corrections'} of what was predicted" if corrections else ""
     if budget.max_drop is None or not search.set_aside:
         return f"the search came to {ended}{after}, and the target is {target_of(budget):g}; give a higher {option}"
-    return f"the search came to {ended}{after}; the target is {target_of(budget):g}: allow a larger --max-drop, or give a higher {option}"
+    return f"the search came to {ended}{after}; the target is {target_of(budget):g}: allow more Search.max_drop, or a higher {option}"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ..configs import Compact, FreezeHeads, Quantize
 from ..plans.choose import StatisticsRecord
+from ..plans.compact import FeedForwardPlan
 from ..plans.freeze_heads import with_constants
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import LatencyPlan, Plan, StatisticsIdentity
-from ..plans.structure import FeedForwardPlan
 from ..vit.sites import ModelSites
 from .history import Measurement, SearchRecord, Taken
 from .moves import State

@@ -12,12 +12,13 @@ from typing import Any
 from torch import nn
 
 from ..configs import Compact, FreezeHeads
+from ..map_sources.frozen import fitted, shape_of
 from ..methods.low_rank.moments import InputMoments
-from ..passes.structure import compact_projection, freeze_heads
+from ..passes.structure import compact_projection, install_layer
 from ..plans.choose import StatisticsRecord
-from ..plans.freeze_heads import Constant, choose_kind, fitted, shape_of
+from ..plans.compact import FeedForwardPlan
+from ..plans.freeze_heads import choose_kind
 from ..plans.heads import HeadPlan, LayerPlan
-from ..plans.structure import FeedForwardPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import ModelSites
@@ -49,7 +50,7 @@ class Replacements:
         self._factorized: dict[tuple[int, int], nn.Module] = {}
         size = statistics.header.model.image_size
         self.frozen: list[list[HeadPlan]] = []
-        self._constants: list[list[Constant]] = []
+        self._constants: list[list[Any]] = []
         for layer in self.layers:
             site, shape = statistics.sites[layer.site], shape_of(layer, size)
             heads = [choose_kind(constants, layer, site, shape, head)[0] for head in range(len(layer.heads))]
@@ -86,7 +87,8 @@ class Replacements:
         changed = copy.deepcopy(original)
         heads = tuple(self.frozen[place][head] if head in frozen else computed for head, computed in enumerate(self.layers[place].heads))
         layer = self.layers[place].model_copy(update={"heads": heads})
-        freeze_heads(changed, layer, self._allowed[place], [self._constants[place][head] for head in layer.constant])
+        fitted_heads = {"frozen": [self._constants[place][head] for head in layer.constant]}
+        install_layer(changed, layer, {}, self._allowed[place], fitted_heads)
         return changed
 
     def _projection_with(self, place: int, rank: int | None) -> nn.Module:

@@ -21,16 +21,14 @@ from ..identity import Identity
 from ..images.batches import Batch, images_hash, take_usable
 from ..images.given import AnyImages, ImagesLike, find_given
 from ..images.preprocess import Preprocess
-from ..images.source import LABELS_FILE, ImageSet
-from ..methods.constant_heads.constants import Kind
 from ..methods.low_rank.moments import InputMoments
 from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import UNQUANTIZED, computed_layer
+from ..plans.compact import FeedForwardPlan
 from ..plans.file import save_plan
 from ..plans.schema import Plan
-from ..plans.structure import FeedForwardPlan
 from ..progress import doing, say
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
@@ -43,9 +41,8 @@ from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, Se
 from .latency import Latency
 from .macs import MacsOfStates
 from .moves import Move, Moves, State
-from .outcome import how_near, recorded, refuse_below, said, target_of
+from .outcome import SearchProgress, how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
-from .progress import SearchProgress
 from .replacements import Replacements
 from .runtimes import find_target
 from .timer import RuntimeTimer
@@ -67,7 +64,8 @@ def search(
 
     Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
     With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
-    where it misses the target the search goes on, at most three times.
+    where it misses the target the search goes on, at most three times, and where it saves more than was asked for, the last changes
+    are given back.
 
     Args:
         model: as of every verb, but no artifact.
@@ -92,7 +90,7 @@ def search(
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
 
     doing("search: read images")
-    image_set, batch = _draw(images, labels, loaded.classes, Preprocess(loaded.preprocessing), budget.images, budget.seed)
+    image_set, batch = _draw(images, labels, loaded, Preprocess(loaded.preprocessing), budget.images, budget.seed)
     batches = [part.to(device_of(loaded.module)) for part in batch.pixels.split(budget.batch_size)]
     if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
@@ -100,7 +98,7 @@ def search(
     moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
     doing("search: fit the constants of all heads")
     replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
-    kinds = [[(cast(Kind, head.constant), head.window) for head in heads] for heads in replacements.frozen]
+    kinds = [[(cast(str, head.constant), head.window) for head in heads] for heads in replacements.frozen]
     macs = MacsOfStates(loaded.module, sites, kinds)
     if target is None:
         refuse_below(budget, macs.floor(over))
@@ -194,8 +192,8 @@ class _Searching:
         return None if self.latency is None else self.latency.share(state)
 
     def _took(self, search: GreedySearch, step: Step) -> None:
-        before = search.steps[-2].state if len(search.steps) > 1 else self.moves.start
-        move, frozen = step.move, () if step.move.kind == "rank" else step.state.heads[step.move.place] - before.heads[step.move.place]
+        move, place = step.move, step.move.place
+        frozen = () if move.kind == "rank" else step.state.heads[place] - search.before.heads[place]
         taken = Taken(
             move=move.name, kind=move.kind, site=move.site, head=move.head, heads=tuple(sorted(frozen)), rank=move.rank,
             state=step.state.key, increase=step.increase, kl=step.effect.kl, agreement=step.effect.agreement, top1=step.effect.top1,
@@ -265,15 +263,13 @@ def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
 
 
 def _draw(
-    images: ImagesLike, labels: str | Path | None, classes: int, preprocess: Preprocess, count: int, seed: int
+    images: ImagesLike, labels: str | Path | None, loaded: Model, preprocess: Preprocess, count: int, seed: int
 ) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
     if not isinstance(images, str | Path):
         given = find_given(images).shuffled(seed)
         return given, take_usable(given, preprocess, count)
-    found = find_images(images, labels, classes, has_reference=True)
-    if found.labels is not None and labels is None and not (Path(images) / LABELS_FILE).is_file() and len(set(found.labels)) != classes:
-        found = ImageSet(found.root, found.files, None)  # some folders of pictures, but not this model's classes
+    found = find_images(images, labels, loaded.class_space, has_reference=True)
     drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)
 

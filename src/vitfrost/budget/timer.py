@@ -94,7 +94,7 @@ class RuntimeTimer:
         path = None if target.runtime in EAGER else str(self._export(name, loaded, folder))
         session = Opening(target.runtime, loaded.image_size, target.threads, path, precision=target.precision).open(loaded)
         if target.runtime not in OWN_BITS and session.precision != target.precision:
-            raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another --runtime")
+            raise VitfrostError(f"this CPU computes {target.name} in {session.precision}; give another Search.runtime")
         return session
 
     def _export(self, name: str, loaded: Model, folder: Path) -> Path:

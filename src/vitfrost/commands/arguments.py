@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..configs.base import options_of
 from ..configs.model import Colors, Crop, ModelPart, read_pairs
+from ..configs.words import read_size
 from ..errors import VitfrostError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ModelFlags:
 
     model: Annotated[str | None, _model_flag("name")] = None
     weights: Annotated[str | None, _model_flag("weights")] = None
-    image_size: Annotated[int | None, _model_flag("image_size")] = None
+    image_size: Annotated[str | None, _model_flag("image_size")] = None
     classes: Annotated[int | None, _model_flag("classes")] = None
     mean: Annotated[Colors | None, _model_flag("mean")] = None
     std: Annotated[Colors | None, _model_flag("std")] = None
@@ -56,6 +57,7 @@ class ModelFlags:
         if not exports:
             refuse_export(named)
         given = {name: value for name, value in asdict(self).items() if name not in ("model", "model_option")}
+        given["image_size"] = None if self.image_size is None else read_size(self.image_size)
         if untrained and artifact is None and self.weights is None:
             given["weights"] = "random"
         return Model.open(named, options=read_pairs(self.model_option), **given)

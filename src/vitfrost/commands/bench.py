@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..configs import Bench
+from ..errors import VitfrostError
 from .arguments import Device, show
 from .flags import Given, Group, takes
 
@@ -37,6 +38,8 @@ def bench(
         resume: go on with a run that was stopped.
     """
     config = given.config(Bench)
+    if out is None and json is None:
+        raise VitfrostError("nowhere to write the result; give --out RUN or --json FILE")
     from .. import bench as verb
     from ..timing.table import format_benchmark
 

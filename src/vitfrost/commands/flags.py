@@ -100,7 +100,9 @@ def _dataclass_of(group: Group) -> type:
 
 def _annotation(option: Option) -> Any:
     """Optional, so that what was not given is None; the help tells the default."""
-    about = arg(name=option.name, prefix_name=False, help=option.help, help_behavior_hint=_default_text(option))
+    default = default_text(option)
+    hint = "" if default is None else f"(default: {default})"
+    about = arg(name=option.name, prefix_name=False, help=option.help, help_behavior_hint=hint)
     if option.type is bool and option.flag.form != "yes-no":
         value = option.flag.form != "off"
         spec: Any = PrimitiveConstructorSpec(
@@ -116,8 +118,3 @@ def _annotation(option: Option) -> Any:
         str_from_instance=lambda value: [] if value is None else [str(value)],
     )
     return Annotated[Any, spec, about]
-
-
-def _default_text(option: Option) -> str:
-    text = default_text(option)
-    return "" if text is None else f"(default: {text})"

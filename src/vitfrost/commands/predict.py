@@ -13,7 +13,7 @@ def predict(
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")],
     /,
     *,
-    top: int = 5,
+    top: int | None = None,
     threads: int | None = None,
     json: bool = False,
 ) -> None:
@@ -22,11 +22,13 @@ def predict(
     Args:
         export: folder made by `vitfrost export`.
         images: picture files.
-        top: how many classes.
+        top: how many classes; five, or all where there are fewer, if not given.
         threads: of a forward pass; OMP_NUM_THREADS or all cores if not given.
         json: print JSON.
     """
     from .. import predict as verb
-    from ..runtime.predict import text_of
+    from ..runtime.predict import refuse_unread, text_of
 
-    print(text_of(verb(export, images, top=top, threads=threads), json))
+    found = verb(export, images, top=top, threads=threads)
+    print(text_of(found, json), flush=True)
+    refuse_unread(found)

@@ -30,7 +30,8 @@ class Flag:
     """How a field is given on the command line.
 
     name: of the flag, if not the field's. metavar: what stands for the value in the help. choices: allowed words that a registry knows.
-    form: "value"; "words" (several, with spaces); "commas" (several, with commas); "yes-no"; "off" (a switch that turns a field off);
+    form: "value"; "words" (several, with spaces); "commas" (several, with commas); "sizes" (likewise, of pixels); "yes-no"; "off" (a switch
+    that turns a field off);
     "none" (not on the command line). default: what the help says of it, where it depends on other options.
     """
 

@@ -95,7 +95,9 @@ def build(about: MethodOptions, values: Mapping[str, Any], spell: Spelling, give
     names = {option.field: name for name, option in about.options.items()}
     for field, other in idle_fields(made).items():
         if names.get(field) in (values if given is None else given):
-            raise VitfrostError(f"{spell(names[field])} has no effect with {spell(names[other])} {getattr(made, other)}; leave it out")
+            value = getattr(made, other)
+            why = f"without {spell(names[other])}" if value is None else f"with {spell(names[other])} {value}"
+            raise VitfrostError(f"{spell(names[field])} has no effect {why}; leave it out")
     return made
 
 

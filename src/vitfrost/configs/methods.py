@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, AliasChoices, Field, model_serializer, model_validator
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
+from ..methods.constant_heads.kinds import KINDS
 from ..plans.criteria import CRITERIA
 from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-Kind = Literal["dense", "toeplitz", "local"]
 Space = Literal["logits", "post-softmax"]
 InterMap = Literal["linear", "copy", "pair"]
 IntraMap = Literal["none", "3x3", "5x5", "key-grid"]
@@ -35,12 +35,25 @@ def _criteria() -> Sequence[str]:
     return tuple(CRITERIA)
 
 
+def _kinds() -> Sequence[str]:
+    return (*KINDS, "auto")
+
+
+def _known_kind(name: str, *others: str) -> str:
+    known = (*KINDS, *others)
+    if name not in known:
+        raise PydanticCustomError("kind", "it should be one of {names}", {"names": ", ".join(known)})
+    return name
+
+
 def _odd(value: int) -> int:
     if value % 2 == 0:
         raise PydanticCustomError("odd", "it should be odd, as a kernel around a patch is")
     return value
 
 
+Kind = Annotated[str, AfterValidator(lambda name: _known_kind(name))]
+KindOrAuto = Annotated[str, AfterValidator(lambda name: _known_kind(name, "auto"))]
 Window = Annotated[Positive, AfterValidator(_odd)]
 Protected = Annotated[tuple[ProtectedPart, ...], AfterValidator(lambda parts: tuple(sorted(set(parts))))]
 
@@ -113,7 +126,7 @@ class FreezeHeads:
     by: Annotated[str | None, Flag(choices=_criteria)] = None
     """Criterion, summed up or averaged over a head's map; the lowest are frozen. If not given: `fisher` where the statistics have
     sensitivity, else `entropy`; without statistics the first heads."""
-    kind: Annotated[Kind | Literal["auto"], Flag("constants")] = "auto"
+    kind: Annotated[KindOrAuto, Flag("constants", choices=_kinds)] = "auto"
     """`dense` maps, `toeplitz` (by relative position on the patch grid), `local` (a window and a uniform rest), or `auto`: the cheapest of
     them that the tolerance allows."""
     window: Window | None = None
@@ -130,7 +143,7 @@ class FreezeHeads:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {} if self.kind in ("auto", "local") else {"window": "kind"}
+        found = {} if self.kind == "auto" or KINDS[self.kind].has_window else {"window": "kind"}
         return found if self.kind == "auto" else found | {"tolerance": "kind"}
 
 

@@ -20,10 +20,10 @@ class ModelPart:
     name: Annotated[str, Flag("model", "NAME")]
     """A timm model name, such as deit_tiny_patch16_224."""
     weights: Annotated[str | None, Flag(metavar="FILE")] = None
-    """Safetensors, or a checkpoint with a state dict (averaged weights first, prefixes taken off); 'random' for untrained weights; else
-    timm's own."""
+    """Safetensors, or a checkpoint with a state dict (averaged weights first, FILE#KEY for others; prefixes taken off); 'random' for
+    untrained weights; else timm's own."""
     image_size: Annotated[int | tuple[int, int] | None, Flag(metavar="PX")] = None
-    """Input size in pixels, if not the model's own."""
+    """Input size in pixels, or height x width (256x128), if not the model's own."""
     classes: Annotated[Positive | None, Flag(metavar="COUNT")] = None
     """Number of classes; that of the weights' head if not given."""
     mean: Annotated[Colors | None, Flag(metavar="R G B")] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
 from ..plans.criteria import CRITERIA
 from .base import Option
@@ -58,15 +58,11 @@ def _values(option: Option) -> str:
     if option.type is bool:
         return "`yes`, `no`" if option.flag.form == "yes-no" else "a switch"
     bounds: list[str] = []
-    for check in _checks(option.checks):
+    for check in (check for each in option.checks for check in (get_args(each) or (each,))):
         for name, word in (("ge", "from"), ("gt", "above"), ("le", "to"), ("lt", "below")):
             if (value := getattr(check, name, None)) is not None:
                 bounds.append(f"{word} {value}")
     return " ".join(bounds) or f"`{metavar(option)}`"
-
-
-def _checks(checks: Iterable[Any]) -> list[Any]:
-    return [check for each in checks for check in (get_args(each) or (each,))]
 
 
 def _cell(default: str | None) -> str:

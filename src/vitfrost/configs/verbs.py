@@ -58,6 +58,10 @@ class Evaluate:
     batch_size: Positive = 16
     """Images per forward pass."""
 
+    def idle(self) -> dict[str, str]:
+        """Fields without effect."""
+        return {"seed": "limit"} if self.limit is None else {}
+
 
 @config
 class Compress:
@@ -173,8 +177,8 @@ class Bench:
     """Batch sizes, such as 1,16."""
     threads: Annotated[tuple[Positive, ...], Field(min_length=1), Flag(form="commas")] = (1,)
     """Numbers of threads, such as 1,2."""
-    image_size: Annotated[tuple[Positive, ...] | None, Flag(metavar="PX,...", form="commas")] = None
-    """Input sizes of timm: models in pixels, if not their own."""
+    image_size: Annotated[tuple[Positive | tuple[Positive, Positive], ...] | None, Flag(metavar="PX,...", form="sizes")] = None
+    """Input sizes of timm: models in pixels, or height x width (256x128), if not their own."""
     rounds: Positive = 20
     """How often every row has its turn."""
     seed: Seed = 0

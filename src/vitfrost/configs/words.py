@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from ..errors import VitfrostError
 from .base import Option, idle_fields
 from .flat import FREEZE, Method, MethodOptions, flat_of, flat_options
 
@@ -13,6 +15,24 @@ from .flat import FREEZE, Method, MethodOptions, flat_of, flat_options
 def spelled(name: str) -> str:
     """A flag as it is typed."""
     return f"--{name}"
+
+
+_PYTHON = re.compile(r"\b([A-Z]\w+)(?:\.(\w+)|\((\w+)=((?:\([^()]*\)|[^()])*)\))")
+
+
+def as_flags(text: str, configs: Sequence[type]) -> str:
+    """A message in which Python's names of options, such as Search.over and Compact(init="weights"), are flags."""
+    known = {config.__name__: {option.field: option for option in MethodOptions.of(config).options.values()} for config in configs}
+
+    def flag(match: re.Match[str]) -> str:
+        name, field, set_field, value = match.groups()
+        option = known.get(name, {}).get(field or set_field)
+        if option is None:
+            return match[0]
+        words = [] if value in (None, "True") else re.findall(r"[^\s\"',()]+", value)
+        return " ".join([spelled(option.name), *words])
+
+    return _PYTHON.sub(flag, text)
 
 
 def word_count(option: Option) -> int:
@@ -62,9 +82,22 @@ def read(option: Option, words: list[str]) -> Any:
         if not values:
             raise ValueError(f"'{words[0]}' holds nothing; give values with commas between them")
         return values
+    if form == "sizes":
+        try:
+            return tuple(read_size(word.strip(), f"--{option.name}") for word in words[0].split(",") if word.strip())
+        except VitfrostError as error:
+            raise ValueError(str(error)) from error
     if len(words) > 1:
         return tuple(_scalar(option, word) for word in words)
     return _scalar(option, words[0])
+
+
+def read_size(word: str, flag: str = "--image-size") -> int | tuple[int, int]:
+    """Pixels as the command line has them: 224, or 256x128 for height and width. Raises VitfrostError for anything else."""
+    sides = [int(side) for side in word.lower().split("x") if re.fullmatch(r"-?[0-9]{1,6}", side)]
+    if len(sides) != word.lower().count("x") + 1 or len(sides) > 2:
+        raise VitfrostError(f"{flag} is '{word}'; give pixels, such as 224, or height x width, such as 256x128")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _scalar(option: Option, word: str) -> Any:
@@ -114,9 +147,18 @@ def words_of(option: Option, value: Any) -> list[str]:
         return [flag] if value != option.default else []
     if option.flag.form == "commas":
         return [flag, ",".join(map(str, value))]
+    if option.flag.form == "sizes":
+        return [flag, ",".join(size_word(size) for size in value)]
+    if option.field == "image_size":
+        return [flag, size_word(value)]
     if isinstance(value, tuple):
         return [flag, *map(str, value)]
     return [flag, str(value)]
+
+
+def size_word(size: int | tuple[int, int]) -> str:
+    """The inverse of `read_size`."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def config_words(config: Any, always: Sequence[str] = ()) -> list[str]:

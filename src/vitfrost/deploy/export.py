@@ -25,7 +25,7 @@ from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
-from ..runtime.runtimes import FORMATS, Native, import_runtime
+from ..runtime.runtimes import FORMATS, Native, first_line, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
@@ -39,7 +39,7 @@ from .int8 import (
     quantize_openvino,
     reduces_range,
 )
-from .native.eight_bits import MOST_IMAGES, bits_of, in_integers, needs_images
+from .native.eight_bits import bits_of, images_for, in_integers, needs_images
 from .native.format import write_model
 from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
@@ -48,6 +48,9 @@ from .pictures import draw, random_pixels
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
 INT8_CHECKS = 36
+FEWEST_TO_CALIBRATE = 16
+# The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
+NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
 NATIVE = Native.name
 
 
@@ -118,8 +121,9 @@ def export_graph(
     about = describe(loaded)
     checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
     doing(f"export to {format} {precision}: read images")
-    wanted = min(config.calibration_images, MOST_IMAGES) if format == NATIVE else config.calibration_images
-    calibration, compared, record = _drawn(loaded, images, wanted if static else 0, checks, seed)
+    wanted = config.calibration_images if static else 0
+    wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
+    calibration, compared, record = _drawn(loaded, images, wanted, checks, seed)
     ready = inference_form(loaded)
     int8 = None
     if precision == "int8":
@@ -127,7 +131,7 @@ def export_graph(
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean")
     with atomic_folder(out, overwrite) as folder:
         doing(f"export to {format} {precision}: write the graph")
-        made = _write_native(loaded, int8, folder) if format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
+        made = _write(ready, loaded, config, int8, folder)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
@@ -143,7 +147,8 @@ def export_graph(
             "calibration": record,
             **made,
             "macs": about.macs,
-            "sha256": {name: sha256_of_file(folder / name) for name in FORMATS[format].files},
+            "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
+            "needs": NEEDS.get(format, {}),
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -172,7 +177,8 @@ def _check_model(loaded: Model, form: str) -> None:
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
             f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
-            "would be exported as such; export with --format native, or plan with --activation-bits 32 and export with --precision int8"
+            'would be exported as such; export with Export(format="native"), or plan with Quantize(activations=32) and export with '
+            'Export(precision="int8")'
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
@@ -185,9 +191,22 @@ def _drawn(
     if images is None:
         return None, random_pixels(loaded, checks, seed), None
     calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-    if record is not None and record["images"] < wanted:
+    if record is not None and record["images"] < FEWEST_TO_CALIBRATE:
+        _LOG.warning(f"int8 ranges are calibrated on {record['images']} images, which fit those and little else; give a few hundred")
+    elif record is not None and record["images"] < wanted:
         _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
     return calibration, compared, record
+
+
+def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+    """Write the model's files; see `_write_graph`. Raises VitfrostError where the tools cannot."""
+    try:
+        return _write_native(loaded, int8, folder) if config.format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
+    except (VitfrostError, OSError):
+        raise
+    except Exception as error:  # the tools raise types of their own
+        reason = f"{type(error).__name__} {first_line(error)}"
+        raise VitfrostError(f"{loaded.name} cannot be exported to {config.format} {config.precision}: {reason}") from error
 
 
 def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
@@ -225,7 +244,8 @@ def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, f
     else:
         options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
         quantize_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
-    os.unlink(folder / "float.onnx")
+    for path in folder.glob("float.onnx*"):
+        os.unlink(path)
     if int8.lean and fuse(folder / "model.onnx"):
         kind = "lean"
     return {"graph": kind, "attention": None} | said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from ..methods.constant_heads.module import ConstantHeads
 from ..methods.quantize.modules import QuantizedLayer
 from ..model import Model
 from ..passes.structure import merge_structure
-from ..runtime.runtimes import INPUT, OUTPUT, import_runtime
+from ..runtime.runtimes import INPUT, OUTPUT, first_line, import_runtime
 from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
 OPSET = 23
+MOST_BYTES_IN_ONE_FILE = 1_900_000_000  # protobuf ends at 2^31
 
 
 def inference_form(loaded: Model) -> nn.Module:
@@ -46,20 +46,26 @@ def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.exp
         with quiet_tools(), torch.no_grad():
             return torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the tracer raises many types; each means that this model has no such graph
-        raise VitfrostError(f"{name} cannot be traced for batches of any size: {_first_line(error)}") from error
+        raise VitfrostError(f"{name} cannot be traced for batches of any size: {_reason(error)}") from error
 
 
 def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
-    """Write `path`, one file with the weights in it. Raises VitfrostError for an operator that ONNX does not have."""
+    """Write `path`, one file with the weights in it; beside it `path`.data where protobuf allows no file as large.
+
+    Raises VitfrostError for an operator that ONNX does not have, and where the files cannot be written.
+    """
     import_runtime("onnx", "export")
     import_runtime("onnxscript", "export")
     try:
         with quiet_tools():
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
             assert made is not None
-            made.save(str(path), external_data=False)
+            weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+            made.save(str(path), external_data=weights > MOST_BYTES_IN_ONE_FILE)
+    except OSError as error:
+        raise VitfrostError(f"{name} cannot be written as ONNX: {error.strerror or error}") from error
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written as ONNX: {_first_line(error)}; try --format openvino") from error
+        raise VitfrostError(f'{name} cannot be written as ONNX: {_reason(error)}; try Export(format="openvino")') from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:
@@ -70,7 +76,7 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
             made = ov.convert_model(program)
             made.reshape([-1, 3, *image_size])
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written for OpenVINO: {_first_line(error)}") from error
+        raise VitfrostError(f"{name} cannot be written for OpenVINO: {_reason(error)}") from error
     made.inputs[0].get_tensor().set_names({INPUT})
     made.outputs[0].get_tensor().set_names({OUTPUT})
     return made
@@ -81,7 +87,6 @@ def save_openvino(model: Any, folder: Path) -> None:
     import_runtime("openvino", "export").save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
-def _first_line(error: Exception) -> str:
-    plain = re.sub("\x1b\\[[0-9;]*m", "", str(error))  # the tools color their complaints
-    lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
+def _reason(error: Exception) -> str:
+    """What a tool complains of, in one line; it colors its complaints and begins with places in its own source."""
+    return f"{type(error).__name__} {first_line(error)}"

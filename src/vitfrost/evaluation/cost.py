@@ -13,13 +13,14 @@ from math import prod
 from torch import nn
 
 from ..errors import VitfrostError
+from ..map_sources import SOURCES
 from ..vit.attention import MapAttention
-from ..vit.norms import is_norm
+from ..vit.kinds import is_norm
 from ..vit.sites import AttentionSite, LinearRole, LinearSite, ModelSites
 
-MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps",
+MAC_PARTS = ("stem", "query_key_projection", "query_key_product", "hallucination", "map_value_product", "constant_maps", "other_maps",
              "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
-PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "constant_maps",
+PARAMETER_PARTS = ("stem", "embeddings", "norms", "query_key_projection", "hallucination", "constant_maps", "other_maps",
                    "value_output_projection", "spatial_reduction", "feed_forward", "convolution", "patch_merging", "head")  # fmt: skip
 # The parts that a layer's cost falls to, in shares of the projections that it stacks.
 _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
@@ -37,7 +38,6 @@ _PARTS_OF_ROLE: dict[LinearRole, tuple[str, ...]] = {
     "reduction": ("patch_merging",),
     "head": ("head",),
 }
-_PART_OF_SOURCE = {"hallucination": "hallucination", "constants": "constant_maps"}
 
 
 def logit_macs(site: AttentionSite) -> int:
@@ -61,9 +61,9 @@ def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     for site in sites.attention:
         logit_heads = site.heads if site.logit_heads is None else site.logit_heads
         macs["query_key_product"] += logit_macs(site) * logit_heads // site.heads
-        macs["hallucination"] += site.generation_macs
-        macs["map_value_product"] += logit_macs(site) * (site.heads - site.constant_heads) // site.heads
-        macs["constant_maps"] += site.constant_macs
+        macs["map_value_product"] += logit_macs(site) * (site.heads - site.mixed_apart) // site.heads
+        for part, count in site.source_macs:
+            macs[part] += count
     for linear in sites.linears:
         _share(macs, linear, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
@@ -87,8 +87,9 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     in_maps: dict[nn.Module, str] = {}
     for attention in model.modules():
         if isinstance(attention, MapAttention):
-            for source, part in attention.map_sources().items():
-                in_maps |= dict.fromkeys(part.modules(), _PART_OF_SOURCE[source])
+            for source in SOURCES.values():
+                made = attention.map_sources().get(source.module)
+                in_maps |= {} if made is None else dict.fromkeys(made.modules(), source.cost)
     for path, module in model.named_modules():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if path in linears:

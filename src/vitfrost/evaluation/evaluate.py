@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..configs import Evaluate
+from ..configs import Evaluate, refuse_idle
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..files import refuse_unwritable, write_json
+from ..images.classes import ClassSpace
 from ..images.given import ImagesLike, find_given
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..model import Model, ModelLike, as_model
 from .description import describe
 from .intervals import mean, paired_difference, share
+from .label_hints import label_hint
 from .outcomes import Measured, Outcomes, measure_outcomes
 from .results import Interval, Row, environment
+
+log = logging.getLogger("vitfrost")
 
 
 def evaluate(
@@ -40,6 +45,7 @@ def evaluate(
     and intervals are in percent. Under torchrun every process takes its share of the images and returns the row of the whole.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
+    refuse_idle(config)
     if json is not None:
         refuse_unwritable(json)
     loaded = as_model(model, exports=True)
@@ -96,12 +102,19 @@ def evaluate_many(
             raise VitfrostError(
                 f"{loaded.name} has {loaded.classes} classes, {everyone[0].name} has {classes}; give classifiers of the same classes"
             )
+    if classes == 1:
+        raise VitfrostError(f"{everyone[0].name} has one output, whose class is always the best; give a model with two outputs or more")
     if isinstance(images, str | Path):
-        images = find_images(images, labels, classes, reference is not None)
+        images = find_images(images, labels, everyone[0].class_space, reference is not None)
     elif labels is not None:
         raise VitfrostError("labels in a file belong to a folder of images; give (tensor, label) pairs instead")
     drawn = find_given(images).subset(config.limit, config.seed)
     measured = measure_outcomes(list(models.values()), reference, drawn, config.batch_size, progress)
+    if rank() == 0:
+        for (name, loaded), outcomes in zip(models.items(), measured.models, strict=True):
+            if not loaded.weight_tag.startswith("random") and (hint := label_hint(outcomes.offset, loaded.classes)):
+                log.warning("%s: %s", name, hint)
+                break
     names = [name for name, loaded in models.items() if loaded is reference]
     reference_name = None if reference is None else (names[0] if names else reference.name)
     return [
@@ -129,7 +142,7 @@ def open_reference(reference: ModelLike, model: Model, **given: Any) -> Model:
     return loaded
 
 
-def find_images(folder: str | Path, labels: str | Path | None, classes: int, has_reference: bool) -> ImageSet:
+def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpace, has_reference: bool) -> ImageSet:
     """Images with their labels; without labels only where a reference is there to compare with.
 
     A labels file is always read and must be right; folders that do not form classes then count as unlabeled.
@@ -138,7 +151,8 @@ def find_images(folder: str | Path, labels: str | Path | None, classes: int, has
         return open_images(folder, labels, need_labels=True, classes=classes)
     try:
         return open_images(folder, need_labels=True, classes=classes)
-    except VitfrostError:
+    except VitfrostError as error:
+        log.info("without labels: %s", error)
         return open_images(folder)
 
 

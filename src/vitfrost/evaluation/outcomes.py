@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..distributed import gather_objects, rank, shared_errors, world
 from ..errors import VitfrostError
-from ..images.batches import Batch, BatchLoader, images_hash
+from ..images.batches import Batch, BatchLoader, images_hash, name_skipped
 from ..images.decode import Decoded
 from ..images.given import AnyImages
 from ..images.preprocess import Preprocess
@@ -29,13 +29,15 @@ TOP = 5
 @dataclass
 class Outcomes:
     """What one model did on each image, in the order of the image set's positions. All vectors are as long as `positions`,
-    or empty where labels (`correct1`, `correct5`) or a reference (`agrees`, `divergence` in nats) are missing.
+    or empty where labels (`correct1`, `correct5`, `offset`: predicted class less label) or a reference (`agrees`, `divergence` in nats)
+    are missing.
     `seconds` is the time of an image's forward pass: its batch's time divided by the batch's images.
     """
 
     positions: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     correct1: ndarray = field(default_factory=lambda: np.zeros(0, bool))
     correct5: ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    offset: ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     agrees: ndarray = field(default_factory=lambda: np.zeros(0, bool))
     divergence: ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: ndarray = field(default_factory=lambda: np.zeros(0))
@@ -86,11 +88,15 @@ def measure_outcomes(
             digests |= {position: batch[0].digests[position] for position in batch[0].positions}
             for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
                 part.append(outcomes)
-    gathered = gather_objects(([_joined(part) for part in parts], digests, {p for loader in loaders for p in loader.skipped}))
+    gathered = gather_objects(
+        ([_joined(part) for part in parts], digests, {p: why for loader in loaders for p, why in loader.skipped.items()})
+    )
     digests = {position: digest for _, some, _ in gathered for position, digest in some.items()}
-    skipped = {position for _, _, some in gathered for position in some}
+    skipped = {position: why for _, _, some in gathered for position, why in some.items()}
     if not digests:
         raise VitfrostError(f"none of the images of {image_set.root} is usable; give a folder with readable images")
+    if rank() == 0:
+        name_skipped(image_set, skipped, len(digests))
     whole = [_joined([outcomes[index] for outcomes, _, _ in gathered]) for index in range(len(everyone))]
     by_identity = {id(loaded): outcomes for loaded, outcomes in zip(everyone, whole, strict=True)}
     return Measured(
@@ -177,7 +183,7 @@ def _outcomes(
     best = logits.argmax(axis=1)
     if batch.labels is not None:
         labels = np.asarray(batch.labels)
-        outcomes.correct1 = best == labels
+        outcomes.correct1, outcomes.offset = best == labels, best - labels
         outcomes.correct5 = in_top(logits, labels, min(TOP, logits.shape[1]))
     if teacher is not None:
         outcomes.agrees = best == teacher.argmax(axis=1)

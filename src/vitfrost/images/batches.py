@@ -6,6 +6,7 @@ The memory in use is that of the images ahead (about one batch), whatever the nu
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -20,9 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
-from .decode import Decoded, decode_file
+from .decode import Decoded
 from .given import AnyImages, GivenImages
 from .preprocess import Preprocess
+
+log = logging.getLogger("vitfrost")
+SHOWN = 5  # of a list of names in a message
 
 
 @dataclass
@@ -117,7 +121,7 @@ def decode_in_order(
     def work(position: int) -> Decoded:
         if kept is not None and position in kept:
             return kept[position]
-        return decode_file(image_set.root / image_set.files[position], preprocess)
+        return image_set.decode(position, preprocess)
 
     def oldest() -> tuple[int, Decoded]:
         position, future = pending.popleft()
@@ -141,7 +145,8 @@ def decode_in_order(
 def take_usable(image_set: AnyImages, preprocess: Preprocess, count: int, *, threads: int = 2) -> Batch:
     """The first `count` usable images in order, as one batch; fewer where the set has no more.
 
-    `skipped` names the unusable files met on the way. Raises VitfrostError for a count below 1 and when nothing is usable.
+    `skipped` names the unusable files met on the way, as does a warning. Raises VitfrostError for a count below 1, and when nothing is
+    usable.
     """
     if count < 1:
         raise VitfrostError(f"cannot take {count} images; the number must be at least 1")
@@ -157,7 +162,17 @@ def take_usable(image_set: AnyImages, preprocess: Preprocess, count: int, *, thr
     batch = _collect(image_set, preprocess, taken, skipped)
     if batch is None:
         raise _nothing_usable(image_set, skipped)
+    name_skipped(image_set, skipped, len(batch.positions))
     return batch
+
+
+def name_skipped(image_set: AnyImages, skipped: Mapping[int, str], used: int) -> None:
+    """Warn of pictures that could not be used: their names and why. `skipped`: {position: reason}; `used`: how many could be."""
+    if not skipped:
+        return
+    shown = [f"{image_set.name_of(position)}: {skipped[position]}" for position in sorted(skipped)[:SHOWN]]
+    more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    log.warning("%d of %d images were skipped (%s%s)", len(skipped), len(skipped) + used, "; ".join(shown), more)
 
 
 def _every(image_set: AnyImages) -> range:

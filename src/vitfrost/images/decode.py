@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
+from ..errors import VitfrostError
 from .geometry import Geometry
+
+MOST_PIXELS = 256_000_000  # phones make pictures of 200 million
+LIMIT_VARIABLE = "VITFROST_MAX_PIXELS"
+MOST_BYTES = 1 << 30
+_PILLOWS_LIMIT = 89_478_485
+_SIGNATURES = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile}
 
 
 @dataclass(frozen=True)
@@ -32,40 +43,91 @@ class _Unusable(Exception):
 def decode_file(path: Path, preprocess: Geometry) -> Decoded:
     """Read, decode, convert to RGB, resize and crop one file; EXIF rotation is ignored, as in timm.
 
-    Never raises for a bad file. Skipped: what cannot be read or decoded completely, pictures with more pixels than Pillow's
-    limit against decompression bombs, and pictures so thin that resizing their short side would pass that limit.
+    Never raises for a bad file. Skipped: what is no regular file (a device, a pipe, what the kernel makes up), what cannot be read or
+    decoded completely, pictures with more pixels than the limit, and pictures so thin that resizing their short side would pass it.
     """
     try:
-        if not path.is_file():
-            raise _Unusable("no regular file")
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            with Image.open(file) as image:
-                _refuse_huge(image, preprocess)
-                return Decoded(preprocess.pixels(to_rgb(image)), digest, "")
+        content = _content(path)
+        with open_picture(io.BytesIO(content), preprocess) as image:
+            return Decoded(preprocess.pixels(to_rgb(image)), hashlib.sha256(content).hexdigest(), "")
     except Exception as error:  # Pillow's decoders raise many types; a bad file must not end the run
         return Decoded(None, "", _reason(error))
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file. A link is followed; nothing that may block, or has no end, is read."""
+    if not _is_regular(path):
+        raise _Unusable("no regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):  # it was exchanged in between
+            raise _Unusable("no regular file")
+        if found.st_size > MOST_BYTES:
+            raise _Unusable(f"larger than {MOST_BYTES >> 20} MB")
+        return file.read(found.st_size)
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether there is a regular file on a disk; files below /proc and /sys say that they are regular and are made by the kernel."""
+    real = os.path.realpath(path)
+    made_up = real.startswith(("/proc/", "/sys/", "/dev/")) and not real.startswith("/dev/shm/")
+    return not made_up and stat.S_ISREG(os.stat(real).st_mode)
+
+
+def limit_of_pixels() -> float:
+    """How many pixels a picture may have: Pillow's own limit where somebody has changed it, else VITFROST_MAX_PIXELS or 256 million."""
+    own = Image.MAX_IMAGE_PIXELS
+    if own != _PILLOWS_LIMIT:
+        return float("inf") if own is None else own
+    given = os.environ.get(LIMIT_VARIABLE, "")
+    return int(given) if given.isdigit() else MOST_PIXELS
+
+
+def open_picture(file: BinaryIO, preprocess: Geometry) -> Image.Image:
+    """A picture that is not decoded yet. JPEG and PNG are opened without Pillow's own limit, which pictures of phones are beyond.
+
+    Raises what Pillow raises, and an error for a picture that is too large.
+    """
+    start = file.read(8)
+    file.seek(0)
+    kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
+    image = Image.open(file) if kind is None else kind(file)
+    _refuse_huge(image, preprocess)
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit gray the high byte is kept."""
+    """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit gray the high byte is kept; floating-point gray runs
+    from 0 to 1, or to 255 where a value is above 1. Raises VitfrostError for values out of range.
+    """
     if image.mode == "RGB":
         image.load()
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise VitfrostError("it has whole numbers outside of 0 to 65535; convert it to 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(_bytes_of_floats(np.asarray(image)))
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
+def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not 0 <= low <= high <= 255:
+        raise VitfrostError("it has floating-point numbers outside of 0 to 255; convert it to 8 bits")
+    return (values * (255 if high <= 1 else 1)).round().astype(np.uint8)
+
+
 def _refuse_huge(image: Image.Image, preprocess: Geometry) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
+    limit = limit_of_pixels()
     width, height = image.size
-    if limit is not None and width * height > limit:
-        raise _Unusable(f"{width} x {height} pixels are more than the limit of {limit}")
-    if limit is not None and preprocess.resized_pixels(width, height) > limit:
+    if width * height > limit:
+        raise _Unusable(f"{width} x {height} pixels are more than the limit of {limit}; set {LIMIT_VARIABLE} to raise it")
+    if preprocess.resized_pixels(width, height) > limit:
         raise _Unusable(f"{width} x {height} pixels are too thin a picture: resized it would have more than {limit} pixels")
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ..errors import VitfrostError
 
 CROP_MODES = ("center", "border", "squash")
+LARGEST_SIDE, SMALLEST_CROP = 16384, 0.01
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+class Reading(TypedDict, total=False):
+    """What a caller says of how pictures are read, in the place of what the model says (None: as it says)."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    crop_pct: float | None
+    crop_mode: str | None
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,18 @@ class Preprocessing:
         object.__setattr__(self, "whole_squares", bool(self.whole_squares))
         if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
             raise VitfrostError(f"the input size {list(self.input_size)} is not (3, height, width); only RGB models are supported")
+        if max(self.input_size) > LARGEST_SIDE:
+            raise VitfrostError(f"the input size {list(self.input_size)} is out of range; give at most {LARGEST_SIDE} px")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise VitfrostError(f"the {name} has {len(getattr(self, name))} values; give three, for red, green and blue")
-        if not min(self.std) > 0:
-            raise VitfrostError(f"the std {list(self.std)} is out of range; give numbers above 0")
-        if not 0 < self.crop_pct <= 1:
-            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 and at most 1")
+        if not all(1e-4 <= value <= 1e4 for value in self.std):
+            raise VitfrostError(f"the std {list(self.std)} is out of range; give numbers above 0, in units of the full range")
+        if not all(abs(value) <= 1e4 for value in self.mean):
+            raise VitfrostError(f"the mean {list(self.mean)} is out of range; give numbers in units of the full range")
+        if not SMALLEST_CROP <= self.crop_pct <= 1:
+            least = f", {SMALLEST_CROP} or more" if self.crop_pct > 0 else ""
+            raise VitfrostError(f"crop_pct {self.crop_pct} is out of range; give a number above 0 and at most 1{least}")
         for name, known in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in known:
                 raise VitfrostError(f"{name} '{getattr(self, name)}' is unknown; choose one of {', '.join(known)}")
@@ -63,18 +78,11 @@ class Preprocessing:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def changed(
-        self,
-        *,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        crop_pct: float | None = None,
-        crop_mode: str | None = None,
-    ) -> Preprocessing:
+    def changed(self, **reading: Unpack[Reading]) -> Preprocessing:
         """With other values where they are given. A crop that is given is made on every picture, whole squares included."""
-        given = {"mean": mean, "std": std, "crop_pct": crop_pct, "crop_mode": crop_mode}
-        crops = crop_pct is not None or crop_mode is not None
-        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
+        values |= {name: tuple(values[name]) for name in ("mean", "std") if name in values}
+        crops = "crop_pct" in values or "crop_mode" in values
         return replace(self, whole_squares=self.whole_squares and not crops, **values)
 
     def at(self, image_size: tuple[int, int]) -> Preprocessing:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import features
 
 from ..errors import VitfrostError
+from .classes import ClassSpace, classes_of_folders
+from .decode import Decoded, decode_file
+from .geometry import Geometry
+from .labels import LABELS_FILE, listed, read_labels
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-LABELS_FILE = "labels.csv"
+log = logging.getLogger("vitfrost")
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+    | ({".avif", ".avifs"} if "avif" in features.modules and features.check("avif") else set())
+)
+# Pictures of phones, cameras and drawing programs that Pillow does not read as they are.
+NOT_TAKEN = (
+    frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg", ".psd"}) - EXTENSIONS
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,11 @@ class ImageSet:
         if drawn is None:
             return self
         labels = None if self.labels is None else tuple(self.labels[index] for index in drawn)
-        return ImageSet(self.root, tuple(self.files[index] for index in drawn), labels)
+        return replace(self, files=tuple(self.files[index] for index in drawn), labels=labels)
+
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
+        """One image as the model reads it; never raises for a bad file."""
+        return decode_file(self.root / self.files[position], preprocess)
 
 
 def draw(size: int | None, limit: int | None, seed: int) -> list[int] | None:
@@ -77,12 +94,16 @@ def draw(size: int | None, limit: int | None, seed: int) -> list[int] | None:
     return drawn
 
 
-def open_images(folder: str | Path, labels: str | Path | None = None, *, need_labels: bool = False, classes: int | None = None) -> ImageSet:
+def open_images(
+    folder: str | Path, labels: str | Path | None = None, *, need_labels: bool = False, classes: int | ClassSpace | None = None
+) -> ImageSet:
     """Find the images of a folder (recursively, in natural order) and, where asked for, their labels.
 
     Labels are read when `labels` names a CSV or `need_labels` is set: from that CSV, else from `labels.csv` in the folder,
-    else from class folders, whose names in timm's natural order are the classes 0, 1, ... Otherwise `labels` is None.
-    CSV paths are relative to `folder`. `classes`: number of classes of the model; a label must be below it.
+    else from class folders. As many of these as the model has classes are the classes 0, 1, ... in timm's natural order, unless their
+    names say more; where they are fewer, each says which class it is (see `classes_of_folders`). Otherwise `labels` is None.
+    CSV paths are relative to `folder`. `classes`: the model's, or their number alone; a label must be one of them. Files whose name says
+    that they are pictures of a kind that is not read are counted in a warning.
 
     Raises VitfrostError for a folder that is missing or holds no image, for labels that are needed and absent, and for a CSV
     that disagrees with the folder (see `read_labels`).
@@ -90,19 +111,32 @@ def open_images(folder: str | Path, labels: str | Path | None = None, *, need_la
     root = Path(folder)
     if not root.is_dir():
         raise VitfrostError(f"no image folder {root}; name an existing folder")
-    found = sorted(_find(root), key=natural_key)
+    others: Counter[str] = Counter()
+    found = sorted(_find(root, others), key=natural_key)
+    if others:
+        kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(others.items()))
+        log.warning("%s: pictures of kinds that are not read were left out (%s); convert them to JPEG or PNG", root, kinds)
     if not found:
         raise VitfrostError(f"the folder {root} holds no images; files ending in {', '.join(sorted(EXTENSIONS))} are taken as images")
     if labels is None and not need_labels:
         return ImageSet(root, tuple(found), None)
     table = Path(labels) if labels is not None else root / LABELS_FILE
+    space = ClassSpace(classes) if isinstance(classes, int) else classes
     if labels is not None or table.is_file():
-        label_of = read_labels(table, root, found, classes)
+        label_of = read_labels(table, root, found, space)
         files = sorted(label_of, key=natural_key)
     else:
-        label_of = _class_folder_labels(root, found, classes)
+        label_of = _class_folder_labels(root, found, space)
         files = found
     return ImageSet(root, tuple(files), tuple(label_of[file] for file in files))
+
+
+def class_folders(root: str | Path) -> tuple[str, ...]:
+    """The folders with images below `root`, in timm's natural order; none where images or a table of labels lie beside them."""
+    if (Path(root) / LABELS_FILE).is_file():
+        return ()
+    names = {file.partition("/")[0] if "/" in file else "" for file in _find(Path(root), Counter())}
+    return () if "" in names else tuple(sorted(names, key=natural_key))
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
@@ -111,7 +145,9 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-def _find(root: Path) -> Iterator[str]:
+def _find(root: Path, others: Counter[str]) -> Iterator[str]:
+    """Pictures below a folder; what is a picture of a kind that is not read is counted in `others`."""
+
     def refuse(error: OSError) -> None:
         raise VitfrostError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
@@ -119,82 +155,24 @@ def _find(root: Path) -> Iterator[str]:
         here = Path(place).resolve()
         folders[:] = [name for name in folders if not name.startswith(".") and not here.is_relative_to((here / name).resolve())]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+            extension = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if extension in EXTENSIONS:
                 yield Path(place, name).relative_to(root).as_posix()
+            elif extension in NOT_TAKEN:
+                others[extension] += 1
 
 
-def _class_folder_labels(root: Path, files: list[str], classes: int | None) -> dict[str, int]:
+def _class_folder_labels(root: Path, files: list[str], space: ClassSpace | None) -> dict[str, int]:
     mend = f"add {LABELS_FILE} with the header file,label, name a labels CSV, or use one sub-folder per class"
     outside = [file for file in files if "/" not in file]
     names = sorted({file.split("/", 1)[0] for file in files if "/" in file}, key=natural_key)
     if len(names) < 2:
         raise VitfrostError(f"the folder {root} has no labels: neither {LABELS_FILE} nor class folders (at least two); {mend}")
     if outside:
-        raise VitfrostError(f"the folder {root} has images outside its class folders: {_listed(outside)}; {mend}")
-    if classes is not None and len(names) > classes:
-        raise VitfrostError(f"the folder {root} has {len(names)} class folders but the model has {classes} classes; {mend}")
-    index = {name: number for number, name in enumerate(names)}
+        raise VitfrostError(f"the folder {root} has images outside its class folders: {listed(outside)}; {mend}")
+    index = classes_of_folders(names, space, root, mend)
+    if space is not None and len(names) < space.count:
+        log.info("%s: %d of the model's %d classes have a folder", root, len(names), space.count)
     return {file: index[file.split("/", 1)[0]] for file in files}
-
-
-def read_labels(table: Path, root: Path, found: list[str], classes: int | None = None) -> dict[str, int]:
-    """Read `file,label` rows (other columns are ignored) into {file: label} and check them against the folder.
-
-    Raises VitfrostError naming the first offender and the number of others: no such header, a label that is no integer or
-    out of range, a file named twice, a row whose file is not in `root`, an image of `found` without a row.
-    """
-    label_of: dict[str, int] = {}
-    no_integer: list[str] = []
-    out_of_range: list[str] = []
-    twice: list[str] = []
-    absent: list[str] = []
-    known = set(found)
-    for line, name, text in _rows(table):
-        file = Path(os.path.normpath(name)).as_posix()
-        where = f"'{name}' (line {line})"
-        try:
-            label = int(text)
-        except ValueError:
-            no_integer.append(f"'{text}' for {where}")
-            continue
-        if label < 0 or (classes is not None and label >= classes):
-            out_of_range.append(f"{label} for {where}")
-        if file in label_of:
-            twice.append(where)
-        elif file not in known and not _inside(root, file):
-            absent.append(where)
-        label_of[file] = label
-    missed = [file for file in found if file not in label_of]
-    bounds = "0 or more" if classes is None else f"0 to {classes - 1}"
-    for offenders, what, mend in (
-        (no_integer, "has a label that is not an integer", "give 0-based class indices"),
-        (out_of_range, "has a label out of range", f"labels must be {bounds}"),
-        (twice, "names a file twice", "keep one row per file"),
-        (absent, f"names a file that is not in {root}", "paths are relative to that folder"),
-        (missed, "misses an image of the folder", "add a row or remove the image"),
-    ):
-        if offenders:
-            raise VitfrostError(f"the labels CSV {table} {what}: {_listed(offenders)}; {mend}")
-    return label_of
-
-
-def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                raise VitfrostError(f"the labels CSV {table} has no header with the columns file,label; make it the first line")
-            for row in reader:
-                yield reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip()
-    except FileNotFoundError as error:
-        raise VitfrostError(f"no labels CSV {table}; name an existing file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VitfrostError(f"the labels CSV {table} is not readable: {error}") from error
-
-
-def _inside(root: Path, file: str) -> bool:
-    return not Path(file).is_absolute() and not file.startswith("../") and (root / file).is_file()
-
-
-def _listed(offenders: list[str]) -> str:
-    return offenders[0] + (f" and {len(offenders) - 1} more" if len(offenders) > 1 else "")

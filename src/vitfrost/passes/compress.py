@@ -17,13 +17,12 @@ from ..plans.fits import check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
-from .draws import Draws
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
 from .quantizers import find_quantizer, quantizing_pass
 from .repair_layers import RepairLayers
 from .structure import changed_sites, has_structure
-from .work import Pass, Work, apply_passes
+from .work import Draws, Pass, Work, apply_passes
 
 DEFAULTS = Compress()
 DRAWS = ("calibration", "structure", "repair")  # in which order an artifact lists their seeds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..map_sources.hallucinated import mixed_moments, sources
 from ..methods.hallucination.fit import HeadChoice, unexplained_shares
 from ..methods.hallucination.maps import HeadHallucination
-from ..plans.heads import sources
 from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import install_map_attention
 from ..vit.load import device_of
-from .structure import mixed_moments
+from .structure import Fitted
 
 
 def explained(moments: Float[Tensor, "heads heads"], choice: HeadChoice, mix: Float[Tensor, "hallucinated computed"]) -> list[float]:
@@ -29,13 +29,13 @@ def explained(moments: Float[Tensor, "heads heads"], choice: HeadChoice, mix: Fl
 def hallucinated_heads(
     plan: Plan,
     model: nn.Module,
-    similarity: Mapping[str, Float[Tensor, "heads heads"]] | None,
+    fitted: Fitted,
     seen: tuple[nn.Module, Float[Tensor, "images 3 height width"]] | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """For every hallucinated head by site: head, like, the share of its logits that the mix explains, and its map's distance.
 
-    `similarity`: the heads' second moments by site (explained: None without, and for a mix of maps after the softmax). `seen`: the
-    original model, and images to run through it (distance: None without).
+    `fitted`: of `structure.fit_sources`, with the heads' second moments (explained: None without, and for a mix of maps after the softmax).
+    `seen`: the original model, and images to run through it (distance: None without).
     """
     layers = [layer for layer in plan.layers if layer.hallucinated]
     distances: dict[str, list[float]] = {}
@@ -49,8 +49,9 @@ def hallucinated_heads(
         likes, shares = sources(layer), None
         made = model.get_submodule(f"{layer.site}.hallucination")
         assert isinstance(made, HeadHallucination)
+        similarity = fitted.get(layer.site, {}).get("hallucinated")
         if similarity is not None and made.options.space == "logits":
-            moments, choice = mixed_moments(similarity[layer.site], layer)
+            moments, choice = mixed_moments(similarity, layer)
             shares = explained(moments, choice, made.mix.matrix().detach().cpu())
         found[layer.site] = [
             {

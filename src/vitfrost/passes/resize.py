@@ -12,17 +12,19 @@ from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
-from ..methods.constant_heads.constants import Shape, StructuredMap, resized, resized_map, stretched_window
+from ..map_sources.frozen import shape_of_site
+from ..methods.constant_heads.constants import Shape, stretched_window
+from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import Plan
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import create_model, hash_state, load_state
+from ..vit.load import create_model, hash_state, load_state, refuse_cut_pixels
 from ..vit.resize import fit_state
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
-from .structure import install_structure, shape_of
+from .structure import install_structure
 
 
 def resize(
@@ -42,6 +44,7 @@ def resize(
     if not given.registered:
         raise VitfrostError(f"only timm's models are built for another image size, and timm cannot make this {given.name}")
     model = create_model(given.name, image_size, **given.options)
+    refuse_cut_pixels(model, find_sites(model).image_size)
     sites = {site.name: site for site in find_sites(model).attention}
     before = {site.name: site for site in find_sites(given.blank()).attention}
     size = find_sites(model).image_size
@@ -52,7 +55,7 @@ def resize(
             state |= _constants(module.constants, f"{name}.constants", before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
-    state = fit_state(model, state)
+    state = fit_state(model, state, getattr(getattr(given.blank(), "patch_embed", None), "grid_size", None))
     skeleton = Skeleton(model)
     install_structure(model, unhashed)
     load_state(model, state, f"of the {given.name} at {_shown(given.image_size)} px")
@@ -82,7 +85,7 @@ def _named(plan: Plan, changes: dict[str, Any]) -> Plan:
 
 
 def _grids(before: AttentionSite, after: AttentionSite) -> tuple[Shape, Shape]:
-    shapes = shape_of(before), shape_of(after)
+    shapes = shape_of_site(before), shape_of_site(after)
     if shapes[0] is None or shapes[1] is None or before.windows > 1 or after.windows > 1:
         raise VitfrostError(f"{before.name} has windows or reduced keys, whose constants are not carried over to another image size")
     return shapes[0], shapes[1]
@@ -105,12 +108,8 @@ def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: A
     shape, target = _grids(before, after)
     state: dict[str, torch.Tensor] = {}
     for place, head in enumerate(module.constants()):
-        constant, kind = head.constant(), head.kind
-        if not isinstance(constant, StructuredMap):
-            state[f"{name}.heads.{place}.map"] = torch.as_tensor(resized_map(constant, shape, target), dtype=torch.float32)
-            continue
         window = None if head.window is None else stretched_window(head.window, shape, target)
-        carried = resized(constant, shape, target, kind, window)
-        for part in ("kernel", "rest", "row_scale", "prefix_rows", "prefix_columns"):
-            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(getattr(carried, part), dtype=torch.float32)
+        carried = KINDS[head.kind].resized(head.constant(), shape, target, window)
+        for part, value in KINDS[head.kind].parts(carried).items():
+            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(value, dtype=torch.float32)
     return state

@@ -1,4 +1,4 @@
-"""A plan's structure: attention layers with fewer queries and keys, whose other heads' maps are constants or made of the others', and
+"""A plan's structure: attention layers with fewer queries and keys, whose other heads' maps come from other sources (map_sources), and
 feed-forward blocks with a factorized second projection."""
 
 from __future__ import annotations
@@ -6,39 +6,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..configs import Compact, Hallucinate
+from ..configs import Compact
 from ..errors import VitfrostError
-from ..methods.constant_heads.constants import Kind, Shape
-from ..methods.constant_heads.cost import constant_macs
-from ..methods.constant_heads.module import Constant, ConstantHeads
-from ..methods.hallucination.cost import generation_macs
-from ..methods.hallucination.fit import HeadChoice, fit_mix, fit_pairs
-from ..methods.hallucination.maps import HeadHallucination
 from ..methods.low_rank.factorize import factorize
 from ..methods.low_rank.moments import InputMoments
 from ..methods.low_rank.projection import CompactProjection, Layout
-from ..plans.heads import LayerPlan, sources
+from ..plans.compact import FeedForwardPlan
+from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
-from ..plans.structure import FeedForwardPlan
+from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
 from ..vit.sites import AttentionSite, LinearSite, ModelSites
 
+Fitted = Mapping[str, Mapping[str, Any]]
+
 
 def has_structure(plan: Plan) -> bool:
     """True where the plan changes the layers themselves: constant or hallucinated heads, or compact feed-forward blocks."""
-    return any(layer.hallucinated or layer.constant for layer in plan.layers) or any(block.rank is not None for block in plan.feed_forward)
+    return any(layer.sources for layer in plan.layers) or any(block.rank is not None for block in plan.feed_forward)
 
 
 def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
     """The sites of a model after `install_structure`: fewer logits, other layers; maps and heads stay."""
-    layers = {layer.site: layer for layer in plan.layers if layer.hallucinated or layer.constant}
+    layers = {layer.site: layer for layer in plan.layers if layer.sources}
     ranks = {block.site: block.rank for block in plan.feed_forward if block.rank is not None}
     attention = tuple(_with_logits(site, layers[site.name], plan) if site.name in layers else site for site in sites.attention)
     logit_heads = {site.name: site.logit_heads for site in attention if site.name in layers}
@@ -61,107 +58,57 @@ def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
 
 
 def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> AttentionSite:
-    count, made, constant = len(layer.logit_heads), len(layer.hallucinated), len(layer.constant)
-    macs = 0
-    if made:
-        assert plan.hallucinate is not None
-        macs = generation_macs(site.queries, site.keys, count, made, plan.hallucinate, site.prefix_tokens)
-    applied = constant_macs(shape_of(site), site.maps_shape, site.head_dim, kinds_of(layer)) if constant else 0
-    return replace(site, logit_heads=count, generation_macs=macs, constant_heads=constant, constant_macs=applied)
+    macs = tuple((source.cost, source.macs(site, layer, plan.settings_of(source))) for source in layer.sources)
+    apart = sum(len(layer.heads_of(source.name)) for source in layer.sources if not source.of_logits)
+    return replace(site, logit_heads=len(layer.logit_heads), mixed_apart=apart, source_macs=macs)
 
 
-def kinds_of(layer: LayerPlan) -> list[tuple[Kind, int | None]]:
-    """Kind and window of every constant head of a layer, in their order."""
-    heads = [layer.heads[number] for number in layer.constant]
-    return [(head.constant, head.window) for head in heads if head.constant is not None]
+def fit_sources(plan: Plan, statistics: Statistics | None) -> Fitted:
+    """What the sources of maps take from the statistics, by site and source; nothing without statistics."""
+    if statistics is None:
+        return {}
+    return {layer.site: {source.name: source.fit(layer, plan, statistics) for source in layer.sources} for layer in plan.layers}
 
 
-def shape_of(site: AttentionSite) -> Shape | None:
-    """The patch grid of a site's structured constants; None where queries and keys do not lie on one grid."""
-    same = site.queries == site.keys and site.grid_of_keys == site.grid
-    return Shape(site.grid, site.prefix_tokens) if same and site.queries == site.prefix_tokens + prod(site.grid) else None
+def needs_statistics(plan: Plan) -> bool:
+    """Whether a source of the plan's maps cannot do without the statistics that the plan was made from."""
+    return any(source.needs_statistics(plan.settings_of(source)) for layer in plan.layers for source in layer.sources)
 
 
-def install_constants(model: nn.Module, plan: Plan, constants: Mapping[str, Sequence[Constant]] | None = None) -> None:
-    """Leave queries and keys to the plan's other heads, in place, and give its frozen heads constant maps.
+def install_sources(model: nn.Module, plan: Plan, fitted: Fitted | None = None) -> None:
+    """Leave queries and keys to the plan's other heads, in place, and install what makes the maps of those without.
 
-    `constants`: by site, those of its frozen heads in their order, as `plans.freeze_heads.constants_of` fits them; without them maps
-    are uniform (to load a state, to count, or to be trained). Raises VitfrostError for a kind that a layer's maps cannot have.
+    `fitted`: as `fit_sources` makes it; without, maps are uniform or copies (to load a state, to count, or to be trained).
+    Raises VitfrostError for a layer that cannot have such maps.
     """
     modules = install_map_attention(model)
     for layer in plan.layers:
-        if not layer.constant:
-            continue
-        freeze_heads(modules[layer.site], layer, allowed_pairs(model, layer.site), None if constants is None else constants[layer.site])
+        if layer.sources:
+            settings = {source.name: plan.settings_of(source) for source in layer.sources}
+            allowed = allowed_pairs(model, layer.site)
+            install_layer(modules[layer.site], layer, settings, allowed, (fitted or {}).get(layer.site, {}))
 
 
-def freeze_heads(
+def install_layer(
     module: MapAttention,
     layer: LayerPlan,
+    settings: Mapping[str, Any],
     allowed: Bool[Tensor, "windows queries keys"] | None,
-    constants: Sequence[Constant] | None = None,
+    fitted: Mapping[str, Any],
 ) -> None:
-    """Give the layer's frozen heads constant maps (see `install_constants`), in place; the other heads keep queries and keys."""
-    site = module.site
-    try:
-        made = ConstantHeads(kinds_of(layer), shape_of(site), (site.windows, site.queries, site.keys), site.head_dim, allowed)
-        if constants is not None:
-            for head, constant in zip(made.constants(), constants, strict=True):
-                head.set(constant)
-    except ValueError as error:
-        raise VitfrostError(f"{layer.site}: {error}; write constant: dense for its heads, or plan again") from error
-    made.to(module.proj.weight).train(module.training)
-    if not layer.hallucinated:
-        module.keep_logits(layer.order, len(layer.logit_heads))
-    module.freeze_heads(made)
-
-
-def install_hallucination(model: nn.Module, plan: Plan, similarity: Mapping[str, Float[Tensor, "heads heads"]] | None = None) -> None:
-    """Leave queries and keys to the plan's other heads, in place, and make the hallucinated maps of theirs.
-
-    `similarity`: second moments of the heads' row-centered logits by site (`hallucination.fit.head_moments`); with them the mix
-    starts in closed form where the plan says so, without them as copies.
-    Raises VitfrostError for a layer that cannot be hallucinated.
-    """
-    modules = install_map_attention(model)
-    for layer in plan.layers:
-        if not layer.hallucinated:
-            continue
-        module = modules[layer.site]
-        if module.site.windows > 1 or module.has_relative_bias:
-            raise VitfrostError(
-                f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; "
-                "leave its heads computed"
-            )
-        assert plan.hallucinate is not None
-        moments = similarity[layer.site] if similarity is not None and plan.hallucinate.fits_mix else None
-        module.hallucinate(_hallucination(module, layer, plan.hallucinate, moments))
-        module.keep_logits(layer.order, len(layer.logit_heads))
-
-
-def mixed_moments(moments: Float[Tensor, "heads heads"], layer: LayerPlan) -> tuple[Float[Tensor, "mixed mixed"], HeadChoice]:
-    """The second moments of a layer's heads that have logits or are made of them, and which those are among them; heads with
-    constant maps take no part."""
-    mixed = [head for head in range(len(layer.heads)) if head not in layer.constant]
-    kept = tuple(mixed.index(head) for head in layer.logit_heads)
-    places = tuple(layer.logit_heads.index(source) for source in sources(layer))
-    return moments[mixed][:, mixed], HeadChoice(kept, places)
-
-
-def _hallucination(module: MapAttention, layer: LayerPlan, settings: Hallucinate, moments: Tensor | None) -> HeadHallucination:
-    site = module.site
-    if settings.intra_map == "key-grid" and site.grid_of_keys is None:
+    """Give one attention layer the sources of its plan (see `install_sources`), in place; settings and what was fitted by source."""
+    if any(source.of_logits for source in layer.sources) and (module.site.windows > 1 or module.has_relative_bias):
         raise VitfrostError(
-            f"{site.name} has keys that lie on no patch grid (each is a mean of consecutive tokens), which intra_map key-grid needs; "
-            "plan with --intra-map 3x3 or none, or leave this layer's heads computed"
+            f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; leave its heads computed"
         )
-    kept = layer.logit_heads
-    places = tuple(kept.index(source) for source in sources(layer))
-    made = HeadHallucination(len(kept), places, settings, prefix_tokens=site.prefix_tokens, key_grid=site.grid_of_keys)
-    if moments is not None:
-        moments, choice = mixed_moments(moments, layer)
-        made.mix.set_mix(fit_pairs(moments, choice) if settings.inter_map == "pair" else fit_mix(moments, choice, settings.ridge))
-    return made.to(module.proj.weight)
+    made = [source.make(module.site, layer, settings.get(source.name), allowed, fitted.get(source.name)) for source in layer.sources]
+    module.keep_logits(layer.order, len(layer.logit_heads))
+    for source, part in zip(layer.sources, made, strict=True):
+        part.to(module.proj.weight).train(module.training)
+        if source.of_logits:
+            module.hallucinate(part)
+        else:
+            module.mix_apart(source.module, part, len(layer.heads_of(source.name)))
 
 
 @contextmanager
@@ -246,8 +193,7 @@ def install_structure(model: nn.Module, plan: Plan, *, training: bool = False) -
     the changed model.
     """
     sites = find_sites(model)
-    install_hallucination(model, plan)
-    install_constants(model, plan)
+    install_sources(model, plan)
     install_compaction(model, plan, training=training, fill=False)
     return changed_sites(sites, plan)
 
@@ -265,25 +211,22 @@ def start_from(
     model: nn.Module,
     plan: Plan,
     pixels: Float[Tensor, "images 3 height width"] | None,
-    similarity: Mapping[str, Float[Tensor, "heads heads"]] | None,
+    fitted: Fitted | None = None,
     *,
-    constants: Mapping[str, Sequence[Constant]] | None = None,
     training: bool = False,
     batch_size: int = 16,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Give a trained model the plan's structure in closed form, in place: the mix by ridge regression on logits, `constants` of frozen
-    heads as they were fitted to mean maps, the factors by an SVD that is aware of the activations which `pixels` cause in the model
-    with its hallucinated and constant maps.
+    """Give a trained model the plan's structure in closed form, in place: sources of maps as they were `fitted` (`fit_sources`), the
+    factors by an SVD that is aware of the activations which `pixels` cause in the model with these maps.
 
     Returns the relative error of every compact block's output. Raises VitfrostError where images are needed and not given.
     """
     compact = any(block.rank is not None for block in plan.feed_forward)
     aware = compact and plan.compact is not None and plan.compact.init == "activations"
     if aware and pixels is None:
-        raise VitfrostError("factors that fit the activations need images; give --images DIR, or plan with --compact-init weights")
-    install_hallucination(model, plan, similarity)
-    install_constants(model, plan, constants)
+        raise VitfrostError('factors that fit the activations need images; give --images DIR, or plan with Compact(init="weights")')
+    install_sources(model, plan, fitted)
     inputs = None
     if aware:
         assert pixels is not None

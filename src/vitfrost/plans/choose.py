@@ -16,7 +16,7 @@ from ..configs.methods import FULL_PRECISION
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
-from .compact import compact_blocks
+from .compact import FeedForwardPlan, compact_blocks
 from .criteria import SiteArrays
 from .file import save_plan
 from .freeze_entries import with_frozen_entries
@@ -24,7 +24,6 @@ from .freeze_heads import first_heads, frozen_by_criterion
 from .hallucinate import hallucinated_layers
 from .heads import COMPUTED, LayerPlan
 from .schema import Plan, StatisticsIdentity
-from .structure import FeedForwardPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,6 +143,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
     hallucinate, constants, compact = chosen.hallucinate, chosen.heads, chosen.compact
     feed_forward: tuple[FeedForwardPlan, ...] = ()
+    given_sources: dict[str, Any] = {}
     if header.structure is not None:
         if hallucinate is not None or compact is not None or constants is not None:
             raise VitfrostError(
@@ -151,6 +151,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
                 "frozen entries"
             )
         constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
+        given_sources = header.structure.get("sources", {})
     else:
         if hallucinate is not None:
             hallucinate = replace(hallucinate, by=hallucinate.by or "medoids")
@@ -170,7 +171,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
             observed=header.observed,
         ),
         freeze=chosen.entries, constants=constants, hallucinate=hallucinate, compact=compact, quantize=chosen.quantize,
-        layers=tuple(layers), feed_forward=feed_forward,
+        sources=given_sources, layers=tuple(layers), feed_forward=feed_forward,
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def _check_mix(layers: Sequence[LayerPlan], settings: Hallucinate, statistics: S
         try:
             statistics.head_moments(hallucinated[0])
         except VitfrostError as error:
-            raise VitfrostError(f"{error}; or let the mix start as copies (--mix copy)") from error
+            raise VitfrostError(f'{error}; or let the mix start as copies, Hallucinate(mix="copy")') from error
 
 
 def _compact(sites: Sequence[Mapping[str, Any]], settings: Compact) -> tuple[FeedForwardPlan, ...]:

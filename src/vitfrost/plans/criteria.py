@@ -169,5 +169,5 @@ def fisher(site: SiteArrays, seed: int, index: int) -> Scores:
 
 def _sensitivity(site: SiteArrays, name: str) -> SensitivityArrays:
     if site.sensitivity is None:
-        raise VitfrostError(f"criterion {name} needs statistics taken with --sensitivity; calibrate again with it")
+        raise VitfrostError(f"criterion {name} needs statistics taken with Calibrate(sensitivity=True); calibrate again with it")
     return site.sensitivity

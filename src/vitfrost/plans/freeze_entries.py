@@ -80,9 +80,8 @@ def _check_ratio(groups: Iterable[_Candidates], ratio: float) -> None:
     possible = [(int(group.eligible.sum()), group.unmasked) for group in groups]
     if any(share(ratio, unmasked) > eligible for eligible, unmasked in possible):
         highest = min(Fraction(eligible, unmasked) for eligible, unmasked in possible)
-        raise VitfrostError(
-            f"freeze is {ratio}, but so many entries are protected that at most {math.floor(highest * 10_000) / 10_000} can be frozen"
-        )
+        most = math.floor(highest * 10_000) / 10_000
+        raise VitfrostError(f"FreezeEntries.ratio is {ratio}, but so many entries are protected that at most {most} can be frozen")
 
 
 def _select(group: _Candidates, freeze: FreezeEntries) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +123,9 @@ def with_frozen_entries(layers: Sequence[LayerPlan], settings: FreezeEntries, si
     """The layers with the number of frozen entries of every head that has logits. Raises VitfrostError for a protection of tokens that the
     model does not have, and where so many are protected that too few are left."""
     if settings.protect and not any(layer.prefix_tokens for layer in layers):
-        raise VitfrostError(f"protect is {', '.join(settings.protect)}, but the model has no class token or other prefix token")
+        raise VitfrostError(
+            f"FreezeEntries.protect is {', '.join(settings.protect)}, but the model has no class token or other prefix token"
+        )
     heads = [_heads(sites[layer.site], layer, index, settings) for index, layer in enumerate(layers)]
     kept = [[candidates[head] for head in layer.logit_heads] for layer, candidates in zip(layers, heads, strict=True)]
     return [_with_heads(layer, plans) for layer, plans in zip(layers, _head_plans(kept, settings), strict=True)]

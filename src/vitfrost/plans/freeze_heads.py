@@ -6,62 +6,28 @@ Shapes: W windows, H heads, Q queries, K keys, P prefix tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isqrt, prod, sqrt
-from typing import cast
+from math import prod
 
 import numpy as np
 from jaxtyping import Float
 
 from ..configs import FreezeHeads
 from ..errors import VitfrostError
-from ..methods.constant_heads.constants import Kind, Shape, StructuredMap, dense_of, fit
+from ..map_sources.frozen import fitted, known_kind, shape_of
+from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.cost import head_cost
+from ..methods.constant_heads.kinds import KINDS
 from .criteria import CRITERIA, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share
 
-Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
-
-WINDOWS = (3, 5, 7, 9, 11, 15)
-DEFAULT_WINDOW = 7
 # Costs of kinds are compared at this head width, which statistics do not name; it is that of all published ViTs of 64 channels a head.
 HEAD_DIM = 64
 
 
-def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
-    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square); None where there
-    is none, as with spatially reduced keys."""
-    windows, _, queries, keys = layer.maps
-    patches = queries - layer.prefix_tokens
-    if queries != keys or patches < 1:
-        return None
-    height = isqrt(patches) if windows > 1 else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
-    if patches % height or height * (width := patches // height) != patches:
-        return None
-    return Shape((height, width), layer.prefix_tokens)
-
-
-def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: Kind, window: int | None) -> Constant:
-    """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
-    mean = site.mean[:, head]
-    if kind == "dense":
-        return mean
-    if shape is None:
-        raise VitfrostError(f"{kind} constants need queries and keys on one patch grid, which these maps do not have; take dense ones")
-    return fit(mean, site.value_norm[:, head], shape, kind, window, site.allowed)
-
-
-def whole_map(constant: Constant, shape: Shape | None, site: SiteArrays) -> Float[np.ndarray, "windows queries keys"]:
-    """The map that a constant stands for."""
-    if isinstance(constant, np.ndarray):
-        return constant
-    assert shape is not None
-    return dense_of(constant, shape, site.allowed)
-
-
-def structure_error(constant: Constant, shape: Shape | None, site: SiteArrays, head: int) -> float:
-    """What a constant adds to the squared error at the layer's output beyond that of the mean map: sum of (A^mu - c)^2 E||W_O v||^2."""
-    wrong = (site.mean[:, head] - whole_map(constant, shape, site)) ** 2
+def structure_error(whole: Float[np.ndarray, "windows queries keys"], site: SiteArrays, head: int) -> float:
+    """What a constant map adds to the squared error at the layer's output beyond that of the mean map: sum of (A^mu - c)^2 E||W_O v||^2."""
+    wrong = (site.mean[:, head] - whole) ** 2
     return float((wrong * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
@@ -70,16 +36,12 @@ def freezing_error(site: SiteArrays, head: int) -> float:
     return float((site.variance[:, head] * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
-def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[Kind, int | None]]:
-    """Kinds and windows that a head may get, unless its map has no patch grid: then only dense ones."""
-    if shape is None and settings.kind in ("auto", "dense"):
-        return [("dense", None)]
-    if settings.kind != "auto":
-        return [(settings.kind, (settings.window or DEFAULT_WINDOW) if settings.kind == "local" else None)]
-    assert shape is not None
-    largest = 2 * max(shape.grid) - 1
-    windows = [settings.window] if settings.window is not None else [window for window in WINDOWS if window < largest]
-    return [*(("local", window) for window in windows), ("toeplitz", None), ("dense", None)]  # type: ignore[list-item]
+def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[str, int | None]]:
+    """Kinds and windows that a head may get, unless its map has no patch grid: then only those that need none."""
+    auto = settings.kind == "auto"
+    kinds = [each for each in reversed(KINDS.values()) if each.in_auto and not (each.needs_grid and shape is None)]
+    kinds = kinds if auto else [known_kind(settings.kind, shape)]
+    return [(kind.name, window) for kind in kinds for window in kind.windows(settings.window, shape, auto)]
 
 
 def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
@@ -93,7 +55,8 @@ def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape
     kinds = candidates(settings, shape)
     costs = {kind: head_cost(kind[0], shape, (windows, queries, keys), HEAD_DIM, kind[1], masked).total for kind in kinds}
     for kind, window in sorted(kinds, key=lambda kind: costs[kind]):
-        error = structure_error(fitted(site, shape, head, kind, window), shape, site, head)
+        whole = KINDS[kind].whole(fitted(site, shape, head, kind, window), shape, site.allowed)
+        error = structure_error(whole, site, head)
         if len(kinds) == 1 or error <= settings.tolerance * scale:
             break
     else:
@@ -104,7 +67,7 @@ def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape
 def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.ndarray, heads]:
     """A criterion of whole heads: of errors the sum over the entries, of the others the mean; masked pairs are left out."""
     if by not in CRITERIA:
-        raise VitfrostError(f"by is '{by}'; it should be one of {', '.join(CRITERIA)}")
+        raise VitfrostError(f"FreezeHeads.by is '{by}'; it should be one of {', '.join(CRITERIA)}")
     scores = CRITERIA[by](site, seed, index).astype(np.float64)
     count = prod(scores.shape) // scores.shape[1]
     if site.allowed is not None:
@@ -156,7 +119,7 @@ def first_heads(layers: Sequence[LayerPlan], settings: FreezeHeads, image_size: 
         if layer.hallucinated and len(heads) == len(layer.logit_heads):
             heads = heads[:-1]
         kind, window = candidates(settings, shape_of(layer, image_size))[0]
-        window = (settings.window or DEFAULT_WINDOW) if kind == "local" else None
+        window = KINDS[kind].windows(settings.window, None, auto=False)[0]
         plans = list(layer.heads)
         for head in heads:
             plans[head] = HeadPlan(source="frozen", constant=kind, window=window)
@@ -167,7 +130,7 @@ def first_heads(layers: Sequence[LayerPlan], settings: FreezeHeads, image_size: 
 def _check_count(wanted: int, possible: int, what: str, ratio: float) -> None:
     if wanted > possible:
         raise VitfrostError(
-            f"freeze is {ratio}, that is {wanted} {what}, but only {possible} can be frozen whole beside hallucinated heads; give less"
+            f"FreezeHeads.ratio is {ratio}, that is {wanted} {what}, but only {possible} can be frozen beside hallucinated heads; give less"
         )
 
 
@@ -204,13 +167,3 @@ def frozen_by_criterion(
     chosen = chosen_heads(scores, layers, settings)
     why = {(place, head): f"{settings.by} {scores[place][head]:.4g}" for place, heads in enumerate(chosen) for head in heads}
     return with_constants(layers, chosen, settings, sites, image_size, why)
-
-
-def constants_of(plan_layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Constant]:
-    """The fitted constants of a layer's frozen heads, in their order."""
-    shape = shape_of(plan_layer, image_size)
-    made = []
-    for head in plan_layer.constant:
-        frozen = plan_layer.heads[head]
-        made.append(fitted(site, shape, head, cast(Kind, frozen.constant), frozen.window))
-    return made

@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from ..configs import Hallucinate
 from ..errors import VitfrostError
+from ..map_sources.hallucinated import NO_SWIN
 from ..vit.names import has_relative_bias
 from .heads import COMPUTED, HeadPlan, LayerPlan
 from .select import share
-from .structure import NO_SWIN
 
 
 def hallucinated_layers(
@@ -35,7 +35,7 @@ def hallucinated_layers(
         heads = layer.maps[1]
         count = share(settings.share, heads)
         if count and (layer.maps[0] > 1 or has_relative_bias(model_name)):
-            raise VitfrostError(f"{NO_SWIN} ({layer.site} of {model_name}); plan without --hallucinate")
+            raise VitfrostError(f"{NO_SWIN} ({layer.site} of {model_name}); plan without Hallucinate.share")
         if count == 0:
             made.append(layer)
             continue

@@ -6,13 +6,22 @@ path in front, so every error names the field, its value and what is allowed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..configs.methods import Kind, Window
+from ..map_sources import SOURCES, MapSource
 from ..strict import Count, Positive, Strict
-from .structure import NO_SWIN
+
+HEAD_FIELDS = ("entries", "zeros", "like", "constant", "window")
+
+
+def _known(name: str) -> str:
+    if name not in SOURCES:
+        raise PydanticCustomError("source", "it should be one of {names}", {"names": ", ".join(SOURCES)})
+    return name
 
 
 class HeadPlan(Strict):
@@ -24,7 +33,7 @@ class HeadPlan(Strict):
     another head of its layer.
     """
 
-    source: Literal["computed", "frozen", "hallucinated"]
+    source: Annotated[str, AfterValidator(_known)]
     entries: Count = 0
     zeros: Count = 0
     like: Count | None = None
@@ -32,29 +41,25 @@ class HeadPlan(Strict):
     window: Window | None = None
     why: str | None = None
 
-    @model_validator(mode="after")
-    def _constant_goes_with_frozen(self) -> HeadPlan:
-        if self.constant is not None and self.source != "frozen":
-            raise ValueError(f"constant is '{self.constant}', but a {self.source} head has none; leave it out, or write source: frozen")
-        if self.constant is not None and self.entries:
-            raise ValueError(f"entries is {self.entries}, but constant freezes the whole head; leave one of them out")
-        if (self.window is None) == (self.constant == "local"):
-            missing = (
-                "is missing, and a local constant has one" if self.window is None else f"is {self.window}, but only local ones have one"
-            )
-            raise ValueError(f"window {missing}")
-        return self
+    @property
+    def map_source(self) -> MapSource:
+        """What makes its maps."""
+        return SOURCES[self.source]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields that say more than the source does."""
+        return {name: value for name in HEAD_FIELDS if (value := getattr(self, name))}
 
     @model_validator(mode="after")
-    def _source_and_entries_agree(self) -> HeadPlan:
-        if self.source != "frozen" and self.entries:
-            raise ValueError(f"entries is {self.entries}, but a {self.source} head has none; leave it out, or write source: frozen")
-        if self.source != "hallucinated" and self.like is not None:
-            raise ValueError(f"like is {self.like}, but a {self.source} head is like itself; leave it out, or write source: hallucinated")
-        if self.source == "frozen" and not self.entries and self.constant is None:
-            raise ValueError("entries is 0, but a frozen head has at least 1, or a constant; write one, or source: computed")
+    def _fields_are_those_of_the_source(self) -> HeadPlan:
         if self.zeros > self.entries:
             raise ValueError(f"zeros is {self.zeros}, more than the {self.entries} frozen entries")
+        for name, value in self.fields.items():
+            if name not in self.map_source.fields:
+                owner = next(source.name for source in SOURCES.values() if name in source.fields)
+                raise ValueError(f"{name} is {value!r}, but a {self.source} head has none; leave it out, or write source: {owner}")
+        self.map_source.check_head(self)
         return self
 
 
@@ -79,36 +84,43 @@ class LayerPlan(Strict):
         windows, _, queries, keys = self.maps
         return windows * queries * keys if self.unmasked is None else self.unmasked
 
+    def heads_of(self, source: str) -> tuple[int, ...]:
+        """Heads without queries and keys whose maps come from this source, ascending."""
+        return tuple(number for number, head in enumerate(self.heads) if head.source == source and not head.map_source.keeps_logits(head))
+
     @property
     def hallucinated(self) -> tuple[int, ...]:
-        """Heads without queries and keys, ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.source == "hallucinated")
+        """Heads whose maps are made of the other heads', ascending."""
+        return self.heads_of("hallucinated")
 
     @property
     def constant(self) -> tuple[int, ...]:
-        """Heads whose whole map is a constant, without queries and keys, ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.constant is not None)
+        """Heads whose whole map is a constant, ascending."""
+        return self.heads_of("frozen")
 
     @property
     def logit_heads(self) -> tuple[int, ...]:
         """Heads with queries and keys (computed ones, and those with frozen entries), ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.source != "hallucinated" and head.constant is None)
+        return tuple(number for number, head in enumerate(self.heads) if head.map_source.keeps_logits(head))
+
+    @property
+    def sources(self) -> list[MapSource]:
+        """The sources of the heads without queries and keys, in the order of their heads: first the one whose maps are made of logits."""
+        there = [source for source in SOURCES.values() if self.heads_of(source.name)]
+        return sorted(there, key=lambda source: not source.of_logits)
 
     @property
     def order(self) -> tuple[int, ...]:
-        """All heads: those with queries and keys, those hallucinated from them, those with constant maps."""
-        return self.logit_heads + self.hallucinated + self.constant
+        """All heads: those with queries and keys, then those of every source."""
+        return self.logit_heads + tuple(head for source in self.sources for head in self.heads_of(source.name))
 
     @model_validator(mode="after")
-    def _hallucinated_heads_have_sources(self) -> LayerPlan:
-        if self.hallucinated and not self.logit_heads:
-            raise ValueError("heads are hallucinated, but none is left to make their maps of; leave at least one computed")
-        for number in self.hallucinated:
-            like = self.heads[number].like
-            if like is not None and like not in self.logit_heads:
-                raise ValueError(f"heads[{number}].like is {like}; it should be one of the heads {', '.join(map(str, self.logit_heads))}")
-        if self.hallucinated and self.maps[0] > 1:
-            raise ValueError(f"heads are hallucinated, but the maps have {self.maps[0]} windows; {NO_SWIN}; leave them computed")
+    def _sources_have_what_they_need(self) -> LayerPlan:
+        of_logits = [source.name for source in self.sources if source.of_logits]
+        if len(of_logits) > 1:
+            raise ValueError(f"heads are {' and '.join(of_logits)}, but a layer has only one source whose maps are made of logits")
+        for source in self.sources:
+            source.check_layer(self)
         return self
 
     @model_validator(mode="after")
@@ -122,13 +134,3 @@ class LayerPlan(Strict):
             if head.entries > self.entries_per_head:
                 raise ValueError(f"heads[{number}].entries is {head.entries}, more than the {self.entries_per_head} entries of a head")
         return self
-
-
-def sources(layer: LayerPlan) -> tuple[int, ...]:
-    """For each hallucinated head, ascending, the head it starts as: `like`, else the next lower one with logits, or the first."""
-    return tuple(
-        next((other for other in reversed(layer.logit_heads) if other < head), layer.logit_heads[0])
-        if (like := layer.heads[head].like) is None
-        else like
-        for head in layer.hallucinated
-    )

@@ -11,15 +11,17 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from ..configs.base import parsed
 from ..configs.flat import Method
+from ..errors import VitfrostError
 from ..identity import Identity
+from ..map_sources import SOURCES, MapSource
 from ..strict import Count, Positive, Strict
-from ..vit.names import has_relative_bias
+from .compact import FeedForwardPlan
 from .heads import HeadPlan, LayerPlan
-from .structure import NO_SWIN, FeedForwardPlan
 
 KIND, VERSION = "vitfrost plan", 1
-STRUCTURE_PARTS = ("constants", "hallucinate", "compact", "feed_forward")
+STRUCTURE_PARTS = ("constants", "hallucinate", "sources", "compact", "feed_forward")
 
 
 class StatisticsIdentity(Strict):
@@ -43,7 +45,10 @@ class LatencyPlan(Strict):
 
 
 class Plan(Strict):
-    """A whole plan. Layers stand in the order in which data passes the attention sites."""
+    """A whole plan. Layers stand in the order in which data passes the attention sites.
+
+    `sources`: configurations of sources of maps that have no part of their own, by the source's name.
+    """
 
     kind: Literal["vitfrost plan"] = "vitfrost plan"
     version: Literal[1] = 1
@@ -53,6 +58,7 @@ class Plan(Strict):
     constants: FreezeHeads | None = None
     hallucinate: Hallucinate | None = None
     compact: Compact | None = None
+    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
     latency: LatencyPlan | None = None
     quantize: Quantize
     layers: tuple[LayerPlan, ...]
@@ -74,8 +80,9 @@ class Plan(Strict):
         counts = {
             "frozen whole": sum(head.constant is not None for head in heads),
             "with frozen weights": sum(bool(head.entries) for head in heads),
-            "hallucinated": sum(len(layer.hallucinated) for layer in self.layers),
         }
+        others = [name for name in SOURCES if name not in ("computed", "frozen")]
+        counts |= {name: sum(len(layer.heads_of(name)) for layer in self.layers) for name in others}
         made = [f"{count} of {len(heads)} heads {what}" for what, count in counts.items() if count]
         compact = sum(block.rank is not None for block in self.feed_forward)
         made += [f"{compact} compact blocks"] if compact else []
@@ -93,20 +100,28 @@ class Plan(Strict):
             first[layer.site] = number
             for place, head in enumerate(layer.heads):
                 where = f"layers[{number}].heads[{place}]"
-                if head.entries and (self.freeze is None or self.statistics is None):
-                    missing = "freeze" if self.freeze is None else "statistics"
-                    raise ValueError(f"{where}.source is 'frozen', but the plan has no {missing} part; make it with vitfrost plan")
-                if head.constant is not None and self.constants is None:
-                    raise ValueError(
-                        f"{where}.constant is '{head.constant}', but the plan has no constants part; make it with vitfrost plan"
-                    )
-                if head.source == "hallucinated" and self.hallucinate is None:
-                    raise ValueError(f"{where}.source is 'hallucinated', but the plan has no hallucinate part; make it with vitfrost plan")
-                if head.source == "hallucinated" and has_relative_bias(self.model.name):
-                    raise ValueError(f"{where}.source is 'hallucinated', but {NO_SWIN}; leave it computed")
-                if head.zeros and self.freeze is not None and self.freeze.ties != "strict":
-                    raise ValueError(f"{where}.zeros is {head.zeros}, but freeze.ties is '{self.freeze.ties}'; zeros go with ties: strict")
+                try:
+                    head.map_source.check_plan(head, self)
+                except ValueError as error:
+                    raise ValueError(f"{where}.{error}") from error
         return self
+
+    @model_validator(mode="after")
+    def _sources_have_configurations(self) -> Plan:
+        for name in self.sources:
+            if name not in SOURCES or SOURCES[name].config is None:
+                raise ValueError(f"sources.{name} is not known here; there is no such source of maps with a configuration")
+            try:
+                self.settings_of(SOURCES[name])
+            except VitfrostError as error:
+                raise ValueError(f"sources.{name}: {error}") from error
+        return self
+
+    def settings_of(self, source: MapSource) -> Any:
+        """The configuration of a source of maps; None where it has none."""
+        if source.config is not None:
+            return parsed(source.config, self.sources.get(source.name, {}))
+        return None if source.part is None else getattr(self, source.part)
 
     @model_validator(mode="after")
     def _freezes_entries_or_heads(self) -> Plan:
@@ -150,22 +165,21 @@ def methods_in(plan: Plan) -> tuple[Method, ...]:
 
 
 def structure_of(plan: Plan | None) -> dict[str, Any] | None:
-    """The parts of a plan that change layers, as plain data: constants, hallucinate, compact, feed_forward, and by site the heads, of
+    """The parts of a plan that change layers, as plain data (STRUCTURE_PARTS), and by site the heads, of
     which only those without queries and keys differ from computed; None without such parts."""
-    if plan is None or (plan.constants is None and plan.hallucinate is None and plan.compact is None):
+    if plan is None:
+        return None
+    heads = {layer.site: [_structure_of_head(head) for head in layer.heads] for layer in plan.layers if layer.sources}
+    if plan.constants is None and plan.hallucinate is None and plan.compact is None and not heads:
         return None
     data = plan.plain()
-    heads = {
-        layer.site: [_structure_of_head(head) for head in layer.heads] for layer in plan.layers if layer.hallucinated or layer.constant
-    }
     blocks = [{key: value for key, value in block.items() if key != "why"} for block in data.get("feed_forward", ())]
     parts = {part: data[part] for part in STRUCTURE_PARTS if part in data} | {"heads": heads}
     return parts | {"feed_forward": blocks} if blocks else parts
 
 
 def _structure_of_head(head: HeadPlan) -> dict[str, Any]:
-    if head.source == "hallucinated":
-        return {"source": head.source, "like": head.like}
-    if head.constant is not None:
-        return {"source": head.source, "constant": head.constant, "window": head.window}
-    return {"source": "computed"}
+    if head.map_source.keeps_logits(head):
+        return {"source": "computed"}
+    fields = (name for name in head.map_source.fields if name not in ("entries", "zeros"))
+    return {"source": head.source} | {name: getattr(head, name) for name in fields}

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..configs import Hallucinate
 from ..evaluation.cost import MAC_PARTS, PARAMETER_PARTS
-from ..plans.heads import LayerPlan, sources
+from ..map_sources import SOURCES
+from ..map_sources.hallucinated import sources
+from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
 from .curves import Chart
 from .figures import Scale
@@ -166,14 +168,14 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         constants=_constants(plan),
         hallucinated=kinds["hallucinated"],
         heads=sum(kinds.values()),
-        chosen=_chosen(plan.hallucinate),
+        chosen=CHOSEN_BY[plan.hallucinate.by or "medoids"] if plan.hallucinate else "",
         made=_made(plan.hallucinate),
         start=_start(plan, kinds["hallucinated"] > 0),
         likes=_likes(parts, plan, likeness),
         explained=_range([one.explained for one in known]),
         distance=_range([one.distance for one in known]),
         sources=cells,
-        counts=[(kind, kinds[kind]) for kind in ("computed", "frozen", "hallucinated") if kinds[kind]],
+        counts=[(kind, kinds[kind]) for kind in SOURCES if kinds[kind]],
         blocks=blocks,
         all_blocks=len(anatomy.sites.feed_forward),
         error_of="weights" if plan.compact is not None and plan.compact.init == "weights" else "outputs",
@@ -183,10 +185,6 @@ def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | N
         trained=parts.trained,
         times=(1e3 * times[0], 1e3 * times[1]) if times[0] is not None and times[1] is not None else None,
     )
-
-
-def _chosen(settings: Hallucinate | None) -> str:
-    return CHOSEN_BY[settings.by or "medoids"] if settings else ""
 
 
 def _made(settings: Hallucinate | None) -> str:
@@ -223,7 +221,7 @@ def _source(layer: LayerPlan, head: int) -> Source:
     if plan.source == "frozen":
         share = f"{100 * plan.entries / layer.entries_per_head:.0f} %"
         return "frozen", share, f"{share} of its weights frozen, the others computed"
-    return "computed", "", "computed"
+    return plan.source, "" if plan.source == "computed" else plan.source, plan.source
 
 
 def _constants(plan: Plan) -> Table | None:

@@ -25,6 +25,7 @@ MAC_NAMES = {
     "hallucination": "Hallucinating maps",
     "map_value_product": "A·V, maps times values",
     "constant_maps": "Constant maps times values",
+    "other_maps": "Maps of other sources",
     "value_output_projection": "V and output projections",
     "feed_forward": "Feed-forward",
     "patch_merging": "Patch merging",

@@ -17,7 +17,7 @@ from ..configs.methods import REPQ, ProtectedPart, RepairMethod
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.text import overlaid
+from ..plans.file import overlaid
 from ..records import Format
 from ..strict import Strict
 
@@ -259,7 +259,7 @@ def parse_recipe(kind: type[R], data: Any, path: Path, *, quick: bool = False) -
     shorter = data.pop("quick", None)
     if quick:
         if not isinstance(shorter, dict):
-            raise VitfrostError(f"{path} has no quick variant; run it without --quick")
+            raise VitfrostError(f"{path} has no quick variant; run it without Run.quick")
         data = overlaid(data, shorter)
     return FORMAT.record(kind, data, path).resolved(path.parent)
 

@@ -35,9 +35,17 @@ class Stage:
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = None) -> None:
-    """Do the stages that are not done. A `clock` that the stages' own work is told to says how long is left."""
+    """Do the stages that are not done. A `clock` that the stages' own work is told to says how long is left.
+
+    A stage that fails does not end those that do not need what it makes. Raises VitfrostError at the end, which names what failed.
+    """
     done = _stages_done(folder / STAGES_FILE)
+    failed: dict[str, VitfrostError] = {}
+    missing: set[str] = set()
     for number, stage in enumerate(stages, 1):
+        if missing.intersection(stage.inputs):
+            missing.add(stage.output)
+            continue
         key, target = hash_of(stage.settings, {name: file_key(folder / name) for name in stage.inputs}), folder / stage.output
         if target.exists() and done.get(stage.name) == key:
             say(f"[{number}/{len(stages)}] {stage.name}: already there")
@@ -47,11 +55,21 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         left = "" if clock is None else clock.text()
         say(f"[{number}/{len(stages)}] {stage.name} -> {target}{left}")
         before = 0.0 if clock is None else clock.left
-        stage.make(target)
+        try:
+            stage.make(target)
+        except VitfrostError as error:
+            failed[stage.name] = error
+            missing.add(stage.output)
+            continue
         if clock is not None:
             clock.done(stage.work - (before - clock.left))  # what the stage has not told itself
         done[stage.name] = key
         write_json(folder / STAGES_FILE, done)
+    if failed:
+        first, *others = failed
+        if not others:
+            raise failed[first]
+        raise VitfrostError(f"{first} failed, and so did {', '.join(others)}; the first: {failed[first]}; mend it and go on with --resume")
 
 
 def _stages_done(path: Path) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import VitfrostError
+from ..errors import VitfrostError, shown
 from ..files import sha256_of_file
 from ..images.geometry import Geometry
 from ..records import Format
@@ -13,6 +15,7 @@ from .runtimes import FORMATS, PRECISIONS
 
 FORMAT = Format("an exported model", "vitfrost export", mend="export again")
 EXPORT_FILE = "export.json"
+MOST_CLASSES = 2**20  # or channels, where there are no classes
 
 
 def is_export(path: str | Path) -> bool:
@@ -32,7 +35,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise VitfrostError(f"{path} is no exported model: it has no {EXPORT_FILE}; make one with vitfrost export")
     about = FORMAT.read(path / EXPORT_FILE)
     _check_fields(path, about)
-    for name in FORMATS[about["format"]].files:
+    for name in dict.fromkeys((*FORMATS[about["format"]].files, *about["sha256"])):
         if not (path / name).is_file():
             raise VitfrostError(f"{path} has no {name}; export again")
         if sha256_of_file(path / name) != about["sha256"].get(name):
@@ -40,27 +43,82 @@ def read_export(path: str | Path) -> dict[str, Any]:
     return about
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_name(value: Any) -> bool:
+    """A file in this very folder."""
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.-]{0,99}", value) is not None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_count(side) and 0 < side <= 2**16 for side in value)
+
+
+def _is_record(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+_MODEL: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "image_size": _is_size,
+    "weight_tag": lambda value: isinstance(value, str),
+    "state_hash": lambda value: isinstance(value, str),
+}
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: isinstance(value, str) and value in FORMATS,
+    "precision": lambda value: value in PRECISIONS,
+    "model": lambda value: isinstance(value, dict),
+    "classes": lambda value: _is_count(value) and value <= MOST_CLASSES,
+    "preprocessing": lambda value: isinstance(value, dict),
+    "macs": _is_count,
+    "seeds": lambda value: isinstance(value, dict) and all(_is_count(seed) for seed in value.values()),
+    "sha256": lambda value: isinstance(value, dict) and all(_is_name(name) and _is_hash(digest) for name, digest in value.items()),
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "plan_hash": lambda value: isinstance(value, str),
+    "needs": lambda value: isinstance(value, dict) and all(isinstance(least, str) for least in value.values()),
+    "graph": lambda value: isinstance(value, str),
+    "attention": lambda value: isinstance(value, str),
+    "bits": lambda value: isinstance(value, str) and re.fullmatch("W[2-8]/A[2-8]", value) is not None,
+    "ranges": lambda value: isinstance(value, str),
+    "weight_range": lambda value: isinstance(value, str),
+    **dict.fromkeys(("calibration", "plan", "versions", "parity", "checked"), _is_record),
+}
+
+
 def _check_fields(path: Path, about: dict[str, Any]) -> None:
+    """Raise VitfrostError for the first field that is missing, or has a value of another type or out of range."""
+    where = path / EXPORT_FILE
+    model = about.get("model")
+    for fields, checks, prefix in ((about, _FIELDS, ""), (model if isinstance(model, dict) else {}, _MODEL, "model.")):
+        for name, check in checks.items():
+            if name not in fields:
+                raise FORMAT.damaged(where, f"{prefix}{name} is missing")
+            if not check(fields[name]):
+                raise FORMAT.damaged(where, f"{prefix}{name} is {shown(fields[name])}")
+    for name, check in _OPTIONAL.items():
+        if about.get(name) is not None and not check(about[name]):
+            raise FORMAT.damaged(where, f"{name} is {shown(about[name])}")
+    names = about.get("class_names")
+    if names is not None and len(names) != about["classes"]:
+        raise FORMAT.damaged(where, f"it has {len(names)} class_names for {about['classes']} classes")
     try:
-        Geometry(about["preprocessing"])
-        sound = (
-            about["format"] in FORMATS
-            and about["precision"] in PRECISIONS
-            and isinstance(about["sha256"], dict)
-            and isinstance(about["model"]["name"], str)
-            and isinstance(about["classes"], int)
-            and about["classes"] > 0
-            and (about.get("class_names") is None or len(about["class_names"]) == about["classes"])
-            and isinstance(about["macs"], int)
-            and isinstance(about["seeds"], dict)
-            and isinstance(about["plan_hash"], str | None)
-        )
-    except (KeyError, TypeError, ValueError, VitfrostError) as error:
-        raise FORMAT.damaged(path / EXPORT_FILE, f"{type(error).__name__} {error}") from error
-    if not sound:
-        raise FORMAT.damaged(path / EXPORT_FILE, "a field has a value without a meaning")
+        reading = Geometry(about["preprocessing"])
+    except KeyError as error:
+        raise FORMAT.damaged(where, f"preprocessing.{error.args[0]} is missing") from error
+    except (TypeError, ValueError, VitfrostError) as error:
+        raise FORMAT.damaged(where, f"preprocessing: {error}") from error
+    if list(reading.input_size) != about["model"]["image_size"]:
+        raise FORMAT.damaged(where, f"pictures are read at {reading.input_size}, the model is for {about['model']['image_size']}")
 
 
 def model_bytes(path: str | Path, about: dict[str, Any]) -> int:
     """Bytes of the graph's files."""
-    return sum((Path(path) / name).stat().st_size for name in FORMATS[about["format"]].files)
+    return sum((Path(path) / name).stat().st_size for name in about["sha256"])

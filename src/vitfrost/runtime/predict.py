@@ -6,11 +6,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import VitfrostError
 from .session import Prediction, open_export
 
 
-def predict(folder: str | Path, images: Sequence[str | Path] | str | Path, *, top: int = 5, threads: int | None = None) -> list[Prediction]:
-    """The `top` classes of every picture with their probabilities. Raises VitfrostError as `open_export` and `Session.predict` do."""
+def predict(
+    folder: str | Path, images: Sequence[str | Path] | str | Path, *, top: int | None = None, threads: int | None = None
+) -> list[Prediction]:
+    """The `top` classes of every picture with their probabilities; a picture that cannot be read has a `problem`.
+
+    Raises VitfrostError as `open_export` and `Session.predict` do.
+    """
     return open_export(folder, threads).predict(images, top)
 
 
@@ -20,6 +26,7 @@ def text_of(predictions: Sequence[Prediction], as_json: bool) -> str:
         rows = [
             {"file": found.file, "classes": list(found.classes), "probabilities": [round(share, 6) for share in found.probabilities]}
             | ({} if found.names is None else {"names": list(found.names)})
+            | ({} if found.problem is None else {"problem": found.problem})
             for found in predictions
         ]
         return json.dumps(rows, indent=2)
@@ -27,7 +34,16 @@ def text_of(predictions: Sequence[Prediction], as_json: bool) -> str:
         f"{found.file}: "
         + ", ".join(f"{label} {100 * share:.2f} %" for label, share in zip(labels_of(found), found.probabilities, strict=True))
         for found in predictions
+        if found.problem is None
     )
+
+
+def refuse_unread(predictions: Sequence[Prediction]) -> None:
+    """Raise VitfrostError naming the pictures that could not be read; the others have been answered by then."""
+    unread = [f"{found.file}: {found.problem}" for found in predictions if found.problem is not None]
+    if unread:
+        more = f"; and {len(unread) - 5} more" if len(unread) > 5 else ""
+        raise VitfrostError(f"{len(unread)} of {len(predictions)} pictures cannot be read ({'; '.join(unread[:5])}{more})")
 
 
 def labels_of(found: Prediction) -> list[str]:

@@ -6,10 +6,12 @@ PyTorch, which needs no export, is a runtime of the same kind in `vitfrost.timin
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,14 @@ INPUT, OUTPUT = "pixels", "logits"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
+class Port(NamedTuple):
+    """An input or an output of a graph; a side whose length is free is None."""
+
+    name: str
+    type: str
+    shape: tuple[int | None, ...]
+
+
 class Runtime(ABC):
     """A runtime; an object of it is a model that is open on it.
 
@@ -27,7 +37,7 @@ class Runtime(ABC):
     `files`, those of the graph in them. `hints`: what it can be asked to compute floating-point layers in. `int8`: options of `export`,
     one set for each way in which its int8 can be had.
     `label`: library, version and device, such as "openvino 2026.4.1 cpu"; `threads`: of a forward pass; `precision`: what floating-point
-    layers are truly computed in.
+    layers are truly computed in. `inputs` and `outputs`: what the graph says of itself, None where a runtime does not tell.
     """
 
     name: ClassVar[str]
@@ -40,6 +50,8 @@ class Runtime(ABC):
     label: str
     threads: int
     precision: str
+    inputs: tuple[Port, ...] | None = None
+    outputs: tuple[Port, ...] | None = None
 
     @abstractmethod
     def __init__(self, folder: Path, threads: int, hint: str):
@@ -79,7 +91,13 @@ class OnnxRuntime(Runtime):
         # Threads that spin while they wait take the cores that decode pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = runtime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self._session = runtime.InferenceSession(
+            str(folder / "model.onnx"),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # which only prints and tries again
+        )
+        self.inputs, self.outputs = (tuple(map(_onnx_port, ports)) for ports in (self._session.get_inputs(), self._session.get_outputs()))
         self.label = f"onnxruntime {runtime.__version__} cpu"
         self.threads = threads
         self.precision = "fp32"
@@ -107,6 +125,7 @@ class OpenVino(Runtime):
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": self._called[hint], "PERFORMANCE_HINT": "LATENCY"}
         self._compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings)
         self._request = self._compiled.create_infer_request()
+        self.inputs, self.outputs = (tuple(map(_openvino_port, ports)) for ports in (self._compiled.inputs, self._compiled.outputs))
         self.label = f"openvino {ov.__version__.partition('-')[0]} cpu"
         self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
         effective = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
@@ -121,6 +140,19 @@ class OpenVino(Runtime):
         return ("openvino", "nncf") if precision == "int8" else ("openvino",)
 
 
+def _onnx_port(port: Any) -> Port:
+    kind = {"tensor(float)": "float32"}.get(port.type, port.type)
+    return Port(port.name, kind, tuple(side if isinstance(side, int) else None for side in port.shape))
+
+
+def _openvino_port(port: Any) -> Port:
+    kind = {"f32": "float32"}.get(port.element_type.get_type_name(), port.element_type.get_type_name())
+    shape = port.partial_shape
+    sides = () if shape.rank.is_dynamic else tuple(side.get_length() if side.is_static else None for side in shape)
+    names = port.names
+    return Port(next((name for name in (INPUT, OUTPUT) if name in names), min(names, default="")), kind, sides)
+
+
 class Native(Runtime):
     """vitfrost's own engine (package vitfrost_native): an artifact's integer codes as they are. What is between them is fp32."""
 
@@ -131,9 +163,11 @@ class Native(Runtime):
     def __init__(self, folder: Path, threads: int, hint: str):
         engine = import_runtime("vitfrost_native")
         self._model = engine.Model(folder / "model.vfn", threads)
-        self.label = f"native {engine.version()} {self._model.info.isa}"
-        self.threads = self._model.info.threads
-        self.precision = "fp32"
+        info = self._model.info
+        self.label = f"native {engine.version()} {info.isa}"
+        self.threads, self.precision = info.threads, "fp32"
+        self.inputs = (Port(INPUT, "float32", (None, info.channels, info.height, info.width)),)
+        self.outputs = (Port(OUTPUT, "float32", (None, info.classes)),)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         try:
@@ -173,7 +207,7 @@ def start(kind: type[Runtime], folder: Path, threads: int, hint: str) -> Runtime
     except VitfrostError:
         raise
     except Exception as error:  # the runtimes raise types of their own; each means that this graph cannot be run here
-        raise VitfrostError(f"{folder} cannot be loaded: {error}") from error
+        raise VitfrostError(f"{folder} cannot be loaded: {first_line(error)}") from error
 
 
 def import_runtime(name: str, extra: str = "") -> Any:
@@ -192,6 +226,24 @@ def import_runtime(name: str, extra: str = "") -> Any:
 def how_to_install(package: str) -> str | None:
     """The command for a package that no registry has; None for others."""
     return "make install, or pip install ./native (it takes a C++ compiler)" if package == Native.package else None
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime complains of, without the places in its source and the rest of its log."""
+    lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()]
+    telling = [
+        line for line in lines if line and not re.match(r"Exception from |Check '|FrontEnd API failed|Summary:|\[ ?(ERROR|GENERAL)", line)
+    ]
+    text = "; ".join(line.removeprefix("-- ").rstrip(".:") for line in telling)
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def cores() -> int:

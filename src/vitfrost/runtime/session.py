@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +16,24 @@ from ..errors import VitfrostError
 from ..images.decode import decode_file, to_rgb
 from ..images.geometry import Geometry
 from .folder import model_bytes, read_export
-from .runtimes import FORMATS, RUNTIMES, Runtime, default_threads, start
+from .runtimes import FORMATS, INPUT, OUTPUT, RUNTIMES, Port, Runtime, default_threads, first_line, installed_version, start
 
 BATCH_SIZE = 16
+TOP = 5
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file: class indices, most probable first, with probabilities, and names where the export has them."""
+    """What the model says of one file: class indices, most probable first, with probabilities, and names where the export has them.
+
+    Of a file that cannot be read it says nothing, and `problem` is the reason. The probability of a model with one output is its sigmoid.
+    """
 
     file: str
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
     names: tuple[str, ...] | None = None
+    problem: str | None = None
 
 
 class Session:
@@ -38,6 +45,20 @@ class Session:
         self.size_bytes = model_bytes(folder, about)
         self.geometry = Geometry(about["preprocessing"])
         self._opened = opened
+        self._check_graph()
+
+    def _check_graph(self) -> None:
+        """Raise VitfrostError for a graph that reads or gives anything else than export.json says."""
+        classes = self.about["classes"]
+        wanted_in = Port(INPUT, "float32", (None, 3, *self.geometry.input_size))
+        wanted_out = Port(OUTPUT, "float32", (None, classes or None))
+        for found, wanted in ((self._opened.inputs, wanted_in), (self._opened.outputs, wanted_out)):
+            if found is not None and not (len(found) == 1 and _fits(found[0], wanted)):
+                shown = ", ".join(f"{port.name} {port.type} {_sides(port.shape)}" for port in found) or "nothing"
+                raise VitfrostError(
+                    f"the graph in {self.folder} is not the one that export.json tells of: it has {shown} for {wanted.name} {wanted.type} "
+                    f"{_sides(wanted.shape)}; export again"
+                )
 
     @property
     def threads(self) -> int:
@@ -60,12 +81,23 @@ class Session:
         return "int8" if self._opened.precision == "fp32" else f"int8+{self._opened.precision}"
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32. Raises VitfrostError for another shape or type."""
+        """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32.
+
+        Raises VitfrostError for another shape or type, and where the runtime fails.
+        """
         expected = (3, *self.geometry.input_size)
         if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != expected or not len(pixels):
             wanted = f"float32 [B, {', '.join(map(str, expected))}]"
             raise VitfrostError(f"the pixels are {pixels.dtype} {list(pixels.shape)}; this model reads normalized pixels, {wanted}")
-        return self._opened.run(pixels)
+        try:
+            logits = self._opened.run(pixels)
+        except Exception as error:  # the runtimes raise types of their own
+            raise VitfrostError(f"{self.folder} cannot be run: {first_line(error)}") from error
+        if logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] != (self.about["classes"] or logits.shape[1]):
+            raise VitfrostError(
+                f"{self.folder} gave {list(logits.shape)} for {len(pixels)} pictures and {self.about['classes']} classes; export again"
+            )
+        return logits
 
     def profile(self, pixels: np.ndarray, runs: int) -> list[tuple[str, float, float]]:
         """Of every step its name, seconds and multiply-accumulates, means of so many runs; empty where the runtime does not tell."""
@@ -75,30 +107,59 @@ class Session:
         """Normalized pixels [3, H, W] of a picture in any of Pillow's modes; EXIF rotation is ignored, as in timm."""
         return self.geometry.normalized(self.geometry.pixels(to_rgb(image)))
 
-    def predict(self, paths: Sequence[str | Path] | str | Path, top: int = 5) -> list[Prediction]:
-        """The `top` classes of every file, in the order given. Raises VitfrostError for a file that is no readable picture."""
+    def predict(self, paths: Sequence[str | Path] | str | Path, top: int | None = None) -> list[Prediction]:
+        """The `top` classes of every file, in the order given: five, or all where there are fewer, if not given.
+
+        A file that is no readable picture has a `problem` and no classes. Raises VitfrostError where none can be read, for a model without
+        classes, and for outputs that are not finite.
+        """
         files = [paths] if isinstance(paths, str | Path) else list(paths)
         if not files:
             raise VitfrostError("no picture to predict; name at least one")
-        if not 1 <= top <= self.about["classes"]:
-            raise VitfrostError(f"top is {top}; the model has {self.about['classes']} classes, give 1 to {self.about['classes']}")
-        return [found for start in range(0, len(files), BATCH_SIZE) for found in self._predict(files[start : start + BATCH_SIZE], top)]
+        classes = self.about["classes"]
+        if not classes:
+            raise VitfrostError(f"{self.folder} gives features, no classes; run it on normalized pixels in Python (Session.run)")
+        top = min(TOP, classes) if top is None else top
+        if not 1 <= top <= classes:
+            raise VitfrostError(f"top is {top}; the model has {classes} classes, give 1 to {classes}")
+        found = [found for start in range(0, len(files), BATCH_SIZE) for found in self._predict(files[start : start + BATCH_SIZE], top)]
+        if all(each.problem is not None for each in found):
+            more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+            raise VitfrostError(f"cannot read {found[0].file}: {found[0].problem}{more}")
+        return found
 
     def _predict(self, files: list[str | Path], top: int) -> Iterator[Prediction]:
-        logits = self.run(self.geometry.normalized(np.stack([self._read(file) for file in files])))
+        decoded = [decode_file(Path(file), self.geometry) for file in files]
+        readable = [each.pixels for each in decoded if each.pixels is not None]
+        logits = iter(self.run(self.geometry.normalized(np.stack(readable))) if readable else ())
         known = self.about.get("class_names")
-        for file, row in zip(files, logits, strict=True):
+        for file, each in zip(files, decoded, strict=True):
+            if each.pixels is None:
+                yield Prediction(str(file), (), (), problem=each.reason)
+                continue
+            row = next(logits)
+            if not np.isfinite(row).all():
+                raise VitfrostError(f"the outputs of {self.folder} are not finite for {file}; export again")
+            if len(row) == 1:
+                yield Prediction(
+                    str(file), (0,), (1 / (1 + math.exp(-max(float(row[0]), -700.0))),), None if known is None else tuple(known)
+                )
+                continue
             chosen = np.argsort(-row, kind="stable")[:top]
             shares = np.exp(row.astype(np.float64) - row.max())
             shares /= shares.sum()
             names = None if known is None else tuple(known[index] for index in chosen)
             yield Prediction(str(file), tuple(chosen.tolist()), tuple(shares[chosen].tolist()), names)
 
-    def _read(self, file: str | Path) -> np.ndarray:
-        decoded = decode_file(Path(file), self.geometry)
-        if decoded.pixels is None:
-            raise VitfrostError(f"cannot read {file}: {decoded.reason}")
-        return decoded.pixels
+
+def _fits(found: Port, wanted: Port) -> bool:
+    sides = zip(found.shape, wanted.shape, strict=False)
+    fit = all(wanted_side is None or side in (None, wanted_side) for side, wanted_side in sides)
+    return found[:2] == wanted[:2] and len(found.shape) == len(wanted.shape) and found.shape[0] is None and fit
+
+
+def _sides(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if side is None else str(side) for side in shape) + "]"
 
 
 def open_export(folder: str | Path, threads: int | None = None, precision_hint: str | None = None, runtime: str | None = None) -> Session:
@@ -117,4 +178,16 @@ def open_export(folder: str | Path, threads: int | None = None, precision_hint: 
     kind = FORMATS[about["format"]] if runtime is None else RUNTIMES[runtime]
     if kind.format != about["format"]:
         raise VitfrostError(f"{path} is exported as {about['format']}, which {kind.name} does not read")
-    return Session(path, about, start(kind, path, threads or default_threads(), hint))
+    try:
+        return Session(path, about, start(kind, path, threads or default_threads(), hint))
+    except VitfrostError as error:
+        needed, found = (about.get("needs") or {}).get(kind.package), installed_version(kind.package)
+        if needed is not None and found is not None and _numbers(found) < _numbers(needed):
+            raise VitfrostError(
+                f"{path} needs {kind.package} {needed} or newer, and here is {found}; pip install -U {kind.package}"
+            ) from error
+        raise
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

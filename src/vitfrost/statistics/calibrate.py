@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from .. import distributed
 from ..configs import Calibrate
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
-from ..images.batches import BatchLoader, images_hash
+from ..images.batches import BatchLoader, images_hash, name_skipped
 from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model, ModelLike, as_model
@@ -65,12 +64,14 @@ def calibrate(
     loaded = as_model(model)
     if config.sensitivity and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
-    feed_forward = _feed_forward_sites(loaded)
+    feed_forward = [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
     watched = copy.deepcopy(loaded.module) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
     attention = install_map_attention(watched)
     sites = [module.site for module in attention.values()]
+    if config.maps == "after" and not any(module.map_quantizer or module.frozen for module in attention.values()):
+        raise VitfrostError(f"Calibrate.maps is 'after', but {loaded.name} has neither quantized maps nor frozen weights; leave it out")
     if config.similarity and (blind := [name for name, module in attention.items() if module.logit_heads < module.site.heads]):
-        raise VitfrostError(f"{blind[0]} has hallucinated heads, which have no logits of their own to compare; leave similarity out")
+        raise VitfrostError(f"{blind[0]} has hallucinated heads, which have no logits to compare; leave Calibrate.similarity out")
     kept = kept_bytes(sites, config.batch_size) if config.similarity else 0
     groups = group_sites(sites, config.memory_limit * BYTES_PER_GB, config.sensitivity, kept)
     image_set = find_given(images, several=len(groups) > 1).subset(config.limit, config.seed)
@@ -80,6 +81,7 @@ def calibrate(
         collected = _collect(
             watched, groups, loader, config.maps == "after", config.seed if config.sensitivity else None, compared, progress
         )
+    name_skipped(image_set, loader.skipped, len(loader.digests))
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
         model=loaded.identity,
@@ -103,11 +105,6 @@ def calibrate(
     if out is not None:
         statistics.save(out)
     return statistics
-
-
-def _feed_forward_sites(loaded: Model) -> list[dict[str, Any]]:
-    """What a plan needs to know of the original's feed-forward sites."""
-    return [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
 
 
 def _collect(

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8, UInt16
 
-from .histogram import BINS, SQUARE_SCALE, SUM_SCALE
-from .jit import jit
+from .histogram import BINS, SQUARE_SCALE, SUM_SCALE, jit
 
 
 @jit

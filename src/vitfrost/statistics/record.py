@@ -21,6 +21,7 @@ from ..records import Format, parse
 from ..spelling import hashed
 from . import entropy, histogram
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
+from .signatures import SiteHeader
 from .similarity import added, moments_of
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class Statistics:
         Raises VitfrostError where heads were not compared.
         """
         if self.similarity is None:
-            raise VitfrostError("the statistics do not say how alike heads are; run vitfrost calibrate with --similarity")
+            raise VitfrostError("the statistics do not say how alike heads are; calibrate with Calibrate(similarity=True)")
         return moments_of(self.similarity, self.header.images, self.header.sites)
 
     def head_moments(self, site: str) -> Float64[np.ndarray, "heads heads"]:
@@ -317,6 +318,7 @@ def _read_header(text: str | None, path: Path) -> StatisticsHeader:
     values = parse(text, "JSON", f"the header of {path}")
     if isinstance(values, dict):
         FORMAT.check_version({"version": None} | values, path)
+    FORMAT.record(SiteHeader, values, path)
     return FORMAT.record(StatisticsHeader, values, path)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import VitfrostError
-from .jit import jit
+from .histogram import jit
 
 SENSITIVITY_ARRAYS = ("gradient_zeroth", "gradient_first", "gradient_second", "value_zeroth", "value_first", "value_second")
 SENSITIVITY_BYTES = 5 * 8  # per entry; value_zeroth has no axis of queries

@@ -11,11 +11,10 @@ from ..reporting.parts import Anatomy
 from ..reporting.summary import MAC_NAMES
 from ..reporting.tables import EMPTY, Cell, Table
 from ..vit.sites import ModelSites
-from .estimates import percent
 from .grid_parts import GridParts
 from .outcome_files import Outcome
-from .roles import Line, bits_word, line_title
-from .summary import Point
+from .roles import bits_word, line_title
+from .summary import Point, percent
 from .variants import UNFROZEN
 
 EQUATION_PARTS = ("query_key_projection", "query_key_product", "map_value_product", "value_output_projection", "feed_forward")
@@ -153,7 +152,9 @@ def savings(parts: GridParts) -> Savings | None:
     per_entry = {logit_macs(site) // site.entries for site in parts.anatomy.sites.attention}
     rows, plans, saving, largest, measured = [], 0, 0, 0.0, 0
     for line in lines:
-        label = _label(line, lines, parts.roles.main)
+        main = parts.roles.main  # what a line differs from; at other bits than the paper's the first of its bits
+        reference = main if main is not None and main.bits == line.bits else next(one for one in lines if one.bits == line.bits)
+        label = f"{bits_word(line.bits)}, {line_title(line, reference)}"
         for share, point in line.points.items():
             saved = [whole - one.row.macs for one in point.outcomes if one.row.macs is not None]
             ideal = _mean([one.frozen for one in point.outcomes]) * max(per_entry)
@@ -168,12 +169,6 @@ def savings(parts: GridParts) -> Savings | None:
         return None
     columns = ["frozen weights", "saved on dense hardware", "bound of free sparsity", "bytes of the constants"]
     return Savings(Table("What every plan saves per image", "Plan", columns, rows), plans, measured, saving, 100 * largest)
-
-
-def _label(line: Line, lines: list[Line], main: Line | None) -> str:
-    """Bits, criterion, and in what else a line differs from the paper's choice or, at other bits, from the first of its bits."""
-    reference = main if main is not None and main.bits == line.bits else next(one for one in lines if one.bits == line.bits)
-    return f"{bits_word(line.bits)}, {line_title(line, reference)}"
 
 
 def _mean(values: list[int]) -> float:

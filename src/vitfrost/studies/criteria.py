@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import VitfrostError
 from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, line_chart
 from ..reporting.tables import EMPTY, Cell, Table
-from .estimates import gain, missing_seeds, percent, reading
 from .grid_parts import GridParts
 from .paper import DIFFERENCE, SPARSITY, numbered_curves
 from .roles import Line, Panel, Ranking, bits_word, line_title, names, word
-from .summary import Point, between
+from .summary import Point, between, gain, missing_seeds, percent, reading
 
 UNFROZEN_LEVEL = Level("unfrozen", 0.0, None)
 
@@ -130,14 +130,11 @@ def over_images(parts: GridParts) -> list[Comparison]:
     families = [family for family in families if len(family) > 1]
     labels = names([family[0] for family in families]) if len(families) > 1 else [""] * len(families)
     for family, label in zip(families, labels, strict=True):
-        shares = [share for share in sorted({share for line in family for share in line.points}) if _images_at(family, share) > 1]
+        measured = Counter(share for line in family for share in line.points)
+        shares = sorted(share for share, lines in measured.items() if lines > 1)
         if shares:
             found.append(_images_comparison(family, shares[:COLORS], label))
     return found
-
-
-def _images_at(family: Sequence[Line], share: float) -> int:
-    return sum(share in line.points for line in family)
 
 
 def _images_comparison(family: Sequence[Line], shares: Sequence[float], label: str) -> Comparison:

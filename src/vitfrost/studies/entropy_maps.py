@@ -17,8 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ..reporting.figures import Picture, Scale, picture
-from ..reporting.head_rows import HeadRows, draw_rows, over_windows, token_row
-from ..reporting.heads import shrink
+from ..reporting.heads import HeadRows, draw_rows, over_windows, shrink, token_row
 from ..statistics.record import Statistics
 from ..vit.sites import AttentionSite
 from .grid_parts import GridParts

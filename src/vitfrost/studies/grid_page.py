@@ -11,7 +11,7 @@ from ..reporting import summary
 from ..reporting.build import REPORT
 from ..reporting.commands import run_command
 from ..reporting.figures import heat_map
-from ..reporting.head_rows import divergence_rows
+from ..reporting.heads import divergence_rows
 from ..reporting.summary import Figure, KeyNumber, signed
 from ..reporting.templates import fill
 from . import criteria, entropy_maps, paper

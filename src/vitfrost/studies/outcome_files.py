@@ -70,6 +70,8 @@ def load_outcome(path: Path) -> Outcome:
         correct = None
         if data["correct"] is not None:
             packed = np.frombuffer(bytes.fromhex(data["correct"]), dtype=np.uint8)
+            if len(packed) != (row.images + 7) // 8:
+                raise ValueError(f"it has {len(packed)} bytes of outcomes for {row.images} images")
             correct = np.unpackbits(packed, count=row.images).astype(bool)
         return Outcome(variant, str(data["context"]), row, correct, int(data["frozen"]), int(data["entries"]))
     except (KeyError, TypeError, ValueError, VitfrostError) as error:

@@ -9,11 +9,10 @@ from ..evaluation.intervals import Estimate
 from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
 from ..reporting.summary import signed
 from ..reporting.tables import EMPTY, Cell, Table
-from .estimates import accuracy, gain, missing_seeds, percent, reading
 from .grid_parts import GridParts
 from .recipe import PublishedPart
 from .roles import Line, bits_word, names
-from .summary import Point, between
+from .summary import Point, accuracy, between, gain, missing_seeds, percent, reading
 
 TABLE_SHARES = (0.1, 0.2)
 SPARSITY = "frozen attention weights, %"

@@ -18,6 +18,7 @@ from ..images.batches import take_usable
 from ..images.preprocess import Preprocess
 from ..images.source import open_images
 from ..model import Model
+from ..records import parse
 from ..vit.families import has_class_token, install_map_attention
 
 _METADATA_KEY = "vitfrost.picture"
@@ -90,7 +91,7 @@ def load_picture(path: str | Path) -> MappedPicture:
 
     try:
         with safe_open(Path(path), framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_METADATA_KEY])
+            about = parse((file.metadata() or {})[_METADATA_KEY], "JSON", f"the header of {path}")
             pixels, maps = file.get_tensor("pixels"), file.get_tensor("maps")
         header = PictureHeader(**about | {"grid": tuple(about["grid"]), "shift": tuple(about["shift"])})
         keys = header.prefix_tokens + header.grid[0] * header.grid[1]

@@ -57,14 +57,10 @@ def report_several(folders: Mapping[str, Path], out: Path) -> Path:
 def _one(name: str, folder: Path, out: Path) -> OneModel:
     parts = read_grid(folder)
     page, published = folder / REPORT, parts.recipe.published
-    link = Path(os.path.relpath(page, out.parent)).as_posix() if page.is_file() else None
-    rows = {_method(row): row for row in paper_rows(parts)}
+    link = f"./{Path(os.path.relpath(page, out.parent)).as_posix()}" if page.is_file() else None  # a path, whatever the folder is called
+    rows = {f"{row.name} ({row.precision})": row for row in paper_rows(parts)}
     source = f"{published.source}, on {published.images}" if published else None
     return OneModel(name, link, progress(parts), source, rows, figure_five(parts), figure_six(parts))
-
-
-def _method(row: PaperRow) -> str:
-    return f"{row.name} ({row.precision})"
 
 
 def _table(models: list[OneModel]) -> Table | None:

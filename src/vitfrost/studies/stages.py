@@ -54,7 +54,7 @@ class GridRun(RecipeRun[StudyRecipe]):
     def image_set(self) -> ImageSet:
         """The images on which all variants are measured."""
         part = self.recipe.evaluation
-        return find_images(part.images, part.labels, self.original.classes, has_reference=False).subset(part.limit, part.seed)
+        return find_images(part.images, part.labels, self.original.class_space, has_reference=False).subset(part.limit, part.seed)
 
     @cached_property
     def available(self) -> int:
@@ -67,7 +67,10 @@ class GridRun(RecipeRun[StudyRecipe]):
         return Evaluation(self.original, self.image_set, Evaluate().batch_size, self.folder / OUTCOMES, self.progress)
 
     def stages(self) -> list[Stage]:
-        stages = [Stage("picture", PICTURE, (), [self.model, self.recipe.evaluation], self._take_picture)]
+        part = self.recipe.evaluation
+        stages = [
+            Stage("picture", PICTURE, (), [self.model, part], lambda out: take_picture(self.original, part.images, out, seed=part.seed))
+        ]
         observed: set[str] = set()
         for name, members in self._models().items():
             source = members[0].source
@@ -89,9 +92,6 @@ class GridRun(RecipeRun[StudyRecipe]):
         for variant in self.variants:
             found.setdefault(variant.source.model, []).append(variant)
         return {name: members for name, members in found.items() if members}
-
-    def _take_picture(self, out: Path) -> None:
-        take_picture(self.original, self.recipe.evaluation.images, out, seed=self.recipe.evaluation.seed)
 
     def _quantize(self, source: Source) -> Stage:
         count = self.recipe.compress.calibration_images or IMAGES
@@ -139,6 +139,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         base = self.open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
         measured = len(members) - len(open_members)
+        failed: dict[str, VitfrostError] = {}
         for start in range(0, len(open_members), VARIANTS_PER_PASS):
             group = open_members[start : start + VARIANTS_PER_PASS]
             needed = {_statistics_file(variant.source) for variant in group if variant.freeze > 0}
@@ -148,11 +149,27 @@ class GridRun(RecipeRun[StudyRecipe]):
             if self.progress:
                 say(text)
             contexts = {variant.key: self._context(variant) for variant in group}
-            measure_variants(self.evaluation, base, chosen, contexts, text)
+            failed |= self._measured(base, chosen, contexts, text)
             measured += len(group)
             self.clock.done(len(group) * len(self.image_set))
+        if failed:
+            first = next(iter(failed))
+            raise VitfrostError(f"{len(failed)} of {len(members)} variants cannot be measured; the first, {first}: {failed[first]}")
         rows = [outcome.row for outcome in load_outcomes(self.folder / OUTCOMES, members) if outcome.variant is not None]
         save_results(Results(rows=rows), out)
+
+    def _measured(
+        self, base: Model, chosen: Sequence[tuple[Variant, Statistics | None]], contexts: dict[str, str], text: str
+    ) -> dict[str, VitfrostError]:
+        """Measure variants together, or where that fails one by one; what failed, by title."""
+        try:
+            measure_variants(self.evaluation, base, chosen, contexts, text)
+        except VitfrostError as error:
+            if len(chosen) == 1:
+                return {chosen[0][0].title: error}
+            failed = [self._measured(base, [one], contexts, f"{text}, {one[0].title}") for one in chosen]
+            return {title: why for each in failed for title, why in each.items()}
+        return {}
 
     def _original_outcome(self) -> Outcome:
         """The original's outcome, measured where that was not done yet."""

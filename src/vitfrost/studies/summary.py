@@ -12,6 +12,9 @@ from jaxtyping import Bool
 
 from ..errors import VitfrostError
 from ..evaluation.intervals import Estimate, bootstrap_over_seeds
+from ..reporting.curves import Reading
+from ..reporting.summary import interval, signed
+from ..reporting.tables import Cell
 from .outcome_files import Outcome
 from .variants import UNFROZEN, Source
 
@@ -126,3 +129,30 @@ def select(among: Iterable[Point], block: str | None = None, **wanted: Any) -> l
         return (block is None or point.block == block) and all(own.get(key) == value for key, value in wanted.items())
 
     return sorted((point for point in among if fits(point)), key=lambda point: point.freeze)
+
+
+def percent(share: float) -> str:
+    """A share as "20 %"."""
+    return f"{100 * share:g} %"
+
+
+def accuracy(estimate: Estimate) -> Cell:
+    """A percentage with its interval."""
+    return Cell(f"{estimate.value:.2f}", (interval(estimate.interval),) if estimate.interval else ())
+
+
+def gain(estimate: Estimate) -> Cell:
+    """A difference in points with its interval, both signed."""
+    return Cell(signed(estimate.value), (interval(estimate.interval, True),) if estimate.interval else ())
+
+
+def missing_seeds(point: Point, expected: int) -> tuple[str, ...]:
+    """A note where not all seeds are measured yet."""
+    return () if len(point.seeds) >= expected else (f"{len(point.seeds)} of {expected} seeds",)
+
+
+def reading(x: float, what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> Reading:
+    """An estimate as a point of a curve, entitled "entropy: 61.38 % (58.02 to 64.71)"."""
+    value = signed(estimate.value) if with_sign else f"{estimate.value:.2f}"
+    bounds = f" ({interval(estimate.interval, with_sign)})" if estimate.interval else ""
+    return Reading(x, estimate.value, estimate.interval, f"{what}: {value} {unit}{bounds}")

@@ -63,7 +63,7 @@ def bench(
     """
     batches, threads_asked = tuple(dict.fromkeys(config.batch)), tuple(dict.fromkeys(config.threads))
     sizes, rounds, seed, against = config.image_size, config.rounds, config.seed, config.against
-    _check(threads_asked, device, out, json)
+    _check(threads_asked, device)
     runtimes, absent = find_runtimes(config.runtime, device)
     if out is not None:
         refuse_existing_run(Path(out), resume, SETTINGS_FILE, "run of vitfrost bench")
@@ -79,7 +79,7 @@ def bench(
             raise VitfrostError(f"nothing to measure: {'; '.join(f'{left.name}: {left.why}' for left in left_out)}")
         if against is not None and against not in {name for cell in cells for name in (cell.name, cell.subject.label)}:
             raise VitfrostError(
-                f"--against {against} is none of the rows; the models are {', '.join(subject.label for subject in subjects)}"
+                f"Bench.against is {against}, which is none of the rows; the models are {', '.join(subject.label for subject in subjects)}"
             )
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
         write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
@@ -173,9 +173,7 @@ def _images(images: str | Path) -> Path:
     return Path(images)
 
 
-def _check(threads: Sequence[int], device: str, out: object, json: object) -> None:
+def _check(threads: Sequence[int], device: str) -> None:
     if max(threads) > cores():
         raise VitfrostError(f"{max(threads)} threads are more than the {cores()} cores of this machine")
-    if out is None and json is None:
-        raise VitfrostError("nowhere to write the result; give --out RUN or --json FILE")
     find_device(device)

@@ -13,9 +13,10 @@ from ..configs import Export
 from ..deploy.export import export_graph
 from ..deploy.native.eight_bits import needs_images
 from ..errors import VitfrostError
-from ..files import atomic_folder, sha256_of_file
+from ..files import atomic_folder, sha256_of_file, write_json
 from ..keyed import file_key, hash_of
 from ..progress import say
+from ..records import Format
 from ..runtime.folder import EXPORT_FILE, read_export
 from ..runtime.runtimes import RUNTIMES
 from .benchmark import LeftOut
@@ -23,6 +24,8 @@ from .cells import Cell, described
 from .sessions import EAGER
 from .subjects import Subject
 
+# Why a model could not be exported, beside where it would be: a run that goes on does not try for minutes again.
+_Failed = Format("a failed export", "vitfrost failed export", mend="remove it to try again")
 NOISE_IMAGES = 4
 ON_NOISE = f"noise ({NOISE_IMAGES} pictures), for time only"
 
@@ -45,13 +48,18 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
             continue
         path = folder / "exports" / _key(cell, images, seed)
         if path not in failed:
+            known = path.with_name(f"{path.name}.failed.json")
             try:
+                if known.is_file():
+                    raise VitfrostError(str(_Failed.read(known)["why"]))
                 if not path.is_dir():
                     say(f"[{number}/{len(cells)}] export {cell.name}")
                     _export(cell, path, folder, images, seed)
                 about = read_export(path)
             except VitfrostError as error:
                 failed[path] = str(error)
+                if not known.is_file() and not isinstance(error.__cause__, OSError):  # a full disk may have room the next time
+                    write_json(known, {"kind": _Failed.kind, "version": _Failed.version, "why": str(error)})
         if path in failed:
             left_out.append(LeftOut(name=cell.name, why=failed[path]))
             continue

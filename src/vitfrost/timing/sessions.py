@@ -120,10 +120,10 @@ def find_runtimes(asked: tuple[str, ...] | None, device: str) -> tuple[tuple[str
         if runtime not in NAMES:
             raise VitfrostError(f"there is no runtime '{runtime}'; give some of {', '.join(NAMES)}")
         if on_gpu and runtime not in EAGER:
-            raise VitfrostError(f"{runtime} is measured on the CPU only; with --device {device} give --runtime {','.join(EAGER)}")
+            raise VitfrostError(f"{runtime} is measured on the CPU only; with --device {device} give Bench.runtime {','.join(EAGER)}")
     chosen = tuple(dict.fromkeys(asked)) if asked else EAGER if on_gpu else NAMES
     absent = [runtime for runtime in chosen if runtime not in EAGER and find_spec(RUNTIMES[runtime].package) is None]
     if absent and asked:
         command = how_to_install(RUNTIMES[absent[0]].package) or "pip install 'vitfrost[export]'"
-        raise VitfrostError(f"{absent[0]} is not installed; {command}, or leave it out of --runtime")
+        raise VitfrostError(f"{absent[0]} is not installed; {command}, or leave it out of Bench.runtime")
     return tuple(runtime for runtime in chosen if runtime not in absent), absent

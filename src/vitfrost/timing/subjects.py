@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..artifact import Artifact, is_artifact
+from ..configs.words import size_word
 from ..errors import VitfrostError
 from ..evaluation.description import describe
 from ..model import Model
@@ -16,6 +17,7 @@ from ..vit.load import RANDOM_WEIGHTS, find_weights
 from .sessions import ModelSource
 
 TIMM = "timm:"
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,9 @@ class Subject:
         return self.weight_tag.startswith(f"{RANDOM_WEIGHTS}:")
 
 
-def open_subjects(what: Sequence[str | Path | ModelSource], weights: str | Path | None, image_sizes: Sequence[int] | None) -> list[Subject]:
+def open_subjects(
+    what: Sequence[str | Path | ModelSource], weights: str | Path | None, image_sizes: Sequence[Size] | None
+) -> list[Subject]:
     """The models named by `what`, in their order, and after them the unmodified models that are not among them.
 
     `weights`: a file (or a folder with NAME/model.safetensors) for timm models and unmodified ones, or "random". Without it a timm
@@ -66,7 +70,8 @@ def open_subjects(what: Sequence[str | Path | ModelSource], weights: str | Path 
         elif str(item).startswith(TIMM):
             name = str(item).removeprefix(TIMM)
             for size in image_sizes or (None,):
-                given.append(_timm(ModelSource(name, False, _weights(weights, name), None if size is None else (size, size)), label))
+                sides = (size, size) if isinstance(size, int) else size
+                given.append(_timm(ModelSource(name, False, _weights(weights, name), sides), label))
         else:
             given.append(_folder(Path(str(item)), label))
             _check_size(given[-1], image_sizes)
@@ -156,10 +161,7 @@ def _exported(path: Path, label: str) -> Subject:
         raise VitfrostError(f"the export.json of {path} is damaged: {type(error).__name__} {error}; export again") from error
 
 
-def _check_size(subject: Subject, image_sizes: Sequence[int] | None) -> None:
-    if image_sizes and subject.image_size not in [(size, size) for size in image_sizes]:
-        own = "x".join(map(str, subject.image_size))
-        raise VitfrostError(
-            f"{subject.label} is built for {own} px, and --image-size asks for {', '.join(map(str, image_sizes))}; only timm: models are "
-            f"built for any size"
-        )
+def _check_size(subject: Subject, image_sizes: Sequence[Size] | None) -> None:
+    if image_sizes and subject.image_size not in [size if isinstance(size, tuple) else (size, size) for size in image_sizes]:
+        own, asked = size_word(subject.image_size), ", ".join(map(size_word, image_sizes))
+        raise VitfrostError(f"{subject.label} is built for {own} px, Bench.image_size is {asked}; only timm: models are built for any size")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,15 +17,23 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ..class_names import class_space, imagenet_names
 from ..errors import VitfrostError
 from ..files import atomic_file, read_json, sha256_of_file, write_json
-from ..images.decode import Decoded, decode_file
+from ..images.batches import decode_in_order
+from ..images.classes import ClassSpace
+from ..images.decode import Decoded
+from ..images.labels import LABELS_FILE
 from ..images.preprocess import Preprocess
-from ..images.source import LABELS_FILE, ImageSet, open_images
+from ..images.source import ImageSet, open_images
 from ..progress import track
 from .packs import IMAGENET_CLASSES, Pack, Split
 
+log = logging.getLogger("vitfrost")
+SHOWN = 5  # of a list of names in a message
+
 Labels = Literal["local", "imagenet"]
+Decoding = Callable[[], Generator[tuple[str, Decoded], None, None]]
 
 
 @dataclass
@@ -82,14 +90,13 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class _Source:
-    """What is to be decoded: one name per image, and a function from the place in `names` to the decoded image."""
+    """What is to be decoded: the images with their labels, and what each is called."""
 
+    images: ImageSet
     names: list[str]
-    labels: np.ndarray | None
     classes: int | None
     label_space: str
     content: str
-    decode: Callable[[int], Decoded]
 
 
 def open_decoded(
@@ -101,6 +108,7 @@ def open_decoded(
     limit: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    classes: ClassSpace | None = None,
     threads: int,
     progress: bool,
 ) -> DecodedImages:
@@ -111,8 +119,8 @@ def open_decoded(
     their order. With `cache` the pixels are written to `<cache>/<digest>.npy` once and mapped from there afterwards.
 
     Labels: of a folder, `labels.csv` or class folders; None where it has neither. A folder has no split of its own. With
-    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` must hold such indices, and class folders
-    must be the 1000 of ImageNet-1k.
+    `labels="imagenet"` a pack's classes are mapped to ImageNet-1k indices; a `labels.csv` and class folders must name such classes.
+    `classes`: of the model that is trained; fewer class folders than these must say which they are.
 
     Raises VitfrostError for sizes out of range, a source that is missing, damaged or disagrees with the options, and where
     no image is usable.
@@ -125,20 +133,30 @@ def open_decoded(
         {"input_size": (3, size, size), "mean": (0,) * 3, "std": (1,) * 3, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
     )
     found = (
-        _of_pack(path, preprocess, split, labels, limit, seed)
+        _of_pack(path, split, labels, limit, seed)
         if path.suffix == ".npz"
-        else _of_folder(path, preprocess, split, labels, limit, seed, threads)
+        else _of_folder(path, split, labels, limit, seed, threads, classes)
     )
     settings = {"version": 1, "size": size, "split": split, "labels": labels, "limit": limit, "seed": seed if limit else 0}
     digest = hashlib.sha256(json.dumps({**settings, "content": found.content}).encode()).hexdigest()
-    text = f"decoding {path.name}"
+
+    def decoded() -> Generator[tuple[str, Decoded], None, None]:
+        count = len(found.names)
+        with closing(decode_in_order(found.images, preprocess, range(count), threads, 8 * threads)) as images:
+            for position, image in track(images, count, f"decoding {path.name}", progress):
+                yield found.names[position], image
+
     if cache is None:
-        pixels, skipped = _in_memory(found, size, threads, text, progress)
+        pixels, skipped = _in_memory(decoded, len(found.names), size)
     else:
-        pixels, skipped = _through_cache(Path(cache) / f"{digest}.npy", found, size, threads, text, progress)
+        pixels, skipped = _through_cache(Path(cache) / f"{digest}.npy", decoded, len(found.names), size)
+    if skipped:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:SHOWN])
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        log.warning("%d of %d images were skipped (%s%s)", len(skipped), len(found.names), shown, more)
     kept = None
-    if found.labels is not None:
-        kept = torch.tensor([label for name, label in zip(found.names, found.labels.tolist(), strict=True) if name not in skipped])
+    if found.images.labels is not None:
+        kept = torch.tensor([label for name, label in zip(found.names, found.images.labels, strict=True) if name not in skipped])
     return DecodedImages(pixels, kept, digest, found.classes, skipped, found.label_space)
 
 
@@ -164,40 +182,33 @@ def join(parts: Sequence[DecodedImages]) -> DecodedImages:
     return replace(first, pixels=pixels, labels=torch.cat(known) if known else None, digest=digest, skipped=skipped)
 
 
-def _of_pack(path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int) -> _Source:
-    pack = Pack.open(path)
-    every = pack.positions(split)
-    everything = ImageSet(path, tuple(str(position) for position in every), None)  # for the same draw as of a folder
-    positions = [int(name) for name in everything.subset(limit, seed).files]
-    local = pack.y[positions].astype(np.int64)
-    own = f"pack {hashlib.sha256(pack.in1k.tobytes()).hexdigest()}"
-    return _Source(
-        names=[f"{path}[{position}]" for position in positions],
-        labels=local if labels == "local" else pack.in1k[local].astype(np.int64),
-        classes=pack.classes if labels == "local" else IMAGENET_CLASSES,
-        label_space=own if labels == "local" else "imagenet",
-        content=sha256_of_file(path),
-        decode=lambda place: pack.decode(positions[place], preprocess),
-    )
+def _of_pack(path: Path, split: Split, labels: Labels, limit: int | None, seed: int) -> _Source:
+    pack, own = Pack.open(path), labels == "local"
+    drawn = pack.images(split, imagenet=not own).subset(limit, seed)
+    names, classes = [f"{path}[{position}]" for position in drawn.files], pack.classes if own else IMAGENET_CLASSES
+    space = f"pack {hashlib.sha256(pack.in1k.tobytes()).hexdigest()}" if own else "imagenet"
+    return _Source(drawn, names, classes, space, sha256_of_file(path))
 
 
-def _of_folder(path: Path, preprocess: Preprocess, split: Split, labels: Labels, limit: int | None, seed: int, threads: int) -> _Source:
+def _of_folder(path: Path, split: Split, labels: Labels, limit: int | None, seed: int, threads: int, known: ClassSpace | None) -> _Source:
     if split != "all":
         raise VitfrostError(f"the folder {path} has no split {split} of its own; name the folder of that split and leave the split out")
     every = open_images(path)
     top = {file.split("/", 1)[0] if "/" in file else "" for file in every.files}
     space, classes = "", None
+    if labels == "imagenet":
+        known = class_space(IMAGENET_CLASSES, imagenet_names())
     if (path / LABELS_FILE).is_file():
-        every = open_images(path, need_labels=True, classes=IMAGENET_CLASSES if labels == "imagenet" else None)
+        every = open_images(path, need_labels=True, classes=known)
         space = "imagenet" if labels == "imagenet" else "numbers of a CSV"
     elif len(top) > 1 and "" not in top:
-        if labels == "imagenet" and len(top) != IMAGENET_CLASSES:
-            mend = f"all {IMAGENET_CLASSES} are needed for ImageNet-1k indices; add a {LABELS_FILE} with them"
-            raise VitfrostError(f"the folder {path} has {len(top)} class folders; {mend}")
-        every = open_images(path, need_labels=True)
-        space = "imagenet" if labels == "imagenet" else "folders " + "/".join(sorted(top))
+        every = open_images(path, need_labels=True, classes=known)
+        if labels == "imagenet":
+            space = "imagenet"
+        else:
+            space = "folders " + "/".join(sorted(top)) if known is None or len(top) == known.count else "classes of the model"
     if every.labels is not None:
-        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1
+        classes = IMAGENET_CLASSES if labels == "imagenet" else max(every.labels) + 1 if known is None else known.count
     drawn = every.subset(limit, seed)
     with ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-hash") as pool:
         hashes = list(pool.map(_content, [path / file for file in drawn.files]))
@@ -205,14 +216,7 @@ def _of_folder(path: Path, preprocess: Preprocess, split: Split, labels: Labels,
     for place, file in enumerate(drawn.files):
         label = "" if drawn.labels is None else drawn.labels[place]
         content.update(f"{file}\0{hashes[place]}\0{label}\n".encode("utf-8", "surrogateescape"))
-    return _Source(
-        names=[str(path / file) for file in drawn.files],
-        labels=None if drawn.labels is None else np.array(drawn.labels, np.int64),
-        classes=classes,
-        label_space=space,
-        content=content.hexdigest(),
-        decode=lambda place: decode_file(path / drawn.files[place], preprocess),
-    )
+    return _Source(drawn, [str(path / file) for file in drawn.files], classes, space, content.hexdigest())
 
 
 def _content(path: Path) -> str:
@@ -222,24 +226,11 @@ def _content(path: Path) -> str:
         return "unreadable"
 
 
-def _decoded(source: _Source, threads: int, text: str, progress: bool) -> Generator[tuple[str, Decoded], None, None]:
-    """(name, decoded image) in order, a few images per thread in advance."""
-    pending: deque[Future[Decoded]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="vitfrost-decode")
-    try:
-        for place, name in enumerate(track(source.names, len(source.names), text, progress)):
-            while len(pending) < 8 * threads and place + len(pending) < len(source.names):
-                pending.append(pool.submit(source.decode, place + len(pending)))
-            yield name, pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _in_memory(source: _Source, size: int, threads: int, text: str, progress: bool) -> tuple[Tensor, dict[str, str]]:
-    pixels = torch.empty((len(source.names), 3, size, size), dtype=torch.uint8)
+def _in_memory(decoded: Decoding, count: int, size: int) -> tuple[Tensor, dict[str, str]]:
+    pixels = torch.empty((count, 3, size, size), dtype=torch.uint8)
     skipped: dict[str, str] = {}
     used = 0
-    with closing(_decoded(source, threads, text, progress)) as images:
+    with closing(decoded()) as images:
         for name, image in images:
             if image.pixels is None:
                 skipped[name] = image.reason
@@ -250,17 +241,17 @@ def _in_memory(source: _Source, size: int, threads: int, text: str, progress: bo
     return pixels[:used], skipped
 
 
-def _through_cache(path: Path, source: _Source, size: int, threads: int, text: str, progress: bool) -> tuple[Tensor, dict[str, str]]:
+def _through_cache(path: Path, decoded: Decoding, count: int, size: int) -> tuple[Tensor, dict[str, str]]:
     """Map the pixels of an earlier call, or decode into that file first; `skipped` lies beside it as JSON, written before it."""
     record = path.with_suffix(".json")
-    known = _cached(path, record, source, size)
+    known = _cached(path, record, count, size)
     if known is not None:
         return known
     skipped: dict[str, str] = {}
     used = 0
     with atomic_file(path) as temporary:
-        with open(temporary, "wb") as file, closing(_decoded(source, threads, text, progress)) as images:
-            _write_header(file, len(source.names), size)
+        with open(temporary, "wb") as file, closing(decoded()) as images:
+            _write_header(file, count, size)
             begin = file.tell()
             for name, image in images:
                 if image.pixels is None:
@@ -272,12 +263,12 @@ def _through_cache(path: Path, source: _Source, size: int, threads: int, text: s
             file.seek(0)
             _write_header(file, used, size)
             if file.tell() != begin:  # NumPy pads the header so that the first axis can change
-                raise VitfrostError(f"cannot write {path}: the header of {used} images is longer than that of {len(source.names)}")
+                raise VitfrostError(f"cannot write {path}: the header of {used} images is longer than that of {count}")
         write_json(record, {"skipped": skipped})
     return _mapped(path), skipped
 
 
-def _cached(path: Path, record: Path, source: _Source, size: int) -> tuple[Tensor, dict[str, str]] | None:
+def _cached(path: Path, record: Path, count: int, size: int) -> tuple[Tensor, dict[str, str]] | None:
     """The pixels and skipped images of an earlier call; None where there is none, or its files are damaged."""
     if not (path.is_file() and record.is_file()):
         return None
@@ -286,7 +277,7 @@ def _cached(path: Path, record: Path, source: _Source, size: int) -> tuple[Tenso
         pixels = _mapped(path)
     except (VitfrostError, OSError, EOFError, ValueError, TypeError, KeyError):
         return None
-    whole = pixels.shape == (len(source.names) - len(skipped), 3, size, size) and pixels.dtype == torch.uint8
+    whole = pixels.shape == (count - len(skipped), 3, size, size) and pixels.dtype == torch.uint8
     return (pixels, skipped) if whole else None
 
 

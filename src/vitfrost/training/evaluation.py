@@ -18,7 +18,8 @@ from ..errors import VitfrostError
 from ..evaluation.description import device_of
 from ..evaluation.outcomes import TOP, Outcomes, in_top
 from ..files import sha256_of_file
-from ..images.batches import decode_in_order, images_hash
+from ..images.batches import decode_in_order, images_hash, name_skipped
+from ..images.classes import ClassSpace
 from ..images.preprocess import Preprocess
 from ..images.preprocessing import Preprocessing
 from ..images.source import ImageSet, open_images
@@ -41,57 +42,45 @@ class EvaluationImages:
     std: Float[Tensor, "3 1 1"]
 
 
-def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: int, threads: int, progress: bool) -> EvaluationImages:
+def open_evaluation(part: SourcePart, preprocessing: Preprocessing, classes: ClassSpace, threads: int, progress: bool) -> EvaluationImages:
     """Decode a folder or a pack with the model's own preprocessing.
 
     Raises VitfrostError for a source without labels or with more classes than the model, and where no picture is usable.
     """
-    preprocess = Preprocess(preprocessing)
     path = Path(part.source)
     if part.labels == "none":
         raise VitfrostError("data.evaluation.labels is 'none', but accuracy needs labels; leave it out, or name labeled pictures")
-    read = _pack if path.suffix == ".npz" else _folder
-    pixels, labels, digest, skipped = read(path, part, preprocess, classes, threads, progress and rank() == 0)
-    if not pixels:
-        raise VitfrostError(f"none of the pictures of {path} is usable; give others for the evaluation")
-    if max(labels) >= classes:
-        raise VitfrostError(f"the evaluation pictures {path} have labels up to {max(labels)}, the model has {classes} classes")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return EvaluationImages(torch.from_numpy(np.stack(pixels)), np.asarray(labels, np.int64), digest, skipped, mean, std)
-
-
-Read = tuple[list[np.ndarray], list[int], str, int]
-
-
-def _folder(path: Path, part: SourcePart, preprocess: Preprocess, classes: int, threads: int, progress: bool) -> Read:
-    if part.split != "all":
+    is_pack = path.suffix == ".npz"
+    if not is_pack and part.split != "all":
         raise VitfrostError(f"the folder {path} has no split {part.split}; name the folder of that split and leave the split out")
-    image_set = open_images(path, need_labels=True, classes=classes).subset(part.limit, part.seed)
-    pixels, labels, digests = [], [], {}
+    if is_pack:
+        every: ImageSet = Pack.open(path).images(part.split, part.labels == "imagenet")
+    else:
+        every = open_images(path, need_labels=True, classes=classes)
+    image_set = every.subset(part.limit, part.seed)
+    pixels, labels, digests, unusable = [], [], {}, {}
     count = len(image_set)
     assert image_set.labels is not None
-    with closing(decode_in_order(image_set, preprocess, range(count), threads, 4 * threads)) as decoded:
-        for position, image in track(decoded, count, f"decoding {path.name}", progress):
-            if image.pixels is not None:
+    with closing(decode_in_order(image_set, Preprocess(preprocessing), range(count), threads, 4 * threads)) as decoded:
+        for position, image in track(decoded, count, f"decoding {path.name}", progress and rank() == 0):
+            if image.pixels is None:
+                unusable[position] = image.reason
+            else:
                 pixels.append(image.pixels)
                 labels.append(image_set.labels[position])
                 digests[position] = image.digest
-    return pixels, labels, images_hash(image_set, digests), count - len(pixels)
-
-
-def _pack(path: Path, part: SourcePart, preprocess: Preprocess, classes: int, threads: int, progress: bool) -> Read:
-    pack = Pack.open(path)
-    names = tuple(str(position) for position in pack.positions(part.split))
-    positions = [int(name) for name in ImageSet(path, names, None).subset(part.limit, part.seed).files]
-    pixels, labels = [], []
-    for position in track(positions, len(positions), f"decoding {path.name}", progress):
-        image = pack.decode(position, preprocess)
-        if image.pixels is not None:
-            pixels.append(image.pixels)
-            local = int(pack.y[position])
-            labels.append(int(pack.in1k[local]) if part.labels == "imagenet" else local)
-    used = hashlib.sha256(f"{sha256_of_file(path)} {part.labels} {positions}".encode()).hexdigest()
-    return pixels, labels, used, len(positions) - len(pixels)
+    name_skipped(image_set, unusable, len(pixels))
+    if not pixels:
+        raise VitfrostError(f"none of the pictures of {path} is usable; give others for the evaluation")
+    if max(labels) >= classes.count:
+        raise VitfrostError(f"the evaluation pictures {path} have labels up to {max(labels)}, the model has {classes.count} classes")
+    digest = images_hash(image_set, digests)
+    if is_pack:
+        positions = [int(name) for name in image_set.files]
+        digest = hashlib.sha256(f"{sha256_of_file(path)} {part.labels} {positions}".encode()).hexdigest()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    stacked, kept = torch.from_numpy(np.stack(pixels)), np.asarray(labels, np.int64)
+    return EvaluationImages(stacked, kept, digest, count - len(pixels), mean, std)
 
 
 @torch.inference_mode()

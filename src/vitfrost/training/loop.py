@@ -22,13 +22,13 @@ from ..model import Model
 from ..progress import say, track
 from ..vit.compat import import_timm
 from .augment import Augment, mix
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import MetricsFile, load_checkpoint, save_checkpoint
 from .decoded import DecodedImages
 from .evaluation import EvaluationImages, outcomes_of
-from .metrics import MetricsFile
 from .objective import objective, soft_labels, token_loss
 from .optimizer import build_optimizer, build_schedule, stop_dropping, total_steps
 from .order import batches_of_rank, item_seeds
+from .prepare import Start
 from .processes import check_norms, distributed, first_process, mean_of_processes, share_of_batch
 from .products import fast_products
 from .recipe import TrainingRecipe
@@ -42,8 +42,8 @@ CHECKPOINT, METRICS, BOARD = "checkpoint.pt", "metrics.jsonl", "tensorboard"
 
 
 class Trainer:
-    """One run in `folder`. `model` is trained in place; `inputs` are the hashes that its checkpoints belong to, `notes` plain values
-    about the start that they keep.
+    """One run in `folder`. The model of `start` is trained in place; `inputs` are the hashes that its checkpoints belong to. They also keep
+    `notes`, plain values about the start.
 
     Raises VitfrostError for batches that cannot be made or shared, too small ones, and unknown options.
     """
@@ -52,19 +52,18 @@ class Trainer:
         self,
         recipe: TrainingRecipe,
         folder: Path,
-        model: nn.Module,
-        loaded: Model,
+        start: Start,
         images: DecodedImages,
         device: torch.device,
         *,
         inputs: dict[str, str],
-        notes: dict[str, Any],
         evaluation: EvaluationImages | None = None,
         teacher: Model | None = None,
         progress: bool = True,
     ):
-        self.recipe, self.folder, self.device, self.inputs, self.notes = recipe, folder, device, inputs, notes
-        self.loaded, self.evaluation, self.progress = loaded, evaluation, progress and rank() == 0
+        self.recipe, self.folder, self.device, self.inputs = recipe, folder, device, inputs
+        self.notes: dict[str, Any] = {"structure": start.structure, "seeds": start.seeds}
+        self.loaded, self.evaluation, self.progress = start.loaded, evaluation, progress and rank() == 0
         self.share = share_of_batch(recipe.batch_size)
         if len(images) < recipe.batch_size:
             raise VitfrostError(f"data.train has {len(images)} images, fewer than one batch of {recipe.batch_size}; lower batch_size")
@@ -74,9 +73,9 @@ class Trainer:
                 f"a process takes {self.share} images, which is no multiple of mixing.chunk {mixing.chunk}; change batch_size or the chunk"
             )
         self.images = images.to(device)
-        self.model = check_norms(model.to(device), self.share, device)
+        self.model = check_norms(start.model.to(device), self.share, device)
         self.tokens = 0.0 if recipe.teacher is None else recipe.teacher.tokens
-        self.teacher = None if teacher is None else Teacher(teacher, loaded, device, tokens=self.tokens > 0)
+        self.teacher = None if teacher is None else Teacher(teacher, start.loaded, device, tokens=self.tokens > 0)
         self.average = None if recipe.ema is None else ModelEmaV3(self.model, decay=recipe.ema)
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.total = total_steps(recipe.schedule, self.steps_per_epoch)
@@ -84,10 +83,10 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, recipe.schedule, recipe.optimizer.lr, self.steps_per_epoch)
         runner = distributed(WithTokens(self.model) if self.tokens else self.model, device)
         self.runner: Any = torch.compile(runner) if recipe.compile and device.type == "cuda" else runner
-        height, width = loaded.image_size
+        height, width = start.loaded.image_size
         if height != width:
             raise VitfrostError(f"the model takes images of {height} x {width} pixels, training square ones only; choose a square size")
-        self.augment = Augment(recipe.augment, height, loaded.preprocessing.mean, loaded.preprocessing.std)
+        self.augment = Augment(recipe.augment, height, start.loaded.preprocessing.mean, start.loaded.preprocessing.std)
         self.step, self.elapsed, self.last_good = 0, 0.0, 0
         self._metrics_position = 0
         self._bad_step = torch.full((), -1, device=device)
@@ -107,13 +106,17 @@ class Trainer:
     def resume(self) -> None:
         """Take up the run where its checkpoint left it. Raises VitfrostError as `load_checkpoint` does."""
         state = load_checkpoint(self.checkpoint, self.inputs)
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed, self._metrics_position = state["step"], state["elapsed"], state["metrics"]
-        self.notes = state["notes"]
-        self._loss, self._since_log = state["loss"].to(self.device), state["since_log"]
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.elapsed, self._metrics_position = int(state["step"]), float(state["elapsed"]), int(state["metrics"])
+            self.notes = dict(state["notes"])
+            self._loss, self._since_log = state["loss"].to(self.device), int(state["since_log"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+            raise VitfrostError(f"{self.checkpoint} is damaged: {reason}; delete it to train from the start") from error
         self.last_good = self.step
 
     def train(self) -> None:

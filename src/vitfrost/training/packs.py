@@ -7,22 +7,23 @@ Arrays: `buf` (uint8, all files after each other), `off` (int64, n + 1 offsets i
 from __future__ import annotations
 
 import io
+import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, UInt8
-from PIL import Image
 
 from ..errors import VitfrostError
-from ..images.decode import Decoded, _reason, _refuse_huge, to_rgb
-from ..images.preprocess import Preprocess
+from ..images.decode import Decoded, _reason, open_picture, to_rgb
+from ..images.geometry import Geometry
+from ..images.source import ImageSet
 
 Split = Literal["train", "test", "all"]
 IMAGENET_CLASSES = 1000
+LARGEST_RATIO, SMALL = 20, 64 << 20  # of a compressed array; bytes of one that needs no bound
 _TYPES = {"buf": np.uint8, "off": np.int64, "y": np.int16, "in1k": np.int16, "train": np.bool_}
 
 
@@ -50,6 +51,7 @@ class Pack:
         try:
             if not zipfile.is_zipfile(path):
                 raise ValueError("no zip archive")
+            _refuse_other_sizes(path)
             with np.load(path, allow_pickle=False) as archive:
                 missing = [name for name in _TYPES if name not in archive.files]
                 if missing:
@@ -57,7 +59,9 @@ class Pack:
                 arrays = {name: np.asarray(archive[name]) for name in _TYPES if name != "buf"}
                 mapped = _mapped(path, "buf.npy")
                 arrays["buf"] = np.asarray(archive["buf"]) if mapped is None else mapped
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except VitfrostError:
+            raise
+        except Exception as error:  # what reads headers evaluates them as Python's literals, and raises what that raises
             raise VitfrostError(f"the pack {path} is not a readable .npz file: {error}; write it with numpy.savez") from error
         for name, kind in _TYPES.items():
             if arrays[name].dtype != kind or arrays[name].ndim != 1:
@@ -101,18 +105,58 @@ class Pack:
             raise VitfrostError(f"the pack {self.path} has no images in its split {split}; choose another one")
         return found.astype(np.int64)
 
+    def images(self, split: Split, imagenet: bool) -> PackImages:
+        """The images of a split with the pack's own labels, or ImageNet-1k's."""
+        positions = self.positions(split)
+        local = self.y[positions]
+        labels = self.in1k[local] if imagenet else local
+        return PackImages(self.path, tuple(map(str, positions.tolist())), tuple(labels.tolist()), self)
+
     def data(self, position: int) -> bytes:
         """The bytes of one image file."""
         return self.buf[self.off[position] : self.off[position + 1]].tobytes()
 
-    def decode(self, position: int, preprocess: Preprocess) -> Decoded:
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
         """Decode, resize and crop one image as `images.decode.decode_file` does; never raises for bad bytes. No digest is taken."""
         try:
-            with Image.open(io.BytesIO(self.data(position))) as image:
-                _refuse_huge(image, preprocess)
+            with open_picture(io.BytesIO(self.data(position)), preprocess) as image:
                 return Decoded(preprocess.pixels(to_rgb(image)), "", "")
         except Exception as error:  # Pillow's decoders raise many types; a bad image must not end the run
             return Decoded(None, "", _reason(error))
+
+
+@dataclass(frozen=True)
+class PackImages(ImageSet):
+    """Images of a pack, which are called after their positions there."""
+
+    pack: Pack
+
+    def decode(self, position: int, preprocess: Geometry) -> Decoded:
+        return self.pack.decode(int(self.files[position]), preprocess)
+
+
+def _refuse_other_sizes(path: Path) -> None:
+    """Raise ValueError where an array's header tells of another size than its file has: memory is taken by the header."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.removesuffix(".npy") not in _TYPES:
+                continue
+            if entry.compress_type != zipfile.ZIP_STORED and entry.file_size > max(LARGEST_RATIO * entry.compress_size, SMALL):
+                raise ValueError(f"{entry.filename} is compressed more than pictures can be")
+            with archive.open(entry) as file:
+                shape, kind = _read_header(file)
+                if kind.hasobject:
+                    raise ValueError("Object arrays cannot be loaded")
+                told = math.prod(shape) * kind.itemsize
+                if min(shape, default=0) < 0 or told != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} should have {told} bytes")
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read_header(file)
+    return shape, kind
 
 
 def _mapped(path: Path, member: str) -> np.ndarray | None:
@@ -124,9 +168,7 @@ def _mapped(path: Path, member: str) -> np.ndarray | None:
         if entry.compress_type != zipfile.ZIP_STORED:
             return None
         with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, kind = read_header(file)
+            shape, kind = _read_header(file)
             before = file.tell()
     if kind.hasobject or not np.prod(shape):
         return None

@@ -10,21 +10,24 @@ from typing import Any
 from torch import nn
 
 from ..artifact import Artifact
+from ..class_names import class_space
 from ..configs.flat import UNQUANTIZED
 from ..distributed import rank
 from ..errors import VitfrostError
+from ..images.classes import ClassSpace
+from ..images.source import class_folders
 from ..model import Model, open_part
-from ..passes.draws import draw_calibration
-from ..passes.give_structure import fitted_constants, similarity_of
-from ..passes.structure import has_structure, install_structure, start_from
+from ..passes.structure import fit_sources, has_structure, install_structure, start_from
+from ..passes.work import draw_calibration
 from ..plans.choose import plan, unfrozen_plan
 from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from ..vit.checkpoint import read_weights
+from ..vit.draws import own_seed
 from ..vit.families import find_sites
-from ..vit.load import hash_state, load_state, own_seed
+from ..vit.load import hash_state, load_state
 from ..vit.resize import fit_state
 from .decoded import DecodedImages, join, open_decoded
 from .recipe import SourcePart, TrainingRecipe
@@ -127,10 +130,7 @@ def _take_up(start: Start, recipe: TrainingRecipe) -> None:
     if part.images is not None:
         pixels, start.structure = draw_calibration(start.loaded, part.images, part.limit, part.seed)
         start.seeds["structure"] = part.seed
-    errors = start_from(
-        start.model, start.plan, pixels, similarity_of(start.plan, statistics), constants=fitted_constants(start.plan, statistics),
-        training=True, seed=part.seed,
-    )  # fmt: skip
+    errors = start_from(start.model, start.plan, pixels, fit_sources(start.plan, statistics), training=True, seed=part.seed)
     start.structure = (start.structure or {}) | {"relative_errors": errors}
 
 
@@ -157,7 +157,7 @@ def open_training(recipe: TrainingRecipe, start: Start, progress: bool) -> Decod
     size = recipe.data.size or max(start.loaded.image_size)
     threads = recipe.threads or DECODING_THREADS
     cache = None if recipe.data.cache is None else Path(recipe.data.cache)
-    parts = [_open(part, size, cache, threads, progress and rank() == 0) for part in recipe.data.train]
+    parts = [_open(part, size, cache, start.loaded.class_space, threads, progress and rank() == 0) for part in recipe.data.train]
     images = join(parts)
     if images.labels is None and (recipe.teacher is None or recipe.teacher.weight < 1):
         raise VitfrostError("data.train has no labels; give labels, or a teacher with weight 1")
@@ -168,12 +168,23 @@ def open_training(recipe: TrainingRecipe, start: Start, progress: bool) -> Decod
     return images
 
 
-def _open(part: SourcePart, size: int, cache: Path | None, threads: int, progress: bool) -> DecodedImages:
+def _open(part: SourcePart, size: int, cache: Path | None, classes: ClassSpace, threads: int, progress: bool) -> DecodedImages:
     images = open_decoded(
         part.source, size=size, split=part.split, labels="local" if part.labels == "none" else part.labels, limit=part.limit,
-        seed=part.seed, cache=cache, threads=threads, progress=progress,
+        seed=part.seed, cache=cache, classes=classes, threads=threads, progress=progress,
     )  # fmt: skip
     return replace(images, labels=None, classes=None, label_space="") if part.labels == "none" else images
+
+
+def evaluated_classes(recipe: TrainingRecipe, start: Start) -> ClassSpace:
+    """The classes that the evaluation may name: the model's, which a folder of training pictures names where nothing else does."""
+    loaded = start.loaded
+    if loaded.class_names is None:
+        for part in recipe.data.train:
+            folders = class_folders(part.source) if part.labels == "local" and Path(part.source).is_dir() else ()
+            if len(folders) == loaded.classes:
+                return class_space(loaded.classes, folders)
+    return loaded.class_space
 
 
 def input_hashes(

@@ -16,7 +16,7 @@ from ..configs import Compact, FreezeHeads, Hallucinate
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
-from ..plans.text import overlaid
+from ..plans.file import overlaid
 from ..records import Format
 from ..strict import Strict
 from .augment import AugmentSettings

@@ -23,7 +23,7 @@ from ..threads import torch_threads
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of
 from .loop import Trainer
-from .prepare import DECODING_THREADS, Start, input_hashes, load_start, load_teacher, open_training
+from .prepare import DECODING_THREADS, Start, evaluated_classes, input_hashes, load_start, load_teacher, open_training
 from .processes import join_processes
 from .recipe import NAMED_WEIGHTS, TrainingRecipe, load_training_recipe, save_training_recipe
 
@@ -71,12 +71,12 @@ def _with_paths(recipe: TrainingRecipe, config: Train) -> TrainingRecipe:
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"artifact": str(artifact)})})
     if teacher_weights is not None:
         if recipe.teacher is None or recipe.teacher.original:
-            raise VitfrostError("the recipe names no teacher of its own, so there are no weights to replace; leave out --teacher-weights")
+            raise VitfrostError("the recipe names no teacher of its own whose weights could be replaced; leave out Train.teacher_weights")
         named = str(teacher_weights) in NAMED_WEIGHTS
         values["teacher"]["weights"] = str(teacher_weights) if named else str(Path(teacher_weights).resolve())
     if weights is not None:
         if recipe.start.artifact is not None:
-            raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out --weights")
+            raise VitfrostError("the recipe starts from an artifact, which brings its own weights; leave out Train.weights")
         values["model"]["weights"] = str(weights) if str(weights) in NAMED_WEIGHTS else str(Path(weights).resolve())
     if config.seed is not None:
         values["seed"] = config.seed
@@ -98,12 +98,12 @@ def _prepared(
     evaluation = None
     if recipe.data.evaluation is not None:
         threads = recipe.threads or DECODING_THREADS
-        evaluation = open_evaluation(recipe.data.evaluation, start.loaded.preprocessing, start.loaded.classes, threads, progress)
+        evaluation = open_evaluation(
+            recipe.data.evaluation, start.loaded.preprocessing, evaluated_classes(recipe, start), threads, progress
+        )
     hashes = input_hashes(recipe, start, images, None if evaluation is None else evaluation.digest, teacher)
     trainer = Trainer(
-        recipe, folder, start.model, start.loaded, images, device,
-        inputs=hashes, notes={"structure": start.structure, "seeds": start.seeds}, evaluation=evaluation, teacher=teacher,
-        progress=progress,
+        recipe, folder, start, images, device, inputs=hashes, evaluation=evaluation, teacher=teacher, progress=progress,
     )  # fmt: skip
     if held:
         trainer.resume()

@@ -49,8 +49,9 @@ class MapAttention(nn.Module):
     `order[place]` is the head of the original at a place of this module: as they are, until `keep_logits` puts the heads
     without queries and keys behind the others. Observers see the maps in the original's order.
 
-    What happens to the maps is set by methods, and is None where nothing does: `hallucination` by `hallucinate`, `constants` by
-    `freeze_heads`, `frozen` by `freeze_entries`, the four quantizers by `quantize`, `observers` by `observe`.
+    What happens to the maps is set by methods, and is None where nothing does: `hallucination` by `hallucinate`, modules of heads whose
+    values are mixed apart (`constants`) by `mix_apart`, `frozen` by `freeze_entries`, the four quantizers by `quantize`, `observers` by
+    `observe`.
     """
 
     scale_queries_first = False
@@ -72,6 +73,7 @@ class MapAttention(nn.Module):
         self.map_quantizer: nn.Module | None = None
         self.hallucination: nn.Module | None = None
         self.constants: Any = None
+        self.apart: tuple[tuple[str, int], ...] = ()
         self.frozen: Any = None
         self.observers = Observers()
 
@@ -82,7 +84,7 @@ class MapAttention(nn.Module):
     def keep_logits(self, order: Sequence[int], logit_heads: int) -> None:
         """Leave queries and keys to the first `logit_heads` heads of `order` only; the function of every head stays the same.
 
-        Done once, before anything is quantized. `hallucinate` and `freeze_heads` say what makes the other heads' maps.
+        Done once, before anything is quantized. `hallucinate` and `mix_apart` say what makes the other heads' maps.
         """
         if sorted(order) != list(range(self.site.heads)) or not 0 <= logit_heads <= self.site.heads:
             raise ValueError(f"{logit_heads} heads of the order {list(order)} do not fit {self.site.heads} heads")
@@ -95,10 +97,11 @@ class MapAttention(nn.Module):
         """Make maps [rows, H - F, N, M] of the logits [rows, g, N, M] by a module (see methods.hallucination.maps)."""
         self.hallucination = hallucination
 
-    def freeze_heads(self, constants: Any) -> None:
-        """Make the outputs [rows, F, N, D] of the last F heads of `order` from their values [rows, F, M, D] alone by a module (see
-        methods.constant_heads.module)."""
-        self.constants = constants
+    def mix_apart(self, name: str, module: nn.Module, heads: int) -> None:
+        """Make the outputs [rows, F, N, D] of the next F `heads` of `order`, behind those with logits or maps made of them, from their
+        values [rows, F, M, D] alone by a module, which is called `name` here. Its `maps()` are [1 or windows, F, N, M]."""
+        setattr(self, name, module)
+        self.apart = (*self.apart, (name, heads))
 
     def freeze_entries(self, frozen: Any) -> None:
         """Merge constants into the maps, heads in this module's order (see methods.frozen_entries); None: no longer."""
@@ -106,8 +109,9 @@ class MapAttention(nn.Module):
             raise ValueError(f"frozen entries of maps {tuple(frozen.mask.shape)} do not fit {self.site.name} with {self.site.maps_shape}")
         self.frozen = frozen
 
-    def quantize(self, make_quantizer: Callable[[], nn.Module], make_map_quantizer: Callable[[], nn.Module]) -> None:
-        """Quantize values, and where there are logits queries, keys ([rows, heads, tokens, D] each) and the softmax's maps too."""
+    def quantize(self, make_quantizer: Callable[[], nn.Module], make_map_quantizer: Callable[[], nn.Module | None]) -> None:
+        """Quantize values, and where there are logits queries, keys ([rows, heads, tokens, D] each) and the softmax's maps too (None: these
+        stay in floating point)."""
         self.value_quantizer = make_quantizer()
         if self.logit_heads:
             self.query_quantizer, self.key_quantizer, self.map_quantizer = make_quantizer(), make_quantizer(), make_map_quantizer()
@@ -117,9 +121,9 @@ class MapAttention(nn.Module):
         self.observers = Observers(maps, logits, quantized)
 
     def map_sources(self) -> dict[str, nn.Module]:
-        """What makes the maps of heads without queries and keys: "hallucination" and "constants", where there are such heads."""
-        parts = {"hallucination": self.hallucination, "constants": self.constants}
-        return {name: part for name, part in parts.items() if part is not None}
+        """What makes the maps of heads without queries and keys, by its name here."""
+        made = {} if self.hallucination is None else {"hallucination": self.hallucination}
+        return made | {name: getattr(self, name) for name, _ in self.apart}
 
     @property
     def has_relative_bias(self) -> bool:
@@ -128,8 +132,8 @@ class MapAttention(nn.Module):
 
     @property
     def moving_heads(self) -> int:
-        """How many heads have maps that depend on the image; the others, with constant ones, stand behind them."""
-        return self.site.heads - (0 if self.constants is None else len(self.constants.heads))
+        """How many heads have maps that depend on the image; the others, whose values are mixed apart, stand behind them."""
+        return self.site.heads - sum(count for _, count in self.apart)
 
     def in_original_order(self, heads: Shaped[Tensor, "rows heads *rest"]) -> Shaped[Tensor, "rows heads *rest"]:
         """What belongs to this module's places, by heads of the original."""
@@ -139,12 +143,11 @@ class MapAttention(nn.Module):
         return heads[:, places]
 
     def _show(self, maps: Tensor, values: Tensor) -> None:
-        """Show maps (of heads with constant ones as well) and values to their observer, in the original's order."""
+        """Show maps (of heads that are mixed apart as well) and values to their observer, in the original's order."""
         if self.observers.maps is not None:
-            if self.constants is not None:
-                constant = self.constants.maps()
-                repeated = constant.repeat(len(values) // len(constant), 1, 1, 1)
-                maps = torch.cat([maps, repeated], dim=1)
+            for name, _ in self.apart:
+                made = getattr(self, name).maps()
+                maps = torch.cat([maps, made.repeat(len(values) // len(made), 1, 1, 1)], dim=1)
             self.observers.maps(self.in_original_order(maps), self.in_original_order(values))
 
     def logits_to_maps(self, logits: Float[Tensor, "rows logit_heads queries keys"]) -> Float[Tensor, "rows heads queries keys"]:
@@ -176,17 +179,19 @@ class MapAttention(nn.Module):
         return self.attn_drop(maps)
 
     def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
-        """Mix the values: of heads with constant maps as one operation, of the others with their own maps."""
-        if self.constants is None:
+        """Mix the values: of heads that are mixed apart by their modules, of the others with their own maps."""
+        if not self.apart:
             assert q is not None
             assert k is not None
             return self.attend_moving(q, k, v, bias)
-        still = self.constants(v[:, self.moving_heads :])
+        still = v[:, self.moving_heads :]
+        parts = (still,) if len(self.apart) == 1 else still.split([count for _, count in self.apart], dim=1)
+        outputs = [getattr(self, name)(values) for (name, _), values in zip(self.apart, parts, strict=True)]
         if q is None or k is None:
             if self.observers.maps is not None:
-                self._show(v.new_empty(len(v), 0, still.shape[2], v.shape[2]), v)
-            return still
-        return torch.cat([self.attend_moving(q, k, v, bias), still], dim=1)
+                self._show(v.new_empty(len(v), 0, outputs[0].shape[2], v.shape[2]), v)
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return torch.cat([self.attend_moving(q, k, v, bias), *outputs], dim=1)
 
     def attend_moving(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
         """Mix the values of heads whose maps depend on the image; `v` has those of all heads. Maps are explicit only where something

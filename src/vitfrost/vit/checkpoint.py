@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import VitfrostError
@@ -16,6 +19,7 @@ log = logging.getLogger("vitfrost")
 
 AVERAGED, TRAINED = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")  # in the order in which timm looks for them
 PREFIXES = ("module.", "_orig_mod.", "model.")
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 AVERAGING = "n_averaged"  # a counter that torch's AveragedModel keeps beside the weights
 
 
@@ -23,27 +27,20 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict in a safetensors file, or in a checkpoint of torch; averaged (EMA) weights are preferred, as timm does.
 
     Prefixes that wrappers put before all names (module., _orig_mod., model.) are taken off, half precision becomes float32. What was
-    taken, and what else the file holds, is logged. Raises VitfrostError when the file is missing or damaged, when it holds anything but
-    tensors, and for values that are not finite.
+    taken, and what else the file holds, is logged. FILE#KEY takes the weights under a key of the checkpoint, such as
+    last.pth.tar#state_dict for those that were not averaged. Raises VitfrostError when the file is missing or damaged, when it holds
+    anything but tensors, and for values that are not finite.
     """
-    path = Path(path)
+    path, key = _split(Path(path))
+    if path.is_dir():
+        path = _in_folder(path)
     if not path.is_file():
         raise VitfrostError(f"no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training scripts keep beside the weights
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the two libraries raise many types; each means the file is no weights file
-        raise VitfrostError(
-            f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict"
-        ) from error
-    taken, state = _find_state(content)
+    content = _read(path)
+    taken, state = _find_state(content) if key is None else _under(content, key, path)
     if state is None:
-        raise VitfrostError(f"{path} holds no state dict of tensors")
+        raise VitfrostError(f"{path} holds no state dict of tensors{'' if key is None else f' under {key}'}")
+    _refuse_odd(state, path)
     named, prefix = _without_prefixes(state)
     if taken or prefix:
         others = [str(key) for key in content if key != taken.partition(".")[0]] if taken else []
@@ -53,6 +50,63 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )  # fmt: skip
     check_finite(named, f"the weights {path}")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder as the hub has them."""
+    found = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
+    if not found:
+        raise VitfrostError(f"the folder {folder} has no weights; name a file, or a folder with {' or '.join(IN_FOLDERS)}")
+    return found[0]
+
+
+def _split(path: Path) -> tuple[Path, str | None]:
+    """FILE#KEY as file and key; a file that is called so is meant itself."""
+    name, mark, key = path.name.rpartition("#")
+    return (path.with_name(name), key) if mark and name and key and not path.exists() else (path, None)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        _refuse_bomb(path)
+        with torch.serialization.safe_globals(_beside_weights()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except VitfrostError:
+        raise
+    except Exception as error:  # the two libraries raise many types; each means the file is no weights file
+        raise VitfrostError(
+            f"{path} is not a readable weights file ({type(error).__name__}); give safetensors or a plain state dict"
+        ) from error
+
+
+def _beside_weights() -> list[Any]:
+    """What training scripts keep beside the weights, all of it plain data: their arguments, and numbers of NumPy."""
+    kinds = {type(np.dtype(kind)) for kind in (bool, "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")}
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, *names, np.dtype, *kinds, (codecs.encode, "_codecs.encode")]
+
+
+def _refuse_bomb(path: Path) -> None:
+    """torch writes its archives without compression: one that says it is larger inside than outside is meant to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(item.file_size for item in archive.infolist())
+        if inside > path.stat().st_size:
+            raise VitfrostError(f"{path} is not a readable weights file: it is compressed; save it with torch.save")
+
+
+def _refuse_odd(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise VitfrostError for tensors that are no arrays of numbers: sparse, quantized, without values, or larger than what is saved."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex() or tensor.is_nested:
+            raise VitfrostError(f"{path}: {name} is no dense tensor of real numbers; save the weights as such")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise VitfrostError(f"{path}: {name} has {list(tensor.shape)} values, more than were saved; save it with .contiguous()")
 
 
 def check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -73,6 +127,14 @@ def _find_state(content: Any) -> tuple[str, dict[str, torch.Tensor] | None]:
                 if state is not None:
                     return f"{key}.{inner}" if inner else key, state
     return "", None
+
+
+def _under(content: Any, key: str, path: Path) -> tuple[str, dict[str, torch.Tensor] | None]:
+    if not isinstance(content, dict) or key not in content:
+        keys = ", ".join(str(known)[:60] for known in list(content)[:8]) if isinstance(content, dict) else "none"
+        raise VitfrostError(f"{path} has no weights under {key}; its keys are {keys}")
+    inner, state = _find_state(content[key])
+    return f"{key}.{inner}" if inner else key, state
 
 
 def _is_state(content: Any) -> bool:

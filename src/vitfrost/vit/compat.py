@@ -55,9 +55,3 @@ def import_timm() -> ModuleType:
     import timm
 
     return timm
-
-
-def is_timm_model(name: str) -> bool:
-    """Whether timm can create a model of this name."""
-    known: bool = import_timm().is_model(name)
-    return known

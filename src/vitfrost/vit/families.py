@@ -51,7 +51,7 @@ def family_of(model: nn.Module) -> Any:
         raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; {_SUPPORTED}")
     for path, module in model.named_modules():
         kind = type(module).__name__
-        if "Attention" in kind or "Attn" in kind:
+        if "Attention" in kind or "Attn" in kind or any(hasattr(module, part) for part in ("num_heads", "qkv", "qk")):
             raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; {_SUPPORTED}")
     raise UnsupportedModel(f"{name} has no attention layers (not a transformer); {_SUPPORTED}")
 

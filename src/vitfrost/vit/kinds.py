@@ -1,4 +1,4 @@
-"""Whether a layer is of a known kind: the class itself, or a subclass that computes the same."""
+"""Of what kind a layer is: a known class, or a subclass that computes the same; or one that normalizes."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def named(module: nn.Module, *kinds: type[nn.Module]) -> str:
         if isinstance(module, kind) and (changed := overridden(module, kind)):
             return f"{name}, which overrides {', '.join(changed)} of {kind.__name__}"
     return name
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalizes what it reads; timm's own such layers have no class in common, but a name."""
+    return "Norm" in type(layer).__name__
+
+
+def has_affine_norm(norm: nn.Module) -> bool:
+    """True for a LayerNorm with gain and bias: the kind whose scales RepQ-ViT can re-parameterize."""
+    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None

@@ -81,7 +81,8 @@ def _is_bare(module: FusedAttention) -> bool:
         module.query_quantizer, module.key_quantizer, module.value_quantizer, module.map_quantizer, module.hallucination, module.frozen,
     )  # fmt: skip
     unchanged = all(part is None for part in changed) and not module.observers.any and isinstance(module.qkv, nn.Linear)
-    return unchanged and not module.has_relative_bias and module.logit_heads == module.moving_heads
+    bare = unchanged and all(name == "constants" for name, _ in module.apart)
+    return bare and not module.has_relative_bias and module.logit_heads == module.moving_heads
 
 
 class SeparateAttention(nn.Module):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import VitfrostError
+from ..errors import VitfrostError, shown
 from .compat import import_timm
+from .draws import own_seed
 from .options import check_options
 
 timm = import_timm()
 RANDOM_WEIGHTS = "random"
+LONGEST_NAME = 100
+LARGEST_SIDE = 16384
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -93,14 +94,6 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
-@contextmanager
-def own_seed(seed: int) -> Iterator[None]:
-    """Draws on the CPU start from `seed`; afterwards torch's generator is where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """How timm is told an image size: an argument where the model is built for one, else its configuration."""
     config = timm.get_pretrained_cfg(name)
@@ -108,6 +101,42 @@ def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any
         return {"img_size": image_size}
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     return {"pretrained_cfg_overlay": {"input_size": (config.input_size[0], height, width)}}
+
+
+def cut_pixels(module: nn.Module, size: tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) of a patch where images of `size` do not hold a whole number of them, and the rest would not be looked at."""
+    first: Any = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is None or first.kernel_size != first.stride or any(first.padding) or getattr(module, "dynamic_img_pad", False):
+        return None
+    if getattr(getattr(module, "patch_embed", None), "dynamic_img_pad", False):
+        return None
+    return first.stride if any(side % step for side, step in zip(size, first.stride, strict=True)) else None
+
+
+def refuse_cut_pixels(module: nn.Module, size: tuple[int, int]) -> None:
+    """Raise VitfrostError, which names sizes nearby, where the model would not see the last rows or columns of an image."""
+    patch = cut_pixels(module, size)
+    if patch is not None:
+        near = [tuple(step * (side // step + more) for side, step in zip(size, patch, strict=True)) for more in (0, 1)]
+        shown = " or ".join(str(height) if height == width else f"{height}x{width}" for height, width in near if min(height, width) > 0)
+        raise VitfrostError(f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}; give {shown}")
+
+
+def refuse_larger(name: str, image_size: int | tuple[int, int] | None, options: dict[str, Any], most: int, why: str) -> None:
+    """Raise VitfrostError for a model of more than `most` numbers, before their memory is taken. `why`: what the bound is."""
+    with torch.device("meta"):
+        made = create_model(name, image_size, **options)
+    count = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
+    if count > most:
+        raise VitfrostError(f"the model {name} of these options has {count / 1e6:,.0f} million numbers, {why}")
+
+
+def memory_of_machine() -> int:
+    """Bytes; where nothing tells, those of a large machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 40
 
 
 def create_model(
@@ -124,14 +153,17 @@ def create_model(
     from .plain import attention_with_heads_of
 
     check_options({name: value for name, value in options.items() if name != "attn_head_dim"})  # which says more of its values itself
-    if not timm.is_model(name):
+    if len(name) > LONGEST_NAME or not timm.is_model(name):
         import difflib
 
+        if len(name) > LONGEST_NAME:
+            raise VitfrostError(f"timm has no model {shown(name)}; timm.list_models() lists the names")
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise VitfrostError(f"timm has no model '{name}'{hint}")
-    if image_size is not None and min(image_size if isinstance(image_size, tuple) else (image_size,)) < 1:
-        raise VitfrostError(f"the image size {image_size} is out of range; give a number of pixels of at least 1")
+    sides = () if image_size is None else image_size if isinstance(image_size, tuple) else (image_size,)
+    if not all(1 <= side <= LARGEST_SIDE for side in sides):
+        raise VitfrostError(f"the image size {image_size} is out of range; give 1 to {LARGEST_SIDE} pixels")
     if "attn_head_dim" in options:
         options["attn_layer"] = attention_with_heads_of(options.pop("attn_head_dim"))
     try:
@@ -139,6 +171,6 @@ def create_model(
             options |= _size_options(name, image_size)
         with own_seed(seed):
             return timm.create_model(name, pretrained=pretrained, **options)
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # constructors raise anything where options do not go together
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error

@@ -14,14 +14,15 @@ from typing import Any
 from ..errors import VitfrostError
 
 LARGEST = 2**20  # of any number that sizes a layer; what is larger is a mistake, or meant to exhaust the memory
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
+DEEPEST = 256  # layers, of which each takes time to make
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _is_depth(value: Any) -> bool:
+    return _is_count(value) and value <= DEEPEST
 
 
 def _is_number(value: Any) -> bool:
@@ -41,18 +42,20 @@ def _one_or_several(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "true or false": (
-        _is_flag,
+        lambda value: isinstance(value, bool),
         (
             "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm",
             "final_norm", "fc_norm", "pool_include_prefix", "dynamic_img_size", "dynamic_img_pad", "fix_init", "always_partition",
             "strict_img_size", "linear",
         ),
     ),
-    "a whole number from 0 on": (_is_count, ("num_classes", "in_chans", "depth", "embed_dim", "reg_tokens", "head_dim")),
+    "a whole number from 0 on": (_is_count, ("num_classes", "in_chans", "embed_dim", "reg_tokens", "head_dim")),
+    f"a whole number from 0 to {DEEPEST}": (_is_depth, ("depth",)),
+    f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths",)),
     "whole numbers from 0 on": (
         _one_or_several(_is_count),
         (
-            "patch_size", "window_size", "position_size", "num_heads", "depths", "embed_dims", "sr_ratios", "stem_chs", "strides",
+            "patch_size", "window_size", "position_size", "num_heads", "embed_dims", "sr_ratios", "stem_chs", "strides",
             "img_size",
         ),
     ),

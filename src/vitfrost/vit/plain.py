@@ -10,8 +10,7 @@ from ..errors import UnsupportedModel, VitfrostError
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
-from .kinds import is_kind, named
-from .norms import has_affine_norm
+from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()

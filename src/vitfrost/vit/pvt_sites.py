@@ -13,8 +13,7 @@ from .attention import MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
-from .kinds import is_kind, named
-from .norms import has_affine_norm
+from .kinds import has_affine_norm, is_kind, named
 from .plain import check_feed_forward
 from .reduced_attention import PyramidAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites

@@ -16,8 +16,8 @@ class AttentionSite:
     `grid` is the patch grid of one map (the window's own for windowed attention); the first `prefix_tokens`
     tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
     `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
-    `logit_heads` (None: all) have queries and keys; making the other heads' maps takes `generation_macs` multiply-accumulates.
-    `constant_heads` have a constant map, which all together take `constant_macs` to be applied to their values.
+    `logit_heads` (None: all) have queries and keys; `mixed_apart` of the others have their values mixed by a
+    module of their own (constant maps). `source_macs`: multiply-accumulates of what makes maps, by the part of the costs.
     """
 
     name: str
@@ -34,9 +34,8 @@ class AttentionSite:
     masked: bool = False
     key_grid: tuple[int, int] | None = None
     logit_heads: int | None = None
-    generation_macs: int = 0
-    constant_heads: int = 0
-    constant_macs: int = 0
+    mixed_apart: int = 0
+    source_macs: tuple[tuple[str, int], ...] = ()
 
     @property
     def grid_of_keys(self) -> tuple[int, int] | None:

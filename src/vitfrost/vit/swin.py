@@ -12,8 +12,7 @@ from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
 from .forward import BlockCall, ForwardPass
-from .kinds import is_kind, named
-from .norms import has_affine_norm
+from .kinds import has_affine_norm, is_kind, named
 from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 

@@ -15,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from torch import Tensor, nn
 
-from vitfrost.methods.constant_heads.constants import Kind, Shape, dense_of
+from vitfrost.methods.constant_heads.constants import Shape, dense_of
 from vitfrost.methods.constant_heads.module import ConstantHeads
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 def random_heads(grid: list[int], prefix: int, windows: list[int], width: int, seed: int) -> ConstantHeads:
     """Heads in the kernel's form with random constants of a map's size."""
     shape = Shape((grid[0], grid[1]), prefix)
-    kinds: list[tuple[Kind, int | None]] = [("local", window) for window in windows]
+    kinds: list[tuple[str, int | None]] = [("local", window) for window in windows]
     heads = ConstantHeads(kinds, shape, (1, shape.tokens, shape.tokens), width, form="triton")
     generator = torch.Generator().manual_seed(seed)
     for parameter in heads.parameters():

@@ -13,12 +13,15 @@ from vitfrost.methods.constant_heads.constants import (
     dense_of,
     fit,
     relative_positions,
-    resized,
     resized_map,
     stretched_window,
     uniform,
 )
+from vitfrost.methods.constant_heads.kinds.local import Local
+from vitfrost.methods.constant_heads.kinds.structured import Structured
+from vitfrost.methods.constant_heads.kinds.toeplitz import Toeplitz
 
+TOEPLITZ, LOCAL = Toeplitz(), Local()
 SHAPES = st.builds(Shape, st.tuples(st.integers(2, 5), st.integers(2, 6)), st.integers(0, 2))
 
 
@@ -36,22 +39,22 @@ def drawn(shape: Shape, kernel: tuple[int, int], seed: int, rest: float = 0.0) -
 
 @given(SHAPES, st.integers(0, 10_000))
 def test_a_map_by_relative_position_is_recovered(shape: Shape, seed: int) -> None:
-    whole = dense_of(drawn(shape, shape.kernel_shape("toeplitz", None), seed), shape)
+    whole = dense_of(drawn(shape, TOEPLITZ.kernel_shape(shape), seed), shape)
     importance = np.random.default_rng(seed).uniform(0.5, 2, (1, shape.tokens))
     # without row scales the first step is exact; with them the alternation converges, fast but not in one step
     plain = whole.copy()
     prefix = shape.prefix_tokens
-    plain[:, prefix:, prefix:] /= drawn(shape, shape.kernel_shape("toeplitz", None), seed).row_scale[:, :, None]
-    np.testing.assert_allclose(dense_of(fit(plain, importance, shape, "toeplitz"), shape), plain, atol=1e-9)
-    left = np.abs(dense_of(fit(whole, importance, shape, "toeplitz"), shape) - whole).max()
+    plain[:, prefix:, prefix:] /= drawn(shape, TOEPLITZ.kernel_shape(shape), seed).row_scale[:, :, None]
+    np.testing.assert_allclose(dense_of(fit(plain, importance, shape, TOEPLITZ.kernel_shape(shape)), shape), plain, atol=1e-9)
+    left = np.abs(dense_of(fit(whole, importance, shape, TOEPLITZ.kernel_shape(shape)), shape) - whole).max()
     assert left < 0.15 * np.abs(whole - whole.mean()).max() + 1e-9
 
 
 @given(SHAPES, st.integers(0, 10_000), st.sampled_from([1, 3, 5]))
 def test_a_local_map_with_a_rest_is_recovered(shape: Shape, seed: int, window: int) -> None:
-    made = drawn(shape, shape.kernel_shape("local", window), seed, rest=0.05)
+    made = drawn(shape, LOCAL.kernel_shape(shape, window), seed, rest=0.05)
     whole = dense_of(StructuredMap(made.kernel, made.rest, np.ones((1, shape.patches)), made.prefix_rows, made.prefix_columns), shape)
-    found = fit(whole, np.ones((1, shape.tokens)), shape, "local", window)
+    found = fit(whole, np.ones((1, shape.tokens)), shape, LOCAL.kernel_shape(shape, window))
     np.testing.assert_allclose(dense_of(found, shape), whole, atol=1e-9)
 
 
@@ -71,7 +74,7 @@ def test_the_fit_weighs_keys_by_their_importance(seed: int) -> None:
     mean, importance = rng.dirichlet(np.ones(13), (1, 13)), rng.uniform(0.01, 3, (1, 13))
 
     def weighted_error(weights: np.ndarray) -> float:
-        wrong = (dense_of(fit(mean, weights, shape, "local", 3), shape) - mean) ** 2
+        wrong = (dense_of(fit(mean, weights, shape, (3, 3)), shape) - mean) ** 2
         return float((wrong * importance[:, None]).sum())
 
     assert weighted_error(importance) < weighted_error(1 / importance)
@@ -83,7 +86,7 @@ def test_forbidden_pairs_are_zero_and_do_not_count() -> None:
     allowed[1, :2, 2:] = allowed[1, 2:, :2] = False
     mean = np.where(allowed, 0.25, 99.0)
     mean[1] = np.where(allowed[1], 0.5, 99.0)
-    found = fit(mean, np.ones((2, 4)), shape, "toeplitz", allowed=allowed)
+    found = fit(mean, np.ones((2, 4)), shape, TOEPLITZ.kernel_shape(shape), allowed)
     whole = dense_of(found, shape, allowed)
     assert (whole[~allowed] == 0).all()
     np.testing.assert_allclose(whole[0], 0.25, atol=1e-3)  # the alternation of kernel and row scales has nearly converged
@@ -92,19 +95,19 @@ def test_forbidden_pairs_are_zero_and_do_not_count() -> None:
 
 @given(SHAPES, st.integers(0, 10_000), st.booleans())
 def test_the_same_grid_changes_nothing(shape: Shape, seed: int, local: bool) -> None:
-    kind = "local" if local else "toeplitz"
-    made = drawn(shape, shape.kernel_shape(kind, 3), seed, rest=0.05 if local else 0.0)
-    np.testing.assert_allclose(dense_of(resized(made, shape, shape, kind, 3), shape), dense_of(made, shape), atol=1e-9)
+    kind = LOCAL if local else TOEPLITZ
+    made = drawn(shape, kind.kernel_shape(shape, 3), seed, rest=0.05 if local else 0.0)
+    np.testing.assert_allclose(dense_of(kind.resized(made, shape, shape, 3), shape), dense_of(made, shape), atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["toeplitz", "local"])
+@pytest.mark.parametrize("kind", [TOEPLITZ, LOCAL])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
-def test_another_grid_keeps_what_a_query_gives_to_patches(kind: str, prefix: int) -> None:
+def test_another_grid_keeps_what_a_query_gives_to_patches(kind: Structured, prefix: int) -> None:
     old, new = Shape((4, 6), prefix), Shape((6, 9), prefix)
     rows = np.random.default_rng(0).uniform(0.2, 1, (prefix, old.tokens))
-    made = uniform(old, kind, 3)  # type: ignore[arg-type]
+    made = uniform(old, kind.kernel_shape(old, 3))
     made = StructuredMap(made.kernel, made.rest, made.row_scale, rows / rows.sum(1, keepdims=True), made.prefix_columns)
-    whole = dense_of(resized(made, old, new, kind, 5), new)  # type: ignore[arg-type]
+    whole = dense_of(kind.resized(made, old, new, 5), new)
     assert whole.shape == (1, new.tokens, new.tokens)
     np.testing.assert_allclose(whole.sum(2), 1, atol=1e-9)
 
@@ -132,12 +135,12 @@ def test_a_dense_map_on_another_grid_looks_at_the_same_place() -> None:
 def test_a_window_grows_with_the_grid() -> None:
     old, new = Shape((4, 4)), Shape((12, 12))
     assert [stretched_window(side, old, new) for side in (1, 3, 5)] == [3, 9, 15]
-    made = resized(drawn(old, (3, 3), 0, rest=0.01), old, new, "local", 9)
+    made = LOCAL.resized(drawn(old, (3, 3), 0, rest=0.01), old, new, 9)
     assert made.kernel.shape == (9, 9)
     assert made.kernel[4, 4] / made.rest == pytest.approx(drawn(old, (3, 3), 0).kernel[1, 1] / 0.01)
 
 
 def test_masked_windows_belong_to_their_image_size() -> None:
-    made = uniform(Shape((2, 2)), "toeplitz", windows=4)
+    made = uniform(Shape((2, 2)), (3, 3), windows=4)
     with pytest.raises(ValueError, match="image size"):
-        resized(made, Shape((2, 2)), Shape((4, 4)), "toeplitz")
+        TOEPLITZ.resized(made, Shape((2, 2)), Shape((4, 4)), None)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from vitfrost.methods.constant_heads.constants import Kind, Shape
-from vitfrost.methods.constant_heads.cost import constant_macs, convolution_macs, head_cost, stored_numbers
+from vitfrost.methods.constant_heads.constants import Shape
+from vitfrost.methods.constant_heads.cost import constant_macs, convolution_macs, head_cost
+from vitfrost.methods.constant_heads.kinds import KINDS
 
 GRID = Shape((14, 14), 1)
 MAPS = (1, 197, 197)
 
 
 def test_numbers_stored() -> None:
-    assert stored_numbers("dense", GRID, MAPS, None, False) == 38_809
-    assert stored_numbers("toeplitz", GRID, MAPS, None, False) == 1 + 729 + 196 + 197 + 196
-    assert stored_numbers("local", GRID, MAPS, 7, False) == 1 + 49 + 196 + 197 + 196
-    assert stored_numbers("toeplitz", Shape((7, 7)), (64, 49, 49), None, True) == 1 + 169 + 64 * 49  # a scale per window and query
+    assert KINDS["dense"].stored(MAPS, GRID) == 38_809
+    assert KINDS["toeplitz"].stored(MAPS, GRID) == 1 + 729 + 196 + 197 + 196
+    assert KINDS["local"].stored(MAPS, GRID, 7) == 1 + 49 + 196 + 197 + 196
+    assert KINDS["toeplitz"].stored((64, 49, 49), Shape((7, 7)), masked=True) == 1 + 169 + 64 * 49  # a scale per window and query
 
 
 def test_a_convolution_is_linear_in_the_tokens() -> None:
@@ -29,7 +30,7 @@ def test_small_maps_are_products_and_large_ones_convolutions() -> None:
 
 
 def test_cheaper_kinds_cost_less() -> None:
-    kinds: list[tuple[Kind, int | None]] = [("local", 3), ("local", 7), ("toeplitz", None), ("dense", None)]
+    kinds: list[tuple[str, int | None]] = [("local", 3), ("local", 7), ("toeplitz", None), ("dense", None)]
     costs = [head_cost(kind, GRID, MAPS, 64, window, False).total for kind, window in kinds]
     assert costs == sorted(costs)
 

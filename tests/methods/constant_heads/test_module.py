@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.constant_heads.constants import Kind, Shape, StructuredMap, dense_of
+from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of
 from vitfrost.methods.constant_heads.module import ConstantHeads
 
 WIDTH = 4
 
 
-def made(shape: Shape, kinds: list[tuple[Kind, int | None]], form: str | None, seed: int) -> ConstantHeads:
+def made(shape: Shape, kinds: list[tuple[str, int | None]], form: str | None, seed: int) -> ConstantHeads:
     """Heads with random constants, in float64."""
     heads = ConstantHeads(kinds, shape, (1, shape.tokens, shape.tokens), WIDTH, form=form)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ def explicit(heads: ConstantHeads, values: torch.Tensor) -> torch.Tensor:
 )  # fmt: skip
 def test_both_forms_equal_explicit_maps(grid: tuple[int, int], prefix: int, images: int, windows: list[int], seed: int) -> None:
     shape = Shape(grid, prefix)
-    kinds: list[tuple[Kind, int | None]] = [("local", window) for window in windows]
+    kinds: list[tuple[str, int | None]] = [("local", window) for window in windows]
     values = torch.rand(images, len(kinds), shape.tokens, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     wanted = explicit(made(shape, kinds, "matmul", seed), values)
     for form in ("matmul", "convolution"):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import vitfrost
-from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, resized, resized_map
+from vitfrost.map_sources.frozen import fitted
+from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, resized_map
+from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.model import Model
-from vitfrost.plans.freeze_heads import fitted, freezing_error, structure_error
+from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.statistics.record import SiteStatistics, Statistics
 
 SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)
@@ -33,7 +35,7 @@ def test_maps_of_a_trained_model_go_by_relative_position(small: Statistics) -> N
     for site in small.sites.values():
         for head in range(3):
             frozen = freezing_error(site, head)
-            shares.append([structure_error(fitted(site, SMALL, head, kind, window), SMALL, site, head) / frozen
+            shares.append([structure_error(KINDS[kind].whole(fitted(site, SMALL, head, kind, window), SMALL), site, head) / frozen
                            for kind, window in (("toeplitz", None), ("local", 7))])  # fmt: skip
     toeplitz, local = np.median(shares, axis=0)
     assert toeplitz < 0.06
@@ -55,7 +57,7 @@ def test_kernels_carried_over_fit_the_maps_of_a_larger_image(small: Statistics, 
             constant, own = fitted(source, SMALL, head, "toeplitz", None), fitted(known, LARGE, head, "toeplitz", None)
             assert isinstance(constant, StructuredMap)
             assert isinstance(own, StructuredMap)
-            carried = error(known, head, dense_of(resized(constant, SMALL, LARGE, "toeplitz"), LARGE))
+            carried = error(known, head, dense_of(KINDS["toeplitz"].resized(constant, SMALL, LARGE, None), LARGE))
             even = np.full((1, 401, 401), known.mean[0, head, 1:, 1:].sum(-1).mean() / 400)
             better_than_even.append(carried / error(known, head, even))
             dense = error(known, head, resized_map(source.mean[:, head].astype(np.float64), SMALL, LARGE))

@@ -10,8 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitfrost.configs import Hallucinate
-from vitfrost.methods.hallucination.cost import attention_macs, attention_parameters, generation_macs
+from vitfrost.methods.hallucination.cost import generation_macs
 from vitfrost.vit.attention import MapAttention
+
+from ..formulas import attention_macs, attention_parameters
 
 HEADS, DIM, WIDTH = 5, 3, 15
 KEYS = {"fused": 25, "pyramid": 6, "means": 6}  # of 25, 24, 24 queries, the first with a class token

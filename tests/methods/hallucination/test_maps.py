@@ -13,11 +13,12 @@ from torch import Tensor
 
 from vitfrost.configs import Hallucinate
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.hallucination.cost import attention_parameters
 from vitfrost.methods.hallucination.fit import choose_heads, correlations, fit_mix, head_moments
 from vitfrost.methods.hallucination.maps import HeadHallucination
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.reduced_attention import PyramidAttention
+
+from ..formulas import attention_parameters
 
 HEADS, WIDTH, DIM = 5, 15, 3
 GRIDS = {"fused": (4, 6), "pyramid": (2, 3), "means": None}

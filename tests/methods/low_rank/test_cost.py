@@ -12,8 +12,9 @@ from torch import nn
 
 from vitfrost.configs import Hallucinate
 from vitfrost.errors import VitfrostError
-from vitfrost.methods.hallucination.cost import attention_macs, attention_parameters
-from vitfrost.methods.low_rank.cost import feed_forward_macs, feed_forward_parameters, largest_useful_rank, rank_of
+from vitfrost.methods.low_rank.cost import feed_forward_macs, largest_useful_rank, rank_of
+
+from ..formulas import attention_macs, attention_parameters, feed_forward_parameters
 
 TOKENS, DEPTH = 197, 12
 Counter = Callable[..., tuple[int, float]]

@@ -16,7 +16,7 @@ from vitfrost.configs import FreezeHeads
 from vitfrost.methods.constant_heads.module import ConstantHeads
 from vitfrost.methods.repair.constants import MapSums
 from vitfrost.model import Model
-from vitfrost.passes.structure import install_constants
+from vitfrost.passes.structure import install_sources
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(2, 5), st.integers(2, 5), st.integers(0, 10_000))
@@ -52,7 +52,7 @@ def frozen(loaded: Model, unit: str = "head", kind: str = "dense") -> nn.Module:
     """The model with half of its heads (or layers) frozen to uniform maps."""
     plan = vitfrost.plan(loaded, FreezeHeads(0.5, unit, kind=kind))
     model = copy.deepcopy(loaded.module)
-    install_constants(model, plan)
+    install_sources(model, plan)
     return model
 
 

@@ -135,7 +135,7 @@ def test_compact_blocks_are_repaired_in_their_last_factor() -> None:
     loaded = lively(MODELS["vit"]())
     plan = vitfrost.plan(loaded, Hallucinate(0.5), Compact(0.3))
     model, pictures = copy.deepcopy(loaded.module), batches(loaded)
-    start_from(model, plan, torch.cat(pictures), None)
+    start_from(model, plan, torch.cat(pictures))
     far = distance(model, loaded, pictures)
     sites = changed_sites(find_sites(loaded.module), plan)
     record = repaired(model, loaded, pictures, sites, skip_last=0)

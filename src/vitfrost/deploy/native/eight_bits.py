@@ -18,10 +18,10 @@ from ...methods.quantize.repq import QuantizationSettings, quantize_model
 from ...model import Model
 from ...passes.structure import merge_structure
 from ...vit.attention import MapAttention
-from ...vit.families import install_map_attention
+from ...vit.families import find_sites, install_map_attention
 
 BITS = 8
-MOST_IMAGES = 32  # they pass in one batch, as in RepQ-ViT
+MOST_IMAGES, MOST_TOKENS = 32, 2**15  # images pass in one batch, as in RepQ-ViT
 
 
 def bits_of(loaded: Model) -> tuple[int, int]:
@@ -38,6 +38,12 @@ def needs_images(loaded: Model) -> bool:
     return not isinstance(loaded, Artifact) or loaded.plan.quantize.activations == FULL_PRECISION_BITS
 
 
+def images_for(loaded: Model) -> int:
+    """How many images are enough to calibrate on: fewer where each has many tokens, since they pass at once."""
+    tokens = find_sites(loaded.blank()).attention[0].queries
+    return max(4, min(MOST_IMAGES, MOST_TOKENS // tokens))
+
+
 @torch.no_grad()
 def in_integers(loaded: Model, pixels: Float[torch.Tensor, "images 3 height width"] | None) -> nn.Module:
     """A copy of the model's module on the CPU in which every layer has integer weights.
@@ -49,21 +55,19 @@ def in_integers(loaded: Model, pixels: Float[torch.Tensor, "images 3 height widt
     module = merge_structure(copy.deepcopy(loaded.module).cpu().float().eval())
     if not needs_images(loaded):
         if isinstance(loaded, Artifact) and loaded.plan.quantize.weights == FULL_PRECISION_BITS:
-            raise VitfrostError(f"{loaded.name} has quantized activations and weights in floating point; plan with --weight-bits 2 to 8")
+            raise VitfrostError(f"{loaded.name} has quantized activations and weights in floating point; plan with Quantize(weights=8)")
         return module
     attention = install_map_attention(module)
     for name, each in attention.items():
         if isinstance(each.frozen, FrozenMaps):
             raise VitfrostError(
-                f"{name} has frozen entries in floating point, which the native engine does not run; plan with --activation-bits 4 or 8, "
-                "or freeze whole heads"
+                f"{name} has frozen entries in floating point, which the native engine does not run; plan with "
+                "Quantize(activations=8), or freeze whole heads"
             )
     if isinstance(loaded, Artifact) and loaded.plan.quantize.weights != FULL_PRECISION_BITS:
         _calibrate_attention(module, attention, pixels)
     else:
-        quantize_model(module, skeleton(loaded)[1], QuantizationSettings(BITS, BITS, "strict"), pixels)
-    for each in attention.values():
-        each.map_quantizer = None
+        quantize_model(module, skeleton(loaded)[1], QuantizationSettings(BITS, BITS, "strict", maps=False), pixels)
     return module
 
 
@@ -75,10 +79,9 @@ def _calibrate_attention(module: nn.Module, attention: dict[str, MapAttention], 
         return quantizers[-1]
 
     for each in attention.values():
-        each.quantize(make, nn.Identity)
-        each.map_quantizer = None
+        each.quantize(make, lambda: None)
     if pixels is None or not len(pixels):
-        raise VitfrostError("quantizing activations needs calibration images; give --images DIR")
+        raise VitfrostError("quantizing activations needs calibration images; give images (--images DIR)")
     for quantizer in quantizers:
         quantizer.calibrating = True
     module(pixels)

@@ -22,6 +22,7 @@ from .format import LINEAR, NONE, NORM, Layer, ModelFile
 import_timm()
 from timm.layers import LayerScale  # noqa: E402  (timm must be imported through the guard)
 
+MEND = 'export it in floating point with Export(format="onnx")'
 STATIC, DYNAMIC = 0, 1
 ROW_MAPS, LOG_MAPS, UNIFORM_MAPS = 0, 1, 2
 COMPUTED_ENTRY = 255
@@ -64,7 +65,7 @@ def integers(values: Tensor, where: str) -> ndarray:
     found = to_array(values).reshape(-1)
     if not np.array_equal(found, np.round(found)):
         worst = float(found[np.abs(found - np.round(found)).argmax()])
-        raise refuse(where, f"the zero point is {worst:.4g} and no integer", "plan with --levels strict and compress again")
+        raise refuse(where, f"the zero point is {worst:.4g} and no integer", 'plan with Quantize(levels="strict") and compress again')
     return found
 
 
@@ -92,7 +93,7 @@ def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | 
         raise refuse(
             where,
             "its weights are in floating point",
-            "quantize weights and activations, or export it in floating point with --format onnx",
+            f"quantize weights and activations, or {MEND}",
         )
     check_bits(layer.bits, where)
     codes = layer.codes.cpu().numpy().reshape(len(layer.codes), -1)
@@ -116,7 +117,7 @@ def add_norm(file: ModelFile, norm: nn.Module, where: str) -> int:
     if isinstance(norm, nn.Identity):
         return NONE
     if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
-        raise refuse(where, f"it is a {type(norm).__name__}", "export it in floating point with --format onnx")
+        raise refuse(where, f"it is a {type(norm).__name__}", MEND)
     width = norm.normalized_shape[0]
     gamma = np.ones(width, np.float32) if norm.weight is None else to_array(norm.weight)
     beta = np.zeros(width, np.float32) if norm.bias is None else to_array(norm.bias)
@@ -128,7 +129,7 @@ def layer_scale(module: Any, where: str) -> Tensor | None:
     if isinstance(module, LayerScale):
         return module.gamma
     if not isinstance(module, nn.Identity):
-        raise refuse(where, f"it is a {type(module).__name__}", "export it in floating point with --format onnx")
+        raise refuse(where, f"it is a {type(module).__name__}", MEND)
     return None
 
 
@@ -158,10 +159,22 @@ def frozen_codes(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> n
     if not mask.any():
         return None
     options = (
-        (frozen.renormalize == "none", f"rows are renormalized ({frozen.renormalize})", "plan with --renormalize none"),
-        (frozen.order == "quantize-merge", "constants are merged before maps are quantized", "plan with --order quantize-merge"),
-        (grid.mode == LOG_MAPS and frozen.bits != 32, "frozen entries are in floating point", "plan with --weight-bits 4, or freeze heads"),
-        (frozen.bits == grid.bits, f"frozen entries have {frozen.bits} bits and maps {grid.bits}", f"plan with --frozen-bits {grid.bits}"),
+        (frozen.renormalize == "none", f"rows are renormalized ({frozen.renormalize})", 'plan with FreezeEntries(renormalize="none")'),
+        (
+            frozen.order == "quantize-merge",
+            "constants are merged before maps are quantized",
+            'plan with FreezeEntries(order="quantize-merge")',
+        ),
+        (
+            grid.mode == LOG_MAPS and frozen.bits != 32,
+            "frozen entries are in floating point",
+            "plan with FreezeEntries(bits=4), or freeze whole heads",
+        ),
+        (
+            frozen.bits == grid.bits,
+            f"frozen entries have {frozen.bits} bits and maps {grid.bits}",
+            f"plan with FreezeEntries(bits={grid.bits})",
+        ),
     )
     for sound, why, mend in options:
         if not sound:
@@ -170,7 +183,7 @@ def frozen_codes(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> n
     steps = to_array(frozen.step)[:heads]
     used = mask.any(axis=(1, 2))
     if not np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used]):
-        raise refuse(where, "frozen entries have a grid of their own", "plan with --frozen-grid layer")
+        raise refuse(where, "frozen entries have a grid of their own", 'plan with FreezeEntries(grid="layer")')
     dense = np.full(frozen.mask.shape, COMPUTED_ENTRY, np.int16)
     dense[frozen.mask.cpu().numpy()] = np.minimum(frozen.codes.cpu().numpy(), COMPUTED_ENTRY - 1)
     return dense[0, :heads].astype(np.uint8)
@@ -180,7 +193,7 @@ def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarra
     """The maps of frozen heads in 8 bits of every row's range: codes [F, N, N], scale and zero point [F, N]; map = scale (code - zero)."""
     whole = constants.maps().detach().cpu().double().numpy()
     if len(whole) != 1:
-        raise refuse(where, "constant maps differ between windows", "export it in floating point with --format onnx")
+        raise refuse(where, "constant maps differ between windows", MEND)
     low, high = np.minimum(whole[0].min(-1), 0), np.maximum(whole[0].max(-1), 0)
     scale = np.where(high > low, (high - low) / (2**CONSTANT_BITS - 1), 1.0).astype(np.float32)
     zero = np.round(-low / scale)
@@ -228,17 +241,15 @@ class Hallucinated(NamedTuple):
 def hallucinated(module: nn.Module, where: str) -> Hallucinated:
     """Mix and convolution of a layer's hallucinated heads, in the space of logits."""
     if not isinstance(module, HeadHallucination):
-        raise refuse(where, f"its maps are made by {type(module).__name__}", "export it in floating point with --format onnx")
+        raise refuse(where, f"its maps are made by {type(module).__name__}", MEND)
     if module.options.space != "logits":
-        raise refuse(
-            where, "maps are hallucinated after the softmax", "plan with --space logits, or export it in floating point with --format onnx"
-        )
+        raise refuse(where, "maps are hallucinated after the softmax", f'plan with Hallucinate(space="logits"), or {MEND}')
     convolution = module.convolution
     if convolution is not None and convolution.on_grid:
         raise refuse(
             where,
             "the convolution slides over the grid of keys",
-            "plan with --intra-map 3x3, or export it in floating point with --format onnx",
+            f'plan with Hallucinate(intra_map="3x3"), or {MEND}',
         )
     with torch.no_grad():
         mix = to_array(module.mix.matrix())

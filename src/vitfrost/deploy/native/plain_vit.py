@@ -20,14 +20,13 @@ from ...vit.compat import import_timm
 from ...vit.lean import tokens_read
 from . import parts
 from .format import ACTIVATIONS, ATTENTION, EMBED, FEED_FORWARD, HEAD, NONE, NORM_STEP, Activation, Layer, ModelFile
-from .parts import add_linear, add_norm, grid_of, layer_scale, refuse
+from .parts import MEND, add_linear, add_norm, grid_of, layer_scale, refuse
 
 import_timm()
 from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through the guard)
 
 FIRST_TOKEN, MEAN, TWO_TOKENS = 0, 1, 2
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
-MEND = "export it in floating point with --format onnx or openvino"
 
 
 def check_family(module: nn.Module, name: str) -> None:
@@ -93,6 +92,8 @@ def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
             raise refuse(where, f"{part} is a {type(getattr(module, part)).__name__}", MEND)
     heads, computed, moving = module.site.heads, module.logit_heads, module.moving_heads
     constant = heads - moving
+    if any(source != "constants" for source, _ in module.apart):
+        raise refuse(where, "its maps come from a source that the engine does not have", "export it with --format onnx")
     grids = {"v": grid_of(module.value_quantizer, heads, f"the values of {where}")}
     if computed:
         grids["q"] = grid_of(module.query_quantizer, computed, f"the queries of {where}")

@@ -1,4 +1,4 @@
-"""Constant attention maps of one head: dense, by relative position (Toeplitz), or local with a uniform rest.
+"""Constant attention maps of one head by relative position: Toeplitz, or local with a uniform rest. Formulas only.
 
 Between patch tokens a structured map is A[i, j] = s_i k[p_j - p_i]: a kernel over the relative position of key and query on the
 patch grid, times a scale per query, since rows near the border have fewer keys and still sum to one. `local` keeps the kernel in
@@ -14,9 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.ndimage import map_coordinates, zoom
-
-from ...configs.methods import Kind
 
 ITERATIONS = 6
 _TINY = 1e-30
@@ -39,14 +36,6 @@ class Shape:
         """All tokens: prefix tokens and patches."""
         return self.prefix_tokens + self.patches
 
-    def kernel_shape(self, kind: Kind, window: int | None) -> tuple[int, int]:
-        """Height and width of the kernel: all relative positions, or those of the window. Raises ValueError for a local one without."""
-        if kind == "toeplitz":
-            return 2 * self.grid[0] - 1, 2 * self.grid[1] - 1
-        if window is None:
-            raise ValueError("a local kernel needs a window")
-        return min(window, 2 * self.grid[0] - 1), min(window, 2 * self.grid[1] - 1)
-
 
 @dataclass(frozen=True)
 class StructuredMap:
@@ -60,10 +49,6 @@ class StructuredMap:
     row_scale: Float[np.ndarray, "windows patches"]
     prefix_rows: Float[np.ndarray, "prefix tokens"]
     prefix_columns: Float[np.ndarray, "patches prefix"]
-
-    def numbers(self) -> int:
-        """How many numbers are stored."""
-        return 1 + sum(part.size for part in (self.kernel, self.row_scale, self.prefix_rows, self.prefix_columns))
 
 
 def relative_positions(grid: tuple[int, int], kernel: tuple[int, int]) -> Int[np.ndarray, "patches patches"]:
@@ -79,17 +64,15 @@ def fit(
     mean: Float[np.ndarray, "windows tokens tokens"],
     importance: Float[np.ndarray, "windows tokens"],
     shape: Shape,
-    kind: Kind,
-    window: int | None = None,
+    kernel: tuple[int, int],
     allowed: Bool[np.ndarray, "windows tokens tokens"] | None = None,
 ) -> StructuredMap:
     """The structured constant nearest to a head's mean maps: least squares over all allowed pairs, each weighted by its key's
     `importance` (mean squared norm of the key's value at the layer's output), by alternating between kernel and row scales.
 
-    All windows share kernel and rest; they share the row scales too where no mask tells them apart.
+    `kernel`: height and width, odd. All windows share kernel and rest; they share the row scales too where no mask tells them apart.
     """
     prefix = shape.prefix_tokens
-    kernel = shape.kernel_shape(kind, window)
     groups = relative_positions(shape.grid, kernel) + 1  # group 0 is the rest
     size = kernel[0] * kernel[1] + 1
     patches = mean[:, prefix:, prefix:].astype(np.float64)
@@ -137,10 +120,9 @@ def dense_of(
     return made
 
 
-def uniform(shape: Shape, kind: Kind, window: int | None = None, windows: int = 1) -> StructuredMap:
-    """The map that looks at all tokens alike, in the form of a kind: where a model is only timed, or about to be trained."""
+def uniform(shape: Shape, kernel: tuple[int, int], windows: int = 1) -> StructuredMap:
+    """The map that looks at all tokens alike: where a model is only timed, or about to be trained."""
     level = 1 / shape.tokens
-    kernel = shape.kernel_shape(kind, window)
     prefix = shape.prefix_tokens
     return StructuredMap(
         kernel=np.full(kernel, level),
@@ -157,32 +139,34 @@ def stretched_window(window: int, shape: Shape, target: Shape) -> int:
     return 2 * round((window * stretch - 1) / 2) + 1
 
 
-def resized(constant: StructuredMap, shape: Shape, target: Shape, kind: Kind, window: int | None = None) -> StructuredMap:
+def resized(constant: StructuredMap, shape: Shape, target: Shape, kernel: tuple[int, int], covers_all: bool) -> StructuredMap:
     """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
     every query keeps how much it gives to patches and to prefix tokens.
 
-    `window`: the side of a local kernel on the new grid (see `stretched_window`).
+    `kernel`: height and width on the new grid (see `stretched_window`). `covers_all`: the kernel has every relative position, so its border
+    goes on beyond it; else the rest does.
     Raises ValueError for constants of masked windows, whose row scales belong to their image size.
     """
+    from scipy.ndimage import map_coordinates  # imported by flags and configurations otherwise
+
     if constant.row_scale.shape[0] != 1:
         raise ValueError("constants of masked windows belong to their image size")
     stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
     places = [
-        (np.arange(new) - new // 2) / factor + old // 2
-        for new, old, factor in zip(target.kernel_shape(kind, window), constant.kernel.shape, stretch, strict=True)
+        (np.arange(new) - new // 2) / factor + old // 2 for new, old, factor in zip(kernel, constant.kernel.shape, stretch, strict=True)
     ]
-    outside = {"mode": "nearest"} if kind == "toeplitz" else {"mode": "grid-constant", "cval": constant.rest}
-    kernel = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
+    outside = {"mode": "nearest"} if covers_all else {"mode": "grid-constant", "cval": constant.rest}
+    carried = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
 
     prefix = shape.prefix_tokens
     mass = dense_of(constant, shape)[0, prefix:, prefix:].sum(1)
     blank = np.zeros((prefix, target.tokens)), np.zeros((target.patches, prefix))
-    plain = StructuredMap(kernel, constant.rest, np.ones((1, target.patches)), *blank)
+    plain = StructuredMap(carried, constant.rest, np.ones((1, target.patches)), *blank)
     unscaled = dense_of(plain, target)[0, prefix:, prefix:].sum(1)
     scale = _on_grid(mass, shape, target) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
     level = float(scale.mean()) or 1.0
     return StructuredMap(
-        kernel=kernel * level,
+        kernel=carried * level,
         rest=constant.rest * level,
         row_scale=(scale / level)[None],
         prefix_rows=_rows_on_grid(constant.prefix_rows, shape, target),
@@ -200,6 +184,8 @@ def resized_map(whole: Float[np.ndarray, "1 tokens tokens"], shape: Shape, targe
 
 def _on_grid(values: Float[np.ndarray, "*lead patches"], shape: Shape, target: Shape) -> Float[np.ndarray, "*lead new_patches"]:
     """What is known per patch, from the one grid to the other."""
+    from scipy.ndimage import zoom
+
     lead = values.shape[:-1]
     stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
     pictured = values.reshape(*lead, *shape.grid)

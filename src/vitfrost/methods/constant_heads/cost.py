@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .constants import Kind, Shape
+from .constants import Shape
+from .kinds import KINDS
 
 # "triton" is never chosen here but by measurement on a GPU (timing/constant_forms.py); its arithmetic is the convolution's.
 Form = Literal["matmul", "convolution", "triton"]
@@ -54,7 +55,7 @@ def best_form(shape: Shape | None, head_dim: int, kernels: list[tuple[int, int]]
     return "convolution" if as_convolution < matmul_macs(1, shape.tokens, shape.tokens, head_dim) else "matmul"
 
 
-def constant_macs(shape: Shape | None, maps: tuple[int, int, int, int], head_dim: int, kinds: Sequence[tuple[Kind, int | None]]) -> int:
+def constant_macs(shape: Shape | None, maps: tuple[int, int, int, int], head_dim: int, kinds: Sequence[tuple[str, int | None]]) -> int:
     """Multiply-accumulates per image of applying a layer's constant heads together, in the form that their module takes."""
     windows, _, queries, keys = maps
     kernels = kernels_together(shape, windows, kinds)
@@ -64,30 +65,18 @@ def constant_macs(shape: Shape | None, maps: tuple[int, int, int, int], head_dim
     return len(kinds) * matmul_macs(windows, queries, keys, head_dim)
 
 
-def kernels_together(shape: Shape | None, windows: int, kinds: Sequence[tuple[Kind, int | None]]) -> list[tuple[int, int]]:
+def kernels_together(shape: Shape | None, windows: int, kinds: Sequence[tuple[str, int | None]]) -> list[tuple[int, int]]:
     """Kernels of a layer's heads where one convolution could apply them all, else none."""
-    if shape is None or windows > 1 or not all(kind == "local" for kind, _ in kinds):
+    if shape is None or windows > 1:
         return []
-    return [shape.kernel_shape(kind, window) for kind, window in kinds]
+    kernels = [KINDS[kind].kernel(shape, window) for kind, window in kinds]
+    return [kernel for kernel in kernels if kernel is not None] if None not in kernels else []
 
 
-def stored_numbers(kind: Kind, shape: Shape | None, maps: tuple[int, int, int], window: int | None, masked: bool) -> int:
-    """Numbers in the artifact for one head; `maps` is (windows, queries, keys)."""
-    if kind == "dense" or shape is None:
-        windows, queries, keys = maps
-        return windows * queries * keys
-    kernel = shape.kernel_shape(kind, window)
-    prefix = shape.prefix_tokens
-    return 1 + kernel[0] * kernel[1] + (maps[0] if masked else 1) * shape.patches + prefix * shape.tokens + shape.patches * prefix
-
-
-def head_cost(kind: Kind, shape: Shape | None, maps: tuple[int, int, int], head_dim: int, window: int | None, masked: bool) -> HeadCost:
-    """Cost of one frozen head applied in the form that is faster for its kind."""
-    stored = BYTES_PER_NUMBER * stored_numbers(kind, shape, maps, window, masked)
-    whole = matmul_macs(*maps, head_dim)
-    if kind == "dense" or shape is None or masked or maps[0] > 1:
-        return HeadCost(whole, stored)
-    kernel = shape.kernel_shape(kind, window)
-    if best_form(shape, head_dim, [kernel]) == "convolution":
-        return HeadCost(convolution_macs(shape, head_dim, kernel), stored)
-    return HeadCost(whole, stored)
+def head_cost(kind: str, shape: Shape | None, maps: tuple[int, int, int], head_dim: int, window: int | None, masked: bool) -> HeadCost:
+    """Cost of one frozen head of maps (windows, queries, keys), applied in the form that is faster for its kind."""
+    stored = BYTES_PER_NUMBER * KINDS[kind].stored(maps, shape, window, masked)
+    kernels = [] if masked else kernels_together(shape, maps[0], [(kind, window)])
+    if shape is not None and best_form(shape, head_dim, kernels) == "convolution":
+        return HeadCost(convolution_macs(shape, head_dim, kernels[0]), stored)
+    return HeadCost(matmul_macs(*maps, head_dim), stored)

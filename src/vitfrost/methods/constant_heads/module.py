@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,65 +17,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import VitfrostError
-from .constants import Kind, Shape, StructuredMap, relative_positions, uniform
+from .constants import Shape
 from .cost import Form, best_form, kernels_together
-
-Constant = StructuredMap | Float[np.ndarray, "windows queries keys"]
-_PARTS = tuple(field.name for field in fields(StructuredMap))
+from .kinds import KINDS
 
 
 class HeadConstant(nn.Module):
-    """The numbers of one head's constant, as parameters: `map` [W, N, M] of a dense one, else the parts of a StructuredMap.
+    """The numbers of one head's constant, as parameters of the names that its kind gives them.
 
     Dense maps are per window position; structured ones are shared by all windows, with row scales per window where a shift mask
     tells them apart.
     """
 
-    def __init__(self, kind: Kind, shape: Shape | None, maps: tuple[int, int, int], window: int | None = None, masked: bool = False):
+    def __init__(self, kind: str, shape: Shape | None, maps: tuple[int, int, int], window: int | None = None, masked: bool = False):
         super().__init__()
         self.kind, self.shape, self.window = kind, shape, window
-        self.kernel: Any
-        self.rest: Any
-        self.row_scale: Any
-        self.prefix_rows: Any
-        self.prefix_columns: Any
-        if kind == "dense":
-            self.map = nn.Parameter(torch.full(maps, 1 / maps[2]))
-            return
-        if shape is None or maps[1:] != (shape.tokens, shape.tokens):
+        if KINDS[kind].needs_grid and (shape is None or maps[1:] != (shape.tokens, shape.tokens)):
             raise ValueError(f"a {kind} constant needs queries and keys on one patch grid")
-        self.set(uniform(shape, kind, window, maps[0] if masked else 1))
+        self.set(KINDS[kind].uniform(maps, shape, window, masked))
 
-    def set(self, constant: Constant) -> None:
+    def set(self, constant: Any) -> None:
         """Take the numbers of a fitted constant. Raises ValueError for one of another shape."""
-        parts = {"map": constant} if isinstance(constant, np.ndarray) else {name: getattr(constant, name) for name in _PARTS}
-        for name, value in parts.items():
+        for name, value in KINDS[self.kind].parts(constant).items():
             tensor = torch.as_tensor(np.asarray(value), dtype=torch.float32)
             known = getattr(self, name, None)
             if known is not None and known.shape != tensor.shape:
                 raise ValueError(f"the constant's {name} is {list(tensor.shape)}, and should be {list(known.shape)}")
             setattr(self, name, nn.Parameter(tensor.clone()))
 
-    def constant(self) -> Constant:
-        """The numbers, as they were set."""
-        if self.kind == "dense":
-            return self.map.detach().cpu().numpy()
-        parts = {name: getattr(self, name).detach().cpu().double().numpy() for name in _PARTS}
-        return StructuredMap(**parts | {"rest": float(parts["rest"])})
+    def constant(self) -> Any:
+        """The constant with these numbers, as an object of its kind (float64)."""
+        return KINDS[self.kind].of_parts({name: part.detach().cpu().double().numpy() for name, part in self.named_parameters()})
 
     def maps(self, allowed: Bool[Tensor, "windows queries keys"] | None) -> Float[Tensor, "windows queries keys"]:
         """The whole map; differentiable by the parameters."""
-        if self.kind == "dense":
-            return self.map if allowed is None else self.map * allowed
-        assert self.shape is not None
-        prefix = self.shape.prefix_tokens
-        groups = torch.from_numpy(relative_positions(self.shape.grid, tuple(self.kernel.shape))).to(self.kernel.device)
-        values = torch.cat([self.kernel.flatten(), self.rest.reshape(1)])
-        patches = values[groups] * self.row_scale[:, :, None]
-        if allowed is not None:
-            patches = patches * allowed[:, prefix:, prefix:]
-        columns, rows = (part.expand(len(patches), *part.shape) for part in (self.prefix_columns, self.prefix_rows))
-        return torch.cat([rows, torch.cat([columns, patches], dim=2)], dim=1)
+        return KINDS[self.kind].maps(dict(self.named_parameters()), self.shape, allowed)
 
 
 class ConstantHeads(nn.Module):
@@ -91,7 +66,7 @@ class ConstantHeads(nn.Module):
 
     def __init__(
         self,
-        kinds: Sequence[tuple[Kind, int | None]],
+        kinds: Sequence[tuple[str, int | None]],
         shape: Shape | None,
         maps: tuple[int, int, int],
         head_dim: int,

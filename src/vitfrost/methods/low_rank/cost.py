@@ -23,12 +23,6 @@ def rank_of(ratio: float, width: int, hidden: int) -> int:
     return rank
 
 
-def feed_forward_parameters(width: int, hidden: int, rank: int | None = None) -> int:
-    """d m d + m d + r (m d + d) + d with the merged factors; d m d for the second projection where `rank` is None."""
-    second = hidden * width if rank is None else rank * (hidden + width)
-    return width * hidden + hidden + second + width
-
-
 def feed_forward_macs(tokens: int, width: int, hidden: int, rank: int | None = None) -> int:
     """N (d m d + r (m d + d)) per image with the merged factors; N 2 d m d where `rank` is None."""
     return tokens * (width * hidden + (hidden * width if rank is None else rank * (hidden + width)))

@@ -27,11 +27,12 @@ STEM_INPUT_BITS = 8
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """Bits 2 to 8, or 32 for floating point; levels as in quantizers."""
+    """Bits 2 to 8, or 32 for floating point; levels as in quantizers. `maps`: whether maps are quantized where activations are."""
 
     weight_bits: int = 4
     activation_bits: int = 4
     levels: Levels = "published"
+    maps: bool = True
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
@@ -72,7 +73,8 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
     if settings.activations:
         for module in attention.values():
             module.quantize(
-                lambda: UniformQuantizer(settings.activation_bits), lambda: LogQuantizer(settings.activation_bits, settings.levels)
+                lambda: UniformQuantizer(settings.activation_bits),
+                lambda: LogQuantizer(settings.activation_bits, settings.levels) if settings.maps else None,
             )
     return layers
 

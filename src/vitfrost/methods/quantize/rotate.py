@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...vit import plain
 from ...vit.attention import FusedAttention
-from ...vit.norms import has_affine_norm
+from ...vit.kinds import has_affine_norm
 from ...vit.sites import ModelSites
 from .hadamard import rotation, rotation_of_stream
 

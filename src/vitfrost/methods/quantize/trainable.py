@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...vit.norms import has_affine_norm
+from ...vit.kinds import has_affine_norm
 from .modules import QuantizedLayer, UniformQuantizer
 
 SMALLEST = 1e-8

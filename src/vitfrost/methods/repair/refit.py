@@ -226,7 +226,8 @@ class Refit:
         constants: ConstantHeads = attention.constants
         maps, sums, spread = constants.maps(), MapSums(), _Spread()
         places = aim.order if isinstance(aim, MapAttention) else tuple(range(attention.site.heads))
-        heads = [places.index(head) for head in attention.order[attention.moving_heads :]]
+        first = attention.moving_heads
+        heads = [places.index(head) for head in attention.order[first : first + len(constants.heads)]]
         for number, stream in enumerate(streams.changed):
             with read_by(constants) as seen:
                 self.changed.through(index, stream, self.changed.after_attention(index))
@@ -239,7 +240,8 @@ class Refit:
             sums.add(values, wanted - maps @ values)
         fitted = sums.solve(penalty)
         for place, head in enumerate(constants.constants()):
-            head.map.copy_(head.map + fitted.maps[:, place])
+            numbers = head.get_parameter("map")
+            numbers.copy_(numbers + fitted.maps[:, place])
         unit = spread.variance * len(maps) or 1.0
         self.record[f"{self.changed.names[index]}.{path}.constants"] = {"before": fitted.before / unit, "after": fitted.after / unit}
 

@@ -1,0 +1,114 @@
+"""The engine under sanitizers and on Arm: damaged files, models opened and closed over and over, logits of every instruction set.
+
+    python scripts/engine_checks.py [--count 3000] [--build build/engine]
+
+Builds the library with AddressSanitizer and UBSan, warnings as errors, writes small models of every kind of map, and runs
+`native/tests/fuzz.cpp` and `cycles.cpp` on each. Where Debian's compiler for Arm and qemu are installed (g++-aarch64-linux-gnu, qemu-user),
+it builds the library for Arm and compares its logits with PyTorch's. It says so and ends with 0 where cmake or a C++ compiler is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vitfrost as vf
+from vitfrost.deploy.native.format import write_model
+from vitfrost.deploy.native.plain_vit import to_native
+from vitfrost.vit.compat import import_timm
+
+import_timm()
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402  (timm must be imported through the guard)
+
+ROOT = Path(__file__).resolve().parents[1]
+PLANS = {
+    "computed": (vf.Quantize(4, 4, "strict"),),
+    "frozen": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
+    "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
+    "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+}
+
+
+ARM = "aarch64-linux-gnu"
+PICTURES, TOLERANCE = 8, 1e-6
+
+
+def write_seeds(folder: Path) -> list[Path]:
+    """A small model file of every kind of map, with pixels and the artifact's logits beside it."""
+    torch.manual_seed(0)
+    net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10).eval()
+    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, 32, 32).split(8)
+    statistics = vf.calibrate(model, pixels)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, methods in PLANS.items():
+        artifact = vf.compress(model, vf.plan(statistics, *methods), images=pixels)
+        write_model(to_native(artifact.module, name), folder / f"{name}.vfn")
+        pixels[0].numpy().astype("<f4").tofile(folder / f"{name}.pixels")
+        with torch.no_grad():
+            np.save(folder / f"{name}.npy", artifact(pixels[0]).numpy())
+    return [folder / f"{name}.vfn" for name in PLANS]
+
+
+def check_arm(seeds: list[Path], build: Path) -> None:
+    """Logits on Arm under emulation, on each of its instruction sets. Raises SystemExit where they are not the artifact's."""
+    compiler, emulator = shutil.which(f"{ARM}-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        print("no compiler for Arm or no qemu here: the kernels for Arm are not checked")
+        return
+    flags = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}", "-DVITFROST_CHECKS=ON"]
+    subprocess.run(["cmake", "-S", ROOT / "native", "-B", build, *flags], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
+    libraries = f"{build}:/usr/{ARM}/lib"
+    for seed in (seed for seed in seeds if seed.stem in ("computed", "entries")):  # their sums meet no edge between two codes
+        wanted = np.load(seed.with_suffix(".npy"))
+        for isa in ("i8mm", "dotprod", "portable"):
+            given = ["-L", f"/usr/{ARM}", "-E", f"LD_LIBRARY_PATH={libraries}", "-E", f"VITFROST_ISA={isa}"]
+            call = [emulator, "-cpu", "max", *given, build / "logits", seed, seed.with_suffix(".pixels"), str(PICTURES)]
+            name, *logits = subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
+            difference = np.abs(np.array(logits, np.float32).reshape(wanted.shape) - wanted).max()
+            print(f"{seed.stem} on {name}: largest difference of a logit {difference:.2g}")
+            if name != isa or difference > TOLERANCE:
+                raise SystemExit(f"the kernels {isa} are wrong")
+
+
+def main() -> int:
+    """Build, run, and print what every check says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=3000, help="damaged files for every model")
+    parser.add_argument("--cycles", type=int, default=250, help="how often a model is opened, run and closed")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "engine")
+    arguments = parser.parse_args()
+    if not shutil.which("cmake") or not shutil.which(os.environ.get("CXX", "c++")):
+        print("no cmake or no C++ compiler here: the engine is not checked under sanitizers")
+        return 0
+    flags = [
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+        "-DVITFROST_SANITIZE=address,undefined",
+        "-DVITFROST_CHECKS=ON",
+        "-DVITFROST_WARNINGS_AS_ERRORS=ON",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+    ]
+    subprocess.run(["cmake", "-S", ROOT / "native", "-B", arguments.build, *flags], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", arguments.build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    seeds = write_seeds(arguments.build / "seeds")
+    check_arm(seeds, arguments.build.with_name(arguments.build.name + "-arm"))
+    for index, seed in enumerate(seeds):
+        for check in (
+            [arguments.build / "fuzz", seed, str(arguments.count), str(index)],
+            [arguments.build / "cycles", seed, str(arguments.cycles)],
+        ):
+            print(f"{seed.stem}, {check[0].name}: ", end="", flush=True)
+            subprocess.run(check, check=True, env=environment)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

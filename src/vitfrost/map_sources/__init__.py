@@ -1,0 +1,11 @@
+"""Where a head's maps come from: one file for each source, and what they have in common in source.py."""
+
+from .computed import Computed
+from .frozen import Frozen
+from .hallucinated import Hallucinated
+from .source import SOURCES, MapSource, register
+
+__all__ = ["SOURCES", "MapSource", "register"]
+
+for _source in (Computed(), Frozen(), Hallucinated()):
+    register(_source)
