@@ -36,7 +36,7 @@ def outputs(model: Model, pixels: torch.Tensor) -> np.ndarray:
 
 
 def drawn(model: Model, pictures: Path, count: int) -> torch.Tensor:
-    _, batch = verb._draw(pictures, None, model.classes, Preprocess(model.preprocessing), count, 0)
+    _, batch = verb._draw(pictures, None, model, Preprocess(model.preprocessing), count, 0)
     return batch.pixels
 
 
