@@ -63,7 +63,8 @@ def outcome(case: str, draw: int, options: argparse.Namespace, loaded: Model, se
     plan, statistics = plan_of(case, loaded, options.out / "statistics.safetensors", options.calibration)
     start = time.process_time()
     config = Compress(draw, options.calibration_images)
-    made = vitfrost.compress(loaded, plan, statistics=statistics, images=options.calibration, config=config)
+    folder = options.out / "artifacts" / f"{case}-{draw}"
+    made = vitfrost.compress(loaded, plan, statistics=statistics, images=options.calibration, config=config, out=folder, overwrite=True)
     seconds = time.process_time() - start
     logits, reference, labels = logits_of(made.module, seen.pixels), seen.reference, np.array(seen.labels)
     right, wanted = logits.argmax(1) == labels, reference.argmax(1) == labels
@@ -115,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     loaded = Model.open(options.model, weights=options.weights)
-    image_set = open_images(options.images)
+    image_set = open_images(options.images, need_labels=True)
     seen: Any = take_usable(image_set, Preprocess(loaded.preprocessing), len(image_set))
     seen.reference = logits_of(loaded.module, seen.pixels)
     for draw in options.draws:
