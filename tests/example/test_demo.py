@@ -88,7 +88,7 @@ def test_the_demo_ends_with_a_smaller_and_faster_model_and_a_second_call_takes_i
     assert f"{exported.top1:.2f}" in shown
     assert f"{after.file_bytes / 1e6:.2f}" in shown
     page = report.read_text()
-    assert page.index("Accuracy kept") < page.index("Time beside the original")
+    assert page.index("Accuracy kept") < page.index("Time beside the fastest peer")
     assert "not measured" not in page
     stamp = (run / "plan.yaml").stat().st_mtime_ns
     assert demo(tmp_path / "demo") == report
