@@ -2,7 +2,7 @@
 
     python benchmarks/native_folders.py deploy-openvino:bf16 deploy-native --threads 1 2 --batch 1 16 --json FILE
 
-A folder may have a precision hint behind a colon. `vitfrost bench` makes all peers of a model itself; this is for folders that are there, and
+A folder may have a precision hint behind a colon. `vitfrost bench` makes all peers of a model itself; this is for folders, of
 models so large that their peers take long to make. Nothing else may run meanwhile.
 """
 
