@@ -62,11 +62,10 @@ def search(
 ) -> Plan:
     """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves.
 
-    Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`). Of
-    features it is their relative error, and what may be lost are points of agreement of nearest neighbors, with labels too.
-    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
-    where it misses the target the search goes on, at most three times, and where it saves more than was asked for, the last changes
-    are given back.
+    Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
+    Of features it is their relative error, and what may be lost are points of agreement of nearest neighbors.
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed; where
+    it misses the target the search goes on, at most three times, and where it saves more, the last changes are given back.
 
     Args:
         model: as of every verb, but no artifact.

@@ -154,12 +154,12 @@ class Answers:
 
 def answers_of(outcome: FeatureOutcomes, gallery: tuple[ndarray, ndarray] | None, count: int) -> Answers:
     """Every model is asked in its own space: queries and gallery are its own vectors. `count`: of neighbors that vote."""
-    vectors, labels = outcome.vectors, outcome.labels
-    others, theirs = gallery or (None, None)
+    vectors = outcome.vectors
+    others, labels = gallery or (None, outcome.labels)
     found = nearest(vectors, others)
-    if theirs is None and not len(labels):
+    if not len(labels):
         return Answers(found)
-    return Answers(found, by_prototype(vectors, labels, others, theirs), by_neighbors(vectors, labels, count, others, theirs))
+    return Answers(found, by_prototype(vectors, labels, others), by_neighbors(vectors, labels, count, others))
 
 
 def figures_of(

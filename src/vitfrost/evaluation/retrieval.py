@@ -30,14 +30,15 @@ def nearest(queries: Float[ndarray, "images channels"], gallery: Float[ndarray, 
 
 def by_prototype(
     queries: Float[ndarray, "images channels"],
-    labels: Int[ndarray, " images"],
-    gallery: Float[ndarray, "others channels"] | None = None,
-    gallery_labels: Int[ndarray, " others"] | None = None,
+    labels: Int[ndarray, " labeled"],
+    gallery: Float[ndarray, "labeled channels"] | None = None,
 ) -> Int[ndarray, " images"]:
-    """The class whose prototype, the mean of its images' vectors, is nearest to every query (Snell et al. 2017, with cosines)."""
-    alone = gallery is None or gallery_labels is None
-    vectors, classes = (queries, labels) if alone else (gallery, gallery_labels)
-    names, places = np.unique(classes, return_inverse=True)
+    """The class whose prototype, the mean of its images' vectors, is nearest to every query (Snell et al. 2017, with cosines).
+
+    `labels`: of the gallery, or without one of the queries.
+    """
+    alone, vectors = gallery is None, queries if gallery is None else gallery
+    names, places = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(names), queries.shape[1]))
     np.add.at(sums, places, vectors.astype(np.float64))
     scores = queries @ unit_rows(sums).T
@@ -52,13 +53,15 @@ def by_prototype(
 
 def by_neighbors(
     queries: Float[ndarray, "images channels"],
-    labels: Int[ndarray, " images"],
+    labels: Int[ndarray, " labeled"],
     count: int,
-    gallery: Float[ndarray, "others channels"] | None = None,
-    gallery_labels: Int[ndarray, " others"] | None = None,
+    gallery: Float[ndarray, "labeled channels"] | None = None,
 ) -> Int[ndarray, " images"]:
-    """The class that the `count` nearest images of the gallery vote for, each with exp(cosine / 0.07) (Wu et al. 2018, equation 7)."""
-    names, places = np.unique(labels if gallery_labels is None else gallery_labels, return_inverse=True)
+    """The class that the `count` nearest images of the gallery vote for, each with exp(cosine / 0.07) (Wu et al. 2018, equation 7).
+
+    `labels`: of the gallery, or without one of the queries.
+    """
+    names, places = np.unique(labels, return_inverse=True)
     found = []
     for _, cosines in _cosines(queries, gallery):
         most = min(count, cosines.shape[1])
