@@ -198,15 +198,19 @@ static float map_row(const Head &head, int query, const float *row, float sum, i
     return scale;
 }
 
-// y * inverse + zero as codes, or y itself, for the channels of one vector; fewer than a vector where the head ends.
-VF_INLINE void store_channels(f32 y, int channel, int width, uint8_t *codes, float *floats, float inverse, float zero, float highest) {
-    int count = width - channel < lanes ? width - channel : lanes;
-    if (codes) {
-        u8 made = to_codes(y * inverse + zero, all(highest));
-        if (count == lanes) save(codes + channel, made);
-        else std::memcpy(codes + channel, &made, size_t(count));
-    } else if (count == lanes) save(floats + channel, y);
-    else std::memcpy(floats + channel, &y, size_t(count) * sizeof(float));
+// y as codes, or y itself, for the channels of one vector, fewer than a vector where the head ends; `row`: where the query's outputs begin.
+VF_INLINE void store_channels(f32 y, const HeadOutput &output, size_t row, int channel, int width) {
+    const int count = width - channel < lanes ? width - channel : lanes;
+    if (output.codes) {
+        const u8 made = to_codes(y * output.inverse + output.zero, all(output.highest));
+        uint8_t *const place = output.codes + row + channel;
+        if (count == lanes) save(place, made);
+        else std::memcpy(place, &made, size_t(count));
+    } else {
+        float *const place = output.floats + row + channel;
+        if (count == lanes) save(place, y);
+        else std::memcpy(place, &y, size_t(count) * sizeof(float));
+    }
 }
 
 // Maps of a few queries, ready for products: scales and sums of their rows.
@@ -279,7 +283,7 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         }
         if (head.frozen_even) frozen_sums(head, query, made.rows, column, vectors, sums + 2 * tile_rows * panel_columns);
         for (int row = 0; row < made.rows; row++) {
-            const size_t out = size_t(query + row) * head.out_stride;
+            const size_t out = size_t(query + row) * head.output.stride;
             const float scale = made.scale[row] * head.value_scale;
             for (int v = 0; v < vectors; v++) {
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
@@ -289,8 +293,7 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
                     y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
                 y = y * scale;
                 if (head.frozen_even) y += frozen_part(head, query + row, sums + 2 * tile_rows * panel_columns + at);
-                store_channels(y, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
-                               head.inverse, head.zero, head.highest);
+                store_channels(y, head.output, out, channel, head.width);
             }
         }
     }
@@ -337,15 +340,14 @@ static void constant(const ConstantHead &head, int first, int last, Scratch &scr
                                                      head.values.data + size_t(column) * head.values.depth4 * 4, head.values.depth4,
                                                      head.values.chunk, nullptr, sums, panel_columns);
             for (int row = 0; row < rows; row++) {
-                const size_t out = size_t(query + row) * head.out_stride;
+                const size_t out = size_t(query + row) * head.output.stride;
                 const float zero = head.row_zero[query + row], scale = head.row_scale[query + row] * head.value_scale;
                 const float shifted = float(head.value_shift) * (float(head.map_sums[query + row]) - zero * float(head.tokens));
                 for (int v = 0; v < vectors; v++) {
                     const int channel = column + v * lanes;
                     f32 y = to_floats(load<i32>(sums + row * panel_columns + v * lanes)) - to_floats(load<i32>(head.value_sums + channel)) * zero;
                     y = (y + shifted) * scale;
-                    store_channels(y, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
-                                   head.inverse, head.zero, head.highest);
+                    store_channels(y, head.output, out, channel, head.width);
                 }
             }
         }

@@ -5,13 +5,6 @@ namespace vf::VF_NAMESPACE {
 constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
 static_assert(tile_rows <= most_rows);
 
-// Calls f(0) .. f(N - 1) with constants, so that arrays of vectors become registers.
-template <typename F, int... index> VF_INLINE void unrolled(F f, std::integer_sequence<int, index...>) {
-    (f(std::integral_constant<int, index>{}), ...);
-}
-template <int N, typename F> VF_INLINE void each(F f) { unrolled(f, std::make_integer_sequence<int, N>{}); }
-#define VF_EACH(name) [&](auto name) __attribute__((always_inline))
-
 #if defined(VF_DOT_AVX2)
 // The same with sums of 16 bits for `chunk` steps: with x_max and w_max a step adds at most 2 x_max w_max to each, and chunk = 32,767 / (2 x_max w_max).
 template <int R, int V>
@@ -102,7 +95,32 @@ template <typename Each> VF_INLINE void over_tiles(const Product &product, const
 
 enum class End { folded_codes, codes, add, store };
 
-// `corrected`: rows have terms of their own. Everything is copied out of `how` first, since bytes that are stored might be any of it.
+// N rows of one vector of columns. `corrected`: rows have terms of their own.
+template <Activation kind, End end, bool corrected, int N>
+VF_INLINE void finish_rows(const int32_t *sums, int row, int column, const RowTerms &terms, f32 scale, f32 offset, uint8_t *codes, float *floats,
+                           size_t stride, f32 inverse, f32 zero, f32 highest) {
+    f32 y[N];
+    each<N>(VF_EACH(r) {
+        i32 sum = load<i32>(sums + r * panel_columns);
+        f32 row_scale = scale;
+        if constexpr (corrected) {
+            if (terms.zero) sum -= load<i32>(terms.column_sums + column) * terms.zero[row + r];
+            if (terms.sum) sum -= load<i32>(terms.column_shift + column) * terms.sum[row + r];
+            if (terms.scale) row_scale = scale * terms.scale[row + r];
+        }
+        y[r] = to_floats(sum) * row_scale + offset;
+    });
+    activate<kind>(y);
+    each<N>(VF_EACH(r) {
+        const size_t out = size_t(r) * stride;
+        if constexpr (end == End::folded_codes) save(codes + out, to_codes(y[r], highest));
+        if constexpr (end == End::codes) save(codes + out, to_codes(y[r] * inverse + zero, highest));
+        if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y[r]);
+        if constexpr (end == End::store) save(floats + out, y[r]);
+    });
+}
+
+// Everything is copied out of `how` first, since bytes that are stored might be any of it.
 template <Activation kind, End end, bool corrected>
 static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
     const RowTerms terms = product.terms;
@@ -114,21 +132,14 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
     for (int v = 0; v < vectors; v++) {
         const int place = v * lanes;
         const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
-        for (int r = 0; r < rows; r++) {
-            i32 sum = load<i32>(sums + r * panel_columns + place);
-            f32 row_scale = scale;
-            if constexpr (corrected) {
-                if (terms.zero) sum -= load<i32>(terms.column_sums + column + place) * terms.zero[row + r];
-                if (terms.sum) sum -= load<i32>(terms.column_shift + column + place) * terms.sum[row + r];
-                if (terms.scale) row_scale = scale * terms.scale[row + r];
-            }
-            const f32 y = activate<kind>(to_floats(sum) * row_scale + offset);
+        auto part = [&]<int N>(std::integral_constant<int, N>, int r) __attribute__((always_inline)) {
             const size_t out = size_t(r) * stride + size_t(place);
-            if constexpr (end == End::folded_codes) save(codes + out, to_codes(y, highest));
-            if constexpr (end == End::codes) save(codes + out, to_codes(y * inverse + zero, highest));
-            if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y);
-            if constexpr (end == End::store) save(floats + out, y);
-        }
+            finish_rows<kind, end, corrected, N>(sums + r * panel_columns + place, row + r, column + place, terms, scale, offset, codes + out,
+                                                 floats + out, stride, inverse, zero, highest);
+        };
+        int r = 0;
+        for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
+        for (; r < rows; r++) part(std::integral_constant<int, 1>{}, r);
     }
 }
 
