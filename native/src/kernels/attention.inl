@@ -119,14 +119,21 @@ VF_INLINE int32_t largest_logit(const int32_t *logits, int columns) {
 
 // Differences of a row's logits to the largest, in units of log2, become weights 2^difference, whose sum is returned. What stays in `row` is the
 // differences for a log grid, and the weights for any other.
+template <int N, typename Difference> VF_INLINE void add_exponentials(float *row, int c, bool log, Difference difference, f32 (&sum)[2]) {
+    f32 exponent[N], weight[N];
+    each<N>(VF_EACH(n) { weight[n] = exponent[n] = difference(c + n * lanes); });
+    powers_of_two(weight);
+    each<N>(VF_EACH(n) {
+        sum[n % 2] += weight[n];
+        save(row + c + n * lanes, log ? exponent[n] : weight[n]);
+    });
+}
 template <typename Difference> VF_INLINE float exponentials(float *row, int columns, bool log, Difference difference) {
-    f32 sum = {};
-    for (int c = 0; c < columns; c += lanes) {
-        const f32 exponent = difference(c), weight = power_of_two(exponent);
-        sum += weight;
-        save(row + c, log ? exponent : weight);
-    }
-    return sum_of(sum);
+    f32 sum[2] = {};
+    int c = 0;
+    for (; c + together * lanes <= columns; c += together * lanes) add_exponentials<together>(row, c, log, difference, sum);
+    for (; c < columns; c += lanes) add_exponentials<1>(row, c, log, difference, sum);
+    return sum_of(sum[0] + sum[1]);
 }
 
 // Codes k = round(-2 log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.

@@ -71,8 +71,14 @@ VF_INLINE u8 low_bytes(i32 value) { return __builtin_convertvector(value, u8); }
 VF_INLINE Half low_halves(i32 value) { return __builtin_convertvector(value, Half); }
 VF_INLINE i32 from_bytes(u8 value) { return __builtin_convertvector(value, i32); }
 #endif
-// Codes of values that lie within 0..highest once rounded.
+// Codes of values that lie within 0..highest once rounded; 0 for what is no number.
+#if VF_LANES == 16
+VF_INLINE u8 to_codes(f32 value, f32 highest) {
+    return low_bytes(larger((i32)_mm512_cvtps_epi32((__m512)smaller(highest, value)), i32{})); // no number becomes the smallest integer
+}
+#else
 VF_INLINE u8 to_codes(f32 value, f32 highest) { return low_bytes(bits_of(smaller(larger(value, f32{}), highest) + magic)); }
+#endif
 
 #if VF_LANES == 16
 VF_INLINE float sum_of(f32 value) { return _mm512_reduce_add_ps((__m512)value); }
@@ -184,6 +190,24 @@ template <int N> VF_INLINE void next_term(f32 (&p)[N], const f32 (&x)[N], float 
     each<N>(VF_EACH(n) { p[n] = p[n] * x[n] + c; });
 }
 
+#if VF_LANES == 16
+// 2^x for x <= 0, to 6e-7 of it: x = n + k / 16 + f with |f| <= 1/32, 2^(k / 16) from a register, and 2^f by a polynomial.
+constexpr float sixteenths = 786432.0f; // 1.5 * 2^19: adding it leaves the nearest sixteenth in the lowest bits
+alignas(64) constexpr float roots_of_two[16] = {1.0f,        1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f,
+                                                1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
+                                                1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+template <int N> VF_INLINE void powers_of_two(f32 (&x)[N]) {
+    i32 shifted[N];
+    f32 p[N];
+    each<N>(VF_EACH(n) { x[n] = larger(x[n], all(-126.0f)); });
+    each<N>(VF_EACH(n) { shifted[n] = bits_of(x[n] + sixteenths); });
+    each<N>(VF_EACH(n) { x[n] = x[n] - ((f32)shifted[n] - sixteenths); });
+    each<N>(VF_EACH(n) { p[n] = x[n] * 0.240235349f + 0.693187816f; });
+    next_term(p, x, 1.0f);
+    each<N>(VF_EACH(n) { p[n] *= (f32)_mm512_permutexvar_ps((__m512i)shifted[n], _mm512_load_ps(roots_of_two)); });
+    each<N>(VF_EACH(n) { x[n] = (f32)(bits_of(p[n]) + ((shifted[n] & ~15) << 19)); }); // what `sixteenths` adds leaves at the top
+}
+#else
 // 2^x for x <= 0, to 2e-7 of it: x = n + f with |f| <= 1/2, and 2^f by a polynomial.
 template <int N> VF_INLINE void powers_of_two(f32 (&x)[N]) {
     f32 shifted[N], p[N];
@@ -198,6 +222,7 @@ template <int N> VF_INLINE void powers_of_two(f32 (&x)[N]) {
     next_term(p, x, 1.0f);
     each<N>(VF_EACH(n) { x[n] = (f32)(bits_of(p[n]) + ((bits_of(shifted[n]) - magic_bits) << 23)); });
 }
+#endif
 VF_INLINE f32 power_of_two(f32 x) {
     f32 one[1] = {x};
     powers_of_two(one);
