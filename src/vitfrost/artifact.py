@@ -34,8 +34,8 @@ from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
 from .model import Model
-from .passes.structure import install_structure
 from .outputs import OutputKind
+from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .records import Format

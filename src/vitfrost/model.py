@@ -114,12 +114,26 @@ class Model:
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         found = outputs_of(own, known, shape[1], named=class_names is not None)
         if len(shape) != 2 and found != "tokens":
-            raise UnsupportedModel(f"this {type(own).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported")
+            raise UnsupportedModel(
+                f"this {type(own).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported"
+            )
         kind = chosen_outputs(outputs, found, f"this {type(own).__name__}", shape[1])
         classes = shape[1] if has_classifier(own) else 0
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
-        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, skeleton=build, registered=options is not None, outputs=kind)
+        made = cls(
+            own,
+            known,
+            size,
+            MEMORY,
+            hash_state(own),
+            read,
+            classes,
+            options or {},
+            skeleton=build,
+            registered=options is not None,
+            outputs=kind,
+        )
         made.class_names = _names(class_names, made)
         return made
 
@@ -162,7 +176,9 @@ class Model:
             made = _open_timm(str(name), weights, image_size, classes, options, seed)
             made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
             if outputs is None and made.outputs == "embedding" and made.classes:
-                log.info("%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes)
+                log.info(
+                    "%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes
+                )
         made.outputs = chosen_outputs(outputs, made.outputs, made.name, made.classes)
         made.preprocessing = made.preprocessing.changed(**reading)
         if class_names is not None:
@@ -199,14 +215,15 @@ class Model:
             return create_model(self.name, self.image_size, **self.options)  # type: ignore[no-any-return]
         return Skeleton(self.module)()
 
-    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images *outputs"]:
+    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, images * outputs]:
         """Logits of normalized pixels (or an embedding, or tokens), on the model's device."""
         logits: Tensor = self.module(pixels.to(self.device))
         return logits
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_size))
-        return f"{type(self).__name__}({self.name}, {size} px, {described(self.outputs, self.classes)}, weights {self.weight_tag} {self.state_hash[:8]})"
+        gives, weights = described(self.outputs, self.classes), f"weights {self.weight_tag} {self.state_hash[:8]}"
+        return f"{type(self).__name__}({self.name}, {size} px, {gives}, {weights})"
 
 
 def open_part(part: ModelPart, device: str | None = None, seed: int = 0) -> Model:

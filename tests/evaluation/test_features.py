@@ -210,7 +210,7 @@ def test_heads_that_do_not_fit_are_refused(data: Data, tmp_path: Path) -> None:
         measure(model, data, reference=model, head=lambda _: torch.zeros(3))
     clip = Model.open("vit_base_patch16_clip_quickgelu_224", weights="random", image_size=56, options=SMALL | {"patch_size": 14})
     assert features_of(clip, data[0][0][None]).tokens is None
-    with pytest.raises(VitfrostError, match="reads patches, which .* does not give; open it with outputs tokens"):
+    with pytest.raises(VitfrostError, match=r"reads patches, which .* does not give; open it with outputs tokens"):
         measure(clip, data, reference=clip, head=lambda x: x)
 
 

@@ -28,8 +28,9 @@ MEMORY = 1 << 30
 
 @dataclass(frozen=True)
 class Effect:
-    """Means over the images. `kl`: KL(original || changed) in nats, of features the relative error, `kl_error` its standard error; agreement
-    (of best classes, of features of the nearest other image) and top-1 in percent (`top1` None without labels); the seconds that it took."""
+    """Means over the images. `kl`: KL(original || changed) in nats, of features the relative error, `kl_error` its standard error;
+    agreement (of best classes, of features of the nearest other image) and top-1 in percent (`top1` None without labels); the seconds
+    that it took."""
 
     kl: float
     kl_error: float
@@ -41,8 +42,8 @@ class Effect:
 class EffectMeter:
     """Measures states on images, in batches that never change.
 
-    `labels`: one per image, or None; of features None. `outputs`: what the model gives. `memory`: bytes for what blocks read; where all of it does not fit, only every second block's
-    (third, ...) is kept. The model is that of `replacements`, in evaluation mode.
+    `labels`: one per image, or None; of features None. `outputs`: what the model gives. `memory`: bytes for what blocks read; where all
+    of it does not fit, only every second block's (third, ...) is kept. The model is that of `replacements`, in evaluation mode.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class EffectMeter:
         return outputs.argmax(axis=1) if self.outputs == "classes" else nearest(unit_rows(outputs.reshape(len(outputs), -1)))
 
     def _effect(self, outputs: np.ndarray, seconds: float) -> Effect:
-        divergence = np.concatenate([
-            distances(self.outputs, torch.from_numpy(aims).double(), torch.from_numpy(found).double()).clamp_min(0).numpy()
-            for aims, found in zip(_parts(self.teacher), _parts(outputs), strict=True)
-        ])
+        divergence = np.concatenate(
+            [
+                distances(self.outputs, torch.from_numpy(aims).double(), torch.from_numpy(found).double()).clamp_min(0).numpy()
+                for aims, found in zip(_parts(self.teacher), _parts(outputs), strict=True)
+            ]
+        )
         best = self._answers(outputs)
         return Effect(
             kl=float(divergence.mean()),
@@ -106,7 +109,7 @@ class EffectMeter:
         return min(differing, default=len(self._blocks))
 
     @torch.no_grad()
-    def _whole(self, state: State) -> Float[np.ndarray, "images *outputs"]:
+    def _whole(self, state: State) -> Float[np.ndarray, images * outputs]:
         self.replacements.install(state)
         return np.concatenate([self.replacements.model(batch).float().cpu().numpy() for batch in self.batches])
 
@@ -136,7 +139,7 @@ class EffectMeter:
         fit = max(self.memory // max(one, 1), 1)
         self._every = -(-len(self._blocks) // fit)
 
-    def _run(self, state: State, first: int) -> Float[np.ndarray, "images *outputs"]:
+    def _run(self, state: State, first: int) -> Float[np.ndarray, images * outputs]:
         """Outputs of a state that is the kept one up to block `first`."""
         first = min(first, len(self._blocks) - 1)
         start = first - first % self._every

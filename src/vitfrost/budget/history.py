@@ -48,7 +48,8 @@ class SearchSubject(Strict):
 class Measurement(Strict):
     """One measured state: the original (no `move`, empty `state`), or what `move` makes of the state after `step` steps.
 
-    `kl`: mean KL(original || changed) in nats, of features the relative error, with its standard error; agreement and top-1 in percent; `macs` per image.
+    `kl`: mean KL(original || changed) in nats, of features the relative error, with its standard error; agreement and top-1 in percent;
+    `macs` per image.
     `latency_share`: of the original's time, as the savings of its changes add up, where the search was for a latency.
     """
 

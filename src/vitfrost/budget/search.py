@@ -64,8 +64,8 @@ def search(
 
     Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
     Of features it is their relative error, and what may be lost are points of agreement of nearest neighbors.
-    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed; where
-    it misses the target the search goes on, at most three times, and where it saves more, the last changes are given back.
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed;
+    where it misses the target the search goes on, at most three times, and where it saves more, the last changes are given back.
 
     Args:
         model: as of every verb, but no artifact.
@@ -227,7 +227,9 @@ def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: Freez
     """What the measurements depend on."""
     constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
     model = Identity.model_validate(loaded.identity)
-    return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init}, outputs=loaded.outputs)
+    return SearchSubject(
+        model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init}, outputs=loaded.outputs
+    )
 
 
 def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:

@@ -38,8 +38,8 @@ class ModelPart:
     class_names: Annotated[str | None, Flag(metavar="FILE")] = None
     """Text file with the names of the classes, one a line, in order; ImageNet's are known."""
     outputs: OutputKind | None = None
-    """What the outputs are: `classes`, an `embedding`, or `tokens`, which are those of the last layer instead of a pooled vector. If not given,
-    an embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes."""
+    """What the outputs are: `classes`, an `embedding`, or `tokens`, those of the last layer instead of a pooled vector. If not given, an
+    embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes."""
     options: Annotated[dict[str, Any], Flag("model-option", "KEY=VALUE")] = Field(default_factory=dict)
     """Further options of timm's model, such as depth=6 or global_pool=avg."""
     whole_squares: Annotated[bool, PYTHON_ONLY] = False

@@ -179,8 +179,8 @@ def _check_model(loaded: Model, form: str) -> None:
         check_family(loaded.module, loaded.name)
         if loaded.outputs == "tokens" or not has_classifier(loaded.module):
             raise VitfrostError(
-                f"{loaded.name} gives features without a last projection, and the native engine ends with one; export it with --format onnx or "
-                "openvino"
+                f"{loaded.name} gives features without a last projection, and the native engine ends with one; export it with "
+                "--format onnx or openvino"
             )
         return
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:

@@ -24,7 +24,7 @@ class ExportedGraph(nn.Module):
         super().__init__()
         self.session = session
 
-    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images *outputs"]:
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, images * outputs]:
         """Logits, or features, of normalized pixels."""
         return torch.from_numpy(self.session.run(pixels.cpu().contiguous().numpy()))
 

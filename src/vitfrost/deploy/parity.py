@@ -45,7 +45,7 @@ class Parity:
         return {**known, "batches": list(BATCHES), **bounds}
 
 
-def in_batches(run: Callable[[ndarray], ndarray], pixels: Float[ndarray, "images 3 height width"]) -> Float[ndarray, "images *outputs"]:
+def in_batches(run: Callable[[ndarray], ndarray], pixels: Float[ndarray, "images 3 height width"]) -> Float[ndarray, images * outputs]:
     """Outputs of batches of one, of three, and of what is left."""
     cuts = [0, *np.cumsum(BATCHES).tolist()]
     cuts += [*range(cuts[-1] + LATER_BATCHES, len(pixels), LATER_BATCHES), len(pixels)]
@@ -53,7 +53,11 @@ def in_batches(run: Callable[[ndarray], ndarray], pixels: Float[ndarray, "images
 
 
 def compare(
-    expected: Float[ndarray, "images *outputs"], found: Float[ndarray, "images *outputs"], precision: str, pixels: str, features: bool = False
+    expected: Float[ndarray, images * outputs],
+    found: Float[ndarray, images * outputs],
+    precision: str,
+    pixels: str,
+    features: bool = False,
 ) -> Parity:
     """The difference of two models' logits, or features, on the same pixels. `precision`: what is bounded, see Parity."""
     expected, found = expected.reshape(len(expected), -1), found.reshape(len(found), -1)
@@ -93,10 +97,9 @@ def refuse_difference(parity: Parity, name: str, form: str) -> None:
     agreement = 1.0 if parity.agreement is None else parity.agreement
     if parity.correlation < SMALLEST_CORRELATION or (parity.pixels == "images" and agreement < SMALLEST_AGREEMENT):
         what = (
-            f"the best class agrees on {100 * agreement:.0f} % of {parity.images} images (at least {100 * SMALLEST_AGREEMENT:.0f} %), logits"
+            f"the best class agrees on {100 * agreement:.0f} % of {parity.images} images "
+            f"(at least {100 * SMALLEST_AGREEMENT:.0f} %), logits"
             if parity.cosine is None
             else f"features have a cosine of {parity.cosine:.3f}, they"
         )
-        raise VitfrostError(
-            f"{where}; in int8 {what} correlate by {parity.correlation:.3f} (at least {SMALLEST_CORRELATION}); {mend}"
-        )
+        raise VitfrostError(f"{where}; in int8 {what} correlate by {parity.correlation:.3f} (at least {SMALLEST_CORRELATION}); {mend}")

@@ -59,9 +59,9 @@ def evaluate(
         refuse_unwritable(json)
     loaded = as_model(model, exports=True)
     compared = None if reference is None else open_reference(reference, loaded)
-    row = evaluate_beside(
-        loaded, images, compared, labels=labels, config=config, name=name, progress=progress, gallery=gallery, head=head
-    )[-1]
+    row = evaluate_beside(loaded, images, compared, labels=labels, config=config, name=name, progress=progress, gallery=gallery, head=head)[
+        -1
+    ]
     if json is not None and rank() == 0:
         write_json(json, row.model_dump(mode="json"))
     return row

@@ -27,7 +27,9 @@ def refuse_for_classes(name: str, config: Evaluate, gallery: ImagesLike | None, 
     given = {"gallery": gallery is not None, "head": head is not None, "Evaluate.neighbors": config.neighbors != DEFAULTS.neighbors}
     for option, was in (given | {"Evaluate.threshold": config.threshold != DEFAULTS.threshold}).items():
         if was:
-            raise VitfrostError(f"{option} goes with models that give features, and {name} gives classes; leave it out, or open it as an embedding")
+            raise VitfrostError(
+                f"{option} goes with models that give features, and {name} gives classes; leave it out, or open it as an embedding"
+            )
 
 
 def evaluate_features(
@@ -94,7 +96,7 @@ def _opened(
         if labels is not None:
             raise VitfrostError("labels in a file belong to a folder of images; give (tensor, label) pairs instead")
         found = find_given(images)
-    elif need_labels and gallery is None or labels is not None or (Path(images) / LABELS_FILE).is_file() or len(class_folders(images)) > 1:
+    elif (need_labels and gallery is None) or labels is not None or _has_labels(images):
         found = open_images(images, labels, need_labels=True, classes=space)
     else:
         found = open_images(images)
@@ -102,6 +104,10 @@ def _opened(
         return found, None
     others = open_images(gallery, need_labels=True, classes=space) if isinstance(gallery, str | Path) else find_given(gallery)
     return found, others
+
+
+def _has_labels(folder: str | Path) -> bool:
+    return (Path(folder) / LABELS_FILE).is_file() or len(class_folders(folder)) > 1
 
 
 def label_space(folders: list[Path]) -> ClassSpace | None:

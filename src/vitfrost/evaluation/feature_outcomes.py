@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
 from ..errors import VitfrostError
 from ..images.batches import Batch
@@ -100,7 +99,9 @@ def _check_finite(features: Features, loaded: Model, batch: Batch, image_set: An
     bad = (~torch.isfinite(torch.cat(whole, 1)).all(1)).nonzero().flatten().tolist()
     if bad:
         file = image_set.name_of(batch.positions[bad[0]])
-        raise VitfrostError(f"the features of {loaded.name} are not finite for {file}; check its weights and, if quantized, its calibration")
+        raise VitfrostError(
+            f"the features of {loaded.name} are not finite for {file}; check its weights and, if quantized, its calibration"
+        )
 
 
 def _outcome(features: Features, batch: Batch, seconds: float) -> FeatureOutcomes:
@@ -138,9 +139,14 @@ def _joined(parts: list[FeatureOutcomes]) -> FeatureOutcomes:
         whole = np.concatenate(values)
         return whole[order] if len(whole) else whole
 
-    named = {name: {key: join([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)} for name in ("cosines", "errors")}
-    vectors = ("positions", "vectors", "labels", "seconds", "absolute", "overlaps")
-    return FeatureOutcomes(vector_name=parts[0].vector_name, **{name: join([getattr(part, name) for part in parts]) for name in vectors}, **named)
+    def join_by_part(name: str) -> dict[str, ndarray]:
+        return {key: join([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+    return FeatureOutcomes(
+        positions=join([part.positions for part in parts]), vector_name=parts[0].vector_name,
+        vectors=join([part.vectors for part in parts]), labels=join([part.labels for part in parts]), seconds=join([part.seconds for part in parts]), cosines=join_by_part("cosines"),
+        errors=join_by_part("errors"), absolute=join([part.absolute for part in parts]), overlaps=join([part.overlaps for part in parts]),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ def gallery_of(everyone: list[Model], images: AnyImages, batch_size: int, progre
     passed = measure_features(everyone, None, images, batch_size, progress, text="evaluate: gallery")
     labels = passed.outcomes[0].labels
     if not len(labels):
-        raise VitfrostError(f"the gallery {images.root} has no labels, which prototypes and neighbors need; give class folders or labels.csv")
+        raise VitfrostError(
+            f"the gallery {images.root} has no labels, which prototypes and neighbors need; give class folders or labels.csv"
+        )
     return Gallery([outcome.vectors for outcome in passed.outcomes], labels, passed.images_hash)
-
-

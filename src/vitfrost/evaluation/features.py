@@ -87,8 +87,8 @@ def _cut(model: Model, maps: Tensor, pooled: Tensor | None = None) -> Features:
 
 @torch.inference_mode()
 def about_tokens(model: Model) -> dict[str, Any]:
-    """What a model's tokens are, for export.json: their `shape` for one image, how many come before the patches (`prefix`), whether the first
-    of them is a class token, whether channels come first, and the patch `grid` (rows, columns), None where it is not known."""
+    """What a model's tokens are, for export.json: their `shape` for one image, how many come before the patches (`prefix`), whether the
+    first of them is a class token, whether channels come first, and the patch `grid` (rows, columns), None where it is not known."""
     tokens = model(torch.zeros(1, 3, *model.image_size))
     found = _cut(model, tokens)
     assert found.tokens is not None

@@ -84,7 +84,10 @@ def mean(values: Float[ndarray, " images"]) -> Estimate:
 
 
 def mean_likeness(values: Float[ndarray, " images"]) -> Estimate:
-    """Mean of many independent values of at most 1, such as cosines, with the normal interval, cut off at 1. Raises VitfrostError for none."""
+    """Mean of many independent values of at most 1, such as cosines, with the normal interval, cut off at 1.
+
+    Raises VitfrostError for no values.
+    """
     distance = mean(1 - values)
     value, half = 1 - distance.value, 0.0 if distance.interval is None else distance.interval[1] - distance.value
     return Estimate(value, None if distance.interval is None else (value - half, min(1.0, value + half)))

@@ -54,17 +54,17 @@ class Measured:
     skipped: int
 
 
-O = TypeVar("O")
-R = TypeVar("R")
-Measurement = Callable[[list[Batch]], list[O]]
+Done = TypeVar("Done")
+Made = TypeVar("Made")
+Measurement = Callable[[list[Batch]], list[Done]]
 """What every model did with its form of the same images, one outcome per model."""
 
 
 @dataclass
-class Passed(Generic[O]):
+class Passed(Generic[Done]):
     """The outcomes of models that saw the same images, in the order of the models, and which images they were."""
 
-    outcomes: list[O]
+    outcomes: list[Done]
     images_hash: str
     skipped: int
 
@@ -106,13 +106,13 @@ def pass_images(
     everyone: list[Model],
     image_set: AnyImages,
     batch_size: int,
-    measure: Measurement[O],
-    joined: Callable[[list[O]], O],
+    measure: Measurement[Done],
+    joined: Callable[[list[Done]], Done],
     progress: bool = True,
     *,
     text: str = "evaluate",
     kept: dict[int, Decoded] | None = None,
-) -> Passed[O]:
+) -> Passed[Done]:
     """Let the images pass once; `measure` gets each batch in every model's preprocessing, and `joined` makes one outcome of many.
 
     Raises VitfrostError as `measure_outcomes` does.
@@ -126,7 +126,7 @@ def pass_images(
     if len(readings) > 1:
         kept = None
     loaders = [BatchLoader(image_set, Preprocess(reading), batch_size, rank=rank(), world=world(), kept=kept) for reading in readings]
-    parts: list[list[O]] = [[] for _ in everyone]
+    parts: list[list[Done]] = [[] for _ in everyone]
     digests: dict[int, str] = {}
     with shared_errors():
         for batch in track(aligned(loaders, batch_size), loaders[0].expected, text, progress and rank() == 0):
@@ -198,7 +198,7 @@ def timed(loaded: Model, pixels: Float[Tensor, "images 3 height width"]) -> tupl
     return logits.float().cpu().numpy(), seconds
 
 
-def time_of(loaded: Model, run: Callable[[Tensor], R], pixels: Float[Tensor, "images 3 height width"]) -> tuple[R, float]:
+def time_of(loaded: Model, run: Callable[[Tensor], Made], pixels: Float[Tensor, "images 3 height width"]) -> tuple[Made, float]:
     """What `run` makes of pixels on the model's device, and its seconds alone."""
     device = loaded.device
     pixels = pixels.to(device)

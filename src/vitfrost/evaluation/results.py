@@ -38,7 +38,7 @@ class Difference(Strict):
 
 
 class Likeness(Strict):
-    """How like one part of the features is to the reference's: the mean cosine and the mean relative error |x - y|^2 / |y|^2 of an image."""
+    """How like one part of the features is to the reference's: mean cosine, and mean relative error |x - y|^2 / |y|^2 of an image."""
 
     cosine: Cosine
     cosine_interval: tuple[Cosine, Cosine] | None
@@ -192,22 +192,24 @@ def feature_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     columns = []
     for part in parts:
         likeness = [None if found is None else found.likeness.get(part) for found in figures]
-        columns.append((
-            f"cosine, {part.replace('_', ' ')}",
-            ["" if each is None else with_interval(each.cosine, each.cosine_interval, digits=4) for each in likeness],
-        ))
-        columns.append((
-            f"relative error, {part.replace('_', ' ')}",
-            ["" if each is None else with_interval(each.relative_error, each.relative_error_interval, digits=4) for each in likeness],
-        ))
+        columns.append(
+            (
+                f"cosine, {part.replace('_', ' ')}",
+                ["" if each is None else with_interval(each.cosine, each.cosine_interval, digits=4) for each in likeness],
+            )
+        )
+        columns.append(
+            (
+                f"relative error, {part.replace('_', ' ')}",
+                ["" if each is None else with_interval(each.relative_error, each.relative_error_interval, digits=4) for each in likeness],
+            )
+        )
     for title, name in (("by prototype", "prototype"), ("by neighbors", "neighbors")):
         told: list[Accuracy | None] = [None if found is None else getattr(found, name) for found in figures]
         columns.append((f"top-1 {title} %", ["" if each is None else with_interval(each.value, each.interval) for each in told]))
         changes = [None if each is None else each.difference for each in told]
         columns.append((f"difference {title}", ["" if each is None else with_interval(each.value, each.interval, "+") for each in changes]))
-    same = [
-        "" if found is None else with_interval(found.prototype_agreement, found.prototype_agreement_interval) for found in figures
-    ]
+    same = ["" if found is None else with_interval(found.prototype_agreement, found.prototype_agreement_interval) for found in figures]
     heads = [None if found is None else found.head for found in figures]
     errors = ["" if each is None else with_interval(each.absolute_error, each.absolute_error_interval, digits=4) for each in heads]
     overlaps = ["" if each is None else with_interval(each.overlap, each.overlap_interval, digits=4) for each in heads]

@@ -22,7 +22,9 @@ def unit_rows(vectors: Float[ndarray, "images channels"]) -> Float[ndarray, "ima
     return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
-def nearest(queries: Float[ndarray, "images channels"], gallery: Float[ndarray, "others channels"] | None = None) -> Int[ndarray, " images"]:
+def nearest(
+    queries: Float[ndarray, "images channels"], gallery: Float[ndarray, "others channels"] | None = None
+) -> Int[ndarray, " images"]:
     """The number of the image of the gallery that is nearest to every query; of equal ones the first. A lone image is its own neighbor."""
     found = [cosines.argmax(axis=1) for _, cosines in _cosines(queries, gallery)]
     return np.concatenate(found) if found else np.zeros(0, np.int64)

@@ -32,7 +32,7 @@ class TaskHead:
     name: str = "head"
 
     @torch.no_grad()
-    def of(self, features: Features, model: str) -> Float[Tensor, "images *outputs"]:
+    def of(self, features: Features, model: str) -> Float[Tensor, images * outputs]:
         """The head's outputs. Raises VitfrostError for features that the model does not give, and for outputs that are not finite."""
         try:
             made = self.run(self._read(features, model))
@@ -56,7 +56,9 @@ class TaskHead:
         if self.reads != "patches":
             return found  # type: ignore[no-any-return]
         if features.grid is None:
-            raise VitfrostError(f"the {self.name} reads a map of patches, and the grid of {model} is not known; give a head that reads tokens")
+            raise VitfrostError(
+                f"the {self.name} reads a map of patches, and the grid of {model} is not known; give a head that reads tokens"
+            )
         return found.transpose(1, 2).unflatten(2, features.grid).contiguous()  # type: ignore[no-any-return]
 
 
@@ -91,7 +93,9 @@ def load_head(path: str | Path) -> TaskHead:
     inputs: list[Any] = session.get_inputs()
     shown = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) not in _BY_RANK:
-        raise VitfrostError(f"the head {path} reads {shown}; it has to read patches [B, C, rows, columns], tokens [B, N, C] or a vector [B, C]")
+        raise VitfrostError(
+            f"the head {path} reads {shown}; it has to read patches [B, C, rows, columns], tokens [B, N, C] or a vector [B, C]"
+        )
     if len(inputs[0].shape) == 4 and inputs[0].shape[1] == 3:
         raise VitfrostError(
             f"the head {path} reads {shown}, which are pictures: it is a whole model; cut its decoder out (onnx.utils.extract_model)"
@@ -103,13 +107,13 @@ def load_head(path: str | Path) -> TaskHead:
     return TaskHead(run, _BY_RANK[len(inputs[0].shape)], f"head {Path(path).name}")
 
 
-def absolute_errors(original: Float[Tensor, "images *outputs"], changed: Float[Tensor, "images *outputs"]) -> Float[Tensor, " images"]:
+def absolute_errors(original: Float[Tensor, images * outputs], changed: Float[Tensor, images * outputs]) -> Float[Tensor, " images"]:
     """The mean absolute difference of every image's outputs."""
     return (original.double() - changed.double()).abs().flatten(1).mean(1)
 
 
 def intersections_over_union(
-    original: Float[Tensor, "images *outputs"], changed: Float[Tensor, "images *outputs"], threshold: float
+    original: Float[Tensor, images * outputs], changed: Float[Tensor, images * outputs], threshold: float
 ) -> Float[Tensor, " images"]:
     """Of what is above the threshold in both, the share of what is in either; 1 where nothing is."""
     one, two = (original > threshold).flatten(1), (changed > threshold).flatten(1)

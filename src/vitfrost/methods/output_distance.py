@@ -17,7 +17,7 @@ SMALLEST = 1e-12  # of squared lengths, for outputs that are all zero
 
 
 def distances(
-    kind: OutputKind, original: Float[Tensor, "images *outputs"], changed: Float[Tensor, "images *outputs"]
+    kind: OutputKind, original: Float[Tensor, images * outputs], changed: Float[Tensor, images * outputs]
 ) -> Float[Tensor, " images"]:
     """The distance of every image's outputs, at least 0, in the type of the arguments; gradients flow through both."""
     if kind == "classes":
@@ -27,8 +27,8 @@ def distances(
 
 
 def curvature_factor(
-    kind: OutputKind, outputs: Float[Tensor, "images *outputs"], signs: Float[Tensor, "images *outputs"]
-) -> Float[Tensor, "images *outputs"]:
+    kind: OutputKind, outputs: Float[Tensor, images * outputs], signs: Float[Tensor, images * outputs]
+) -> Float[Tensor, images * outputs]:
     """v of random signs e with E[v v^T] = F, where a small change d of the outputs has the distance 1/2 d^T F d.
 
     Of classes F is the Fisher information diag(p) - p p^T, and v = sqrt(p) e - p sum(sqrt(p) e). Of features F is 2 / |original|^2 times

@@ -46,7 +46,7 @@ class Chain:
     options: LayerOptions
     batches: list[Float[Tensor, "_ 3 height width"]]
     held_out: list[Float[Tensor, "_ 3 height width"]]
-    wanted: list[Float[Tensor, "_ *outputs"]]
+    wanted: list[Float[Tensor, _ * outputs]]
     seed: int
     outputs: OutputKind = "classes"
     progress: bool = False

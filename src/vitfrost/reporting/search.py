@@ -76,7 +76,8 @@ MACS, LATENCY = "multiply-accumulates left, %", "latency left as predicted, %"
 
 @dataclass(frozen=True)
 class SearchPart:
-    """The section's contents. `measure`: the distance in words, `counted` what it is given in. `heads`: that per head (None where heads were not measured alone)."""
+    """The section's contents. `measure`: the distance in words, `counted` what it is given in. `heads`: that per
+    head (None where heads were not measured alone)."""
 
     images: int
     labeled: bool
@@ -161,7 +162,10 @@ def _charts(record: SearchRecord) -> list[Chart]:
     def readings(value: str, factor: float = 1.0) -> list[Reading]:
         start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
         steps = enumerate(record.steps, 1)
-        return [start, *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one, outputs)) for number, one in steps)]
+        return [
+            start,
+            *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one, outputs)) for number, one in steps),
+        ]
 
     shares = [Curve("agreement with the original", readings("agreement"), 1)]
     levels = []
@@ -196,7 +200,14 @@ def _steps(record: SearchRecord) -> Table:
     labeled, outputs = record.subject.images.labeled, record.subject.outputs
     name, unit = distance_name(outputs), ", nats" if outputs == "classes" else ""
     latency = record.steps[0].latency_share is not None
-    columns = ["what was changed", f"{name} added{unit}", f"{name}{unit}", "agreement, %", *(["top-1, %"] if labeled else []), "MACs left, %"]
+    columns = [
+        "what was changed",
+        f"{name} added{unit}",
+        f"{name}{unit}",
+        "agreement, %",
+        *(["top-1, %"] if labeled else []),
+        "MACs left, %",
+    ]
     columns += [LATENCY] * latency
     rows = []
     for number, taken in enumerate(record.steps, 1):

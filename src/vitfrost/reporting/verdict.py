@@ -51,8 +51,11 @@ def _accuracy(parts: RunParts) -> Answer:
         where = "RUN/deploy" if parts.exported else "RUN/artifact"
         command = f"vitfrost evaluate {where} --images EVALUATION_IMAGES --reference {_name(parts)} --json RUN/result.json"
         return Answer(question, "not measured", "No results in this folder.", command=command)
+    if row.agreement is None and row.top1 is None:
+        return Answer(question, "not compared", f"no original beside, on {row.images:,} images", row.kind)
     if row.top1 is None:
-        note = f"same top-1 as the original, {interval(row.agreement_interval)}, on {row.images:,} images without labels"
+        what = "same nearest image as with the original" if row.features else "same top-1 as the original"
+        note = f"{what}, {interval(row.agreement_interval)}, on {row.images:,} images{'' if row.features else ' without labels'}"
         return Answer(question, f"{row.agreement:.2f} %", note, row.kind)
     lost = row.top1_difference
     if lost is None:

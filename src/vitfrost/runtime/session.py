@@ -141,7 +141,9 @@ class Session:
         """How many classes to name; 0 of an embedding."""
         classes = self.about["classes"]
         if self.outputs == "tokens":
-            raise VitfrostError(f"{self.folder} gives tokens, which are too many to print; run it on normalized pixels in Python (Session.run)")
+            raise VitfrostError(
+                f"{self.folder} gives tokens, which are too many to print; run it on normalized pixels in Python (Session.run)"
+            )
         if self.outputs == "embedding":
             if top is not None:
                 raise VitfrostError(f"{self.folder} gives an embedding, no classes; leave top out")

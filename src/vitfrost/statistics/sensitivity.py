@@ -2,8 +2,8 @@
 
 With g = d log p(y) / d A, where the class y is drawn from the model's own prediction p, E[g^2] is the diagonal of the Fisher
 information; no labels are needed. Of features, which predict nothing, g is the gradient of a random projection whose square is on average
-the curvature of their relative error (see methods.output_distance). The sums are float64, so sums of parts agree with those of the whole to rounding
-(1e-12 relative), not to the bit as counters do.
+the curvature of their relative error (see methods.output_distance). The sums are float64, so sums of parts agree with those of the whole
+to rounding (1e-12 relative), not to the bit as counters do.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def drawn_log_likelihood(logits: Float[Tensor, "images classes"], positions: Seq
     return -F.cross_entropy(precise, above[:, 0].clamp_(max=logits.shape[1] - 1), reduction="sum")
 
 
-def drawn_score(kind: OutputKind, outputs: Float[Tensor, "images *outputs"], positions: Sequence[int], seed: int) -> Float[Tensor, ""]:
+def drawn_score(kind: OutputKind, outputs: Float[Tensor, images * outputs], positions: Sequence[int], seed: int) -> Float[Tensor, ""]:
     """What sensitivity is the squared gradient of: `drawn_log_likelihood` of classes, and of features their random projection.
 
     The draw depends on `seed` and the image's position alone. Raises VitfrostError for outputs that are not finite.

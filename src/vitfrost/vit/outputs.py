@@ -40,7 +40,7 @@ def has_classifier(module: Any) -> bool:
 
 
 def outputs_of(module: Any, name: str, classes: int, *, named: bool = False) -> OutputKind:
-    """`tokens` of a model that does not pool, `embedding` of one without a classifier and of a tower trained to meet a text, else `classes`.
+    """`tokens` of a model that does not pool, `embedding` without a classifier and of a tower trained to meet a text, else `classes`.
 
     `named`: the outputs have names, so they are classes.
     """

@@ -67,8 +67,8 @@ class _Streams:
 
 
 def polish_loss(
-    found: Float[Tensor, "images *outputs"],
-    wanted: Float[Tensor, "images *outputs"],
+    found: Float[Tensor, images * outputs],
+    wanted: Float[Tensor, images * outputs],
     streams: list[Tensor],
     aims: list[Tensor],
     share: float,

@@ -22,7 +22,10 @@ LEAST = 1e-4  # of the prefix's weight, for patches that the outputs hardly depe
 
 
 def token_weights(
-    model: nn.Module, sites: ModelSites, batches: Sequence[Float[Tensor, "_ 3 height width"]], seed: int,
+    model: nn.Module,
+    sites: ModelSites,
+    batches: Sequence[Float[Tensor, "_ 3 height width"]],
+    seed: int,
     outputs: OutputKind = "classes",
 ) -> dict[str, tuple[float, float]]:
     """What the row of a prefix token counts, and that of a patch, with mean one over all rows, by layer.
