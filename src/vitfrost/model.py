@@ -40,7 +40,7 @@ from .vit.load import (
     refuse_larger,
 )
 from .vit.options import check_options
-from .vit.outputs import chosen_outputs, has_classifier, outputs_of, without_pooling
+from .vit.outputs import chosen_outputs, has_classifier, outputs_of, without_head
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -303,7 +303,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
             options["num_classes"] = found
             log.info("%s: its head has %d classes", weights, found)
             module = create_model(name, image_size, seed=seed, **options)
-        load_state(module, without_pooling(module, fit_state(module, state), name), str(weights))
+        load_state(module, without_head(module, fit_state(module, state), name), str(weights))
         tag = f"file:{Path(str(weights)).name}"
     elif "num_classes" in options and options["num_classes"] != config.get("num_classes"):
         log.warning("%s: timm's weights have no head of %s classes; it is untrained", name, options["num_classes"])

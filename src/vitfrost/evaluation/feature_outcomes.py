@@ -142,11 +142,10 @@ def _joined(parts: list[FeatureOutcomes]) -> FeatureOutcomes:
     def join_by_part(name: str) -> dict[str, ndarray]:
         return {key: join([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
 
-    return FeatureOutcomes(
-        positions=join([part.positions for part in parts]), vector_name=parts[0].vector_name,
-        vectors=join([part.vectors for part in parts]), labels=join([part.labels for part in parts]), seconds=join([part.seconds for part in parts]), cosines=join_by_part("cosines"),
-        errors=join_by_part("errors"), absolute=join([part.absolute for part in parts]), overlaps=join([part.overlaps for part in parts]),
-    )  # fmt: skip
+    whole = FeatureOutcomes(vector_name=parts[0].vector_name, cosines=join_by_part("cosines"), errors=join_by_part("errors"))
+    for name in ("positions", "vectors", "labels", "seconds", "absolute", "overlaps"):
+        setattr(whole, name, join([getattr(part, name) for part in parts]))
+    return whole
 
 
 @dataclass(frozen=True)

@@ -194,26 +194,26 @@ def feature_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         likeness = [None if found is None else found.likeness.get(part) for found in figures]
         columns.append(
             (
-                f"cosine, {part.replace('_', ' ')}",
+                f"cosine\n{part.replace('_', ' ')}",
                 ["" if each is None else with_interval(each.cosine, each.cosine_interval, digits=4) for each in likeness],
             )
         )
         columns.append(
             (
-                f"relative error, {part.replace('_', ' ')}",
+                f"relative error\n{part.replace('_', ' ')}",
                 ["" if each is None else with_interval(each.relative_error, each.relative_error_interval, digits=4) for each in likeness],
             )
         )
     for title, name in (("by prototype", "prototype"), ("by neighbors", "neighbors")):
         told: list[Accuracy | None] = [None if found is None else getattr(found, name) for found in figures]
-        columns.append((f"top-1 {title} %", ["" if each is None else with_interval(each.value, each.interval) for each in told]))
+        columns.append((f"top-1 %\n{title}", ["" if each is None else with_interval(each.value, each.interval) for each in told]))
         changes = [None if each is None else each.difference for each in told]
-        columns.append((f"difference {title}", ["" if each is None else with_interval(each.value, each.interval, "+") for each in changes]))
+        columns.append((f"difference\n{title}", ["" if each is None else with_interval(each.value, each.interval, "+") for each in changes]))
     same = ["" if found is None else with_interval(found.prototype_agreement, found.prototype_agreement_interval) for found in figures]
     heads = [None if found is None else found.head for found in figures]
     errors = ["" if each is None else with_interval(each.absolute_error, each.absolute_error_interval, digits=4) for each in heads]
     overlaps = ["" if each is None else with_interval(each.overlap, each.overlap_interval, digits=4) for each in heads]
-    return [*columns, ("same prototype %", same), ("head: mean absolute error", errors), ("head: intersection over union", overlaps)]
+    return [*columns, ("same\nprototype %", same), ("head: mean\nabsolute error", errors), ("head: IoU", overlaps)]
 
 
 def _difference(row: Row) -> str:

@@ -60,15 +60,15 @@ def chosen_outputs(given: OutputKind | None, found: OutputKind, name: str, class
     return given
 
 
-def without_pooling(module: Any, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Weights without those of the classifier and of attention pooling, for a model that gives tokens; others stay as they are.
+def without_head(module: Any, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Weights without those of a classifier, and of attention pooling, that the model does not have; others stay as they are.
 
-    Raises VitfrostError for a model whose last norm comes after pooling.
+    Raises VitfrostError for tokens of a model whose last norm comes after pooling.
     """
-    if getattr(module, "global_pool", None) != "":
-        return state
-    if any(key.startswith("fc_norm.") for key in state):
+    pools = getattr(module, "global_pool", None) != ""
+    if not pools and any(key.startswith("fc_norm.") for key in state):
         raise VitfrostError(f"{name} has its last norm after pooling, so its tokens are no output of their own; leave outputs tokens out")
-    own = module.state_dict().keys()
-    pooling = ("head.", "head_dist.", "attn_pool.")
-    return {key: value for key, value in state.items() if key in own or not key.startswith(pooling)}
+    if has_classifier(module):
+        return state
+    own, left_out = module.state_dict().keys(), ("head.", "head_dist.") if pools else ("head.", "head_dist.", "attn_pool.")
+    return {key: value for key, value in state.items() if key in own or not key.startswith(left_out)}
