@@ -164,7 +164,7 @@ def open_reference(reference: ModelLike, model: Model, **given: Any) -> Model:
     return loaded
 
 
-def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpace, has_reference: bool) -> ImageSet:
+def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpace | None, has_reference: bool) -> ImageSet:
     """Images with their labels; without labels only where a reference is there to compare with.
 
     A labels file is always read and must be right; folders that do not form classes then count as unlabeled.

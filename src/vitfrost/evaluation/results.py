@@ -207,8 +207,8 @@ def feature_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     for title, name in (("by prototype", "prototype"), ("by neighbors", "neighbors")):
         told: list[Accuracy | None] = [None if found is None else getattr(found, name) for found in figures]
         columns.append((f"top-1 %\n{title}", ["" if each is None else with_interval(each.value, each.interval) for each in told]))
-        changes = [None if each is None else each.difference for each in told]
-        columns.append((f"difference\n{title}", ["" if each is None else with_interval(each.value, each.interval, "+") for each in changes]))
+        lost = [None if each is None else each.difference for each in told]
+        columns.append((f"difference\n{title}", ["" if each is None else with_interval(each.value, each.interval, "+") for each in lost]))
     same = ["" if found is None else with_interval(found.prototype_agreement, found.prototype_agreement_interval) for found in figures]
     heads = [None if found is None else found.head for found in figures]
     errors = ["" if each is None else with_interval(each.absolute_error, each.absolute_error_interval, digits=4) for each in heads]
