@@ -82,11 +82,12 @@ def _mean_cosine(one: ndarray, two: ndarray) -> float:
 
 def refuse_difference(parity: Parity, name: str, form: str) -> None:
     """Raise VitfrostError for logits that differ by more than rounding, or quantization, explains."""
+    outputs = "logits" if parity.cosine is None else "features"
     where = f"nothing was written: the {form} export of {name} does not compute what the model does"
     if not np.isfinite(parity.max_abs_difference):
-        raise VitfrostError(f"{where}; its logits are not finite")
+        raise VitfrostError(f"{where}; its {outputs} are not finite")
     if parity.tolerance is not None and parity.max_abs_difference > parity.tolerance:
-        raise VitfrostError(f"{where}; logits differ by {parity.max_abs_difference:.2e}, the tolerance is {parity.tolerance:.2e}")
+        raise VitfrostError(f"{where}; {outputs} differ by {parity.max_abs_difference:.2e}, the tolerance is {parity.tolerance:.2e}")
     if parity.tolerance is not None:
         return
     mend = (

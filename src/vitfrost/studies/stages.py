@@ -47,6 +47,12 @@ class GridRun(RecipeRun[StudyRecipe]):
         self.variants = expand(recipe)
         self.clock = TimeLeft()
 
+    def check_images(self) -> None:
+        """As for a run; a study's figures are of classes."""
+        if self.original.outputs != "classes":
+            raise VitfrostError(f"a study compares classifiers, and {self.original.name} gives features; measure it by vitfrost run")
+        super().check_images()
+
     def report(self, out: Path) -> object:
         return report_study(self.folder, out)
 
