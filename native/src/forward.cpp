@@ -11,7 +11,8 @@ namespace {
 
 // Rows that pass through the layers of a block together. Fewer read the weights more often from the second cache or beyond, more do not stay in it themselves:
 // of 24 to 198 rows 66 to 132 were fastest, for DeiT-Tiny and DeiT-Small alike.
-constexpr int chunk = 17 * most_rows;
+constexpr int most_chunk = 102;
+int chunk_of(const Kernels &kernels) { return most_chunk / kernels.rows * kernels.rows; }
 
 constexpr int only_part = 0, qkv_part = 0, map_part = 1, projection_part = 2; // of a step
 
@@ -62,7 +63,7 @@ Profile::Profile(const Layers &layers) {
     seconds = std::vector<std::atomic<double>>(names.size());
 }
 
-Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels) {
+Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(chunk_of(*layers.kernels)) {
     size_t codes = 0, hidden = 1, inner = 1, qkv = 1, mixed = 1, width = 1;
     auto reaches = [](size_t &size, int count) { size = std::max(size, round_up(size_t(count) + 64, 64)); };
     reaches(codes, std::max(layers.embed.linear->inputs, layers.channels));
@@ -84,7 +85,7 @@ Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kerne
 
 Stream Forward::make_stream() const {
     Stream made;
-    size_t tokens = size_t(layers_.tokens);
+    size_t tokens = size_t(layers_.tokens) + 2 * most_rows; // kernels read whole tiles
     bool dynamic = false;
     for (const Attention &layer : layers_.attention) dynamic = dynamic || layer.proj->input.dynamic;
     made.x.resize(tokens * x_stride_), made.qkv.resize(tokens * qkv_stride_), made.mixed.resize(tokens * mixed_stride_);
@@ -96,10 +97,11 @@ size_t Forward::stream_bytes() const { return size_t(layers_.tokens) * (4 * x_st
 
 Worker Forward::make_worker() const {
     Worker made;
-    size_t rows = size_t(chunk), columns = round_up(size_t(layers_.tokens), 64), channels = values_bytes_ / columns;
+    size_t rows = size_t(chunk_), columns = round_up(size_t(layers_.tokens), 64), channels = values_bytes_ / columns;
+    const size_t tile = size_t(kernels_.rows);
     made.codes.resize(rows * code_stride_), made.hidden.resize(rows * hidden_stride_), made.inner.resize(rows * inner_stride_);
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
-    made.sums.resize(size_t(most_rows) * size_t(kernels_.panel));
+    made.sums.resize(tile * size_t(kernels_.panel));
     made.keys.resize(keys_bytes_), made.values.resize(values_bytes_), made.key_start.resize(columns), made.value_sums.resize(channels);
     if (wide_) made.wide_values.resize(values_bytes_ + 2 * channels);
     for (const Attention &layer : layers_.attention)
@@ -115,19 +117,19 @@ Worker Forward::make_worker() const {
     made.computed.resize(size_t(logit_heads)), made.query_zero.resize(size_t(logit_heads)), made.key_shift.resize(size_t(logit_heads));
     if (logit_heads) {
         made.keys.resize(keys_bytes_ * size_t(logit_heads)), made.key_start.resize(columns * size_t(logit_heads));
-        size_t most = size_t(most_rows + kernel);
+        size_t most = tile + size_t(kernel);
         made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
     }
-    made.scratch.logits.resize(most_rows * columns), made.scratch.planes.resize(2 * most_rows * columns);
-    made.scratch.sums.resize(4 * size_t(most_rows) * size_t(kernels_.panel));
-    if (wide_) made.scratch.wide.resize(most_rows * columns);
+    made.scratch.logits.resize(tile * columns), made.scratch.planes.resize(2 * tile * columns);
+    made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
+    if (wide_) made.scratch.wide.resize(tile * columns);
     return made;
 }
 
 size_t Forward::worker_bytes() const {
     size_t columns = round_up(size_t(layers_.tokens), 64);
-    return size_t(chunk) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
-           most_rows * columns * 6;
+    return size_t(chunk_) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
+           size_t(kernels_.rows) * columns * 6;
 }
 
 // A worker's rows, whole tiles but for the last.
@@ -192,8 +194,8 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
     const Embed &layer = layers_.embed;
     const Linear &linear = *layer.linear;
     size_t channels = size_t(layers_.channels), across = size_t(layer.width / layer.patch_width);
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last);
         for (int token = begin; token < end; token++) {
             float *x = stream.x.data() + size_t(token) * x_stride_;
             bool prefix = token < layer.prefix;
@@ -222,8 +224,8 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
 
 void Forward::queries(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const {
     const Linear &linear = *layer.qkv;
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last);
         Input input = normed(layer.input, linear, stream.x.data() + size_t(begin) * x_stride_, end - begin, worker);
         Product product = {input.codes, input.stride, end - begin, 0, input.terms};
         if (begin >= layer.tokens_out) product.first_column = layer.logit_heads * layer.width;
@@ -236,8 +238,8 @@ void Forward::queries(const Attention &layer, Stream &stream, Worker &worker, Ro
 
 void Forward::project(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const {
     const Linear &linear = *layer.proj;
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last);
         Input input = linear.input.dynamic
                           ? coded(linear, stream.mixed_floats.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker.codes.data(),
                                   code_stride_, worker)
@@ -247,8 +249,8 @@ void Forward::project(const Attention &layer, Stream &stream, Worker &worker, Ro
 }
 
 void Forward::feed_forward(const FeedForward &layer, Stream &stream, Worker &worker, Rows rows) const {
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last), count = end - begin;
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last), count = end - begin;
         float *x = stream.x.data() + size_t(begin) * x_stride_;
         Input input = normed(layer.input, *layer.first, x, count, worker);
         // The next layer's codes straight from the sums of this one, or floats where that layer takes each token's own range.

@@ -80,6 +80,7 @@ class Forward {
 
     const Layers &layers_;
     const Kernels &kernels_;
+    int chunk_; // rows that pass through the layers of a block together
     size_t x_stride_, qkv_stride_, mixed_stride_, code_stride_, hidden_stride_, inner_stride_, float_stride_;
     size_t keys_bytes_, values_bytes_;
     bool wide_ = false;

@@ -204,7 +204,7 @@ class Reader {
         int bits;
         Array<uint8_t> codes = file_.codes(layer, slot, {uint64_t(heads), tokens, tokens}, bits);
         if (bits != 8) fail("the model file is damaged: maps of layer %d are no 8-bit codes; export it again", layer);
-        Array<uint8_t> padded(size_t(heads) * tokens * stride + alignment, fill);
+        Array<uint8_t> padded((size_t(heads) * tokens + most_rows) * stride, fill); // kernels read whole tiles
         for (size_t row = 0; row < size_t(heads) * tokens; row++) std::copy_n(codes.data() + row * tokens, tokens, padded.data() + row * stride);
         made_.bytes += padded.size();
         return padded;
