@@ -27,6 +27,7 @@ from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, Native, first_line, import_runtime
 from ..runtime.session import Session, open_export
+from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
@@ -47,7 +48,8 @@ from .pictures import draw, random_pixels
 
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
-INT8_CHECKS = 36
+# Pictures that an 8-bit export is compared on with the model: so many, and fewer where they have many tokens.
+INT8_CHECKS, FEWEST_INT8_CHECKS, CHECKED_TOKENS = 36, 8, 36 * 1024
 FEWEST_TO_CALIBRATE = 16
 # The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
 NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
@@ -119,7 +121,7 @@ def export_graph(
     if static and images is None:
         raise VitfrostError(f"{loaded.name} has activations in floating point; give images to calibrate 8 bits (--images DIR)")
     about = describe(loaded)
-    checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
+    checks = _int8_checks(loaded) if precision == "int8" else sum(BATCHES)
     doing(f"export to {format} {precision}: read images")
     wanted = config.calibration_images if static else 0
     wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
@@ -182,6 +184,11 @@ def _check_model(loaded: Model, form: str) -> None:
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
+
+
+def _int8_checks(loaded: Model) -> int:
+    tokens = max(site.queries * site.windows for site in find_sites(loaded.blank()).attention)
+    return max(FEWEST_INT8_CHECKS, min(INT8_CHECKS, CHECKED_TOKENS // tokens))
 
 
 def _drawn(
