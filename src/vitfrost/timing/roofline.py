@@ -153,7 +153,7 @@ def _native(precision: str, threads: int, device: str) -> Callable[[], object] |
     if precision != "int8":
         return None
     engine = import_runtime("vitfrost_native")
-    # Smaller ones, and more of them, since the operands are packed once for all. One product runs on one thread, so each thread has its share.
+    # Smaller ones, and more, since the operands are packed once for all. A product runs on one thread, so each thread has a share.
     products = PRODUCTS * 4**3
     shares = [products // threads + (number < products % threads) for number in range(threads)]
     if threads == 1:
