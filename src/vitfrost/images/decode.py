@@ -18,6 +18,7 @@ from .geometry import Geometry
 
 MOST_PIXELS = 256_000_000  # phones make pictures of 200 million
 LIMIT_VARIABLE = "VITFROST_MAX_PIXELS"
+LINKS_VARIABLE = "VITFROST_FOLLOW_LINKS"
 MOST_BYTES = 1 << 30
 _PILLOWS_LIMIT = 89_478_485
 _SIGNATURES = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile}
@@ -36,34 +37,45 @@ class Decoded:
     label: int | None = None
 
 
-class _Unusable(Exception):
-    pass
+class UnusableFile(Exception):
+    """Why a file is no picture that may be read."""
 
 
 def decode_file(path: Path, preprocess: Geometry) -> Decoded:
     """Read, decode, convert to RGB, resize and crop one file; EXIF rotation is ignored, as in timm.
 
-    Never raises for a bad file. Skipped: what is no regular file (a device, a pipe, what the kernel makes up), what cannot be read or
-    decoded completely, pictures with more pixels than the limit, and pictures so thin that resizing their short side would pass it.
+    Never raises for a bad file. Skipped: symbolic links, unless `follows_links`; what is no regular file (a device, a pipe, what the kernel
+    makes up); what cannot be read or decoded completely; pictures with more pixels than the limit, and pictures so thin that resizing
+    their short side would pass it.
     """
     try:
-        content = _content(path)
+        content = read_regular(path)
         with open_picture(io.BytesIO(content), preprocess) as image:
             return Decoded(preprocess.pixels(to_rgb(image)), hashlib.sha256(content).hexdigest(), "")
     except Exception as error:  # Pillow's decoders raise many types; a bad file must not end the run
         return Decoded(None, "", _reason(error))
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file. A link is followed; nothing that may block, or has no end, is read."""
+def follows_links() -> bool:
+    """Whether symbolic links among pictures are followed: where VITFROST_FOLLOW_LINKS is set, to anything but 0."""
+    return os.environ.get(LINKS_VARIABLE, "0") not in ("", "0")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; nothing that may block, or has no end, is opened.
+
+    Raises UnusableFile for anything else, for symbolic links unless `follows_links`, and for more than 1 GB; OSError as `open` does.
+    """
+    if path.is_symlink() and not follows_links():
+        raise UnusableFile(f"a symbolic link; set {LINKS_VARIABLE}=1 to follow links")
     if not _is_regular(path):
-        raise _Unusable("no regular file")
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        raise UnusableFile("no regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follows_links() else os.O_NOFOLLOW)), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):  # it was exchanged in between
-            raise _Unusable("no regular file")
+            raise UnusableFile("no regular file")
         if found.st_size > MOST_BYTES:
-            raise _Unusable(f"larger than {MOST_BYTES >> 20} MB")
+            raise UnusableFile(f"larger than {MOST_BYTES >> 20} MB")
         return file.read(found.st_size)
 
 
@@ -126,9 +138,9 @@ def _refuse_huge(image: Image.Image, preprocess: Geometry) -> None:
     limit = limit_of_pixels()
     width, height = image.size
     if width * height > limit:
-        raise _Unusable(f"{width} x {height} pixels are more than the limit of {limit}; set {LIMIT_VARIABLE} to raise it")
+        raise UnusableFile(f"{width} x {height} pixels are more than the limit of {limit}; set {LIMIT_VARIABLE} to raise it")
     if preprocess.resized_pixels(width, height) > limit:
-        raise _Unusable(f"{width} x {height} pixels are too thin a picture: resized it would have more than {limit} pixels")
+        raise UnusableFile(f"{width} x {height} pixels are too thin a picture: resized it would have more than {limit} pixels")
 
 
 def _reason(error: Exception) -> str:
