@@ -97,9 +97,7 @@ class Failing(RuntimeTimer):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_change_that_cannot_be_timed_is_left_out(
-    models: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_that_cannot_be_timed_is_left_out(models: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "RuntimeTimer", Failing)
     monkeypatch.setattr("vitfrost.budget.latency.TABLE_SECONDS", 0.0)
     monkeypatch.setattr("vitfrost.budget.latency.MODEL_SECONDS", 0.0)
