@@ -118,7 +118,7 @@ def test_labels_csv_of_the_folder_and_elsewhere(tmp_path: Path) -> None:
         ("file,label\n", "misses an image of the folder: a.png and 1 more"),
         ("file,label\na.png,0\n", "misses an image of the folder: b.png;"),
         ("file,label\na.png,0\nb.png,1\n./a.png,0\n", r"names a file twice: './a.png' \(line 4\);"),
-        ("file,label\na.png,cat\nb.png,1.0\n", r"not an integer: 'cat' for 'a.png' \(line 2\) and 1 more"),
+        ("file,label\na.png,cat\nb.png,1.5\n", r"not an integer: 'cat' for 'a.png' \(line 2\) and 1 more"),
         ("file,label\na.png\nb.png,1\n", r"not an integer: '' for 'a.png' \(line 2\);"),
         ("file,label\na.png,-1\nb.png,1\n", r"out of range: -1 for 'a.png' \(line 2\); labels must be 0 to 9"),
         ("file,label\na.png,9\nb.png,10\n", r"out of range: 10 for 'b.png' \(line 3\);"),

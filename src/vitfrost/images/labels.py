@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -82,6 +83,8 @@ def _normal(name: str, known: set[str]) -> str:
 
 
 def _label(text: str, space: ClassSpace | None) -> int | None:
+    if re.fullmatch(r"\d{1,9}\.0+", text):  # as tables with a gap somewhere are written
+        text = text.partition(".")[0]
     try:
         return int(text) if text.isascii() and len(text) < 20 else None if space is None else space.find(text)
     except ValueError:
