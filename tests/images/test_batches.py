@@ -263,6 +263,28 @@ def test_floating_point_gray_is_not_read_as_black(tmp_path: Path) -> None:
             to_rgb(Image.fromarray(beyond))
 
 
+def _png_of_16_bits(path: Path, values: np.ndarray) -> None:
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    height, width, _ = values.shape
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_16_bits_that_hold_8_or_12_are_not_read_as_black(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 400).reshape(20, 20)
+    for largest in (255, 4095, 65535):
+        values = (ramp * largest).round()
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"gray {largest}.png")
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / f"gray {largest}.tiff")
+        _png_of_16_bits(tmp_path / f"color {largest}.png", np.repeat(values[..., None], 3, axis=2))
+    for path in tmp_path.iterdir():
+        reason = decode_file(path, PREPROCESS).reason
+        assert reason == "" if "65535" in path.stem else "it would be black; convert it to 8 bits" in reason, path
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "night.png")
+    assert decode_file(tmp_path / "night.png", PREPROCESS).reason == ""
+
+
 def test_pictures_of_phones_are_read_without_pillows_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (13_000, 14_000), 200).save(tmp_path / "large.jpg")
     assert decode_file(tmp_path / "large.jpg", PREPROCESS).reason == ""

@@ -65,7 +65,9 @@ def classes_of_folders(names: Sequence[str], space: ClassSpace | None, root: obj
     classes, for one whose class is not known, or is another's, for numbers with gaps, and for the folders of a split.
     """
     if SPLITS.issuperset(map(str.casefold, names)):
-        raise VitfrostError(f"the folders of {root} ({', '.join(names)}) are called like the parts of a data set, not like classes; name one")
+        raise VitfrostError(
+            f"the folders of {root} ({', '.join(names)}) are called like the parts of a data set, not like classes; name one"
+        )
     if space is None:
         return {name: number for number, name in enumerate(names)}
     if len(names) > space.count:

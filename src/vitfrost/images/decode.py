@@ -20,6 +20,7 @@ MOST_PIXELS = 256_000_000  # phones make pictures of 200 million
 LIMIT_VARIABLE = "VITFROST_MAX_PIXELS"
 LINKS_VARIABLE = "VITFROST_FOLLOW_LINKS"
 MOST_BYTES = 1 << 30
+FEWEST_OF_16_BITS = 4096
 _PILLOWS_LIMIT = 89_478_485
 _SIGNATURES = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile}
 
@@ -110,15 +111,21 @@ def open_picture(file: BinaryIO, preprocess: Geometry) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit gray the high byte is kept; floating-point gray runs
-    from 0 to 1, or to 255 where a value is above 1. Raises VitfrostError for values out of range.
+    from 0 to 1, or to 255 where a value is above 1. Of animations the first frame is taken. Raises VitfrostError for values out of
+    range, and for 16-bit gray whose high byte holds next to nothing.
     """
     if image.mode == "RGB":
+        deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # of which Pillow reads the high bytes
         image.load()
+        if deep and all(high < FEWEST_OF_16_BITS >> 8 for _, high in image.getextrema()):  # type: ignore[misc, union-attr]
+            raise VitfrostError("its colors of 16 bits hold next to nothing, so that it would be black; convert it to 8 bits")
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise VitfrostError("it has whole numbers outside of 0 to 65535; convert it to 8 or 16 bits")
+        if values.size and 0 < values.max() < FEWEST_OF_16_BITS:  # 8 or 12 bits in the place of 16, most likely
+            raise VitfrostError(f"its whole numbers go up to {values.max()} of 65535, so that it would be black; convert it to 8 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(_bytes_of_floats(np.asarray(image)))

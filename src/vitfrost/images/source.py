@@ -26,7 +26,11 @@ EXTENSIONS = frozenset(
 )
 # Pictures of phones, cameras and drawing programs that Pillow does not read as they are.
 NOT_TAKEN = (
-    frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg", ".psd"}) - EXTENSIONS
+    frozenset(
+        {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+        | {".raw", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".eps", ".mpo"}
+    )
+    - EXTENSIONS
 )
 
 
