@@ -183,7 +183,7 @@ def unlabeled(pictures: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for picture in pictures.glob("*.png"):
-        (folder / picture.name).symlink_to(picture)
+        (folder / picture.name).hardlink_to(picture)
     return folder
 
 

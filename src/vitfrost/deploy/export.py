@@ -51,8 +51,9 @@ DEFAULTS = Export()
 # Pictures that an 8-bit export is compared on with the model: so many, and fewer where they have many tokens.
 INT8_CHECKS, FEWEST_INT8_CHECKS, CHECKED_TOKENS = 36, 8, 36 * 1024
 FEWEST_TO_CALIBRATE = 16
-# The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
+# The least versions of runtimes that know all operators: of ONNX opset 23 (its quantizers came a version later), of OpenVINO's opset 16.
 NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
+NEEDS_INT8 = {"onnx": {"onnxruntime": "1.24"}}
 NATIVE = Native.name
 
 
@@ -126,6 +127,8 @@ def export_graph(
     wanted = config.calibration_images if static else 0
     wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
     calibration, compared, record = _drawn(loaded, images, wanted, checks, seed)
+    if record is not None and not time_only:
+        _warn_few(record["images"], wanted, images)
     ready = inference_form(loaded)
     int8 = None
     if precision == "int8":
@@ -150,7 +153,7 @@ def export_graph(
             **made,
             "macs": about.macs,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
-            "needs": NEEDS.get(format, {}),
+            "needs": NEEDS.get(format, {}) | (NEEDS_INT8.get(format, {}) if precision == "int8" else {}),
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -197,12 +200,14 @@ def _drawn(
     """Pixels to calibrate with, pixels to compare with, and the record of the former; see `pictures.draw`."""
     if images is None:
         return None, random_pixels(loaded, checks, seed), None
-    calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-    if record is not None and record["images"] < FEWEST_TO_CALIBRATE:
-        _LOG.warning(f"int8 ranges are calibrated on {record['images']} images, which fit those and little else; give a few hundred")
-    elif record is not None and record["images"] < wanted:
-        _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
-    return calibration, compared, record
+    return draw(loaded, images, wanted, checks, seed)
+
+
+def _warn_few(found: int, wanted: int, images: object) -> None:
+    if found < FEWEST_TO_CALIBRATE:
+        _LOG.warning(f"int8 ranges are calibrated on {found} image{'s' * (found > 1)}, which fit those and little else; give a few hundred")
+    elif found < wanted:
+        _LOG.warning(f"{images} has only {found} usable images to calibrate with; a few hundred give a better int8 model")
 
 
 def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
