@@ -25,7 +25,7 @@ from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
-from .vit.families import find_sites
+from .vit.families import built_size, find_sites
 from .vit.load import (
     RANDOM_WEIGHTS,
     create_model,
@@ -286,7 +286,7 @@ def image_size_of(module: Any, given: Size) -> tuple[int, int]:
     """
     if given is not None:
         return given if isinstance(given, tuple) else (given, given)
-    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    built_for = built_size(module)
     config = getattr(module, "pretrained_cfg", None) or {}
     found = built_for or tuple(config.get("input_size", ()))[1:]
     if len(found) != 2:
