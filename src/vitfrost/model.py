@@ -35,8 +35,10 @@ from .vit.load import (
     hash_state,
     load_state,
     memory_of_machine,
+    refuse_channels,
     refuse_cut_pixels,
     refuse_larger,
+    trained_size,
 )
 from .vit.options import check_options
 from .vit.registry import classes_of, registry_options, unwrapped
@@ -99,6 +101,7 @@ class Model:
         own: Any = copy.deepcopy(module).float().eval().requires_grad_(True)
         size = image_size_of(own, image_size)
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
+        refuse_channels(own)
         sites = find_sites(own)
         if sites.image_size != size:
             built_for = "x".join(map(str, sites.image_size))
@@ -256,8 +259,10 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    refuse_channels(module)
+    size = image_size_of(module, None)
     if image_size is not None:
-        refuse_cut_pixels(module, image_size_of(module, None))
+        refuse_cut_pixels(module, size)
     config = module.pretrained_cfg
     tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
     if random:
@@ -272,8 +277,9 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
         tag = f"file:{Path(str(weights)).name}"
     elif "num_classes" in options and options["num_classes"] != config.get("num_classes"):
         log.warning("%s: timm's weights have no head of %s classes; it is untrained", name, options["num_classes"])
+    elif weights is None and image_size is not None and (trained := trained_size(name)) not in (size, None):
+        log.warning("%s: timm's weights are of %dx%d px; what depends on the size is interpolated to %dx%d", name, *trained, *size)
     module.eval()
-    size = image_size_of(module, None)
     made = Model(module, name, size, tag, hash_state(module), _preprocessing(module, size), int(module.num_classes), options)
     made.class_names = _names(None, made)
     return made

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vitfrost.errors import UnsupportedModel
+import vitfrost
+from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
+from vitfrost.errors import UnsupportedModel, VitfrostError
 from vitfrost.model import Model
 from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
 from vitfrost.vit.load import create_model
@@ -178,3 +181,32 @@ def test_a_mask_from_the_caller_is_not_ignored_silently() -> None:
     module = install_map_attention(model)["blocks.0.attn"]
     with pytest.raises(ValueError, match="no caller-given mask"):
         module(torch.randn(1, 101, 64), attn_mask=torch.zeros(101, 101))
+
+
+def test_images_of_one_channel_are_refused_where_the_model_is_opened() -> None:
+    for opened in (
+        lambda: Model.open("test_vit", weights="random", options={"in_chans": 1}),
+        lambda: Model.of(create_model("test_vit", in_chans=1)),
+    ):
+        with pytest.raises(VitfrostError, match="reads images of 1 channel, and pictures are read as RGB"):
+            opened()
+
+
+def test_patches_that_are_no_squares_are_refused() -> None:
+    """Statistics take a grid of 8 x 32 over a square image for 16 x 16."""
+    with pytest.raises(UnsupportedModel, match="patches are of 32 x 8 px; only square ones"):
+        find_sites(create_model("test_vit", 256, patch_size=(32, 8)))
+
+
+@torch.no_grad()
+def test_any_image_size_until_maps_are_frozen(pictures: Path) -> None:
+    model = Model.open("test_vit", weights="random", options={"dynamic_img_size": True, "depth": 1})
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=2), progress=False)
+    larger = torch.zeros(1, 3, 192, 96)
+    unchanged = vitfrost.compress(model, vitfrost.plan(statistics, Quantize(32, 32)))
+    assert torch.allclose(unchanged(larger), model(larger), atol=1e-5)
+    for method in (FreezeHeads(0.5), FreezeEntries(0.5, bits=32)):
+        frozen = vitfrost.compress(model, vitfrost.plan(statistics, method, Quantize(32, 32)), statistics=statistics)
+        frozen(torch.zeros(1, 3, *model.image_size))
+        with pytest.raises(VitfrostError, match="frozen maps of 101 tokens, and this image has 73; resize the artifact"):
+            frozen(larger)

@@ -94,6 +94,12 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
     model.load_state_dict(state)
 
 
+def trained_size(name: str) -> tuple[int, int] | None:
+    """Height and width that timm's pretrained weights of a model are of; None where timm does not say it."""
+    config = timm.get_pretrained_cfg(name)
+    return None if config is None else tuple(config.input_size[1:])
+
+
 def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
     """How timm is told an image size: an argument where the model is built for one, else its configuration."""
     config = timm.get_pretrained_cfg(name)
@@ -120,6 +126,16 @@ def refuse_cut_pixels(module: nn.Module, size: tuple[int, int]) -> None:
         near = [tuple(step * (side // step + more) for side, step in zip(size, patch, strict=True)) for more in (0, 1)]
         shown = " or ".join(str(height) if height == width else f"{height}x{width}" for height, width in near if min(height, width) > 0)
         raise VitfrostError(f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}; give {shown}")
+
+
+def refuse_channels(module: nn.Module) -> None:
+    """Raise VitfrostError for a model that reads other images than RGB."""
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        raise VitfrostError(
+            f"this {type(module).__name__} reads images of {first.in_channels} channel{'s' * (first.in_channels != 1)}, and pictures are "
+            "read as RGB; give a model of three (timm makes one of other weights with in_chans=3)"
+        )
 
 
 def refuse_larger(name: str, image_size: int | tuple[int, int] | None, options: dict[str, Any], most: int, why: str) -> None:

@@ -53,6 +53,9 @@ def stack_sites(model: Any, stack: Stack, image_size: tuple[int, int], prefix: i
     grid = tuple(root.patch_embed.grid_size or ()) if grid is None else grid  # type: ignore[assignment]
     if grid is None or len(grid) != 2:
         raise UnsupportedModel("the patch embedding has no fixed grid; give the model a fixed image size")
+    patch = getattr(root.patch_embed, "patch_size", None) or (1, 1)
+    if patch[0] != patch[1]:  # statistics know of a grid that it has the image's proportions
+        raise UnsupportedModel(f"the patches are of {patch[0]} x {patch[1]} px; only square ones are supported")
     tokens = grid[0] * grid[1] + prefix
     attention: list[AttentionSite] = []
     forward: list[FeedForwardSite] = []
