@@ -163,12 +163,14 @@ def create_model(
 
     Weights that no file brings are drawn from `seed`; torch's generator stays as it is. A model that takes images of any size is not
     built for `image_size`, which then stands in its configuration only. Beside timm's own options plain ViTs take `attn_head_dim`, the
-    width of a head where it is not the model's width over the number of heads.
+    width of a head where it is not the model's width over the number of heads, and every model `norm_eps`, what LayerNorms add to the
+    variance.
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
 
-    check_options({name: value for name, value in options.items() if name != "attn_head_dim"})  # which says more of its values itself
+    eps = options.pop("norm_eps", None)
+    check_options({"norm_eps": eps} | {name: value for name, value in options.items() if name != "attn_head_dim"})
     if len(name) > LONGEST_NAME or not timm.is_model(name):
         import difflib
 
@@ -186,7 +188,11 @@ def create_model(
         if image_size is not None:
             options |= _size_options(name, image_size)
         with own_seed(seed):
-            return timm.create_model(name, pretrained=pretrained, **options)
+            made = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors raise anything where options do not go together
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
+    for module in made.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return made

@@ -68,7 +68,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         _is_number,
         (
             "init_values", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
-            "mix_block_ratio",
+            "mix_block_ratio", "norm_eps",
         ),
     ),
     "numbers from 0 on": (_one_or_several(_is_number), ("mlp_ratio", "mlp_ratios")),

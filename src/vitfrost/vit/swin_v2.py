@@ -93,7 +93,7 @@ class CosineAttention(MapAttention):
 
     def forward(self, x: Float[Tensor, "rows queries channels"], mask: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Same signature as timm's WindowAttention."""
-        bias = masked_bias(self.relative_bias(), mask, len(x)) if self.logit_heads else None
+        bias = masked_bias(self.relative_bias(), mask, x.shape[0]) if self.logit_heads else None
         return self.proj_drop(self.proj(self.mixed(*self.project(x), bias)))
 
 
