@@ -1,7 +1,9 @@
-"""Make docs/models.md anew: every architecture of timm, whether it is supported, and why not. It takes some minutes."""
+"""Make docs/models.md anew: every architecture of timm, whether it is supported, and why not. It takes some minutes; files of timm that are
+named (python scripts/models_table.py eva beit) are looked at alone, and the other rows stay."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -24,6 +26,9 @@ TRANSFORMERS = (
     "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "tnt", "twins", "visformer", "vision_transformer",
     "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo",
 )  # fmt: skip
+
+# What refusals of models in these files say that have no such attention.
+OTHERS = ("has no attention layers", "LinearSelfAttention")
 
 
 def tags() -> dict[str, list[str]]:
@@ -71,16 +76,26 @@ def page(reasons: dict[str, str | None]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Look at all of them, and write the page."""
+def listed() -> dict[str, str | None]:
+    """The verdicts on the page as it is, by architecture."""
+    rows = re.findall(r"^\| (\w+) \| [^|]*\| (.*) \|$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    return {name: None if verdict == "yes" else verdict for name, verdict in rows if name != "architecture"}
+
+
+def main(files: list[str]) -> None:
+    """Look at all of them, or at those of some files of timm alone, and write the page."""
+    known: dict[str, str | None] = listed() if files else {}
     reasons: dict[str, str | None] = {}
-    for number, name in enumerate(names := architectures(), 1):
+    for name, file in architectures().items():
+        if files and file not in files:
+            reasons |= {name: known[name]} if name in known else {}
+            continue
         reason = why_unsupported(name)
-        print(f"{number}/{len(names)} {name}: {reason or 'yes'}", file=sys.stderr)
-        if reason is None or "has no attention layers" not in reason:
+        print(f"{name}: {reason or 'yes'}", file=sys.stderr)
+        if reason is None or not any(other in reason for other in OTHERS):
             reasons[name] = reason
     write_text(PAGE, page(reasons))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +13,11 @@ from vitfrost.vit.support import why_unsupported
 ROOT = Path(__file__).parents[1]
 AGAIN = [
     "test_vit", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224", "vit_relpos_small_patch16_224",
-    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "qwen3_vit_88m", "vitamin_small_224", "vit_small_r26_s32_224", "pvt_v2_b0",
-    "nextvit_small", "cait_xxs24_224", "levit_128s", "crossvit_tiny_240", "vit_pwee_patch16_reg1_gap_256", "naflexvit_base_patch16_gap",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
+    "qwen3_vit_88m", "vitamin_small_224", "vit_small_r26_s32_224", "pvt_v2_b0",
+    "nextvit_small", "maxvit_rmlp_pico_rw_256",
+    "coatnet_nano_rw_224", "cait_xxs24_224", "levit_128s", "crossvit_tiny_240", "vit_pwee_patch16_reg1_gap_256",
+    "naflexvit_base_patch16_gap",
     "tiny_vit_5m_224", "hiera_tiny_224", "vit_dwee_patch16_reg1_gap_256",
 ]  # fmt: skip
 
@@ -34,8 +36,7 @@ def script() -> ModuleType:
 @pytest.fixture(scope="module")
 def listed(script: ModuleType) -> dict[str, str | None]:
     """The verdicts on the page, in its order of timm's names."""
-    rows = re.findall(r"^\| (\w+) \| [^|]*\| (.*) \|$", script.PAGE.read_text(encoding="utf-8"), flags=re.M)
-    found = {name: None if verdict == "yes" else verdict for name, verdict in rows if name != "architecture"}
+    found = script.listed()
     return {name: found[name] for name in script.architectures() if name in found}
 
 

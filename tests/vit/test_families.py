@@ -56,6 +56,8 @@ ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("vit_relpos_medium_patch16_rpn_224", {**SMALL, "image_size": 64}, (1, 2, 16), 2),  # norms behind the layers
     ("swinv2_tiny_window8_256", {**SMALL_SWIN, "image_size": 64}, (4, 2, 64), 4),
     ("swinv2_tiny_window8_256", {**SMALL_SWIN, "image_size": (72, 64)}, (6, 2, 64), 4),  # windows that need padding
+    ("maxvit_rmlp_pico_rw_256", {"image_size": 64}, (64, 1, 4), 22),  # windows, and grids of positions apart
+    ("maxxvitv2_nano_rw_256", {"image_size": (64, 96)}, (64, 3, 6), 7),
     ("qwen3_vit_88m", {**SMALL, "embed_dim": 64, "image_size": 64}, (1, 2, 16), 2),
     ("qwen3_vit_88m_enc", {**SMALL, "embed_dim": 64, "image_size": (64, 96)}, (1, 2, 24), 2),
     ("aimv2_large_patch14_224", {**SMALL, "image_size": 56}, (1, 2, 16), 2),  # SwiGLU, RMSNorm
@@ -139,6 +141,7 @@ def test_allowed_pairs_of_shifted_windows_are_what_the_softmax_lets_through() ->
         ("test_convnext", {}, "not a transformer"),
         ("vit_pwee_patch16_reg1_gap_256", {"depth": 1}, "ParallelScalingBlock"),
         ("vit_dwee_patch16_reg1_gap_256", {"depth": 1}, "DiffAttention"),
+        ("coatnet_nano_rw_224", {}, "MbConvBlock; only MaxViT's blocks"),
         ("vit_large_patch16_sapiens2", {"depth": 1, "num_kv_heads": 8}, "grouped-query attention"),
     ],
 )

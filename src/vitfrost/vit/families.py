@@ -12,13 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from . import eva, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2
+from . import eva, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2
 from .attention import MapAttention
 from .forward import ForwardPass
 from .kinds import is_kind, named
 from .sites import ModelSites
 
-_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit)
+_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, maxvit)
 _NAMES = [name for family in _FAMILIES for name in family.NAMES]
 _SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
@@ -68,7 +68,8 @@ def built_size(model: nn.Module) -> tuple[int, int] | None:
     """Height and width of the images that the patch embedding was built for; None for a model that takes any, or does not say it."""
     if is_kind(model, *qwen.KINDS):
         return None
-    return getattr(getattr(model, "patch_embed", None), "img_size", None)
+    holder = model if is_kind(model, *maxvit.KINDS) else getattr(model, "patch_embed", None)
+    return getattr(holder, "img_size", None)
 
 
 def has_class_token(model: nn.Module) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ..errors import UnsupportedModel
 from .feed_forward import feed_forward
 from .global_attention import attention_linears
+from .kept import kept_layers
 from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
-from .skeleton import Skeleton
 
 
 class Stack(NamedTuple):
@@ -75,34 +74,3 @@ def stack_sites(model: Any, stack: Stack, image_size: tuple[int, int], prefix: i
         linears += [*attention_linears(attn, f"{name}.attn", tokens, norms[0]), *layers]
     linears += [LinearSite(name, "head", 1) for name in ("head", "head_dist") if isinstance(getattr(model, name, None), nn.Linear)]
     return ModelSites(stack.family, image_size, tuple(attention), tuple(forward), tuple(linears), kept_layers(root, stack.root, tokens))
-
-
-def kept_layers(model: Any, root: str, tokens: int) -> tuple[LinearSite, ...]:
-    """Layers that stay as they are, whatever is done to the model: the convolutions before the patch embedding of a hybrid model, and the
-    attention that pools the tokens."""
-    kept: list[LinearSite] = []
-    backbone = getattr(model.patch_embed, "backbone", None)
-    if backbone is not None:
-        kept += _convolutions(backbone, f"{root}patch_embed.backbone", tuple(model.patch_embed.img_size))
-    pool = getattr(model, "attn_pool", None)
-    if pool is not None:
-        layers = [name for name, layer in pool.named_modules() if isinstance(layer, nn.Linear)]
-        kept += [LinearSite(f"{root}attn_pool.{name}", "head", tokens if name == "kv" else 1) for name in layers]
-    return tuple(kept)
-
-
-@torch.no_grad()
-def _convolutions(backbone: nn.Module, name: str, image_size: tuple[int, int]) -> list[LinearSite]:
-    """The convolutions and how many positions each puts out, from a pass that computes shapes only."""
-    with torch.device("meta"):
-        twin, pixels = Skeleton(backbone)().eval(), torch.empty(1, 3, *image_size)
-    found: list[LinearSite] = []
-
-    def count(path: str, output: torch.Tensor) -> None:
-        found.append(LinearSite(f"{name}.{path}", "stem", output.shape[-2] * output.shape[-1]))
-
-    for path, layer in twin.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda _, __, output, path=path: count(path, output))
-    twin(pixels)
-    return found
