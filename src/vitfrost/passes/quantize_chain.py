@@ -20,7 +20,7 @@ from ..methods.quantize.layerwise import LayerOptions, LayerWise
 from ..methods.quantize.repq import QuantizationSettings
 from ..methods.quantize.token_weights import token_weights
 from ..progress import track
-from ..vit.families import find_sites
+from ..vit.families import find_sites, show_layers
 from ..vit.sites import ModelSites
 from .work import Record, Work
 
@@ -144,6 +144,7 @@ class QuantizeInSteps:
         size = min(BATCH_SIZE, -(-len(kept) // 2))
         teacher = copy.deepcopy(work.original.module).cpu().eval()
         sites = work.sites if isinstance(work.original, Artifact) else find_sites(teacher)
+        show_layers(teacher)
         with torch.no_grad():
             wanted = [teacher(part) for part in held_out.split(BATCH_SIZE)]
         batches = list(kept.split(size))

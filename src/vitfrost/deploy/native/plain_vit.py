@@ -17,6 +17,7 @@ from ...methods.quantize.modules import QuantizedLayer
 from ...vit import plain
 from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
+from ...vit.feed_forward import has_bare_hidden_layer
 from ...vit.lean import tokens_read
 from . import parts
 from .format import ACTIVATIONS, ATTENTION, EMBED, FEED_FORWARD, HEAD, NONE, NORM_STEP, Activation, Layer, ModelFile
@@ -85,6 +86,8 @@ def _embed(file: ModelFile, vit: Any) -> None:
 
 def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
     module, where = block.attn, f"{name}.attn"
+    if isinstance(block, plain.ResPostBlock):
+        raise refuse(name, "its norms stand behind its layers", MEND)
     if not isinstance(module, FusedAttention) or module.has_relative_bias:
         raise refuse(where, f"it is a {type(module).__name__}", MEND)
     for part in ("q_norm", "k_norm", "norm"):
@@ -136,6 +139,8 @@ def _feed_forward(file: ModelFile, block: Any, name: str, read: int) -> None:
     norm = add_norm(file, block.norm2, f"{name}.norm2")
     if norm == NONE:
         raise refuse(where, "no norm is before it", MEND)
+    if not has_bare_hidden_layer(mlp):
+        raise refuse(where, f"it is a {type(mlp).__name__} with a gate, or with a norm between its layers", MEND)
     first = add_linear(file, mlp.fc1, f"{where}.fc1")
     stretch = layer_scale(block.ls2, f"{name}.ls2")
     if isinstance(mlp.fc2, CompactProjection):
