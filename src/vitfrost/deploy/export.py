@@ -18,6 +18,7 @@ from ..configs import Export, refuse_idle
 from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
 from ..evaluation.description import FULL_PRECISION_BITS, describe
+from ..evaluation.features import about_tokens
 from ..files import atomic_folder, refuse_existing, sha256_of_file
 from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
@@ -29,6 +30,7 @@ from ..runtime.runtimes import FORMATS, Native, first_line, import_runtime
 from ..runtime.session import Session, open_export
 from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
+from ..vit.outputs import has_classifier
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
@@ -76,7 +78,8 @@ def export(
 ) -> Path:
     """Write a model as an ONNX or OpenVINO graph, or as a file of our own engine; returns the folder `out`.
 
-    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. export.json says what was written:
+    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes], or the model's features: an embedding
+    [B, C], or tokens [B, N, C] of a model opened so. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
 
     Args:
@@ -144,6 +147,7 @@ def export_graph(
             "precision": precision,
             "model": loaded.identity.model_dump(mode="json"),
             "classes": loaded.classes,
+            **_about_outputs(loaded),
             **({} if loaded.class_names is None else {"class_names": list(loaded.class_names)}),
             "preprocessing": loaded.preprocessing.plain(),
             "plan_hash": about.plan_hash,
@@ -178,6 +182,11 @@ def _check_model(loaded: Model, form: str) -> None:
     frozen entries that save nothing."""
     if form == NATIVE:
         check_family(loaded.module, loaded.name)
+        if loaded.outputs == "tokens" or not has_classifier(loaded.module):
+            raise VitfrostError(
+                f"{loaded.name} gives features without a last projection, and the native engine ends with one; export it with "
+                "--format onnx or openvino"
+            )
         return
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
@@ -192,6 +201,12 @@ def _check_model(loaded: Model, form: str) -> None:
 def _int8_checks(loaded: Model) -> int:
     tokens = max(site.queries * site.windows for site in find_sites(loaded.blank()).attention)
     return max(FEWEST_INT8_CHECKS, min(INT8_CHECKS, CHECKED_TOKENS // tokens))
+
+
+def _about_outputs(loaded: Model) -> dict[str, Any]:
+    """What export.json says of outputs that are no classes."""
+    found = {} if loaded.outputs == "classes" else {"outputs": loaded.outputs}
+    return found | ({"tokens": about_tokens(loaded)} if loaded.outputs == "tokens" else {})
 
 
 def _drawn(
@@ -267,7 +282,8 @@ def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, f
 def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, what: str) -> Parity:
     expected = in_batches(lambda part: ready(torch.from_numpy(part)).numpy(), pixels)
     # bf16 that the CPU does not have is fp32, and must be as close.
-    return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
+    found, bound = in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision
+    return compare(expected, found, bound, what, features=session.outputs != "classes")
 
 
 def _plan_of(loaded: Model) -> dict[str, Any] | None:

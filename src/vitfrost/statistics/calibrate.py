@@ -17,6 +17,7 @@ from ..images.batches import BatchLoader, images_hash, name_skipped
 from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model, ModelLike, as_model
+from ..outputs import OutputKind
 from ..plans.schema import structure_of
 from ..progress import track
 from ..vit.families import find_sites, install_map_attention
@@ -24,7 +25,7 @@ from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
 from .histogram import MAX_IMAGES
 from .record import SiteStatistics, Statistics, StatisticsHeader
-from .sensitivity import drawn_log_likelihood
+from .sensitivity import drawn_score
 from .similarity import SimilaritySums, kept_bytes
 
 __all__ = ["MapCollector", "calibrate"]
@@ -62,7 +63,7 @@ def calibrate(
     elif distributed.world() > 1:
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
     loaded = as_model(model)
-    if config.sensitivity and loaded.classes < 2:
+    if config.sensitivity and loaded.outputs == "classes" and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
     feed_forward = [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
     watched = copy.deepcopy(loaded.module) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
@@ -79,8 +80,9 @@ def calibrate(
     with distributed.shared_errors():
         compared = SimilaritySums(sites) if config.similarity else None
         collected = _collect(
-            watched, groups, loader, config.maps == "after", config.seed if config.sensitivity else None, compared, progress
-        )
+            watched, groups, loader, config.maps == "after", (loaded.outputs, config.seed) if config.sensitivity else None, compared,
+            progress,
+        )  # fmt: skip
     name_skipped(image_set, loader.skipped, len(loader.digests))
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
@@ -112,15 +114,15 @@ def _collect(
     groups: list[list[AttentionSite]],
     loader: BatchLoader,
     observe_quantized: bool,
-    draw_seed: int | None,
+    drawn_by: tuple[OutputKind, int] | None,
     compared: SimilaritySums | None,
     progress: bool,
 ) -> dict[str, SiteStatistics]:
-    """Let the images pass once per group of sites, and gradients back where there is a seed to draw the classes by.
+    """Let the images pass once per group of sites, and gradients back where there is a kind of outputs, with a seed to draw by.
 
     Heads of all sites are compared in the first pass.
     """
-    sensitivity = draw_seed is not None
+    sensitivity = drawn_by is not None
     if sensitivity:
         model.requires_grad_(False)  # gradients are only wanted from the outputs back to the first map
     collected: dict[str, SiteStatistics] = {}
@@ -132,10 +134,11 @@ def _collect(
         with MapCollector(model, sites, observe_quantized, sensitivity, once) as collector, torch.inference_mode(not sensitivity):
             for batch in track(loader, loader.expected, text, progress and distributed.rank() == 0):
                 pixels = batch.pixels.to(device)
-                if draw_seed is None:
+                if drawn_by is None:
                     model(pixels)
                 else:
-                    drawn_log_likelihood(model(pixels), batch.positions, draw_seed).backward()
+                    kind, seed = drawn_by
+                    drawn_score(kind, model(pixels), batch.positions, seed).backward()
         if digests is not None and digests != loader.digests:
             raise VitfrostError(
                 f"the images of {loader.image_set.root} changed, or came in another order, when they were read again; calibrate again, "
