@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VitfrostError
 from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.kinds import KINDS, ConstantKind
-from ..plans.criteria import SiteArrays
+from ..plans.criteria import HeadArrays, SiteArrays
 from ..vit.sites import AttentionSite
 from .source import MapSource
 
@@ -114,12 +114,22 @@ def known_kind(name: str, shape: Shape | None) -> ConstantKind:
     return KINDS[name]
 
 
-def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
-    """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
+def fitted(site: SiteArrays | HeadArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
+    """A head's constant of a kind, fitted to its mean maps, or to sums of them. Raises VitfrostError for a kind that needs a patch grid
+    without one, and for one that needs every weight where there are sums."""
+    if isinstance(site, HeadArrays):
+        if shape is None:
+            return known_kind(kind, shape).fit(site.mean_map(head), site.value_norm[:, head], None, window, site.allowed)
+        if not KINDS[kind].of_sums:
+            raise VitfrostError(
+                f"{kind} constants take the mean of every weight, and the statistics are of whole heads; take local or toeplitz ones, or "
+                'calibrate with Calibrate(detail="entries")'
+            )
+        return KINDS[kind].fit_sums(site.map_sums(head), shape, window)
     return known_kind(kind, shape).fit(site.mean[:, head], site.value_norm[:, head], shape, window, site.allowed)
 
 
-def constants_of(layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Any]:
+def constants_of(layer: LayerPlan, site: SiteArrays | HeadArrays, image_size: Sequence[int]) -> list[Any]:
     """The fitted constants of a layer's frozen heads, in their order."""
     shape = shape_of(layer, image_size)
     return [fitted(site, shape, head, kind, window) for head, (kind, window) in zip(layer.constant, kinds_of(layer), strict=True)]

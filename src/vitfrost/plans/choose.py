@@ -17,7 +17,6 @@ from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
 from .compact import FeedForwardPlan, compact_blocks
-from .criteria import SiteArrays
 from .file import save_plan
 from .freeze_entries import with_frozen_entries
 from .freeze_heads import first_heads, frozen_by_criterion
@@ -38,7 +37,7 @@ class StatisticsRecord(Protocol):
     @property
     def header(self) -> Any: ...
     @property
-    def sites(self) -> Mapping[str, SiteArrays]: ...
+    def sites(self) -> Mapping[str, Any]: ...
     @property
     def content_hash(self) -> str: ...
     def head_moments(self, site: str) -> np.ndarray: ...
@@ -163,6 +162,11 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
     if chosen.entries is not None:
+        if header.detail == "heads":
+            raise VitfrostError(
+                "freezing single weights takes what every weight is, and the statistics are of whole heads; calibrate with "
+                'Calibrate(detail="entries"), or freeze whole heads'
+            )
         layers = with_frozen_entries(layers, chosen.entries, statistics.sites)
     return Plan(
         model=header.model,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .by_head import HeadObserver, attend_by_head
 from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
@@ -26,17 +27,20 @@ class Observers(NamedTuple):
     """Who sees what an attention layer computes.
 
     `maps` is called with maps and values after the softmax, or, if `quantized`, after the map quantizer and frozen entries. `logits` is
-    called with the logits [rows, H, N, M] of a layer that has them for all heads.
+    called with the logits [rows, H, N, M] of a layer that has them for all heads. `heads` takes the place of `maps` where maps are long:
+    it is called once per image and head of the original, in their order, with the head, its maps [W, N, M] and values [W, M, D]; only one
+    head's maps of one image are there at a time.
     """
 
     maps: MapObserver | None = None
     logits: LogitObserver | None = None
     quantized: bool = False
+    heads: HeadObserver | None = None
 
     @property
     def any(self) -> bool:
         """Whether there is an observer."""
-        return self.maps is not None or self.logits is not None
+        return self.maps is not None or self.logits is not None or self.heads is not None
 
 
 class MapAttention(nn.Module):
@@ -116,9 +120,15 @@ class MapAttention(nn.Module):
         if self.logit_heads:
             self.query_quantizer, self.key_quantizer, self.map_quantizer = make_quantizer(), make_quantizer(), make_map_quantizer()
 
-    def observe(self, maps: MapObserver | None = None, logits: LogitObserver | None = None, quantized: bool = False) -> None:
+    def observe(
+        self,
+        maps: MapObserver | None = None,
+        logits: LogitObserver | None = None,
+        quantized: bool = False,
+        heads: HeadObserver | None = None,
+    ) -> None:
         """Show maps and logits to these observers from now on, instead of those before; without any, to nobody (see Observers)."""
-        self.observers = Observers(maps, logits, quantized)
+        self.observers = Observers(maps, logits, quantized, heads)
 
     def map_sources(self) -> dict[str, nn.Module]:
         """What makes the maps of heads without queries and keys, by its name here."""
@@ -160,6 +170,16 @@ class MapAttention(nn.Module):
     def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
         """Maps of the heads at the places `heads` (None: all that depend on the image), then observer (with the values `v` of all
         heads), quantizer and frozen entries, in this order."""
+        maps = self.plain_maps(heads, q, k, bias)
+        if not self.observers.quantized:
+            self._show(maps, v)
+        maps = self.merged(maps, heads)
+        if self.observers.quantized:
+            self._show(maps, v)
+        return self.attn_drop(maps)
+
+    def plain_maps(self, heads: list[int] | None, q: Tensor, k: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
+        """Maps of the heads at these places as the softmax makes them."""
         if heads is not None:
             q, k = q[:, heads], k[:, heads]
             bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
@@ -167,19 +187,19 @@ class MapAttention(nn.Module):
         logits = logits if bias is None else logits + bias
         if self.observers.logits is not None:
             self.observers.logits(logits)
-        maps = self.logits_to_maps(logits)
-        if not self.observers.quantized:
-            self._show(maps, v)
+        return self.logits_to_maps(logits)
+
+    def merged(self, maps: Float[Tensor, "rows used q k"], heads: list[int] | None) -> Float[Tensor, "rows used q k"]:
+        """The maps of the heads at these places, quantized and with frozen entries, where there are such."""
         if self.frozen is not None:
-            maps = self.frozen(maps, self.map_quantizer, heads)
-        elif self.map_quantizer is not None:
-            maps = self.map_quantizer(maps)
-        if self.observers.quantized:
-            self._show(maps, v)
-        return self.attn_drop(maps)
+            made: Tensor = self.frozen(maps, self.map_quantizer, heads)
+            return made
+        return maps if self.map_quantizer is None else self.map_quantizer(maps)
 
     def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
         """Mix the values: of heads that are mixed apart by their modules, of the others with their own maps."""
+        if self.observers.heads is not None:
+            return attend_by_head(self, q, k, v, bias, self.observers.heads)
         if not self.apart:
             assert q is not None
             assert k is not None

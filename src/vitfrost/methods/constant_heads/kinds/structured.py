@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, uniform
-from .kind import ConstantKind, Maps
+from ..offsets import MapSums, fit_sums, values_at
+from .kind import ConstantKind, Maps, Places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ class Structured(ConstantKind):
     """A StructuredMap, fitted by least squares. `covers_all`: its kernel has every relative position."""
 
     in_auto = True
+    of_sums = True
     covers_all: ClassVar[bool]
 
     @abstractmethod
@@ -31,6 +33,13 @@ class Structured(ConstantKind):
     def fit(self, mean: Any, importance: Any, shape: Shape | None, window: int | None = None, allowed: Any = None) -> StructuredMap:
         assert shape is not None
         return fit(mean, importance, shape, self.kernel_shape(shape, window), allowed)
+
+    def fit_sums(self, sums: MapSums, shape: Shape, window: int | None = None) -> StructuredMap:
+        return fit_sums(sums, shape, self.kernel_shape(shape, window))
+
+    def at(self, constant: StructuredMap, shape: Shape | None, places: Places, allowed: Any = None) -> np.ndarray:
+        assert shape is not None
+        return values_at(constant, shape, *places)
 
     def uniform(self, maps: Maps, shape: Shape | None, window: int | None = None, masked: bool = False) -> StructuredMap:
         assert shape is not None
