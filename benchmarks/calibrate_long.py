@@ -3,7 +3,8 @@
     python benchmarks/calibrate_long.py --model vit_small_patch14_dinov2 --weights model.safetensors --images DIR --limit 8
     python benchmarks/calibrate_long.py --model deit_small_patch16_224 --image-size 1024 --weights random --images DIR --limit 2
 
-The first run on a machine also compiles, which later ones find on disk. Times are those of the processor (all threads together), images decoded and file written included; memory is the peak of the process.
+The first run on a machine also compiles, which later ones find on disk. Times are those of the processor (all threads together), images
+decoded and file written included; memory is the peak of the process.
 """
 
 from __future__ import annotations
