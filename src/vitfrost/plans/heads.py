@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..configs.methods import Kind, Window
 from ..map_sources import SOURCES, MapSource
 from ..strict import Count, Positive, Strict
 
-HEAD_FIELDS = ("entries", "zeros", "like", "constant", "window")
+HEAD_FIELDS = ("entries", "zeros", "like", "constant", "window", "dilation")
 
 
 def _known(name: str) -> str:
@@ -29,6 +29,7 @@ class HeadPlan(Strict):
 
     The last `zeros` of them in rank become literal zeros instead of means: the ties of equation 15 read as printed.
     A head that is frozen whole has a `constant` instead: its kind, and the `window` of a local one; it has no queries and keys.
+    `dilation`: how many patches the taps of its kernel are apart (None: 1), as after a resize; a `window` counts taps.
     `why`: what was measured when it was chosen. A hallucinated head has no queries and keys either; its map starts `like` that of
     another head of its layer.
     """
@@ -39,6 +40,7 @@ class HeadPlan(Strict):
     like: Count | None = None
     constant: Kind | None = None
     window: Window | None = None
+    dilation: Annotated[int, Field(strict=True, ge=2, le=256)] | None = None
     why: str | None = None
 
     @property

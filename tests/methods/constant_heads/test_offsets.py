@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, relative_positions
-from vitfrost.methods.constant_heads.offsets import MapSums, fit_sums, pair_weights, row_sums, values_at, whole_kernel
+from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dense_of, relative_positions, whole_kernel
+from vitfrost.methods.constant_heads.offsets import MapSums, fit_sums, pair_weights, row_sums, values_at
 
 
 def structured(shape: Shape, kernel: tuple[int, int], rng: np.random.Generator) -> StructuredMap:
     """A map whose rows sum to one."""
     columns = rng.uniform(0, 0.2, (shape.patches, shape.prefix_tokens))
     around, rest = rng.uniform(0.5, 2, kernel), 0.1
-    found = row_sums(whole_kernel(around, rest, shape.grid), shape.grid)
+    found = row_sums(whole_kernel(around, rest, shape), shape.grid)
     rows = rng.dirichlet(np.ones(shape.tokens), shape.prefix_tokens)
     return StructuredMap(around, rest, (1 - columns.sum(1)) / found, rows, columns)
 
@@ -58,10 +58,10 @@ def test_values_and_sums_are_those_of_the_whole_map(grid, prefix, seed) -> None:
     np.testing.assert_allclose(
         pair_weights(scale, importance, grid), pair_weights(np.repeat(scale, 2, 0), importance, grid, everyone), atol=1e-9
     )
-    kernel = whole_kernel(constant.kernel, constant.rest, grid)
+    kernel = whole_kernel(constant.kernel, constant.rest, shape)
     np.testing.assert_allclose(row_sums(kernel, grid)[0], row_sums(kernel, grid, everyone)[0], atol=1e-9)
 
 
 def test_a_kernel_is_cut_to_the_grid() -> None:
-    assert whole_kernel(np.ones((9, 3)), 0.5, (3, 3)).tolist() == [[0.5, 1, 1, 1, 0.5]] * 5
-    assert pytest.approx(0.5) == whole_kernel(np.ones((3, 3)), 0.5, (3, 3))[0, 0]
+    assert whole_kernel(np.ones((9, 3)), 0.5, Shape((3, 3))).tolist() == [[0.5, 1, 1, 1, 0.5]] * 5
+    assert pytest.approx(0.5) == whole_kernel(np.ones((3, 3)), 0.5, Shape((3, 3)))[0, 0]

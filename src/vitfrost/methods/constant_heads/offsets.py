@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .constants import Shape, StructuredMap, relative_positions
+from .constants import Shape, StructuredMap, cut, relative_positions, sums_of_rows, whole_kernel
 
 ITERATIONS = 12
 _TINY = 1e-30
@@ -53,7 +53,7 @@ def fit_sums(sums: MapSums, shape: Shape, kernel: tuple[int, int]) -> Structured
         scale = np.where(found > _TINY, sums.mass / np.maximum(found, _TINY), 1.0)
     level = float(scale.mean()) or 1.0
     return StructuredMap(
-        kernel=_cut(whole * level, rest * level, kernel),
+        kernel=cut(whole * level, rest * level, kernel),
         rest=rest * level,
         row_scale=scale / level,
         prefix_rows=sums.prefix_rows,
@@ -87,21 +87,7 @@ def row_sums(
     if allowed is not None:
         pairs = whole.reshape(-1)[relative_positions(grid, whole.shape)]  # type: ignore[arg-type]
         return (pairs * allowed).sum(2)
-    height, width = grid
-    below = np.zeros((2 * height, 2 * width))
-    below[1:, 1:] = whole.cumsum(0).cumsum(1)
-    up, left = height - 1 - np.arange(height), width - 1 - np.arange(width)
-    made = below[np.ix_(up + height, left + width)] - below[np.ix_(up, left + width)]
-    made += below[np.ix_(up, left)] - below[np.ix_(up + height, left)]
-    return made.reshape(1, -1)
-
-
-def whole_kernel(
-    kernel: Float[np.ndarray, "kernel_height kernel_width"], rest: float, grid: tuple[int, int]
-) -> Float[np.ndarray, "offsets_down offsets_right"]:
-    """A kernel of odd size at all relative positions of a grid, with the rest outside."""
-    size = (2 * grid[0] - 1, 2 * grid[1] - 1)
-    return _cut(kernel, rest, size)
+    return sums_of_rows(whole, grid).reshape(1, -1)
 
 
 def values_at(
@@ -110,7 +96,7 @@ def values_at(
 ) -> Float[np.ndarray, " pairs"]:  # fmt: skip
     """What a structured constant has at some pairs of tokens, which a shift mask allows."""
     prefix, (height, width) = shape.prefix_tokens, shape.grid
-    whole = whole_kernel(constant.kernel, constant.rest, shape.grid)
+    whole = whole_kernel(constant.kernel, constant.rest, shape)
     patches = np.maximum(queries - prefix, 0), np.maximum(keys - prefix, 0)
     down = patches[1] // width - patches[0] // width + height - 1
     right = patches[1] % width - patches[0] % width + width - 1
@@ -127,16 +113,3 @@ def _centered(kernel: tuple[int, int], grid: tuple[int, int]) -> Bool[np.ndarray
     """Which relative positions a kernel covers."""
     near = [np.abs(np.arange(2 * side - 1) - (side - 1)) <= across // 2 for side, across in zip(grid, kernel, strict=True)]
     return near[0][:, None] & near[1][None]
-
-
-def _cut(values: np.ndarray, outside: float, size: tuple[int, int]) -> np.ndarray:
-    """Values around the middle, cut or padded to an odd size."""
-    for axis, wanted in enumerate(size):
-        more = (wanted - values.shape[axis]) // 2
-        if more > 0:
-            widths = [(0, 0), (0, 0)]
-            widths[axis] = (more, more)
-            values = np.pad(values, widths, constant_values=outside)
-        elif more < 0:
-            values = np.take(values, range(-more, values.shape[axis] + more), axis)
-    return values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, uniform
+from ..constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, triangles, uniform
 from ..offsets import MapSums, fit_sums, values_at
 from .kind import ConstantKind, Maps, Places
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTS = tuple(field.name for field in fields(StructuredMap))
+
+
+def taps_of(shape: Shape) -> tuple[int, int]:
+    """Height and width of a kernel with all relative positions of a grid; three taps at least where they stand apart."""
+    half = [max(-(-(side - 1) // shape.dilation), shape.dilation > 1) for side in shape.grid]
+    return 2 * half[0] + 1, 2 * half[1] + 1
 
 
 class Structured(ConstantKind):
@@ -56,6 +62,9 @@ class Structured(ConstantKind):
 
         assert shape is not None
         prefix, kernel = shape.prefix_tokens, parts["kernel"]
+        if shape.dilation > 1:
+            down, right = (torch.from_numpy(triangles(side, shape.dilation)).to(kernel) for side in kernel.shape)
+            kernel = down @ (kernel - parts["rest"]) @ right.T + parts["rest"]
         groups = torch.from_numpy(relative_positions(shape.grid, tuple(kernel.shape))).to(kernel.device)  # type: ignore[arg-type]
         values = torch.cat([kernel.flatten(), parts["rest"].reshape(1)])
         patches = values[groups] * parts["row_scale"][:, :, None]
