@@ -30,8 +30,9 @@ from .structure import install_structure
 def resize(
     artifact: str | Path | Artifact, image_size: int | tuple[int, int], *, out: str | Path | None = None, overwrite: bool = False
 ) -> Artifact:
-    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is
-    (on a grid 1.5 times as large and more they keep their few numbers, whose taps then stand apart), dense maps interpolated over queries and keys.
+    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is (on
+    a grid 1.5 times as large and more they keep their few numbers, whose taps then stand apart), dense maps interpolated over queries and
+    keys.
 
     Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Quantized models and frozen
     entries belong to their size and are refused, as are constants of windows. Raises VitfrostError naming what cannot be carried over.

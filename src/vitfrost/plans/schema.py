@@ -149,7 +149,7 @@ class Plan(Strict):
                 del data[part]
         for layer in data["layers"]:
             for head in layer["heads"]:
-                for key in ("like", "constant", "window", "why"):
+                for key in ("like", "constant", "window", "dilation", "why"):
                     if head[key] is None:
                         del head[key]
         for block in data.get("feed_forward", ()):
@@ -182,4 +182,5 @@ def _structure_of_head(head: HeadPlan) -> dict[str, Any]:
     if head.map_source.keeps_logits(head):
         return {"source": "computed"}
     fields = (name for name in head.map_source.fields if name not in ("entries", "zeros"))
-    return {"source": head.source} | {name: getattr(head, name) for name in fields}
+    later = ("dilation",)  # not named where there is none, so that statistics keep their hash
+    return {"source": head.source} | {name: value for name in fields if (value := getattr(head, name)) is not None or name not in later}

@@ -3,8 +3,8 @@
 Between patch tokens a structured map is A[i, j] = s_i k[p_j - p_i]: a kernel over the relative position of key and query on the
 patch grid, times a scale per query, since rows near the border have fewer keys and still sum to one. `local` keeps the kernel in
 a window and gives all other keys one number, the rest. A kernel that was carried over to a larger grid keeps its few numbers: it has a
-tap every `dilation` patches and straight lines between, which is a smoothing by triangles and then a dilated kernel. Rows and columns of prefix tokens (CLS) are kept as they are. Pairs that a
-shift mask forbids are zero.
+tap every `dilation` patches and straight lines between, which is a smoothing by triangles and then a dilated kernel. Rows and columns of
+prefix tokens (CLS) are kept as they are. Pairs that a shift mask forbids are zero.
 
 Shapes: W windows (1 where all windows share a constant), N queries, M keys, P prefix tokens, gh x gw the patch grid.
 """
@@ -202,8 +202,8 @@ def resized(constant: StructuredMap, shape: Shape, target: Shape, kernel: tuple[
     """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
     every query keeps how much it gives to patches and to prefix tokens.
 
-    `target` says how far its taps are apart (see `carried`). `kernel`: height and width in taps (see `stretched_window`). `covers_all`: the kernel has every relative position, so its border
-    goes on beyond it; else the rest does.
+    `target` says how far its taps are apart (see `carried`). `kernel`: height and width in taps (see `stretched_window`). `covers_all`: the
+    kernel has every relative position, so its border goes on beyond it; else the rest does.
     Raises ValueError for constants of masked windows, whose row scales belong to their image size.
     """
     from scipy.ndimage import map_coordinates  # imported by flags and configurations otherwise

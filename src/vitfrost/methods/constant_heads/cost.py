@@ -41,7 +41,7 @@ def matmul_macs(windows: int, queries: int, keys: int, head_dim: int) -> int:
 
 
 def convolution_macs(shape: Shape, head_dim: int, kernel: tuple[int, int]) -> int:
-    """Kernel, rest (one sum, one addition and one scale per patch) and prefix rows and columns; and the smoothing before a kernel whose taps
+    """Kernel, rest (one sum, one addition and one scale per patch), prefix rows and columns; and the smoothing before a kernel whose taps
     stand apart, down and then right, over as many patches more on every side as it spreads."""
     patches, prefix = shape.patches, shape.prefix_tokens
     around = 2 * (shape.dilation - 1)
