@@ -78,6 +78,8 @@ class MapAttention(nn.Module):
         self.hallucination: nn.Module | None = None
         self.constants: Any = None
         self.apart: tuple[tuple[str, int], ...] = ()
+        self.windowed: Any = None
+        self.windowed_heads = 0
         self.frozen: Any = None
         self.observers = Observers()
 
@@ -107,6 +109,10 @@ class MapAttention(nn.Module):
         setattr(self, name, module)
         self.apart = (*self.apart, (name, heads))
 
+    def look_near(self, windowed: nn.Module, heads: int) -> None:
+        """Let the last `heads` of those with logits look at a window only, by a module (see methods.windowed_heads)."""
+        self.windowed, self.windowed_heads = windowed, heads
+
     def freeze_entries(self, frozen: Any) -> None:
         """Merge constants into the maps, heads in this module's order (see methods.frozen_entries); None: no longer."""
         if frozen is not None and tuple(frozen.mask.shape) != self.site.maps_shape:
@@ -131,9 +137,10 @@ class MapAttention(nn.Module):
         self.observers = Observers(maps, logits, quantized, heads)
 
     def map_sources(self) -> dict[str, nn.Module]:
-        """What makes the maps of heads without queries and keys, by its name here."""
+        """What makes the maps of heads that are not computed as in the original, by its name here."""
         made = {} if self.hallucination is None else {"hallucination": self.hallucination}
-        return made | {name: getattr(self, name) for name, _ in self.apart}
+        near = {} if self.windowed is None else {"windowed": self.windowed}
+        return made | near | {name: getattr(self, name) for name, _ in self.apart}
 
     @property
     def has_relative_bias(self) -> bool:
@@ -187,7 +194,17 @@ class MapAttention(nn.Module):
         logits = logits if bias is None else logits + bias
         if self.observers.logits is not None:
             self.observers.logits(logits)
-        return self.logits_to_maps(logits)
+        return self.logits_to_maps(logits) if self.windowed is None else self._near_maps(logits, heads)
+
+    def _near_maps(self, logits: Tensor, heads: list[int] | None) -> Float[Tensor, "rows used q k"]:
+        """Whole maps of the heads at these places, some of which look at a window only."""
+        first = self.logit_heads - self.windowed_heads
+        places = list(range(self.logit_heads)) if heads is None else heads
+        each = [
+            self.windowed.maps(part, [place - first]) if place >= first else self.logits_to_maps(part)
+            for place, part in zip(places, logits.split(1, dim=1), strict=True)
+        ]
+        return torch.cat(each, dim=1)
 
     def merged(self, maps: Float[Tensor, "rows used q k"], heads: list[int] | None) -> Float[Tensor, "rows used q k"]:
         """The maps of the heads at these places, quantized and with frozen entries, where there are such."""
@@ -220,6 +237,12 @@ class MapAttention(nn.Module):
         quantized, watched = self.map_quantizer is not None, self.observers.any
         if self.hallucination is not None:
             return self.maps_of(None, q, k, values, bias) @ v
+        if self.windowed is not None and self.frozen is None and not quantized and not watched:
+            whole = self.moving_heads - self.windowed_heads
+            near: Tensor = self.windowed(q[:, whole:], k[:, whole:], v[:, whole:])
+            if not whole:
+                return near
+            return torch.cat([F.scaled_dot_product_attention(q[:, :whole], k[:, :whole], v[:, :whole], scale=1.0), near], dim=1)
         if self.frozen is None and not quantized and not watched:
             dropped = self.attn_drop.p if self.training and isinstance(self.attn_drop, nn.Dropout) else 0.0
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropped, scale=1.0)

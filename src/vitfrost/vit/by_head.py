@@ -40,7 +40,10 @@ def attend_by_head(
             else:
                 assert q is not None
                 assert k is not None
-                maps = map_in_parts(place, q[rows], k[rows], own) if mixed is None else mixed[:, place]
+                if attention.windowed is not None:
+                    maps = attention.plain_maps([place], q[rows], k[rows], own)[:, 0]
+                else:
+                    maps = map_in_parts(place, q[rows], k[rows], own) if mixed is None else mixed[:, place]
                 if not attention.observers.quantized:
                     show(head, maps, values)
                 maps = attention.merged(maps[:, None], [place])[:, 0]

@@ -122,7 +122,8 @@ class ConstantHeads(nn.Module):
 
     def _local(self, dilated: bool = False) -> dict[str, Tensor]:
         """By head: `kernel` [F, kh, kw] less its rest, all of one size (only its taps if `dilated`, else at every position);
-        `scale` [F, patches]; `shared` [F, patches], what a patch takes of the sum over patches; `rows` [F, P, M] and `columns` [F, patches, P] of prefix tokens."""
+        `scale` [F, patches]; `shared` [F, patches], what a patch takes of the sum over patches; `rows` [F, P, M] and `columns`
+        [F, patches, P] of prefix tokens."""
         heads: list[Any] = self.constants()
         height, width = (max(head.kernel.shape[axis] for head in heads) for axis in (0, 1))
         kernels = []
@@ -149,7 +150,8 @@ class ConstantHeads(nn.Module):
     def _convolution(self) -> dict[str, Tensor]:
         """For one grouped convolution: kernels [F D, 1, kh, kw] less their rest, row scales [patches, F, 1]; and for what is the same for
         all channels of a head, `smooth` [F D, 1, 2 d - 1, 1] where taps are d > 1 apart; `gather` [1 + P F, M], rows that sum values up:
-        over patches, then by each prefix token's row of each head; and `spread` [patches, (1 + P) F], what a patch takes of its head's sum over patches and of prefix tokens."""
+        over patches, then by each prefix token's row of each head; and `spread` [patches, (1 + P) F], what a patch takes of its
+        head's sum over patches and of prefix tokens."""
         local = self._local(dilated=True)
         patches = F.pad(torch.ones_like(local["scale"][0]), (local["rows"].shape[1], 0))
         smooth: dict[str, Tensor] = {}
