@@ -15,17 +15,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import vitfrost as vf
+from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
-from vitfrost.deploy.native.plain_vit import to_native
 from vitfrost.vit.compat import import_timm
+from vitfrost.vit.families import find_sites
 
 import_timm()
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402  (timm must be imported through the guard)
+from timm.models.swin_transformer import SwinTransformer  # noqa: E402  (timm must be imported through the guard)
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = {
@@ -34,26 +38,37 @@ PLANS = {
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
 }
-
+WINDOW_PLANS = {
+    "windows": (vf.Quantize(8, 8, "strict"),),
+    "window-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
+    "window-entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+}
 
 ARM = "aarch64-linux-gnu"
 PICTURES, TOLERANCE = 8, 1e-6
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """A small model file of every kind of map, with pixels and the artifact's logits beside it."""
+    """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
     torch.manual_seed(0)
-    net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10).eval()
-    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, 32, 32).split(8)
-    statistics = vf.calibrate(model, pixels)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, methods in PLANS.items():
+    plain = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+    swin = SwinTransformer(img_size=36, patch_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=10)
+    return [path for net, plans in ((plain, PLANS), (swin, WINDOW_PLANS)) for path in write_seeds_of(net.eval(), plans, folder)]
+
+
+def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Path) -> list[Path]:
+    """The model's files by the names of plans."""
+    side = find_sites(net).image_size
+    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, *side).split(8)
+    statistics = vf.calibrate(model, pixels)
+    for name, methods in plans.items():
         artifact = vf.compress(model, vf.plan(statistics, *methods), images=pixels)
         write_model(to_native(artifact.module, name), folder / f"{name}.vfn")
         pixels[0].numpy().astype("<f4").tofile(folder / f"{name}.pixels")
         with torch.no_grad():
             np.save(folder / f"{name}.npy", artifact(pixels[0]).numpy())
-    return [folder / f"{name}.vfn" for name in PLANS]
+    return [folder / f"{name}.vfn" for name in plans]
 
 
 def check_arm(seeds: list[Path], build: Path) -> None:

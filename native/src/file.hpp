@@ -21,6 +21,8 @@ enum LayerKind : uint32_t {
     layer_feed_forward = 12,
     layer_head = 13,
     layer_norm_step = 14,
+    layer_window_attention = 15,
+    layer_downsample = 16,
 };
 
 struct TensorRecord {

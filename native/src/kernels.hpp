@@ -82,6 +82,8 @@ struct Head {
     float value_scale = 1;
     const uint8_t *frozen = nullptr; // [queries, frozen_stride] map codes, 255 where computed
     size_t frozen_stride = 0;
+    const float *bias = nullptr, *mask = nullptr; // [queries, bias_stride] added to logits, in units of log2; no mask: null
+    size_t bias_stride = 0;
     HeadOutput output;
 };
 
@@ -149,6 +151,7 @@ struct Kernels {
     void (*pack_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums);
     void (*pack_wide_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed);
     void (*attend)(const Head &, int first, int last, Scratch &);
+    void (*attend_biased)(const Head &, int first, int last, Scratch &); // with a bias
     void (*attend_mixed)(const MixedHeads &, int first, int last, Scratch &);
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
     void (*local)(const LocalHead &, int first, int last);

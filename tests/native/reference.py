@@ -16,6 +16,7 @@ TENSOR = np.dtype(
 )
 LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
 LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
+WINDOW_ATTENTION, DOWNSAMPLE = 15, 16
 _erf = np.vectorize(erf, otypes=[float])
 
 Array = np.ndarray
@@ -134,7 +135,11 @@ class Reference:
 
     def step(self, layer: np.void, stream: Array) -> Array:
         """What one layer of the table makes of the residual stream."""
-        kind, ints = int(layer["kind"]), layer["ints"]
+        kind, ints = int(layer["kind"]), [int(each) for each in layer["ints"]]
+        if kind == WINDOW_ATTENTION:
+            return stream + self._window_attention(layer, self.norm(ints[0], stream))
+        if kind == DOWNSAMPLE:
+            return self._downsample(ints, stream)
         if kind == EMBED:
             return self._embed(layer, stream)
         if kind == NORM_STEP:
@@ -149,6 +154,7 @@ class Reference:
 
     def _embed(self, layer: np.void, picture: Array) -> Array:
         channels, height, width, ph, pw, linear, prefix, _ = (int(each) for each in layer["ints"][:8])
+        self._grid = (height // ph, width // pw)
         cut = picture.reshape(channels, height // ph, ph, width // pw, pw).transpose(1, 3, 0, 2, 4)
         tokens = self.linear(linear, cut.reshape(-1, channels * ph * pw))
         positions, first = self.named(layer, 1), self.named(layer, 0)
@@ -161,8 +167,44 @@ class Reference:
         scale, zero = (self.named(layer, each).reshape(-1, 1, 1) for each in (place, place + 1))
         return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
 
-    def attention(self, layer: np.void, x: Array) -> Array:
-        """What is added to the stream, for all tokens."""
+    def _downsample(self, ints: list[int], stream: Array) -> Array:
+        """Patches of tokens, row by row, zeros outside of the grid."""
+        before, linear, after, high, wide, down, right, top, left = ints[:9]
+        (height, width), self._grid = self._grid, (ints[9], ints[10])
+        padded = np.zeros((height + high + top, width + wide + left, stream.shape[1]))
+        padded[top : top + height, left : left + width] = stream.reshape(height, width, -1)
+        starts = [(row * down, column * right) for row in range(ints[9]) for column in range(ints[10])]
+        x = np.stack([padded[y : y + high, x : x + wide].reshape(-1) for y, x in starts])
+        x = self.linear(linear, x if before < 0 else self.norm(before, x))
+        return x if after < 0 else self.norm(after, x)
+
+    def _window_attention(self, layer: np.void, x: Array) -> Array:
+        """What is added to the stream: the grid, shifted round its edges and filled up with zeros, goes through window by window."""
+        high, wide, down, right, own_entries, own_maps = (int(each) for each in layer["ints"][19:25])
+        (height, width), channels = self._grid, x.shape[1]
+        rows, columns = -(-height // high), -(-width // wide)
+        padded = np.zeros((rows * high, columns * wide, channels))
+        padded[:height, :width] = np.roll(x.reshape(height, width, channels), (-down, -right), (0, 1))
+        regions = np.zeros(padded.shape[:2], int)
+        for axis, (shift, side) in enumerate(((down, high), (right, wide))):
+            places = np.arange(padded.shape[axis])
+            number = (places >= len(places) - side).astype(int) + (places >= len(places) - shift)
+            regions += 3**axis * (np.expand_dims(number, 1 - axis) if shift else 0)
+
+        def cut(grid: Array) -> Array:
+            return grid.reshape(rows, high, columns, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * columns, high * wide, -1)
+
+        bias = self.named(layer, 20)
+        made = []
+        for window, (tokens, region) in enumerate(zip(cut(padded), cut(regions)[..., 0], strict=True)):
+            mask = np.where(region[:, None] != region, np.float64(layer["floats"][1]), 0.0) if down or right else 0.0
+            places = (window if own_entries else 0, window if own_maps else 0)
+            made.append(self.attention(layer, tokens, mask if bias is None else bias + mask, places))
+        grid = np.stack(made).reshape(rows, columns, high, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * high, columns * wide, -1)
+        return np.roll(grid[:height, :width], (down, right), (0, 1)).reshape(height * width, -1)
+
+    def attention(self, layer: np.void, x: Array, bias: Array | float = 0.0, places: tuple[int, int] = (0, 0)) -> Array:
+        """What is added to the stream, for all tokens. `bias` of logits; `places`: which window's frozen entries and constant maps."""
         _, qkv, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
         frozen, hallucinated = int(layer["ints"][11]), int(layer["ints"][12])
         assert computed + hallucinated + frozen == heads
@@ -175,11 +217,11 @@ class Reference:
             logits = q @ k.transpose(0, 2, 1) * np.float64(layer["floats"][0])
             if hallucinated:
                 logits = np.concatenate([logits, self._hallucinate(layer, logits)])
-            outputs[:moving] = self.maps(layer, logits) @ values[:moving]
+            outputs[:moving] = self.maps(layer, logits + bias, places[0]) @ values[:moving]
         if frozen and layer["tensors"][15] >= 0:
             outputs[moving:] = self._local(layer, values[moving:])
         elif frozen:
-            codes, scale, zero = (self.named(layer, place) for place in (9, 10, 11))
+            codes, scale, zero = (self.named(layer, place)[places[1] * frozen : (places[1] + 1) * frozen] for place in (9, 10, 11))
             outputs[moving:] = ((codes - zero[..., None]) * scale[..., None]) @ values[moving:]
         return self.linear(proj, outputs.transpose(1, 0, 2).reshape(len(x), -1))
 
@@ -206,7 +248,7 @@ class Reference:
         made[:, first:, first:] = inner + convolved(kernels, inner[..., None])[..., 0]
         return made
 
-    def maps(self, layer: np.void, logits: Array) -> Array:
+    def maps(self, layer: np.void, logits: Array, window: int = 0) -> Array:
         """Quantized maps with frozen entries, of logits [heads, N, N]."""
         logits = self._disturbed(logits)
         mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
@@ -223,6 +265,7 @@ class Reference:
         codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
         constants = self.named(layer, 8)
         if constants is not None:
+            constants = constants[window * len(codes) : (window + 1) * len(codes)]
             codes = np.where(constants == 255, codes, constants)
             zero_code = min(zero_code, 254) if bits == 8 else zero_code
         noise = self._map_disturbance * self._generator.standard_normal(codes.shape) if bits > 4 else 0.0

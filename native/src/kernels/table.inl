@@ -10,6 +10,7 @@
 #include "product.inl"
 #include "rows.inl"
 #include "attention.inl"
+#include "bias.inl"
 #include "hallucination.inl"
 #include "local.inl"
 // clang-format on
@@ -18,8 +19,8 @@ namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,  lanes,     tile_rows,   panel_columns,    product, product_sums, norm_codes, norm,  sum_rows,
-    quantize, pack_keys, pack_values, pack_wide_values, attend,  attend_mixed, constant,   local, float_values,
+    VF_NAME,   lanes,       tile_rows,        panel_columns, product,       product_sums, norm_codes, norm,  sum_rows,     quantize,
+    pack_keys, pack_values, pack_wide_values, attend,        attend_biased, attend_mixed, constant,   local, float_values,
 };
 
 } // namespace vf::VF_NAMESPACE
