@@ -109,7 +109,14 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
         made.log2_step = std::log2(made.map_step);
         if (!layer.frozen.empty())
             made.frozen = layer.frozen.data() + (shared + size_t(index)) * queries * layer.map_stride, made.frozen_stride = layer.map_stride;
-        values_of(index, made.values, made.value_shift, made.value_scale, wide ? &made.wide_values : nullptr);
+        if (!layer.frozen_step.empty()) {
+            const size_t row = (shared + size_t(index)) * queries, at = row * layer.map_stride;
+            made.frozen_even = layer.frozen_even.data() + at, made.frozen_odd = layer.frozen_odd.data() + at;
+            made.frozen_even_sums = layer.frozen_even_sums.data() + row, made.frozen_odd_sums = layer.frozen_odd_sums.data() + row;
+            made.frozen_scale = layer.frozen_step[size_t(index)] / 128.0f;
+        }
+        if (!wide || made.frozen_even) values_of(index, made.values, made.value_shift, made.value_scale, nullptr);
+        if (wide) values_of(index, made.values, made.value_shift, made.value_scale, &made.wide_values);
         made.value_sums = worker.value_sums.data();
         // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most
         // wide_scale their sums times values of at most 256 stay below 2^30.

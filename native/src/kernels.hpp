@@ -84,6 +84,10 @@ struct Head {
     size_t frozen_stride = 0;
     const float *bias = nullptr, *mask = nullptr; // [queries, bias_stride] added to logits, in units of log2; no mask: null
     size_t bias_stride = 0;
+    // Frozen entries with a grid of their own: levels of even and odd codes, multiplied by frozen_scale and that / sqrt2; `frozen` has zero there.
+    const uint8_t *frozen_even = nullptr, *frozen_odd = nullptr;           // [queries, frozen_stride]
+    const int32_t *frozen_even_sums = nullptr, *frozen_odd_sums = nullptr; // [queries] sums of them
+    float frozen_scale = 0;
     HeadOutput output;
 };
 

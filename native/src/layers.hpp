@@ -90,7 +90,10 @@ struct Attention {
     size_t qkv_stride = 0, mixed_stride = 0, map_stride = 0;
     int frozen_windows = 1, constant_windows = 1; // 1: all windows share them
     Array<uint8_t> frozen;                        // [frozen windows][heads that move][queries][map_stride], or empty
-    Array<uint8_t> constants;                     // [constant windows][constant heads][queries][map_stride]
+    Array<float> frozen_step;                     // [heads that move] of entries with a grid of their own, or empty
+    Array<uint8_t> frozen_even, frozen_odd;
+    Array<int32_t> frozen_even_sums, frozen_odd_sums; // [frozen windows][heads that move][queries]
+    Array<uint8_t> constants;                         // [constant windows][constant heads][queries][map_stride]
     Array<float> row_scale, row_zero;
     Array<int32_t> row_sums;
     // Constant maps as kernels over the patch grid, where they are not whole.

@@ -91,8 +91,9 @@ Array<uint8_t> Reader::padded_maps(int layer, int slot, int count, const Attenti
 void Reader::maps(int layer, Attention &made) {
     made.map_stride = round_up(size_t(made.tokens), alignment);
     if (file_.has(layer, 8)) {
-        if (made.mode != 1) fail("the model file is damaged: layer %d has frozen entries without a log grid; export it again", layer);
         made.frozen = padded_maps(layer, 8, made.frozen_windows * made.moving(), made, 255);
+        if (file_.has(layer, 20)) frozen_apart(layer, made);
+        else if (made.mode != 1) fail("the model file is damaged: layer %d has frozen entries without a log grid; export it again", layer);
     }
     const int still = made.constant_heads;
     if (still && file_.has(layer, 15)) local(layer, made);
@@ -105,6 +106,27 @@ void Reader::maps(int layer, Attention &made) {
             for (size_t key = 0; key < size_t(made.tokens); key++) made.row_sums[row] += made.constants[row * made.map_stride + key];
     }
     if (made.hallucinated) hallucination(layer, made);
+}
+
+// Frozen entries with a grid of their own: levels 2^(-code / 2) as 2^-7 times whole numbers, even and odd codes apart. What stays in `frozen` is zero.
+void Reader::frozen_apart(int layer, Attention &made) {
+    const size_t tokens = size_t(made.tokens), rows = size_t(made.frozen_windows) * size_t(made.moving()) * size_t(made.queries);
+    made.frozen_step = file_.floats(layer, 20, {uint64_t(made.moving())});
+    for (float step : made.frozen_step) check_scale(step);
+    made.frozen_even.resize(made.frozen.size()), made.frozen_odd.resize(made.frozen.size());
+    made.frozen_even_sums.resize(rows), made.frozen_odd_sums.resize(rows);
+    const uint8_t zero = made.mode == 1 && made.map_bits > 4 ? 254 : 16;
+    for (size_t row = 0; row < rows; row++)
+        for (size_t at = row * made.map_stride; at < row * made.map_stride + tokens; at++) {
+            const uint8_t code = made.frozen[at];
+            if (code == 255) continue;
+            if (code > 16) fail("the model file is damaged: layer %d has frozen entries that its grid does not have; export it again", layer);
+            const uint8_t level = code < 16 ? uint8_t(128 >> (code / 2)) : uint8_t(0);
+            (code % 2 ? made.frozen_odd : made.frozen_even)[at] = level;
+            (code % 2 ? made.frozen_odd_sums : made.frozen_even_sums)[row] += level;
+            made.frozen[at] = zero;
+        }
+    made_.bytes += 2 * made.frozen.size() + 8 * rows;
 }
 
 void Reader::hallucination(int layer, Attention &made) {
@@ -160,7 +182,7 @@ void Reader::bias(int layer, Attention &made) {
     const size_t tokens = size_t(made.tokens), rows = size_t(made.logit_heads) * tokens;
     made.bias.assign(rows * made.map_stride, -1e30f);
     Array<float> found(rows * tokens);
-    if (file_.has(layer, 20)) found = file_.floats(layer, 20, {uint64_t(made.logit_heads), tokens, tokens});
+    if (file_.has(layer, 21)) found = file_.floats(layer, 21, {uint64_t(made.logit_heads), tokens, tokens});
     for (size_t row = 0; row < rows; row++)
         for (size_t key = 0; key < tokens; key++) made.bias[row * made.map_stride + key] = found[row * tokens + key] * log2e;
     made.grid.add_masks(file_.number(layer, 1, "mask") * log2e, made.map_stride, made.masks, made.mask_of);

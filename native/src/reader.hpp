@@ -43,6 +43,7 @@ class Reader {
     Array<uint8_t> padded_maps(int layer, int slot, int count, const Attention &made, uint8_t fill);
     void bias(int layer, Attention &made);
     void maps(int layer, Attention &made);
+    void frozen_apart(int layer, Attention &made);
     void hallucination(int layer, Attention &made);
     void local(int layer, Attention &made);
     void feed_forward(int layer);

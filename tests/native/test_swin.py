@@ -64,6 +64,7 @@ def made() -> tuple[Any, Any]:
 # How far logits may differ as a share of their range: constant maps are rounded to 8 bits in the file.
 PLANS: dict[str, tuple[list[Any], float]] = {
     "frozen entries": ([FreezeEntries(0.3), STRICT], 1e-5),
+    "frozen entries with a grid of their own": ([FreezeEntries(0.3, bits=4, grid="head"), Quantize(8, 8, "strict")], 1e-5),
     "frozen heads": ([FreezeHeads(0.4, kind="dense"), Quantize(4, 8, "strict")], 0.05),
     "local heads": ([FreezeHeads(0.4, kind="local", window=3), Quantize(8, 8, "strict")], 0.05),
     "frozen layers, compact blocks": ([FreezeHeads(0.5, unit="layer"), Compact(0.5), Quantize(8, 8, "strict")], 0.05),

@@ -26,7 +26,7 @@ from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through
 
 FIRST_TOKEN, MEAN, TWO_TOKENS = 0, 1, 2
 MASK = -100.0  # between regions of a shifted window, as timm has it
-WINDOW_INTS, BIAS = 19, 20  # places in a WINDOW_ATTENTION layer
+WINDOW_INTS, BIAS = 19, 21  # places in a WINDOW_ATTENTION layer
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
 
 
@@ -108,7 +108,7 @@ def add_attention(
     if len({grid.bits for grid in grids.values()}) > 1:
         raise refuse(where, "queries, keys and values have different bits", "vitfrost evaluate simulates it")
     maps = parts.map_grid(module.map_quantizer, moving if computed else 0, where)
-    frozen = None if module.frozen is None else parts.frozen_codes(module.frozen, maps, moving, where)
+    frozen = None if module.frozen is None else parts.frozen_entries(module.frozen, maps, moving, where)
     made = None if module.hallucination is None else parts.hallucinated(module.hallucination, where)
     norm, scaled = add_norm(file, block.norm1, f"{name}.norm1"), None
     if module.scale_queries_first:
@@ -123,7 +123,7 @@ def add_attention(
     for letter in "qkv":
         tensors += [file.add_tensor(values) for values in (grids[letter].scale, grids[letter].zero)] if letter in grids else [NONE, NONE]
     tensors += [file.add_tensor(maps.step), file.add_tensor(maps.zero)]
-    tensors.append(file.add_tensor(frozen, 8) if frozen is not None else NONE)
+    tensors.append(file.add_tensor(frozen.codes, 8) if frozen is not None else NONE)
     shared = True
     local = parts.local_maps(module.constants, module.site.keys) if constant and windows is None else None
     if constant and local is None:
@@ -133,10 +133,9 @@ def add_attention(
     else:
         tensors += [NONE] * 3
     tensors += [NONE] * 3 if made is None else [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
-    kernel: tuple[int, ...] = (0, 0, 0, 0)
-    if local is not None:
-        tensors += [file.add_tensor(each) for each in local[:5]]
-        kernel = (*local.kernel.shape[1:], *local.grid)
+    kernel: tuple[int, ...] = (0, 0, 0, 0) if local is None else (*local.kernel.shape[1:], *local.grid)
+    tensors += [NONE] * 5 if local is None else [file.add_tensor(each) for each in local[:5]]
+    tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         norm, qkv, proj, heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
@@ -146,7 +145,7 @@ def add_attention(
     if windows is None:
         file.add_layer(Layer(ATTENTION, ints, (factor,), tuple(tensors)))
         return
-    ints = (*ints, *[0] * (WINDOW_INTS - len(ints)), *windows, int(frozen is not None and len(frozen) > moving), int(not shared))
+    ints = (*ints, *[0] * (WINDOW_INTS - len(ints)), *windows, int(frozen is not None and len(frozen.codes) > moving), int(not shared))
     bias = module.relative_bias() if computed else None
     tensors += [NONE] * (BIAS - len(tensors)) + [file.add_tensor(None if bias is None else parts.to_array(bias[0]))]
     file.add_layer(Layer(WINDOW_ATTENTION, ints, (factor, MASK), tuple(tensors)))
