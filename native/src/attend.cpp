@@ -55,7 +55,7 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
     made.scale = layer.local_scale.data() + still * patches, made.shared = layer.local_shared.data() + still * patches;
     made.rows = layer.local_rows.data() + still * prefix * size_t(layer.tokens), made.columns = layer.local_columns.data() + still * patches * prefix;
     made.value_stride = round_up(size_t(layer.width), size_t(kernels_.lanes));
-    kernels_.float_values(stream.qkv.data() + layer.value_column(head), layer.qkv_stride, layer.tokens, layer.width,
+    kernels_.float_values(stream.qkv.data() + layer.value_column(head), layer.first.stride, layer.tokens, layer.width,
                           layer.quantizers.value_scale[size_t(head)], layer.quantizers.value_zero[size_t(head)], worker.float_values.data(),
                           made.value_stride, int(prefix), worker.float_sums.data());
     made.values = worker.float_values.data(), made.value_sums = worker.float_sums.data();
@@ -68,20 +68,22 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
     const HeadQuantizers &quantizers = layer.quantizers;
     const int tokens = layer.tokens;
     const size_t queries = size_t(layer.queries), first = size_t(window) * queries; // rows before the window's
-    const uint8_t *const qkv = stream.qkv.data() + first * layer.qkv_stride;
+    const uint8_t *const query_rows = stream.qkv.data() + first * layer.first.stride;
+    const uint8_t *const key_rows = layer.reduced() ? stream.keys.data() : query_rows; // and values
+    const size_t key_stride = layer.reduced() ? layer.keys.stride : layer.first.stride;
     auto output = [&](int index) { return output_of(*layer.proj, stream, layer.mixed_stride, first, index * layer.width); };
     const size_t columns = round_up(size_t(tokens), 64);
     auto values_of = [&](int index, Packed &packed, int &shift, float &scale, const int16_t **wide) {
-        const uint8_t *codes = qkv + layer.value_column(index);
+        const uint8_t *codes = key_rows + layer.value_column(index);
         float zero = quantizers.value_zero[size_t(index)];
         int taken = shift_of(zero, layer.bits);
         shift = taken - int(zero), scale = quantizers.value_scale[size_t(index)];
         if (wide) {
-            kernels_.pack_wide_values(codes, layer.qkv_stride, tokens, layer.width, taken, worker.wide_values.data());
+            kernels_.pack_wide_values(codes, key_stride, tokens, layer.width, taken, worker.wide_values.data());
             *wide = worker.wide_values.data();
             return;
         }
-        kernels_.pack_values(codes, layer.qkv_stride, tokens, layer.width, taken, worker.values.data(), worker.value_sums.data());
+        kernels_.pack_values(codes, key_stride, tokens, layer.width, taken, worker.values.data(), worker.value_sums.data());
         packed.columns = int(round_up(size_t(layer.width), size_t(kernels_.lanes))), packed.depth4 = (tokens + 3) / 4;
         packed.data = worker.values.data();
         choose_sums(packed, index >= layer.moving() || layer.mode != 1 ? 255 : 128, std::max(taken, (1 << layer.bits) - 1 - taken));
@@ -128,13 +130,13 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
         int zero = int(quantizers.key_zero[size_t(index)]), taken = shift_of(float(zero), layer.bits);
         int8_t *packed = worker.keys.data() + size_t(slot) * keys_bytes_;
         int32_t *start = worker.key_start.data() + size_t(slot) * columns;
-        kernels_.pack_keys(qkv + layer.key_column(index), layer.qkv_stride, tokens, layer.width, taken, packed,
+        kernels_.pack_keys(key_rows + layer.key_column(index), key_stride, tokens, layer.width, taken, packed,
                            int(quantizers.query_zero[size_t(index)]), start);
         made.keys.columns = int(round_up(size_t(tokens), size_t(kernels_.lanes))), made.keys.depth4 = (layer.width + 3) / 4;
         made.keys.data = packed, made.keys.start = start;
         choose_sums(made.keys, (1 << layer.bits) - 1, std::max(taken, (1 << layer.bits) - 1 - taken));
         made.tokens = tokens, made.width = layer.width;
-        made.queries = qkv + layer.query_column(index), made.query_stride = layer.qkv_stride;
+        made.queries = query_rows + layer.query_column(index), made.query_stride = layer.first.stride;
         made.logit_scale = quantizers.query_scale[size_t(index)] * quantizers.key_scale[size_t(index)] * layer.logit_scale * log2e;
         shift = taken - zero;
     };
@@ -164,7 +166,7 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
         const size_t at = size_t(index);
         float bias = layer.mix_bias.empty() ? 0.0f : layer.mix_bias[at] * log2e;
         MixedHeads mixed;
-        mixed.tokens = tokens, mixed.logit_heads = layer.logit_heads, mixed.count = 1;
+        mixed.queries = layer.queries, mixed.tokens = tokens, mixed.logit_heads = layer.logit_heads, mixed.count = 1;
         mixed.computed = computed.data(), mixed.query_zero = query_zero.data(), mixed.key_shift = key_shift.data(), mixed.made = &made;
         mixed.mix = layer.mix.data() + at * size_t(layer.logit_heads), mixed.mix_bias = &bias;
         mixed.kernel = layer.kernel, mixed.kernel_first = layer.kernel_first;

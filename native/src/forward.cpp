@@ -42,12 +42,16 @@ Profile::Profile(const Layers &layers) {
         if (step.kind == layer_attention) {
             const Attention &found = layers.attention[size_t(step.index)];
             double windows = found.windows, product = double(found.width) * windows * found.tokens * found.tokens_out;
-            first.push_back(add(name + " queries, keys, values", macs_of(*found.qkv, windows * found.queries)));
+            double projections = found.first.linear ? macs_of(*found.first.linear, windows * found.queries) : 0;
+            if (found.reduced()) projections += macs_of(*found.keys.linear, found.tokens);
+            if (found.reduction) projections += macs_of(*found.reduction, found.tokens);
+            first.push_back(add(name + " queries, keys, values", projections));
             add(name + " maps", product * (found.heads + found.logit_heads));
             add(name + " projection", macs_of(*found.proj, windows * found.tokens_out));
         } else if (step.kind == layer_feed_forward) {
             const FeedForward &found = layers.feed_forward[size_t(step.index)];
             double count = macs_of(*found.first, found.tokens_out) + macs_of(*found.second, found.tokens_out);
+            if (found.convolution) count += double(found.convolution->weights.size()) * found.tokens_out;
             first.push_back(add(name + " feed-forward", count + (found.third ? macs_of(*found.third, found.tokens_out) : 0)));
         } else if (step.kind == layer_downsample) {
             const double tokens = layers.stages[size_t(step.stage) + 1].tokens;
@@ -67,6 +71,7 @@ Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kerne
     for (const Stage &stage : layers.stages) reaches(codes, stage.channels);
     for (const Attention &layer : layers.attention) {
         reaches(codes, layer.proj->inputs);
+        if (layer.reduction) reaches(codes, layer.reduction->inputs), reaches(floats, layer.reduction->columns);
         reaches(floats, layer.proj->columns);
         width = std::max(width, round_up(size_t(layer.width), size_t(kernels_.lanes)));
         keys = std::max(keys, round_up(size_t(layer.tokens), 64));
@@ -84,21 +89,27 @@ Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kerne
 
 Stream Forward::make_stream() const {
     Stream made;
-    size_t x[2] = {}, qkv = 0, mixed = 0, floats = 0;
+    size_t x[2] = {}, qkv = 0, keys = 0, mixed = 0, floats = 0, hidden = 0;
     for (size_t stage = 0; stage < layers_.stages.size(); stage++)
         x[stage % 2] = std::max(x[stage % 2], size_t(layers_.stages[stage].tokens) * layers_.stages[stage].stride);
     for (const Attention &layer : layers_.attention) {
         const size_t rows = size_t(layer.windows) * size_t(layer.queries);
-        qkv = std::max(qkv, rows * layer.qkv_stride), mixed = std::max(mixed, rows * layer.mixed_stride);
+        qkv = std::max(qkv, rows * layer.first.stride), keys = std::max(keys, size_t(layer.tokens) * layer.keys.stride);
+        mixed = std::max(mixed, rows * layer.mixed_stride);
         if (layer.proj->input.dynamic) floats = std::max(floats, rows * layer.mixed_stride);
     }
     made.x[0].resize(x[0]), made.x[1].resize(x[1]), made.qkv.resize(qkv), made.mixed.resize(mixed), made.mixed_floats.resize(floats);
+    made.keys.resize(keys);
+    for (const FeedForward &layer : layers_.feed_forward)
+        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out) * stride_of(layer.first->columns));
+    made.hidden.resize(hidden);
     return made;
 }
 
 size_t Forward::stream_bytes() const {
     const Stream made = make_stream();
-    return 4 * (made.x[0].size() + made.x[1].size() + made.mixed_floats.size()) + made.qkv.size() + made.mixed.size();
+    return 4 * (made.x[0].size() + made.x[1].size() + made.mixed_floats.size()) + made.qkv.size() + made.keys.size() + made.mixed.size() +
+           made.hidden.size();
 }
 
 Worker Forward::make_worker() const {
@@ -207,7 +218,7 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
     const Linear &linear = *layer.linear;
     const Stage &stage = layers_.stages.front();
     const size_t flat_stride = stride_of(linear.inputs);
-    size_t channels = size_t(stage.channels), across = size_t(layer.width / layer.patch_width);
+    const size_t channels = size_t(stage.channels);
     for (int begin = rows.first; begin < rows.last; begin += chunk) {
         int end = std::min(begin + chunk, rows.last);
         for (int token = begin; token < end; token++) {
@@ -219,13 +230,18 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
             if (start) std::memcpy(x, start, channels * sizeof(float));
             else std::memset(x, 0, channels * sizeof(float));
             if (prefix) continue;
-            size_t patch = size_t(token - layer.prefix), place = 0;
+            const int patch = token - layer.prefix;
+            const int top = patch / layer.grid_width * layer.stride_height - layer.top,
+                      left = patch % layer.grid_width * layer.stride_width - layer.left;
+            const int skipped = std::max(-left, 0), right = std::min(left + layer.patch_width, layer.width);
             float *flat = worker.floats.data() + size_t(token - begin) * flat_stride;
             for (int c = 0; c < layer.channels; c++)
-                for (int y = 0; y < layer.patch_height; y++, place += size_t(layer.patch_width)) {
-                    size_t down = patch / across * size_t(layer.patch_height) + size_t(y), right = patch % across * size_t(layer.patch_width);
-                    const float *from = pixels + (size_t(c) * size_t(layer.height) + down) * size_t(layer.width) + right;
-                    std::memcpy(flat + place, from, size_t(layer.patch_width) * sizeof(float));
+                for (int y = top; y < top + layer.patch_height; y++, flat += layer.patch_width) {
+                    const bool whole = y >= 0 && y < layer.height && !skipped && right == left + layer.patch_width;
+                    if (!whole) std::fill_n(flat, layer.patch_width, 0.0f);
+                    if (y < 0 || y >= layer.height) continue;
+                    const float *from = pixels + (size_t(c) * size_t(layer.height) + size_t(y)) * size_t(layer.width);
+                    std::memcpy(flat + skipped, from + left + skipped, size_t(right - left - skipped) * sizeof(float));
                 }
         }
         int first = std::max(begin, layer.prefix);
@@ -236,35 +252,57 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
     }
 }
 
+// The next layer's codes straight from the sums of this one.
+void Forward::code(const Linear &linear, const Input &input, int rows, const Quantizer &next, Activation activation, uint8_t *codes, size_t stride,
+                   Worker &worker) const {
+    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Epilogue how;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation, how.codes = codes, how.stride = stride;
+    how.inverse = next.inverse(), how.zero = next.zero, how.highest = next.highest();
+    kernels_.product(product, linear.packed, how, worker.sums.data());
+}
+
+// The next layer's codes, through floats where that layer takes each token's own range.
+Forward::Input Forward::through(const Linear &linear, const Linear &next, Activation activation, const Input &input, int rows, uint8_t *codes,
+                                Worker &worker) const {
+    const size_t stride = stride_of(linear.columns);
+    if (!next.input.dynamic) {
+        code(linear, input, rows, next.input, activation, codes, stride, worker);
+        return row_terms(next, codes, stride, rows, worker);
+    }
+    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Epilogue how;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation;
+    how.store = worker.floats.data(), how.stride = stride;
+    kernels_.product(product, linear.packed, how, worker.sums.data());
+    return coded(next, worker.floats.data(), stride, rows, codes, stride, worker);
+}
+
+// What follows the activation is added to the stream.
+void Forward::add_hidden(const FeedForward &layer, Input input, int rows, float *x, size_t stride, Worker &worker) const {
+    const Linear *last = layer.second;
+    if (layer.third) {
+        input = through(*layer.second, *layer.third, Activation::none, input, rows, worker.inner.data(), worker);
+        last = layer.third;
+    }
+    add(*last, input, rows, x, stride, worker);
+}
+
+// All of it, or what comes before a convolution over the grid.
 void Forward::feed_forward(const FeedForward &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
     const Stage &stage = layers_.stages[size_t(number)];
     for (int begin = rows.first; begin < rows.last; begin += chunk) {
         int end = std::min(begin + chunk, rows.last), count = end - begin;
         float *x = stream.rows(stage, number, begin);
         Input input = normed(layer.input, *layer.first, x, stage.stride, count, worker);
-        // The next layer's codes straight from the sums of this one, or floats where that layer takes each token's own range.
-        auto through = [&](const Linear &linear, const Linear &next, Activation activation, uint8_t *codes, size_t stride) {
-            Product product = {input.codes, input.stride, count, 0, input.terms};
-            Epilogue how;
-            how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation;
-            if (next.input.dynamic) {
-                how.store = worker.floats.data(), how.stride = stride;
-                kernels_.product(product, linear.packed, how, worker.sums.data());
-                input = coded(next, worker.floats.data(), stride, count, codes, stride, worker);
-                return;
-            }
-            how.codes = codes, how.stride = stride;
-            how.inverse = next.input.inverse(), how.zero = next.input.zero, how.highest = next.input.highest();
-            kernels_.product(product, linear.packed, how, worker.sums.data());
-            input = row_terms(next, codes, stride, count, worker);
-        };
-        through(*layer.first, *layer.second, layer.activation, worker.hidden.data(), stride_of(layer.first->columns));
-        const Linear *last = layer.second;
-        if (layer.third) {
-            through(*layer.second, *layer.third, Activation::none, worker.inner.data(), stride_of(layer.second->columns));
-            last = layer.third;
+        if (layer.convolution) {
+            const size_t stride = stride_of(layer.first->columns);
+            uint8_t *const codes = stream.hidden.data() + size_t(begin) * stride;
+            code(*layer.first, input, count, layer.convolution->input, Activation::none, codes, stride, worker);
+            continue;
         }
-        add(*last, input, count, x, stage.stride, worker);
+        input = through(*layer.first, *layer.second, layer.activation, input, count, worker.hidden.data(), worker);
+        add_hidden(layer, input, count, x, stage.stride, worker);
     }
 }
 
@@ -314,12 +352,13 @@ void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &wo
         if (found.kind == layer_attention) {
             const Attention &layer = layers_.attention[size_t(found.index)];
             const bool windowed = !layer.order.empty();
-            // Windows take tokens that others wrote, and write to those of others.
-            if (windowed) barrier.wait();
+            // Windows take tokens that others wrote, and write to those of others; patches take them.
+            if (windowed || layer.reduced()) barrier.wait();
             const Rows places = windowed ? rows_of(number, count, layer.windows * layer.queries) : rows;
             {
                 Timer timer(profile, profile.row(step, qkv_part));
                 queries(layer, found.stage, stream, worker, places);
+                if (layer.reduced()) keys(layer, found.stage, stream, worker, rows_of(number, count, layer.tokens));
             }
             barrier.wait();
             {
@@ -335,8 +374,19 @@ void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &wo
             if (windowed) barrier.wait();
         } else if (found.kind == layer_feed_forward) {
             const FeedForward &layer = layers_.feed_forward[size_t(found.index)];
-            Timer timer(profile, profile.row(step, only_part));
-            feed_forward(layer, found.stage, stream, worker, rows_of(number, count, layer.tokens_out));
+            const Rows taken = rows_of(number, count, layer.tokens_out);
+            {
+                Timer timer(profile, profile.row(step, only_part));
+                feed_forward(layer, found.stage, stream, worker, taken);
+            }
+            if (layer.convolution) {
+                barrier.wait();
+                {
+                    Timer timer(profile, profile.row(step, only_part));
+                    convolve(layer, found.stage, stream, worker, taken);
+                }
+                barrier.wait();
+            }
         } else if (found.kind == layer_downsample) {
             barrier.wait();
             rows = rows_of(number, count, layers_.stages[size_t(found.stage) + 1].tokens);

@@ -121,14 +121,27 @@ struct LocalHead {
 
 // Heads whose maps are made of the logits of computed heads: G = mix S + bias, G = G + conv(G), a softmax, all in units of log2.
 struct MixedHeads {
-    int tokens = 0, logit_heads = 0, count = 0;
-    const Head *computed = nullptr;                  // [logit_heads] queries, keys and scales
-    const int32_t *query_zero = nullptr;             // [logit_heads]
-    const int32_t *key_shift = nullptr;              // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
-    const Head *made = nullptr;                      // [count] maps' grids, values and outputs
-    const float *mix = nullptr, *mix_bias = nullptr; // [count][logit_heads], [count]; the bias in units of log2
+    int queries = 0, tokens = 0, logit_heads = 0, count = 0; // rows and columns of a map
+    const Head *computed = nullptr;                          // [logit_heads] queries, keys and scales
+    const int32_t *query_zero = nullptr;                     // [logit_heads]
+    const int32_t *key_shift = nullptr;                      // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
+    const Head *made = nullptr;                              // [count] maps' grids, values and outputs
+    const float *mix = nullptr, *mix_bias = nullptr;         // [count][logit_heads], [count]; the bias in units of log2
     int kernel = 0, kernel_first = 0;
     const float *convolution = nullptr; // [count][kernel][kernel]
+};
+
+// A depthwise convolution of codes over a grid, zeros outside of it, an activation, and codes of the next layer: round(y inverse + zero) within 0..highest.
+struct DepthwiseProduct {
+    const uint8_t *codes = nullptr; // [height width][stride]
+    size_t stride = 0, weights_stride = 0, out_stride = 0;
+    int height = 0, width = 0, channels = 0, kernel_height = 0, kernel_width = 0;
+    float input_zero = 0;
+    const float *weights = nullptr; // [kernel_height kernel_width][weights_stride]
+    const float *scale = nullptr, *offset = nullptr;
+    Activation activation = Activation::none;
+    uint8_t *out = nullptr; // [last - first][out_stride]
+    float inverse = 1, zero = 0, highest = 255;
 };
 
 // Memory of one worker for attention.
@@ -159,6 +172,7 @@ struct Kernels {
     void (*attend_mixed)(const MixedHeads &, int first, int last, Scratch &);
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
     void (*local)(const LocalHead &, int first, int last);
+    void (*depthwise)(const DepthwiseProduct &, int first, int last);
     // Values [tokens][stride] of codes, (code - zero) scale, and their sums over tokens first..last.
     void (*float_values)(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
                          int first, float *sums);

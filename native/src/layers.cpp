@@ -23,6 +23,7 @@ Reader::Reader(const File &file, const Kernels &kernels) : file_(file) {
     made_.kernels = &kernels;
     made_.linears.resize(file.layers().size());
     made_.norms.resize(file.layers().size());
+    made_.depthwise.resize(file.layers().size());
 }
 
 Layers Reader::read() {
@@ -30,14 +31,16 @@ Layers Reader::read() {
     bool embedded = false, classified = false;
     for (int layer = 0; layer < count; layer++) {
         uint32_t kind = file_.layers()[size_t(layer)].kind;
-        bool step = kind >= layer_attention && kind <= layer_downsample && kind != layer_head;
-        if (classified || (embedded && kind == layer_embed) || (!embedded && (step || kind == layer_head)))
+        const bool embeds = kind == layer_embed || kind == layer_overlapping_embed;
+        bool step = kind >= layer_attention && !embeds && kind != layer_head;
+        if (classified || (embedded && embeds) || (!embedded && (step || kind == layer_head)))
             fail("the model file is damaged: its layers are in an impossible order; export it again");
         if (kind == layer_linear) linear(layer);
         else if (kind == layer_norm) norm(layer);
-        else if (kind == layer_embed) embed(layer), embedded = true;
-        else if (kind == layer_attention || kind == layer_window_attention) attention(layer, kind == layer_window_attention);
-        else if (kind == layer_feed_forward) feed_forward(layer);
+        else if (kind == layer_depthwise) depthwise(layer);
+        else if (embeds) embed(layer, kind == layer_overlapping_embed), embedded = true;
+        else if (kind == layer_attention || kind == layer_window_attention || kind == layer_reduced_attention) attention(layer, LayerKind(kind));
+        else if (kind == layer_feed_forward || kind == layer_convolved_feed_forward) feed_forward(layer, kind == layer_convolved_feed_forward);
         else if (kind == layer_downsample) downsample(layer);
         else if (kind == layer_norm_step) norm_step(layer);
         else if (kind == layer_head) head(layer), classified = true;
@@ -103,6 +106,14 @@ const Norm *Reader::norm_of(int layer, int slot, int channels) const {
     return found;
 }
 
+Projection Reader::projection(const Norm *norm, const Linear *linear) const {
+    Projection made;
+    made.linear = linear, made.stride = stride_of(linear->columns);
+    if (norm) made.input = normed(norm, *linear);
+    made.scale = linear->scale, made.offset = linear->offset;
+    return made;
+}
+
 NormedInput Reader::normed(const Norm *norm, const Linear &next) const {
     NormedInput made;
     made.norm = norm, made.gain = norm->gamma, made.shift = norm->beta;
@@ -114,24 +125,64 @@ NormedInput Reader::normed(const Norm *norm, const Linear &next) const {
     return made;
 }
 
-void Reader::embed(int layer) {
+// One kernel for every channel. Sums are taken in float32, which is exact as long as they stay below 2^24.
+void Reader::depthwise(int layer) {
+    auto made = std::make_unique<Depthwise>();
+    made->channels = integer(layer, 0, 1, 4 * most_channels, "channels");
+    made->height = integer(layer, 1, 1, 15, "kernel height"), made->width = integer(layer, 2, 1, 15, "kernel width");
+    made->input.bits = integer(layer, 3, 2, 8, "bits");
+    made->input.scale = file_.number(layer, 0, "scale"), made->input.zero = file_.number(layer, 1, "zero point");
+    check_scale(made->input.scale), check_zero(made->input.zero);
+    if (made->height % 2 == 0 || made->width % 2 == 0)
+        fail("the model file is damaged: layer %d has a kernel without a middle; export it again", layer);
+    const size_t channels = size_t(made->channels), taps = size_t(made->height) * size_t(made->width), wide = round_up(channels, lanes());
+    int bits;
+    const Array<uint8_t> codes = file_.codes(layer, 0, {channels, taps}, bits);
+    const Array<float> scale = file_.floats(layer, 1, {channels}), zero = file_.floats(layer, 2, {channels});
+    made->weights.resize(taps * wide), made->scale.resize(wide), made->offset.resize(wide);
+    if (file_.has(layer, 3)) made->offset = file_.floats(layer, 3, {channels}), made->offset.resize(wide);
+    float largest = 0;
+    for (size_t c = 0; c < channels; c++) {
+        check_zero(zero[c]);
+        made->scale[c] = scale[c] * made->input.scale;
+        for (size_t tap = 0; tap < taps; tap++) {
+            const float weight = float(codes[c * taps + tap]) - zero[c];
+            made->weights[tap * wide + c] = weight, largest = std::max(largest, std::fabs(weight));
+        }
+    }
+    const double reach = std::fabs(made->input.zero) + made->input.highest();
+    if (double(taps) * reach * largest >= double(1 << 24)) fail("the model file is damaged: sums of layer %d do not fit; export it again", layer);
+    made_.bytes += 4 * made->weights.size();
+    made_.depthwise[size_t(layer)] = std::move(made);
+}
+
+void Reader::embed(int layer, bool overlapping) {
     Embed &made = made_.embed;
     made.channels = integer(layer, 0, 1, 1024, "channels");
     made.height = integer(layer, 1, 1, most_channels, "height"), made.width = integer(layer, 2, 1, most_channels, "width");
     made.patch_height = integer(layer, 3, 1, made.height, "patch height"), made.patch_width = integer(layer, 4, 1, made.width, "patch width");
     const int width = integer(layer, 7, 1, most_channels, "channels");
     int inputs = made.channels * made.patch_height * made.patch_width;
-    if (made.height % made.patch_height || made.width % made.patch_width || inputs > most_channels || inputs <= 0)
-        fail("the model file is damaged: its patches do not fit its pictures; export it again");
+    made.stride_height = made.patch_height, made.stride_width = made.patch_width;
+    made.grid_height = made.height / made.patch_height, made.grid_width = made.width / made.patch_width;
+    bool fits = made.height % made.patch_height == 0 && made.width % made.patch_width == 0;
+    if (overlapping) {
+        made.stride_height = integer(layer, 8, 1, made.patch_height, "stride"), made.stride_width = integer(layer, 9, 1, made.patch_width, "stride");
+        made.top = integer(layer, 10, 0, made.patch_height - 1, "padding"), made.left = integer(layer, 11, 0, made.patch_width - 1, "padding");
+        made.grid_height = integer(layer, 12, 1, made.height, "grid height"), made.grid_width = integer(layer, 13, 1, made.width, "grid width");
+        fits = int64_t(made.grid_height - 1) * made.stride_height - made.top < made.height &&
+               int64_t(made.grid_width - 1) * made.stride_width - made.left < made.width;
+    }
+    if (!fits || inputs > most_channels || inputs <= 0) fail("the model file is damaged: its patches do not fit its pictures; export it again");
     made.linear = linear_of(layer, 5, inputs, width);
     made.prefix = integer(layer, 6, 0, most_tokens, "prefix tokens");
-    add_stage(layer, made.prefix, made.height / made.patch_height, made.width / made.patch_width, width);
+    add_stage(layer, made.prefix, made.grid_height, made.grid_width, width);
     uint64_t channels = uint64_t(width);
     if (made.prefix) made.prefix_tokens = file_.floats(layer, 0, {uint64_t(made.prefix), channels});
     if (file_.has(layer, 1)) made.positions = file_.floats(layer, 1, {uint64_t(made.patches()), channels});
 }
 
-void Reader::feed_forward(int layer) {
+void Reader::feed_forward(int layer, bool convolved) {
     FeedForward made;
     made.layer = layer;
     const int channels = stage().channels;
@@ -142,6 +193,11 @@ void Reader::feed_forward(int layer) {
     made.input = normed(norm_of(layer, 0, channels), *made.first);
     made.activation = Activation(integer(layer, 4, 0, 3, "activation"));
     made.tokens_out = integer(layer, 5, 1, stage().tokens, "tokens");
+    if (convolved) {
+        made.convolution = named(made_.depthwise, layer, 6, "convolution");
+        if (made.convolution->channels != made.first->outputs || made.second->input.dynamic || stage().prefix || made.tokens_out != stage().tokens)
+            fail("the model file is damaged: the convolution of layer %d does not fit; export it again", layer);
+    }
     add_step(layer_feed_forward, made_.feed_forward.size());
     made_.feed_forward.push_back(std::move(made));
 }

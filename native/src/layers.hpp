@@ -47,7 +47,25 @@ struct Embed {
     int channels = 0, height = 0, width = 0, patch_height = 0, patch_width = 0, prefix = 0;
     const Linear *linear = nullptr;
     Array<float> prefix_tokens, positions;
-    int patches() const { return (height / patch_height) * (width / patch_width); }
+    int stride_height = 0, stride_width = 0, top = 0, left = 0, grid_height = 0,
+        grid_width = 0; // patches may overlap, and begin in zeros above and left
+    int patches() const { return grid_height * grid_width; }
+};
+
+// A product whose outputs are codes of queries, keys and values: their quantizers are in its scales and offsets.
+struct Projection {
+    const Linear *linear = nullptr;
+    NormedInput input;
+    Array<float> scale, offset;
+    size_t stride = 0; // of its rows of codes
+};
+
+// A depthwise convolution over a grid of tokens, zeros outside of it.
+struct Depthwise {
+    int channels = 0, height = 0, width = 0;
+    Quantizer input;
+    Array<float> weights;       // [height width][channels, to whole vectors] codes less zero points
+    Array<float> scale, offset; // to whole vectors; the scale of the input included
 };
 
 // The residual stream between two changes of its grid: prefix tokens, then patches in row-major order.
@@ -79,15 +97,19 @@ struct Windows {
 
 struct Attention {
     int layer = 0;
-    NormedInput input;
-    const Linear *qkv = nullptr, *proj = nullptr;
+    const Norm *norm = nullptr;
+    Projection first; // queries, keys and values; queries alone where keys are of fewer tokens, and nothing where no head has any
+    // Keys and values of patches of tokens: these side by side through `reduction` and the norm of `keys`; null: of the tokens themselves.
+    Projection keys;
+    const Linear *reduction = nullptr;
+    int reduction_height = 1, reduction_width = 1;
+    const Linear *proj = nullptr;
     int heads = 0, width = 0, logit_heads = 0, constant_heads = 0, hallucinated = 0, tokens_out = 0;
     int queries = 0, tokens = 0, windows = 1; // of a map: queries and keys; how many maps a head has
     int mode = 0, map_bits = 8, zero_code = 255, bits = 8;
     float logit_scale = 1;
     HeadQuantizers quantizers;
-    Array<float> qkv_scale, qkv_offset; // of the product, with the quantizers of queries, keys and values in them
-    size_t qkv_stride = 0, mixed_stride = 0, map_stride = 0;
+    size_t mixed_stride = 0, map_stride = 0;
     int frozen_windows = 1, constant_windows = 1; // 1: all windows share them
     Array<uint8_t> frozen;                        // [frozen windows][heads that move][queries][map_stride], or empty
     Array<float> frozen_step;                     // [heads that move] of entries with a grid of their own, or empty
@@ -109,14 +131,16 @@ struct Attention {
     Array<float> mix, mix_bias, convolution;
     int moving() const { return heads - constant_heads; }
     int query_column(int head) const { return head * width; }
-    int key_column(int head) const { return (logit_heads + head) * width; }
-    int value_column(int head) const { return (2 * logit_heads + head) * width; }
+    bool reduced() const { return keys.linear != nullptr; }
+    int key_column(int head) const { return ((reduced() ? 0 : logit_heads) + head) * width; }
+    int value_column(int head) const { return ((reduced() ? 1 : 2) * logit_heads + head) * width; }
 };
 
 struct FeedForward {
     int layer = 0;
     NormedInput input;
     const Linear *first = nullptr, *second = nullptr, *third = nullptr;
+    const Depthwise *convolution = nullptr; // between the first layer and the activation
     Activation activation = Activation::gelu;
     int tokens_out = 0;
 };
@@ -150,6 +174,7 @@ struct Layers {
     Embed embed;
     std::vector<std::unique_ptr<Linear>> linears; // by index of the layer table, or null
     std::vector<std::unique_ptr<Norm>> norms;
+    std::vector<std::unique_ptr<Depthwise>> depthwise;
     std::vector<Attention> attention;
     std::vector<FeedForward> feed_forward;
     std::vector<Downsample> downsample;

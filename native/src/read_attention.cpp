@@ -7,12 +7,14 @@
 
 namespace vf {
 
-void Reader::attention(int layer, bool windowed) {
+void Reader::attention(int layer, LayerKind kind) {
+    const bool windowed = kind == layer_window_attention;
     Attention made;
     const int channels = stage().channels;
     made.layer = layer;
     made.queries = made.tokens = stage().tokens;
     if (windowed) windows(layer, made);
+    made.norm = norm_of(layer, 0, channels);
     made.heads = integer(layer, 3, 1, most_heads, "heads"), made.width = integer(layer, 4, 1, most_width, "head width");
     made.logit_heads = integer(layer, 5, 0, made.heads, "heads with queries");
     made.tokens_out = integer(layer, 6, 1, made.queries, "tokens");
@@ -24,10 +26,10 @@ void Reader::attention(int layer, bool windowed) {
         fail("the model file is damaged: the heads of layer %d do not add up; export it again", layer);
     if (made.mode == 1 && (made.zero_code < (1 << made.map_bits) - 1 || made.zero_code > 1 << made.map_bits))
         fail("the model file is damaged: layer %d has a zero code that its bits do not have; export it again", layer);
-    int inner = made.heads * made.width, outputs = (2 * made.logit_heads + made.heads) * made.width;
-    made.qkv = linear_of(layer, 1, channels, outputs), made.proj = linear_of(layer, 2, inner, channels);
-    made.input = normed(norm_of(layer, 0, channels), *made.qkv);
-    made.qkv_stride = stride_of(made.qkv->columns), made.mixed_stride = stride_of(inner);
+    const int inner = made.heads * made.width, still = (made.logit_heads + made.heads) * made.width;
+    if (kind == layer_reduced_attention) reduction(layer, made);
+    else made.first = projection(made.norm, linear_of(layer, 1, channels, still + made.logit_heads * made.width));
+    made.proj = linear_of(layer, 2, inner, channels), made.mixed_stride = stride_of(inner);
     made.logit_scale = file_.number(layer, 0, "scale of logits");
     check_scale(made.logit_scale);
     quantizers(layer, made);
@@ -59,21 +61,40 @@ void Reader::quantizers(int layer, Attention &made) {
             fail("the model file is damaged: logits of layer %d do not fit; export it again", layer);
 }
 
-// The product's scales and offsets with the quantizers of queries, keys and values in them.
+// The products' scales and offsets with the quantizers of queries, keys and values in them.
 void Reader::fold(Attention &made) {
-    made.qkv_scale = made.qkv->scale, made.qkv_offset = made.qkv->offset;
-    auto part = [&](int column, float scale, float zero) {
+    auto part = [&](Projection &of, int column, float scale, float zero) {
         for (int c = column; c < column + made.width; c++) {
-            made.qkv_scale[size_t(c)] /= scale;
-            made.qkv_offset[size_t(c)] = made.qkv_offset[size_t(c)] / scale + zero;
+            of.scale[size_t(c)] /= scale;
+            of.offset[size_t(c)] = of.offset[size_t(c)] / scale + zero;
         }
     };
     const HeadQuantizers &found = made.quantizers;
+    Projection &keys = made.reduced() ? made.keys : made.first;
     for (int head = 0; head < made.logit_heads; head++) {
-        part(made.query_column(head), found.query_scale[size_t(head)], found.query_zero[size_t(head)]);
-        part(made.key_column(head), found.key_scale[size_t(head)], found.key_zero[size_t(head)]);
+        part(made.first, made.query_column(head), found.query_scale[size_t(head)], found.query_zero[size_t(head)]);
+        part(keys, made.key_column(head), found.key_scale[size_t(head)], found.key_zero[size_t(head)]);
     }
-    for (int head = 0; head < made.heads; head++) part(made.value_column(head), found.value_scale[size_t(head)], found.value_zero[size_t(head)]);
+    for (int head = 0; head < made.heads; head++)
+        part(keys, made.value_column(head), found.value_scale[size_t(head)], found.value_zero[size_t(head)]);
+}
+
+// Keys and values of fewer tokens than queries: those of patches, or of the tokens themselves, by a product of their own.
+void Reader::reduction(int layer, Attention &made) {
+    const Stage &grid = stage();
+    if (grid.prefix) fail("the model file is damaged: layer %d makes keys of patches and has prefix tokens; export it again", layer);
+    if (made.logit_heads) made.first = projection(made.norm, linear_of(layer, 1, grid.channels, made.logit_heads * made.width));
+    const Norm *norm = made.norm;
+    if (names(layer, 20)) {
+        made.reduction_height = integer(layer, 22, 1, grid.height, "patch height"),
+        made.reduction_width = integer(layer, 23, 1, grid.width, "patch width");
+        const int64_t inputs = int64_t(made.reduction_height) * made.reduction_width * grid.channels;
+        if (inputs > most_channels) fail("the model file is damaged: patches of layer %d are too large; export it again", layer);
+        made.reduction = linear_of(layer, 20, int(inputs), grid.channels);
+        norm = norm_of(layer, 21, grid.channels);
+        made.tokens = (grid.height / made.reduction_height) * (grid.width / made.reduction_width);
+    }
+    made.keys = projection(norm, linear_of(layer, 19, grid.channels, (made.logit_heads + made.heads) * made.width));
 }
 
 // Maps [maps][queries][tokens] with room behind every row.
@@ -143,7 +164,7 @@ void Reader::hallucination(int layer, Attention &made) {
 // Constant maps that are kernels over the patch grid.
 void Reader::local(int layer, Attention &made) {
     const int patches = made.tokens - stage().prefix;
-    if (!made.order.empty()) fail("the model file is damaged: layer %d has kernels over a window; export it again", layer);
+    if (!made.order.empty() || made.reduced()) fail("the model file is damaged: layer %d has kernels over no grid of tokens; export it again", layer);
     made.local_height = integer(layer, 15, 1, 255, "kernel height"), made.local_width = integer(layer, 16, 1, 255, "kernel width");
     made.grid_height = integer(layer, 17, 1, patches, "grid height"), made.grid_width = integer(layer, 18, 1, patches, "grid width");
     if (made.grid_height * int64_t(made.grid_width) != patches || made.local_height % 2 == 0 || made.local_width % 2 == 0)

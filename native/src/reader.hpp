@@ -28,15 +28,18 @@ class Reader {
     // Objects, and what names them.
     void linear(int layer);
     void norm(int layer);
+    void depthwise(int layer);
     template <typename T> const T *named(const std::vector<std::unique_ptr<T>> &known, int layer, int slot, const char *what) const;
     const Linear *linear_of(int layer, int slot, int inputs, int outputs) const;
     const Norm *norm_of(int layer, int slot, int channels) const;
     bool names(int layer, int slot) const { return file_.layers()[size_t(layer)].ints[slot] >= 0; }
+    Projection projection(const Norm *norm, const Linear *linear) const;
     NormedInput normed(const Norm *norm, const Linear &next) const;
 
     // Steps, in read_attention.cpp where they are about attention.
-    void embed(int layer);
-    void attention(int layer, bool windowed);
+    void embed(int layer, bool overlapping);
+    void attention(int layer, LayerKind kind);
+    void reduction(int layer, Attention &made);
     void windows(int layer, Attention &made);
     void quantizers(int layer, Attention &made);
     void fold(Attention &made);
@@ -46,7 +49,7 @@ class Reader {
     void frozen_apart(int layer, Attention &made);
     void hallucination(int layer, Attention &made);
     void local(int layer, Attention &made);
-    void feed_forward(int layer);
+    void feed_forward(int layer, bool convolved);
     void downsample(int layer);
     void norm_step(int layer);
     void head(int layer);

@@ -16,7 +16,7 @@ TENSOR = np.dtype(
 )
 LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
 LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
-WINDOW_ATTENTION, DOWNSAMPLE = 15, 16
+DEPTHWISE, WINDOW_ATTENTION, DOWNSAMPLE, OVERLAPPING_EMBED, REDUCED_ATTENTION, CONVOLVED_FEED_FORWARD = 3, 15, 16, 17, 18, 19
 _erf = np.vectorize(erf, otypes=[float])
 
 Array = np.ndarray
@@ -140,6 +140,17 @@ class Reference:
             return stream + self._window_attention(layer, self.norm(ints[0], stream))
         if kind == DOWNSAMPLE:
             return self._downsample(ints, stream)
+        if kind == OVERLAPPING_EMBED:
+            self._grid = (ints[12], ints[13])
+            padded = np.pad(stream, ((0, 0), (ints[10], ints[3]), (ints[11], ints[4])))
+            starts = [(y * ints[8], x * ints[9]) for y in range(ints[12]) for x in range(ints[13])]
+            return self.linear(ints[5], np.stack([padded[:, y : y + ints[3], x : x + ints[4]].reshape(-1) for y, x in starts]))
+        if kind == REDUCED_ATTENTION:
+            return stream + self.attention(layer, self.norm(ints[0], stream))
+        if kind == CONVOLVED_FEED_FORWARD:
+            x = self._depthwise(ints[6], self.linear(ints[1], self.norm(ints[0], stream)))
+            x = self.linear(ints[2], ACTIVATIONS[ints[4]](x))
+            return stream + (x if ints[3] < 0 else self.linear(ints[3], x))
         if kind == EMBED:
             return self._embed(layer, stream)
         if kind == NORM_STEP:
@@ -178,6 +189,35 @@ class Reference:
         x = self.linear(linear, x if before < 0 else self.norm(before, x))
         return x if after < 0 else self.norm(after, x)
 
+    def _depthwise(self, index: int, x: Array) -> Array:
+        layer = self.layers[index]
+        assert layer["kind"] == DEPTHWISE
+        channels, high, wide, bits = (int(each) for each in layer["ints"][:4])
+        scale, zero = (np.float64(each) for each in layer["floats"][:2])
+        codes = np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2**bits - 1) - zero
+        weights, w_scale, w_zero, bias = (self.named(layer, place) for place in range(4))
+        kernels = (weights - w_zero[:, None]).reshape(channels, high, wide)
+        sums = convolved(kernels, codes.T.reshape(channels, *self._grid, 1)).reshape(channels, -1).T
+        return sums * scale * w_scale + (0 if bias is None else bias)
+
+    def _projections(self, layer: np.void, x: Array, computed: int) -> list[Array]:
+        """Queries, keys and values [heads, N, D] from one product, or keys and values of patches of tokens from another."""
+        ints, width = [int(each) for each in layer["ints"]], int(layer["ints"][4])
+
+        def split(y: Array) -> list[Array]:
+            return list(y.reshape(len(y), -1, width).transpose(1, 0, 2))
+
+        if layer["kind"] != REDUCED_ATTENTION:
+            return split(self.linear(ints[1], x))
+        tokens = x
+        if ints[20] >= 0:
+            (height, across), (high, wide) = self._grid, ints[22:24]
+            rows, columns = height // high, across // wide
+            grid = x.reshape(height, across, -1)[: rows * high, : columns * wide]
+            patches = grid.reshape(rows, high, columns, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+            tokens = self.norm(ints[21], self.linear(ints[20], patches))
+        return (split(self.linear(ints[1], x)) if computed else []) + split(self.linear(ints[19], tokens))
+
     def _window_attention(self, layer: np.void, x: Array) -> Array:
         """What is added to the stream: the grid, shifted round its edges and filled up with zeros, goes through window by window."""
         high, wide, down, right, own_entries, own_maps = (int(each) for each in layer["ints"][19:25])
@@ -205,15 +245,15 @@ class Reference:
 
     def attention(self, layer: np.void, x: Array, bias: Array | float = 0.0, places: tuple[int, int] = (0, 0)) -> Array:
         """What is added to the stream, for all tokens. `bias` of logits; `places`: which window's frozen entries and constant maps."""
-        _, qkv, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
+        _, _, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
         frozen, hallucinated = int(layer["ints"][11]), int(layer["ints"][12])
         assert computed + hallucinated + frozen == heads
-        parts = self.linear(qkv, x).reshape(len(x), 2 * computed + heads, width).transpose(1, 0, 2)
-        values = self.quantized(layer, 4, parts[2 * computed :])
-        outputs = np.zeros_like(values)
+        parts = self._projections(layer, x, computed)
+        values = self.quantized(layer, 4, np.stack(parts[2 * computed :]))
+        outputs = np.zeros((heads, len(x), width))
         moving = computed + hallucinated
         if moving:
-            q, k = self.quantized(layer, 0, parts[:computed]), self.quantized(layer, 2, parts[computed : 2 * computed])
+            q, k = self.quantized(layer, 0, np.stack(parts[:computed])), self.quantized(layer, 2, np.stack(parts[computed : 2 * computed]))
             logits = q @ k.transpose(0, 2, 1) * np.float64(layer["floats"][0])
             if hallucinated:
                 logits = np.concatenate([logits, self._hallucinate(layer, logits)])

@@ -16,7 +16,8 @@ from vitfrost.methods.quantize.modules import QuantizedLayer
 from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
 from vitfrost.model import Model
-from vitfrost.vit.families import family_of, find_sites
+from vitfrost.vit.families import find_sites
+from vitfrost.vit.grids import image_size_of
 
 
 class PixelQuantizer(nn.Module):
@@ -38,7 +39,7 @@ def exact(module: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLayer):
             shape = (-1,) + (1,) * (layer.codes.ndim - 1)
             layer.weight = uniform_values(layer.codes.double(), layer.scale.view(shape), layer.zero_point.view(shape))
-            if layer.is_convolution and layer.input_quantizer is not None:
+            if layer.is_convolution and layer.codes.shape[1] == 3 and layer.input_quantizer is not None:
                 layer.input_quantizer = PixelQuantizer(layer.input_quantizer)
     return made
 
@@ -81,7 +82,8 @@ def with_scales_of_heads(module: Any) -> nn.Module:
 
 def noise(model: Any, count: int, seed: int = 0) -> torch.Tensor:
     """Pixels of the model's size."""
-    return torch.randn(count, 3, *family_of(model).forward_pass(model).image_size, generator=torch.Generator().manual_seed(seed))
+    size = getattr(model.patch_embed, "img_size", None) or image_size_of(model)
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def write(module: nn.Module, path: Path) -> Path:

@@ -9,13 +9,15 @@ from torch import nn
 
 from ...errors import VitfrostError
 from ...vit import plain, swin
+from . import pvt
 from .format import ModelFile
 from .parts import MEND
 from .plain_vit import add_plain_vit
+from .pvt import add_pvt
 from .swin import add_swin
 
-_WRITERS: tuple[tuple[Any, Callable[[ModelFile, nn.Module], None]], ...] = ((plain, add_plain_vit), (swin, add_swin))
-_KNOWN = "plain ViTs, DeiTs and Swin Transformers"
+_WRITERS: tuple[tuple[Any, Callable[[ModelFile, nn.Module], None]], ...] = ((plain, add_plain_vit), (swin, add_swin), (pvt, add_pvt))
+_KNOWN = "plain ViTs, DeiTs, Swin Transformers and PVT v2"
 
 
 def check_family(module: nn.Module, name: str) -> None:

@@ -156,7 +156,7 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
 
 
 class FrozenEntries(NamedTuple):
-    """Codes [windows heads, N, N] of the entries that are constants, 255 elsewhere; each head's step where they are not on the maps' own grid."""
+    """Codes [windows heads, N, N] of the entries that are constants, 255 elsewhere; each head's step where they are not on the maps'."""
 
     codes: ndarray
     step: ndarray | None

@@ -5,7 +5,7 @@ Shapes: N tokens, P of them prefix tokens, C channels; of H heads g have queries
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,20 @@ from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
 from ...vit.lean import tokens_read
 from . import parts
-from .format import ACTIVATIONS, ATTENTION, EMBED, FEED_FORWARD, HEAD, NONE, NORM_STEP, WINDOW_ATTENTION, Activation, Layer, ModelFile
+from .format import (
+    ACTIVATIONS,
+    ATTENTION,
+    CONVOLVED_FEED_FORWARD,
+    EMBED,
+    FEED_FORWARD,
+    HEAD,
+    NONE,
+    NORM_STEP,
+    WINDOW_ATTENTION,
+    Activation,
+    Layer,
+    ModelFile,
+)
 from .parts import MEND, add_linear, add_norm, grid_of, layer_scale, refuse
 
 import_timm()
@@ -26,7 +39,6 @@ from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through
 
 FIRST_TOKEN, MEAN, TWO_TOKENS = 0, 1, 2
 MASK = -100.0  # between regions of a shifted window, as timm has it
-WINDOW_INTS, BIAS = 19, 21  # places in a WINDOW_ATTENTION layer
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
 
 
@@ -85,17 +97,20 @@ def _embed(file: ModelFile, vit: Any) -> None:
     file.add_layer(Layer(EMBED, (*numbers, prefix, tokens.shape[1]), tensors=named))
 
 
-@torch.no_grad()
-def add_attention(
-    file: ModelFile, block: Any, name: str, read: int, stretch: Tensor | None = None, windows: tuple[int, int, int, int] | None = None
-) -> None:
-    """Norm and attention of a block, for the first `read` tokens. `stretch` [channels]: a LayerScale behind it. `windows`: height and width
-    of Swin's, and how far down and to the right they are shifted."""
-    module, where = block.attn, f"{name}.attn"
-    if not isinstance(module, FusedAttention) or (module.has_relative_bias and windows is None):
-        raise refuse(where, f"it is a {type(module).__name__}", MEND)
-    for part in ("q_norm", "k_norm", "norm"):
-        if not isinstance(getattr(module, part), nn.Identity):
+class Heads(NamedTuple):
+    """What the records of attention layers have in common: the numbers behind their layers, the tensors up to frozen entries' own grid, and
+    whether frozen entries and constant maps differ between windows."""
+
+    ints: tuple[int, ...]
+    tensors: list[int]
+    own_entries: bool
+    own_maps: bool
+
+
+def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) -> Heads:
+    """Quantizers and maps of a layer's heads, for the first `read` tokens. `local`: constant maps may be kernels over the patch grid."""
+    for part in ("q_norm", "k_norm"):
+        if not isinstance(getattr(module, part, nn.Identity()), nn.Identity):
             raise refuse(where, f"{part} is a {type(getattr(module, part)).__name__}", MEND)
     heads, computed, moving = module.site.heads, module.logit_heads, module.moving_heads
     constant = heads - moving
@@ -110,53 +125,75 @@ def add_attention(
     maps = parts.map_grid(module.map_quantizer, moving if computed else 0, where)
     frozen = None if module.frozen is None else parts.frozen_entries(module.frozen, maps, moving, where)
     made = None if module.hallucination is None else parts.hallucinated(module.hallucination, where)
-    norm, scaled = add_norm(file, block.norm1, f"{name}.norm1"), None
-    if module.scale_queries_first:
-        width = module.site.head_dim
-        scaled = torch.ones((2 * computed + heads) * width)
-        scaled[: computed * width] = module.scale
-    qkv = add_linear(file, module.qkv, f"{where}.qkv", scaled)
-    if norm == NONE:
-        raise refuse(where, "no norm is before it", MEND)
-    proj = add_linear(file, module.proj, f"{where}.proj", stretch)
     tensors = []
     for letter in "qkv":
         tensors += [file.add_tensor(values) for values in (grids[letter].scale, grids[letter].zero)] if letter in grids else [NONE, NONE]
     tensors += [file.add_tensor(maps.step), file.add_tensor(maps.zero)]
     tensors.append(file.add_tensor(frozen.codes, 8) if frozen is not None else NONE)
-    shared = True
-    local = parts.local_maps(module.constants, module.site.keys) if constant and windows is None else None
-    if constant and local is None:
+    own_maps = False
+    kernels = parts.local_maps(module.constants, module.site.keys) if constant and local else None
+    if constant and kernels is None:
         codes, scale, zero = parts.constant_maps(module.constants)
-        shared = len(codes) == constant
+        own_maps = len(codes) > constant
         tensors += [file.add_tensor(codes, 8), file.add_tensor(scale), file.add_tensor(zero)]
     else:
         tensors += [NONE] * 3
     tensors += [NONE] * 3 if made is None else [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
-    kernel: tuple[int, ...] = (0, 0, 0, 0) if local is None else (*local.kernel.shape[1:], *local.grid)
-    tensors += [NONE] * 5 if local is None else [file.add_tensor(each) for each in local[:5]]
+    kernel: tuple[int, ...] = (0, 0, 0, 0) if kernels is None else (*kernels.kernel.shape[1:], *kernels.grid)
+    tensors += [NONE] * 5 if kernels is None else [file.add_tensor(each) for each in kernels[:5]]
     tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
-        norm, qkv, proj, heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
+        heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
         constant, moving - computed, side, 0 if made is None else made.first, *kernel,
     )  # fmt: skip
+    return Heads(ints, tensors, frozen is not None and len(frozen.codes) > moving, own_maps)
+
+
+def add_norm_before(file: ModelFile, norm: nn.Module, where: str, layer: str) -> int:
+    """The norm that a layer cannot do without."""
+    found = add_norm(file, norm, where)
+    if found == NONE:
+        raise refuse(layer, "no norm is before it", MEND)
+    return found
+
+
+@torch.no_grad()
+def add_attention(
+    file: ModelFile, block: Any, name: str, read: int, stretch: Tensor | None = None, windows: tuple[int, int, int, int] | None = None
+) -> None:
+    """Norm and attention of a block, for the first `read` tokens. `stretch` [channels]: a LayerScale behind it. `windows`: height and width
+    of Swin's, and how far down and to the right they are shifted."""
+    module, where = block.attn, f"{name}.attn"
+    if not isinstance(module, FusedAttention) or (module.has_relative_bias and windows is None):
+        raise refuse(where, f"it is a {type(module).__name__}", MEND)
+    if not isinstance(module.norm, nn.Identity):
+        raise refuse(where, f"norm is a {type(module.norm).__name__}", MEND)
+    heads = add_heads(file, module, where, read, windows is None)
+    scaled = None
+    if module.scale_queries_first:
+        width, computed = module.site.head_dim, module.logit_heads
+        scaled = torch.ones((2 * computed + module.site.heads) * width)
+        scaled[: computed * width] = module.scale
+    norm = add_norm_before(file, block.norm1, f"{name}.norm1", where)
+    qkv, proj = add_linear(file, module.qkv, f"{where}.qkv", scaled), add_linear(file, module.proj, f"{where}.proj", stretch)
+    ints: tuple[int, ...] = (norm, qkv, proj, *heads.ints)
     factor = 1.0 if module.scale_queries_first else module.scale
     if windows is None:
-        file.add_layer(Layer(ATTENTION, ints, (factor,), tuple(tensors)))
+        file.add_layer(Layer(ATTENTION, ints, (factor,), tuple(heads.tensors)))
         return
-    ints = (*ints, *[0] * (WINDOW_INTS - len(ints)), *windows, int(frozen is not None and len(frozen.codes) > moving), int(not shared))
-    bias = module.relative_bias() if computed else None
-    tensors += [NONE] * (BIAS - len(tensors)) + [file.add_tensor(None if bias is None else parts.to_array(bias[0]))]
-    file.add_layer(Layer(WINDOW_ATTENTION, ints, (factor, MASK), tuple(tensors)))
+    bias = module.relative_bias() if module.logit_heads else None
+    tensors = (*heads.tensors, file.add_tensor(None if bias is None else parts.to_array(bias[0])))
+    file.add_layer(Layer(WINDOW_ATTENTION, (*ints, *windows, heads.own_entries, heads.own_maps), (factor, MASK), tensors))
 
 
-def add_feed_forward(file: ModelFile, block: Any, name: str, read: int, stretch: Tensor | None = None) -> None:
-    """Norm and feed-forward layers of a block, for the first `read` tokens. `stretch` [channels]: a LayerScale behind them."""
+def add_feed_forward(
+    file: ModelFile, block: Any, name: str, read: int, stretch: Tensor | None = None, convolution: int | None = None
+) -> None:
+    """Norm and feed-forward layers of a block, for the first `read` tokens. `stretch` [channels]: a LayerScale behind them. `convolution`:
+    a DEPTHWISE layer before the activation."""
     mlp, where = block.mlp, f"{name}.mlp"
-    norm = add_norm(file, block.norm2, f"{name}.norm2")
-    if norm == NONE:
-        raise refuse(where, "no norm is before it", MEND)
+    norm = add_norm_before(file, block.norm2, f"{name}.norm2", where)
     first = add_linear(file, mlp.fc1, f"{where}.fc1")
     if isinstance(mlp.fc2, CompactProjection):
         if not mlp.fc2.merged:
@@ -165,7 +202,11 @@ def add_feed_forward(file: ModelFile, block: Any, name: str, read: int, stretch:
         third = add_linear(file, mlp.fc2.up, f"{where}.fc2.up", stretch)
     else:
         second, third = add_linear(file, mlp.fc2, f"{where}.fc2", stretch), NONE
-    file.add_layer(Layer(FEED_FORWARD, (norm, first, second, third, ACTIVATIONS.index(_activation(mlp.act, where)), read)))
+    ints = (norm, first, second, third, ACTIVATIONS.index(_activation(mlp.act, where)), read)
+    if convolution is None:
+        file.add_layer(Layer(FEED_FORWARD, ints))
+    else:
+        file.add_layer(Layer(CONVOLVED_FEED_FORWARD, (*ints, convolution)))
 
 
 def _activation(module: nn.Module, where: str) -> Activation:
