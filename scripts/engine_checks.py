@@ -28,7 +28,8 @@ from vitfrost.vit.compat import import_timm
 from vitfrost.vit.families import find_sites
 
 import_timm()
-from timm.models.swin_transformer import SwinTransformer  # noqa: E402  (timm must be imported through the guard)
+from timm.models.pvt_v2 import PyramidVisionTransformerV2  # noqa: E402  (timm must be imported through the guard)
+from timm.models.swin_transformer import SwinTransformer  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,18 +44,41 @@ WINDOW_PLANS = {
     "window-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
     "window-entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
 }
+PYRAMID_PLANS = {
+    "pyramid": (vf.Quantize(4, 4, "strict"),),
+    "pyramid-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Compact(0.5), vf.Quantize(8, 8, "strict")),
+}
 
 ARM = "aarch64-linux-gnu"
 PICTURES, TOLERANCE = 8, 1e-6
 
 
+def make_plain() -> nn.Module:
+    """A small plain ViT."""
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+
+
+def make_swin() -> nn.Module:
+    """A small Swin Transformer whose windows reach over the grid."""
+    return SwinTransformer(img_size=36, patch_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=10)
+
+
+def make_pyramid() -> nn.Module:
+    """A small PVT v2."""
+    sizes: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
+    made = PyramidVisionTransformerV2(**sizes, num_classes=10)
+    made.pretrained_cfg = {"input_size": (3, 36, 36)}
+    return made
+
+
 def write_seeds(folder: Path) -> list[Path]:
     """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
-    torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10)
-    swin = SwinTransformer(img_size=36, patch_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=10)
-    return [path for net, plans in ((plain, PLANS), (swin, WINDOW_PLANS)) for path in write_seeds_of(net.eval(), plans, folder)]
+    found = []
+    for make, plans in ((make_plain, PLANS), (make_swin, WINDOW_PLANS), (make_pyramid, PYRAMID_PLANS)):
+        torch.manual_seed(0)
+        found += write_seeds_of(make().eval(), plans, folder)
+    return found
 
 
 def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Path) -> list[Path]:
