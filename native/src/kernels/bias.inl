@@ -2,32 +2,48 @@
 
 namespace vf::VF_NAMESPACE {
 
+// The largest lane: floats are in the order of their bits, those below zero once all but the sign are turned round.
+VF_INLINE float largest_of(f32 value) {
+    const i32 bits = bits_of(value);
+    int32_t most = largest_of(bits ^ ((bits >> 31) & 0x7FFFFFFF));
+    most ^= (most >> 31) & 0x7FFFFFFF;
+    float made;
+    std::memcpy(&made, &most, sizeof made);
+    return made;
+}
+
+// Sums of a row become logits, of which the largest is returned.
+VF_INLINE float biased_logits(const Head &head, int query, int32_t *sums, int columns) {
+    const float t = head.logit_scale;
+    const float *const bias = head.bias + size_t(query) * head.bias_stride;
+    const float *const mask = head.mask ? head.mask + size_t(query) * head.bias_stride : nullptr;
+    float *const logits = reinterpret_cast<float *>(sums);
+    f32 most = all(-1e30f);
+    for (int c = 0; c < columns; c += lanes) {
+        f32 logit = to_floats(load<i32>(sums + c)) * t + load<f32>(bias + c);
+        if (mask) logit = logit + load<f32>(mask + c);
+        most = larger(most, logit);
+        save(logits + c, logit);
+    }
+    return largest_of(most);
+}
+
 static void attend_biased(const Head &head, int first, int last, Scratch &scratch) {
     const int columns = (head.tokens + lanes - 1) / lanes * lanes;
-    const float t = head.logit_scale;
-    int32_t *const logits = scratch.logits.data();
+    int32_t *const sums = scratch.logits.data();
+    float *const logits = reinterpret_cast<float *>(sums);
     for (int query = first; query < last; query += tile_rows) {
         const int rows = last - query < tile_rows ? last - query : tile_rows;
-        scores(head, query, rows, logits, columns);
+        scores(head, query, rows, sums, columns);
         MapTile made = map_tile(head, rows, columns, scratch);
-        float sum[tile_rows];
+        float top[tile_rows], sum[tile_rows];
+        for (int row = 0; row < rows; row++) top[row] = biased_logits(head, query + row, sums + size_t(row) * size_t(columns), columns);
         for (int row = 0; row < rows; row++) {
-            int32_t *const integers = logits + size_t(row) * size_t(columns);
-            float *const numbers = reinterpret_cast<float *>(integers);
-            const size_t at = size_t(query + row) * head.bias_stride;
-            f32 most = all(-1e30f);
-            for (int c = 0; c < columns; c += lanes) {
-                f32 logit = to_floats(load<i32>(integers + c)) * t + load<f32>(head.bias + at + c);
-                if (head.mask) logit = logit + load<f32>(head.mask + at + c);
-                most = larger(most, logit);
-                save(numbers + c, logit);
-            }
-            float top = most[0];
-            for (int lane = 1; lane < lanes; lane++) top = most[lane] > top ? most[lane] : top;
-            sum[row] = exponentials(numbers, columns, head.mode == 1, [=](int c) { return load<f32>(numbers + c) - top; });
+            float *const place = logits + size_t(row) * size_t(columns);
+            const float most = top[row];
+            sum[row] = exponentials(place, columns, head.mode == 1, [=](int c) { return load<f32>(place + c) - most; });
         }
-        for (int row = 0; row < rows; row++)
-            add_row(made, head, query + row, row, reinterpret_cast<const float *>(logits + size_t(row) * size_t(columns)), sum[row]);
+        for (int row = 0; row < rows; row++) add_row(made, head, query + row, row, logits + size_t(row) * size_t(columns), sum[row]);
         mix_values(made, head, query, scratch.sums.data());
     }
 }

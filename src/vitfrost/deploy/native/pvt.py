@@ -13,7 +13,7 @@ from torch import nn
 from ...methods.quantize.modules import QuantizedLayer
 from ...vit import pvt_sites
 from ...vit.compat import import_timm
-from ...vit.grids import convolved, image_size_of
+from ...vit.grids import image_size_of
 from ...vit.reduced_attention import PyramidAttention
 from . import parts
 from .format import DEPTHWISE, DOWNSAMPLE, HEAD, NONE, OVERLAPPING_EMBED, REDUCED_ATTENTION, Layer, ModelFile
@@ -80,7 +80,9 @@ def _embed(file: ModelFile, pvt: Any) -> tuple[int, int]:
 
 
 def _grid(layer: QuantizedLayer, grid: tuple[int, int]) -> tuple[int, int]:
-    return convolved(layer.float_layer(), grid)
+    (down, right), (top, left) = layer.geometry[:2]
+    high, wide = layer.codes.shape[2:]
+    return (grid[0] + 2 * top - high) // down + 1, (grid[1] + 2 * left - wide) // right + 1
 
 
 def _downsample(file: ModelFile, embedding: Any, where: str, grid: tuple[int, int]) -> tuple[int, int]:
