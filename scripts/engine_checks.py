@@ -16,17 +16,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import vitfrost as vf
+from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
-from vitfrost.deploy.native.plain_vit import to_native
 from vitfrost.vit.compat import import_timm
+from vitfrost.vit.families import find_sites
 
 import_timm()
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402  (timm must be imported through the guard)
+from timm.models.pvt_v2 import PyramidVisionTransformerV2  # noqa: E402  (timm must be imported through the guard)
+from timm.models.swin_transformer import SwinTransformer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = {
@@ -36,26 +41,60 @@ PLANS = {
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
     "entries_of_their_own": (vf.FreezeEntries(0.3, grid="head"), vf.Quantize(4, 4, "strict")),
 }
-
+WINDOW_PLANS = {
+    "windows": (vf.Quantize(8, 8, "strict"),),
+    "window-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
+    "window-entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+}
+PYRAMID_PLANS = {
+    "pyramid": (vf.Quantize(4, 4, "strict"),),
+    "pyramid-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Compact(0.5), vf.Quantize(8, 8, "strict")),
+}
 
 ARM = "aarch64-linux-gnu"
 PICTURES, TOLERANCE = 8, 1e-6
 
 
+def make_plain() -> nn.Module:
+    """A small plain ViT."""
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+
+
+def make_swin() -> nn.Module:
+    """A small Swin Transformer whose windows reach over the grid."""
+    return SwinTransformer(img_size=36, patch_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=10)
+
+
+def make_pyramid() -> nn.Module:
+    """A small PVT v2."""
+    sizes: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
+    made = PyramidVisionTransformerV2(**sizes, num_classes=10)
+    made.pretrained_cfg = {"input_size": (3, 36, 36)}
+    return made
+
+
 def write_seeds(folder: Path) -> list[Path]:
-    """A small model file of every kind of map, with pixels and the artifact's logits beside it."""
-    torch.manual_seed(0)
-    net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10).eval()
-    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, 32, 32).split(8)
-    statistics = vf.calibrate(model, pixels)
+    """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, methods in PLANS.items():
+    found = []
+    for make, plans in ((make_plain, PLANS), (make_swin, WINDOW_PLANS), (make_pyramid, PYRAMID_PLANS)):
+        torch.manual_seed(0)
+        found += write_seeds_of(make().eval(), plans, folder)
+    return found
+
+
+def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Path) -> list[Path]:
+    """The model's files by the names of plans."""
+    side = find_sites(net).image_size
+    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, *side).split(8)
+    statistics = vf.calibrate(model, pixels)
+    for name, methods in plans.items():
         artifact = vf.compress(model, vf.plan(statistics, *methods), images=pixels)
         write_model(to_native(artifact.module, name), folder / f"{name}.vfn")
         pixels[0].numpy().astype("<f4").tofile(folder / f"{name}.pixels")
         with torch.no_grad():
             np.save(folder / f"{name}.npy", artifact(pixels[0]).numpy())
-    return [folder / f"{name}.vfn" for name in PLANS]
+    return [folder / f"{name}.vfn" for name in plans]
 
 
 def check_arm(seeds: list[Path], build: Path) -> None:

@@ -137,9 +137,15 @@ void vf_describe(const vf_model *model, vf_info *info) {
     const Layers &layers = model->layers;
     const int threads = const_cast<vf_model *>(model)->pool.threads();
     const size_t buffers = model->forward.stream_bytes() + size_t(threads) * model->forward.worker_bytes();
-    *info = {
-        layers.embed.channels,  layers.embed.height, layers.embed.width, layers.classes(), layers.tokens, int32_t(layers.steps.size()) + 2, threads,
-        layers.bytes + buffers, layers.kernels->name};
+    *info = {layers.embed.channels,
+             layers.embed.height,
+             layers.embed.width,
+             layers.classes(),
+             layers.stages.front().tokens,
+             int32_t(layers.steps.size()) + 2,
+             threads,
+             layers.bytes + buffers,
+             layers.kernels->name};
 }
 
 void vf_close(vf_model *model) { delete model; }

@@ -143,7 +143,9 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
                                            stride, inverse, zero, highest);
         };
         int r = 0;
-        for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
+        // Rows with terms of their own are finished one by one, which keeps the library small.
+        if constexpr (own != Rows::own)
+            for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
         for (; r < rows; r++) part(std::integral_constant<int, 1>{}, r);
     }
 }

@@ -43,8 +43,8 @@ from .int8 import (
     reduces_range,
 )
 from .native.eight_bits import bits_of, images_for, in_integers, needs_images
+from .native.families import check_family, to_native
 from .native.format import write_model
-from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
@@ -178,7 +178,7 @@ def _check_images(config: Export, images: ImagesLike | None) -> None:
 
 
 def _check_model(loaded: Model, form: str) -> None:
-    """Refuse what the format has no form for: other families than plain ViTs in our own, simulated quantization in the others. Warn of
+    """Refuse what the format has no form for: families that our own does not know, simulated quantization in the others. Warn of
     frozen entries that save nothing."""
     if form == NATIVE:
         check_family(loaded.module, loaded.name)

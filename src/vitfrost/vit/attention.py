@@ -15,11 +15,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-<<<<<<< HEAD
 from ..errors import VitfrostError
-=======
 from .by_head import HeadObserver, attend_by_head
->>>>>>> long
 from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
