@@ -16,18 +16,14 @@ int shift_of(float zero, int bits) {
 
 constexpr float log2e = 1.4426950408889634f;
 
-struct Output {
-    uint8_t *codes;
-    float *floats;
-    size_t stride;
-    const Quantizer &quantizer;
-};
-
-template <typename Made> void write_to(Made &head, const Output &output, int column) {
-    if (output.quantizer.dynamic) head.floats = output.floats + column;
-    else head.codes = output.codes + column;
-    head.out_stride = output.stride;
-    head.inverse = output.quantizer.inverse(), head.zero = output.quantizer.zero, head.highest = output.quantizer.highest();
+// Where the outputs of a head go, which begin at `column`: codes for the next layer, or floats where that takes each token's own range.
+HeadOutput output_of(const Linear &next, Stream &stream, size_t stride, int column) {
+    const Quantizer &quantizer = next.input;
+    HeadOutput made;
+    if (quantizer.dynamic) made.floats = stream.mixed_floats.data() + column;
+    else made.codes = stream.mixed.data() + column;
+    made.stride = stride, made.inverse = quantizer.inverse(), made.zero = quantizer.zero, made.highest = quantizer.highest();
+    return made;
 }
 
 } // namespace
@@ -65,7 +61,7 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
                           layer.quantizers.value_scale[size_t(head)], layer.quantizers.value_zero[size_t(head)], worker.float_values.data(),
                           made.value_stride, embed.prefix, worker.float_sums.data());
     made.values = worker.float_values.data(), made.value_sums = worker.float_sums.data();
-    write_to(made, {stream.mixed.data(), stream.mixed_floats.data(), mixed_stride_, layer.proj->input}, head * layer.width);
+    made.output = output_of(*layer.proj, stream, mixed_stride_, head * layer.width);
     kernels_.local(made, rows.first, rows.last);
 }
 
@@ -73,7 +69,6 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
 void Forward::attend_head(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const {
     const HeadQuantizers &quantizers = layer.quantizers;
     const int tokens = layers_.tokens;
-    const Output output = {stream.mixed.data(), stream.mixed_floats.data(), mixed_stride_, layer.proj->input};
     const size_t columns = round_up(size_t(tokens), 64);
     auto values_of = [&](int index, Packed &packed, int &shift, float &scale, const int16_t **wide) {
         const uint8_t *codes = stream.qkv.data() + layer.value_column(index);
@@ -99,7 +94,7 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         made.row_scale = layer.row_scale.data() + at, made.row_zero = layer.row_zero.data() + at, made.map_sums = layer.row_sums.data() + at;
         values_of(head, made.values, made.value_shift, made.value_scale, nullptr);
         made.value_sums = worker.value_sums.data();
-        write_to(made, output, head * layer.width);
+        made.output = output_of(*layer.proj, stream, mixed_stride_, head * layer.width);
         kernels_.constant(made, rows.first, rows.last, worker.scratch);
         return;
     }
@@ -111,12 +106,19 @@ void Forward::attend_head(const Attention &layer, int head, Stream &stream, Work
         made.log2_step = std::log2(made.map_step);
         if (!layer.frozen.empty())
             made.frozen = layer.frozen.data() + size_t(index) * size_t(tokens) * layer.map_stride, made.frozen_stride = layer.map_stride;
-        values_of(index, made.values, made.value_shift, made.value_scale, wide ? &made.wide_values : nullptr);
+        if (!layer.frozen_step.empty()) {
+            const size_t row = size_t(index) * size_t(tokens), at = row * layer.map_stride;
+            made.frozen_even = layer.frozen_even.data() + at, made.frozen_odd = layer.frozen_odd.data() + at;
+            made.frozen_even_sums = layer.frozen_even_sums.data() + row, made.frozen_odd_sums = layer.frozen_odd_sums.data() + row;
+            made.frozen_scale = layer.frozen_step[size_t(index)] / 128.0f;
+        }
+        if (!wide || made.frozen_even) values_of(index, made.values, made.value_shift, made.value_scale, nullptr);
+        if (wide) values_of(index, made.values, made.value_shift, made.value_scale, &made.wide_values);
         made.value_sums = worker.value_sums.data();
         // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most
         // wide_scale their sums times values of at most 256 stay below 2^30.
         if (wide) made.wide_scale = std::min(16384.0f, std::exp2(std::floor(std::log2(float(1 << 30) * made.map_step / (2.4f * 256.0f)))));
-        write_to(made, output, index * layer.width);
+        made.output = output_of(*layer.proj, stream, mixed_stride_, index * layer.width);
         return made;
     };
     auto add_keys = [&](Head &made, int index, int slot, int &shift) {

@@ -119,7 +119,7 @@ Worker Forward::make_worker() const {
         made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
     }
     made.scratch.logits.resize(most_rows * columns), made.scratch.planes.resize(2 * most_rows * columns);
-    made.scratch.sums.resize(2 * size_t(most_rows) * size_t(kernels_.panel));
+    made.scratch.sums.resize(4 * size_t(most_rows) * size_t(kernels_.panel));
     if (wide_) made.scratch.wide.resize(most_rows * columns);
     return made;
 }

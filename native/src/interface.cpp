@@ -160,8 +160,7 @@ int vf_profile_row(const vf_model *model, size_t row, char *name, size_t name_by
 }
 
 int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t depth, const uint8_t *x, int32_t x_bits, const uint8_t *weights,
-                     [[maybe_unused]] int32_t weight_bits, const float *weight_zero, int32_t x_zero, int32_t repeat, int32_t *sums, char *message,
-                     size_t message_bytes) {
+                     const float *weight_zero, int32_t x_zero, int32_t repeat, int32_t *sums, char *message, size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
         const Kernels &kernels = *find_kernels(isa);
         const size_t wide = size_t(columns), deep = size_t(depth);

@@ -55,6 +55,14 @@ struct Product {
     RowTerms terms;
 };
 
+// Where the outputs y of a head go: codes round(y inverse + zero) within 0..highest, or the floats themselves.
+struct HeadOutput {
+    uint8_t *codes = nullptr; // [queries, stride]
+    float *floats = nullptr;  // instead of codes
+    size_t stride = 0;
+    float inverse = 1, zero = 0, highest = 255;
+};
+
 // One head of an attention layer, for queries first..last.
 struct Head {
     int tokens = 0, width = 0; // keys, channels
@@ -74,10 +82,11 @@ struct Head {
     float value_scale = 1;
     const uint8_t *frozen = nullptr; // [queries, frozen_stride] map codes, 255 where computed
     size_t frozen_stride = 0;
-    uint8_t *codes = nullptr; // out, [queries, out_stride]
-    float *floats = nullptr;  // instead of codes
-    size_t out_stride = 0;
-    float inverse = 1, zero = 0, highest = 255;
+    // Frozen entries with a grid of their own: levels of even and odd codes, multiplied by frozen_scale and that / sqrt2; `frozen` has zero there.
+    const uint8_t *frozen_even = nullptr, *frozen_odd = nullptr;           // [queries, frozen_stride]
+    const int32_t *frozen_even_sums = nullptr, *frozen_odd_sums = nullptr; // [queries] sums of them
+    float frozen_scale = 0;
+    HeadOutput output;
 };
 
 // Heads whose maps are constant.
@@ -91,10 +100,7 @@ struct ConstantHead {
     const int32_t *map_sums = nullptr;   // [queries] sums of codes
     int value_shift = 0;
     float value_scale = 1;
-    uint8_t *codes = nullptr;
-    float *floats = nullptr;
-    size_t out_stride = 0;
-    float inverse = 1, zero = 0, highest = 255;
+    HeadOutput output;
 };
 
 // A head whose constant map is a kernel over the patch grid, the same sum for all that is outside of it, and rows and columns of prefix tokens.
@@ -108,10 +114,7 @@ struct LocalHead {
     const float *values = nullptr;     // [tokens][value_stride]
     const float *value_sums = nullptr; // [value_stride] over patches
     size_t value_stride = 0;
-    uint8_t *codes = nullptr;
-    float *floats = nullptr;
-    size_t out_stride = 0;
-    float inverse = 1, zero = 0, highest = 255;
+    HeadOutput output;
 };
 
 // Heads whose maps are made of the logits of computed heads: G = mix S + bias, G = G + conv(G), a softmax, all in units of log2.

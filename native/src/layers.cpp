@@ -214,8 +214,9 @@ class Reader {
         size_t tokens = size_t(made_.tokens), moving = size_t(made.moving()), still = size_t(made.constant_heads);
         made.map_stride = round_up(tokens, alignment);
         if (file_.has(layer, 8)) {
-            if (made.mode != 1) fail("the model file is damaged: layer %d has frozen entries without a log grid; export it again", layer);
             made.frozen = padded_maps(layer, 8, int(moving), made.map_stride, 255);
+            if (file_.has(layer, 20)) frozen_apart(layer, made);
+            else if (made.mode != 1) fail("the model file is damaged: layer %d has frozen entries without a log grid; export it again", layer);
         }
         if (still && file_.has(layer, 15)) local(layer, made);
         else if (still) {
@@ -235,6 +236,27 @@ class Reader {
                 fail("the model file is damaged: layer %d has a convolution of side %d; export it again", layer, made.kernel);
             if (made.kernel) made.convolution = file_.floats(layer, 14, {drawn, uint64_t(made.kernel), uint64_t(made.kernel)});
         }
+    }
+
+    // Frozen entries with a grid of their own: levels 2^(-code / 2) as 2^-7 times whole numbers, even and odd codes apart. What stays in `frozen` is zero.
+    void frozen_apart(int layer, Attention &made) {
+        const size_t tokens = size_t(made_.tokens), rows = size_t(made.moving()) * tokens;
+        made.frozen_step = file_.floats(layer, 20, {uint64_t(made.moving())});
+        for (float step : made.frozen_step) check_scale(step);
+        made.frozen_even.resize(made.frozen.size()), made.frozen_odd.resize(made.frozen.size());
+        made.frozen_even_sums.resize(rows), made.frozen_odd_sums.resize(rows);
+        const uint8_t zero = made.mode == 1 && made.map_bits > 4 ? 254 : 16;
+        for (size_t row = 0; row < rows; row++)
+            for (size_t at = row * made.map_stride; at < row * made.map_stride + tokens; at++) {
+                const uint8_t code = made.frozen[at];
+                if (code == 255) continue;
+                if (code > 16) fail("the model file is damaged: layer %d has frozen entries that its grid does not have; export it again", layer);
+                const uint8_t level = code < 16 ? uint8_t(128 >> (code / 2)) : uint8_t(0);
+                (code % 2 ? made.frozen_odd : made.frozen_even)[at] = level;
+                (code % 2 ? made.frozen_odd_sums : made.frozen_even_sums)[row] += level;
+                made.frozen[at] = zero;
+            }
+        made_.bytes += 2 * made.frozen.size() + 8 * rows;
     }
 
     // Constant maps that are kernels over the patch grid.

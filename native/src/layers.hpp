@@ -65,7 +65,10 @@ struct Attention {
     Array<float> qkv_scale, qkv_offset; // of the product, with the quantizers of queries, keys and values in them
     size_t map_stride = 0;
     Array<uint8_t> frozen;    // [heads that move][tokens][map_stride], or empty
-    Array<uint8_t> constants; // [constant heads][tokens][map_stride]
+    Array<float> frozen_step; // [heads that move] of entries with a grid of their own, or empty
+    Array<uint8_t> frozen_even, frozen_odd;
+    Array<int32_t> frozen_even_sums, frozen_odd_sums; // [heads that move][tokens]
+    Array<uint8_t> constants;                         // [constant heads][tokens][map_stride]
     Array<float> row_scale, row_zero;
     Array<int32_t> row_sums;
     // Constant maps as kernels over the patch grid, where they are not whole.

@@ -212,21 +212,26 @@ class Reference:
         mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
+        constants, own = self.named(layer, 8), self.named(layer, 20)
+        if own is not None:
+            own = np.where(constants < 16, np.exp2(-constants / 2), 0.0) * own.reshape(-1, 1, 1)
         if mode == 0:
-            return np.round(255 * weights) / (255 * total)
+            made = np.round(255 * weights) / (255 * total)
+            return made if own is None else np.where(constants == 255, made, own)
         maps, step = weights / total, self.named(layer, 6).reshape(-1, 1, 1)
         if mode == 2:
             zero = self.named(layer, 7).reshape(-1, 1, 1)
-            return (np.clip(np.round(maps / step) + zero, 0, 2**bits - 1) - zero) * step
+            made = (np.clip(np.round(maps / step) + zero, 0, 2**bits - 1) - zero) * step
+            return made if own is None else np.where(constants == 255, made, own)
         with np.errstate(divide="ignore"):
             levels = np.minimum(-2 * np.log2(maps / step), 2 * zero_code)
         codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
-        constants = self.named(layer, 8)
-        if constants is not None:
+        if constants is not None and own is None:
             codes = np.where(constants == 255, codes, constants)
             zero_code = min(zero_code, 254) if bits == 8 else zero_code
         noise = self._map_disturbance * self._generator.standard_normal(codes.shape) if bits > 4 else 0.0
-        return np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
+        made = np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
+        return made if own is None else np.where(constants == 255, made, own)
 
     def _feed_forward(self, layer: np.void, x: Array) -> Array:
         _, first, second, third, activation = (int(each) for each in layer["ints"][:5])

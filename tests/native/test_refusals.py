@@ -83,10 +83,9 @@ def test_parts_of_a_model(change: Any, options: dict[str, Any], message: str) ->
     [
         ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with FreezeEntries.renormalize="),
         ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before .*FreezeEntries.order=.quantize-merge"),
-        ([FreezeEntries(0.3, grid="head"), STRICT], "frozen entries have a grid of their own, .*; plan with FreezeEntries.grid=.layer"),
-        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and maps 4, .*; plan with FreezeEntries.bits=4"),
+        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and a grid of their own, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3, bits=32), STRICT], "frozen entries are in floating point, .*; plan with FreezeEntries.bits=4"),
-        ([FreezeEntries(0.3), Quantize(4, 32)], "frozen entries in floating point, .*; plan with Quantize.activations=8"),
+        ([FreezeEntries(0.3, bits=32), Quantize(4, 32)], "frozen entries in floating point, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3), Quantize(4, 4)], "zero point is .* and no integer, .*; plan with Quantize.levels=.strict.."),
         ([Quantize(32, 8, "strict")], "quantized activations and weights in floating point; plan with Quantize.weights=8"),
         ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*Hallucinate.space=.logits"),

@@ -26,6 +26,7 @@ MEND = 'export it in floating point with Export(format="onnx")'
 STATIC, DYNAMIC = 0, 1
 ROW_MAPS, LOG_MAPS, UNIFORM_MAPS = 0, 1, 2
 COMPUTED_ENTRY = 255
+LARGEST_OWN_BITS, OWN_ZERO = 4, 16
 CONSTANT_BITS = 8
 # Up to so many tokens a product with whole maps of 8 bits is as fast as a convolution; above the second number they take too much room.
 WHOLE_MAPS_TOKENS, LARGEST_WHOLE_MAPS_TOKENS = 400, 1600
@@ -149,11 +150,18 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
     return MapGrid(LOG_MAPS, quantizer.bits, zero_code(quantizer.bits, quantizer.levels), step)
 
 
-def frozen_codes(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> ndarray | None:
-    """Codes [heads, N, N] of the entries that are constants, 255 elsewhere; None where these heads have no constants.
+class FrozenEntries(NamedTuple):
+    """Codes [heads, N, N] of the entries that are constants, 255 elsewhere; each head's step where they are not on the maps' own grid."""
 
-    A constant that is exactly zero has the map's zero code. With 8 bits that code would be 255 or more; 254 stands for 2^-127 of a step,
-    which adds nothing in float32.
+    codes: ndarray
+    step: ndarray | None
+
+
+def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> FrozenEntries | None:
+    """The entries of so many heads that are constants; None where these heads have none.
+
+    On the maps' own grid a constant that is exactly zero has the map's zero code. With 8 bits that code would be 255 or more; 254 then
+    stands for 2^-127 of a step, which adds nothing in float32. On a grid of their own codes are at most 15, and 16 is zero.
     """
     mask = frozen.mask.cpu().numpy()[0, :heads]
     if not mask.any():
@@ -161,32 +169,26 @@ def frozen_codes(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) -> n
     options = (
         (frozen.renormalize == "none", f"rows are renormalized ({frozen.renormalize})", 'plan with FreezeEntries(renormalize="none")'),
         (
-            frozen.order == "quantize-merge",
+            grid.step is None or frozen.order == "quantize-merge",
             "constants are merged before maps are quantized",
             'plan with FreezeEntries(order="quantize-merge")',
         ),
-        (
-            grid.mode == LOG_MAPS and frozen.bits != 32,
-            "frozen entries are in floating point",
-            "plan with FreezeEntries(bits=4), or freeze whole heads",
-        ),
-        (
-            frozen.bits == grid.bits,
-            f"frozen entries have {frozen.bits} bits and maps {grid.bits}",
-            f"plan with FreezeEntries(bits={grid.bits})",
-        ),
+        (frozen.bits != 32, "frozen entries are in floating point", "plan with FreezeEntries(bits=4), or freeze whole heads"),
     )
     for sound, why, mend in options:
         if not sound:
             raise refuse(where, why, mend)
-    assert grid.step is not None
-    steps = to_array(frozen.step)[:heads]
-    used = mask.any(axis=(1, 2))
-    if not np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used]):
-        raise refuse(where, "frozen entries have a grid of their own", 'plan with FreezeEntries(grid="layer")')
+    steps, used = to_array(frozen.step)[:heads], mask.any(axis=(1, 2))
+    shared = grid.mode == LOG_MAPS and grid.step is not None and frozen.bits == grid.bits
+    shared = shared and np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used])  # type: ignore[arg-type]
+    if not shared and frozen.bits > LARGEST_OWN_BITS:
+        raise refuse(where, f"frozen entries have {frozen.bits} bits and a grid of their own", "plan with FreezeEntries(bits=4)")
+    stored = frozen.codes.cpu().numpy()
+    if not shared:
+        stored = np.where(stored >= zero_code(frozen.bits, frozen.levels), OWN_ZERO, stored)
     dense = np.full(frozen.mask.shape, COMPUTED_ENTRY, np.int16)
-    dense[frozen.mask.cpu().numpy()] = np.minimum(frozen.codes.cpu().numpy(), COMPUTED_ENTRY - 1)
-    return dense[0, :heads].astype(np.uint8)
+    dense[frozen.mask.cpu().numpy()] = np.minimum(stored, COMPUTED_ENTRY - 1)
+    return FrozenEntries(dense[0, :heads].astype(np.uint8), None if shared else steps)
 
 
 def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarray, ndarray]:

@@ -101,7 +101,7 @@ def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
     if len({grid.bits for grid in grids.values()}) > 1:
         raise refuse(where, "queries, keys and values have different bits", "vitfrost evaluate simulates it")
     maps = parts.map_grid(module.map_quantizer, moving if computed else 0, where)
-    frozen = None if module.frozen is None else parts.frozen_codes(module.frozen, maps, moving, where)
+    frozen = None if module.frozen is None else parts.frozen_entries(module.frozen, maps, moving, where)
     made = None if module.hallucination is None else parts.hallucinated(module.hallucination, where)
     norm, qkv = add_norm(file, block.norm1, f"{name}.norm1"), add_linear(file, module.qkv, f"{where}.qkv")
     if norm == NONE:
@@ -111,7 +111,7 @@ def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
     for letter in "qkv":
         tensors += [file.add_tensor(values) for values in (grids[letter].scale, grids[letter].zero)] if letter in grids else [NONE, NONE]
     tensors += [file.add_tensor(maps.step), file.add_tensor(maps.zero)]
-    tensors.append(file.add_tensor(frozen, 8) if frozen is not None else NONE)
+    tensors.append(file.add_tensor(frozen.codes, 8) if frozen is not None else NONE)
     local = parts.local_maps(module.constants, module.site.keys) if constant else None
     if constant and local is None:
         codes, scale, zero = parts.constant_maps(module.constants, where)
@@ -119,10 +119,9 @@ def _attention(file: ModelFile, block: Any, name: str, read: int) -> None:
     else:
         tensors += [NONE] * 3
     tensors += [NONE] * 3 if made is None else [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
-    kernel: tuple[int, ...] = (0, 0, 0, 0)
-    if local is not None:
-        tensors += [file.add_tensor(each) for each in local[:5]]
-        kernel = (*local.kernel.shape[1:], *local.grid)
+    kernel: tuple[int, ...] = (0, 0, 0, 0) if local is None else (*local.kernel.shape[1:], *local.grid)
+    tensors += [NONE] * 5 if local is None else [file.add_tensor(each) for each in local[:5]]
+    tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         norm, qkv, proj, heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
