@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_a_layer_that_cannot_be_made_leaves_the_model_as_it_is(
 class Failing(RuntimeTimer):
     """Ranks of 48 cannot be exported, nor can the first model of a plan."""
 
-    opened: list[str] = []
+    opened: ClassVar[list[str]] = []
 
     def _open(self, name: str, loaded: Any, folder: Path) -> Any:
         self.opened.append(name)
@@ -103,10 +104,8 @@ def test_a_change_that_cannot_be_timed_is_left_out(models: Any, pictures: Path, 
     monkeypatch.setattr("vitfrost.budget.latency.MODEL_SECONDS", 0.0)
     out = tmp_path / "plan.yaml"
     options = OPTIONS | {"target_latency": 0.995, "runtime": "torch-fp32", "out": out}
-    try:
+    with suppress(VitfrostError):  # whether the target is met depends on the clock; what failed does not
         search(models["digits"], pictures, **options)
-    except VitfrostError as error:  # a clock says what it likes; that something failed is no reason to stop
-        assert "2 changes failed" in str(error) or "latency" in str(error)
     record = load_search(tmp_path / "plan.search.json")
     reasons = [each.why for each in record.left_out]
     assert reasons[0].startswith("ValueError no graph of rank 48")

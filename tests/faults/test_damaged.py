@@ -20,8 +20,9 @@ from .fuzz import OUTCOMES, Worker, fuzz, outcome_of, table
 
 KINDS = (
     "plan", "statistics", "artifact", "onnx export", "openvino export", *(("native export", "native model file") if ENGINE else ()),
-    "recipe", "grid recipe", "training recipe", "results", "search", "bench", "pack", "checkpoint", "weights (torch)", "weights (safetensors)", "labels", "class names", "picture (png)", "picture (jpg)",
-    "picture (webp)", "picture (tiff)", "picture (gif)", "picture (bmp)", "run folder",
+    "recipe", "grid recipe", "training recipe", "results", "search", "bench", "pack", "checkpoint", "weights (torch)",
+    "weights (safetensors)", "labels", "class names", "picture (png)", "picture (jpg)", "picture (webp)", "picture (tiff)",
+    "picture (gif)", "picture (bmp)", "run folder",
 )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def _all_classes(names: Sequence[str], space: ClassSpace, root: object, mend: st
         numbers = sorted(map(int, names))
         if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
             raise VitfrostError(
-                f"the class folders of {root} are numbers from {numbers[0]} to {numbers[-1]} with gaps; the model has {space.count} classes: "
+                f"the class folders of {root} are numbers from {numbers[0]} to {numbers[-1]} with gaps, of {space.count} classes; "
                 f"call folders by their numbers (0 to {space.count - 1}), or give a labels CSV"
             )
         return {name: int(name) - numbers[0] for name in names}
