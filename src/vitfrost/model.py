@@ -388,7 +388,7 @@ def _shape_of_outputs(module: nn.Module, size: tuple[int, int]) -> tuple[int, ..
 
 
 def _kind_of_outputs(module: nn.Module, name: str, size: tuple[int, int], given: OutputKind | None, named: bool) -> tuple[OutputKind, int]:
-    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, or VitfrostError for others than given."""
+    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, and VitfrostError for others."""
     shape = _shape_of_outputs(module, size)
     found = outputs_of(module, name, shape[1], named=named)
     if len(shape) != 2 and found != "tokens":

@@ -121,15 +121,18 @@ def search(
         done = _Searching(EffectMeter(replacements, batches, batch.labels, outputs=loaded.outputs), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
-        failed = log.record.left_out
-        more = f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
-        raise VitfrostError(found.said + more)
+        raise VitfrostError(found.said + _failures(log))
     if progress:
         say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _failures(log: SearchLog) -> str:
+    failed = log.record.left_out
+    return f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
 
 
 @dataclass(frozen=True)
