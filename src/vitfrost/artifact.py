@@ -29,7 +29,7 @@ from .files import atomic_folder, sha256_of_file
 from .identity import Identity
 from .images.preprocessing import Preprocessing
 from .methods.frozen_entries import FrozenMaps
-from .methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer, UniformQuantizer
 from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
@@ -308,8 +308,11 @@ def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.nda
             tensors[f"{name}.zero_point"] = tensors[f"{name}.zero_point"].astype(np.float32)
 
 
-def _take_shapes(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
-    """Give quantizers buffers of one number per head where the file has them."""
+def _take_quantizers(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
+    """Give maps a uniform grid, and quantizers buffers of one number per head, where the file has them."""
+    for name, module in model.named_modules():
+        if isinstance(module, MapAttention) and isinstance(module.map_quantizer, LogQuantizer) and f"{name}.map_quantizer.scale" in tensors:
+            module.map_quantizer = UniformMapQuantizer(module.map_quantizer.bits)
     for name, module in model.named_modules():
         if isinstance(module, UniformQuantizer | LogQuantizer):
             for key, buffer in list(module.named_buffers()):
@@ -325,7 +328,7 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
     try:
         _restore_frozen(model, plan, tensors)
         _restore_layers(layers, tensors)
-        _take_shapes(model, tensors)
+        _take_quantizers(model, tensors)
         frozen_keys = {key for key in model.state_dict() if ".frozen." in key}
         outcome = model.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()}, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:

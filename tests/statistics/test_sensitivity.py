@@ -23,7 +23,7 @@ from vitfrost.model import Model
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
-from vitfrost.statistics.record import SiteStatistics, Statistics
+from vitfrost.statistics.record import Statistics
 from vitfrost.statistics.sensitivity import (
     SENSITIVITY_ARRAYS,
     SENSITIVITY_BYTES,
@@ -32,6 +32,7 @@ from vitfrost.statistics.sensitivity import (
     drawn_log_likelihood,
     drawn_score,
 )
+from vitfrost.statistics.site import SiteStatistics
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
 

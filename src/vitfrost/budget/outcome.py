@@ -86,7 +86,8 @@ def said(search: GreedySearch, labeled: bool, macs_share: float, latency: Latenc
         return f"MACs {macs_share:.3f} of the original {drop}"
     timed = latency.measured
     if timed is None:
-        return f"latency 1 of the original on {latency.setup.said}, {drop}"
+        ratio = "a model that cannot be timed" if search.steps else "latency 1 of the original"
+        return f"{ratio} on {latency.setup.said}, {drop}"
     low, high = timed.interval
     interval = f"95 % interval {low:.3f} to {high:.3f}; {latency.predicted:.3f} was predicted"
     return f"latency {timed.ratio:.3f} ({interval}) of the original on {latency.setup.said}, MACs {macs_share:.3f}, {drop}"

@@ -45,7 +45,7 @@ from .outcome import SearchProgress, how_near, recorded, refuse_below, said, tar
 from .planned import bare_plan, planned
 from .replacements import Replacements
 from .runtimes import find_target
-from .timer import RuntimeTimer
+from .timer import RuntimeTimer, reason_of
 
 
 def search(
@@ -121,13 +121,18 @@ def search(
         done = _Searching(EffectMeter(replacements, batches, batch.labels, outputs=loaded.outputs), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
-        raise VitfrostError(found.said)
+        raise VitfrostError(found.said + _failures(log))
     if progress:
         say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _failures(log: SearchLog) -> str:
+    failed = log.record.left_out
+    return f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
 
 
 @dataclass(frozen=True)
@@ -168,15 +173,27 @@ class _Searching:
         self.log.change(outcome=SearchEnd(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
         return _Ended(search.state, met, ended if met else how_near(search, budget, ended, labeled, corrections))
 
-    def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
-        """From the log where it is known, else from the model."""
+    def measure(self, state: State, near: State, move: Move, step: int) -> Effect | None:
+        """From the log where it is known, else from the model; None where that fails, which is noted."""
         earlier = self.log.known(state.key)
-        found = earlier or self._measured(self.meter.measure(state, near), state, move, step)
         if earlier is None:
+            if self.log.left_out(state.key) is not None:
+                return None
+            try:
+                effect = self.meter.measure(state, near)
+            except (VitfrostError, RuntimeError, ValueError, ArithmeticError) as error:  # linear algebra raises types of its own
+                self.log.leave_out(state.key, move.name, reason_of(error))
+                return None
+            found = self._measured(effect, state, move, step)
             self.log.add(found)
-        elif (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):
-            changed = {"macs": self.macs.total(state), "latency_share": self._latency_share(state)}  # another version, or another runtime
-            self.log.correct(earlier.model_copy(update=changed))
+        else:
+            found = earlier
+            if (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):
+                changed = {
+                    "macs": self.macs.total(state),
+                    "latency_share": self._latency_share(state),
+                }  # another version, or another runtime
+                self.log.correct(earlier.model_copy(update=changed))
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 

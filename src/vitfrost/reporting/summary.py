@@ -297,7 +297,7 @@ def settings(parts: RunParts) -> str:
         return ""
     return _yaml(
         parts.plan.model_dump(
-            mode="json", by_alias=True, include={"freeze", "constants", "hallucinate", "compact", "quantize"}, exclude_none=True
+            mode="json", by_alias=True, include={"freeze", "constants", "windowed", "hallucinate", "compact", "quantize"}, exclude_none=True
         )
     )
 

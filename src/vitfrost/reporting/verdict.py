@@ -167,7 +167,8 @@ def _most_sensitive(parts: RunParts) -> str | None:
         sensitivity = statistics.sites[layer.site].sensitivity
         for number in layer.constant if sensitivity is not None else ():
             assert sensitivity is not None
-            value = float(sensitivity.gradient_second[:, number].sum())
+            counted = getattr(statistics.sites[layer.site], "weights", 1.0)  # where only a sample of the weights is known
+            value = float((sensitivity.gradient_second[:, number] * counted).sum())
             if best is None or value > best[0]:
                 best = (value, f"head {number} of {layer.site}")
     return None if best is None else best[1]
