@@ -113,7 +113,9 @@ def draw(files: Sequence[Path], out: Path) -> None:
             others = ("mean outside", "frozen 10%, windowed")
             rows = [row for name, row in found["rows"].items() if name.startswith(beginning) and not any(each in name for each in others)]
             points = sorted((row["macs_share"], row["patches"], row["patches_error"]) for row in rows)
-            axes.errorbar(*zip(*[point[:2] for point in points], strict=True), yerr=[point[2] for point in points], marker="o", label=label)
+            if points:
+                shares, means, errors = zip(*points, strict=True)
+                axes.errorbar(shares, means, yerr=errors, marker="o", label=label)
         axes.set_xlabel("multiply-accumulates, share of the original")
         axes.set_ylabel("patches' cosine to the original")
         axes.set_title(f"{found['model']}, {found['image_size'][0]} px", fontsize=9)

@@ -48,7 +48,7 @@ POSITIONAL = {
 DEFAULTS = {
     "calibrate": {"--limit": "1000", "--seed": "0"},
     "plan": {
-        "--freeze": "0.2, or none where heads are hallucinated or blocks compacted", "--by": "entropy", "--scope": "head",
+        "--freeze": "0.2, or none where layers are changed in other ways", "--by": "entropy", "--scope": "head",
         "--unit": "entry", "--frozen-bits": "4", "--seed": "0",
         "--weight-bits": "4 where single weights are frozen, else 32",
     },

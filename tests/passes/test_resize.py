@@ -9,7 +9,7 @@ import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
-from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
+from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize, WindowHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan as make_plan
@@ -84,3 +84,12 @@ def test_a_plan_without_statistics_is_for_time_and_training(unit: str, tmp_path:
     assert kinds == {None, "local"}
     with pytest.raises(VitfrostError, match="whole heads, of which the first are taken"):
         vitfrost.plan(Model.open("vitfrost_digits", weights="random"), FreezeHeads(0.5, by="entropy"))
+
+
+def test_windows_of_computed_heads_grow_with_the_grid(model: Model, pictures: Path) -> None:
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=2), progress=False)
+    artifact = vitfrost.compress(model, make_plan(statistics, WindowHeads(0.5, 3)), statistics=statistics)
+    large = vitfrost.resize(artifact, 128)
+    assert {head.window for layer in large.plan.layers for head in layer.heads} == {None, 5}
+    with torch.no_grad():
+        assert large.module(torch.randn(1, 3, 128, 128)).isfinite().all()

@@ -117,13 +117,10 @@ def test_damaged_files_are_refused(heads, tmp_path, part) -> None:
         Statistics.load(path)
 
 
-def test_heads_are_measured_where_entries_take_too_many_passes(digits, pictures, entries, caplog) -> None:
+def test_entries_are_measured_in_few_passes_or_where_a_person_wants_them(digits, pictures, entries) -> None:
     sites = find_sites(digits.module).attention
+    assert bytes_needed(sites, sensitivity=False) > 5 * entries["blocks.0.attn"].mean.size * 336  # all are sampled
     size = entries["blocks.0.attn"].mean.size * 336
-    tight = bytes_needed(sites, sensitivity=False) / 1e9
-    with caplog.at_level(logging.INFO, "vitfrost"):
-        found = calibrate(digits, pictures, Calibrate(limit=4, memory_limit=tight), progress=False)
-    assert (found.header.detail, "whole heads are measured" in caplog.text) in [("heads", True), ("entries", False)]
     few = calibrate(digits, pictures, Calibrate(limit=4, memory_limit=2.2 * size / 1e9), progress=False)
     assert few.header.detail == "entries"  # in three passes
     smallest = 1.2 * size / 1e9  # six passes, one site each
@@ -131,6 +128,16 @@ def test_heads_are_measured_where_entries_take_too_many_passes(digits, pictures,
         calibrate(digits, pictures, Calibrate(limit=4, memory_limit=smallest), progress=False)
     six = calibrate(digits, pictures, Calibrate(limit=4, memory_limit=smallest, detail="entries"), progress=False)
     assert six.header.detail == "entries"
+
+
+def test_too_many_weights_are_measured_by_heads_and_said(digits, pictures, entries, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(sample, "PER_HEAD", 200)
+    limit = 1.2 * entries["blocks.0.attn"].mean.size * 336 / 1e9  # six passes
+    with caplog.at_level(logging.WARNING, "vitfrost"):
+        found = calibrate(digits, pictures, Calibrate(limit=4, memory_limit=limit), progress=False)
+    assert found.header.detail == "heads"
+    assert "101,400 attention weights are too many to count each; whole heads are measured" in caplog.text
+    assert len(found["blocks.0.attn"].sampled) <= 200
 
 
 def test_similarity_needs_every_weight(digits, pictures) -> None:

@@ -25,7 +25,7 @@ UNIT = Option(
 FREEZE = Option(
     FreezeEntries, "ratio", float | Literal["none"], FreezeEntries.ratio,
     "Share of attention weights (tau of EAM equation 15), heads or layers to freeze, 0 to 1, or none.",
-    Flag("freeze", "SHARE", default="0.2, or none where heads are hallucinated or blocks compacted"),
+    Flag("freeze", "SHARE", default="0.2, or none where layers are changed in other ways"),
 )  # fmt: skip
 BY = replace(
     next(option for option in options_of(FreezeEntries) if option.field == "by"),

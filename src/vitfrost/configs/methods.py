@@ -65,7 +65,7 @@ class FreezeEntries:
     TITLE: ClassVar[str] = "frozen attention weights"
     SWITCH: ClassVar[str] = "ratio"
 
-    ratio: Annotated[Share, Flag("freeze", "SHARE", default="0.2, or none where heads are hallucinated or blocks compacted")] = 0.2
+    ratio: Annotated[Share, Flag("freeze", "SHARE", default="0.2, or none where layers are changed in other ways")] = 0.2
     """Share of the attention weights that are frozen (tau of EAM equation 15), 0 to 1."""
     by: Annotated[str, Flag(choices=_criteria)] = "entropy"
     """Criterion; the weights with the lowest values are frozen."""

@@ -104,6 +104,8 @@ def _layer(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> Lay
             window = None if head.window is None else stretched_window(head.window, shape, target)
             apart = target.dilation if target.dilation > 1 else None
             head = HeadPlan.model_validate(head.model_dump() | {"window": window, "dilation": apart})
+        elif head.window is not None:
+            head = HeadPlan.model_validate(head.model_dump() | {"window": stretched_window(head.window, *_grids(before, after))})
         heads.append(head)
     return LayerPlan.model_validate(layer.model_dump() | {"maps": after.maps_shape, "heads": [head.model_dump() for head in heads]})
 

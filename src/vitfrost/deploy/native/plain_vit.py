@@ -115,7 +115,7 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
             raise refuse(where, f"{part} is a {type(getattr(module, part)).__name__}", MEND)
     heads, computed, moving = module.site.heads, module.logit_heads, module.moving_heads
     constant = heads - moving
-    if any(source != "constants" for source, _ in module.apart):
+    if module.windowed is not None or any(source != "constants" for source, _ in module.apart):
         raise refuse(where, "its maps come from a source that the engine does not have", "export it with --format onnx")
     grids = {"v": grid_of(module.value_quantizer, heads, f"the values of {where}")}
     if computed:
