@@ -21,6 +21,7 @@ from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
 from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing, Reading
+from .outputs import OutputKind, described
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
@@ -44,6 +45,7 @@ from .vit.load import (
     trained_size,
 )
 from .vit.options import check_options
+from .vit.outputs import chosen_outputs, has_classifier, outputs_of, without_head
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -55,6 +57,7 @@ log = logging.getLogger("vitfrost")
 MEMORY = "memory"
 LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
+TOKENS = {"num_classes": 0, "global_pool": ""}  # as timm is told to give all tokens
 Size = int | tuple[int, int] | None
 
 
@@ -79,6 +82,7 @@ class Model:
     class_names: tuple[str, ...] | None = None
     skeleton: Callable[[], nn.Module] | None = None
     registered: bool = True
+    outputs: OutputKind = "classes"
 
     @classmethod
     def of(
@@ -90,6 +94,7 @@ class Model:
         name: str | None = None,
         build: Callable[[], nn.Module] | None = None,
         image_processor: object = None,
+        outputs: OutputKind | None = None,
         **reading: Unpack[Reading],
     ) -> Model:
         """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
@@ -101,14 +106,14 @@ class Model:
         `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
         taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
         `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
-        itself.
+        itself. `outputs`: what the module gives, if not what it looks like (an embedding without a classifier, tokens without pooling).
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
         module = unwrapped(module)
         if (converted := convert_module(module)) is not None:
             if build is not None or name is not None:
                 raise VitfrostError(f"this {type(module).__name__} becomes timm's {converted.name}; leave out name and build")
-            return _of_foreign(module, converted, image_size, class_names, image_processor, reading)
+            return _of_foreign(module, converted, image_size, class_names, image_processor, outputs, reading)
         if image_processor is not None:
             reading = processor_reading(image_processor) | reading  # type: ignore[assignment]
         check_finite(module.state_dict(), f"the weights of this {type(module).__name__}")
@@ -122,11 +127,23 @@ class Model:
             raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
         if (patch := cut_pixels(own, size)) is not None:
             log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
-        classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
+        kind, classes = _kind_of_outputs(own, known, size, outputs, named=class_names is not None)
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
-        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, skeleton=build, registered=options is not None)
+        made = cls(
+            own,
+            known,
+            size,
+            MEMORY,
+            hash_state(own),
+            read,
+            classes,
+            options or {},
+            skeleton=build,
+            registered=options is not None,
+            outputs=kind,
+        )
         made.class_names = _names(class_names, made)
         return made
 
@@ -142,12 +159,15 @@ class Model:
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         seed: int = 0,
+        outputs: OutputKind | None = None,
         **reading: Unpack[Reading],
     ) -> Model:
         """A timm model by its name, the artifact in a folder, or the export in one (which its own runtime runs, on the CPU).
 
         `weights`: a safetensors file or a checkpoint (see vit.checkpoint); None for timm's own pretrained weights; "random" for weights
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
+        `outputs`: what the model gives: "classes", an "embedding", or "tokens", those of the last layer instead of a pooled vector. If not
+        given, an embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes.
         `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
         Raises VitfrostError in one line for anything that is not there or does not fit.
         """
@@ -162,7 +182,14 @@ class Model:
             module, function = _FOLDERS["export" if is_export(name) else "artifact"]
             made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
-            made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
+            options = dict(options or {}) | (TOKENS if outputs == "tokens" else {})
+            made = _open_timm(str(name), weights, image_size, classes, options, seed)
+            made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
+            if outputs is None and made.outputs == "embedding" and made.classes:
+                log.info(
+                    "%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes
+                )
+        made.outputs = chosen_outputs(outputs, made.outputs, made.name, made.classes)
         made.preprocessing = made.preprocessing.changed(**reading)
         if class_names is not None:
             made.class_names = read_class_names(class_names, made.classes)
@@ -198,14 +225,15 @@ class Model:
             return create_model(self.name, self.image_size, **self.options)  # type: ignore[no-any-return]
         return Skeleton(self.module)()
 
-    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
-        """Logits of normalized pixels, on the model's device."""
+    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, images * outputs]:
+        """Logits of normalized pixels (or an embedding, or tokens), on the model's device."""
         logits: Tensor = self.module(pixels.to(self.device))
         return logits
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_size))
-        return f"{type(self).__name__}({self.name}, {size} px, {self.classes} classes, weights {self.weight_tag} {self.state_hash[:8]})"
+        gives, weights = described(self.outputs, self.classes), f"weights {self.weight_tag} {self.state_hash[:8]}"
+        return f"{type(self).__name__}({self.name}, {size} px, {gives}, {weights})"
 
 
 def _of_foreign(
@@ -214,6 +242,7 @@ def _of_foreign(
     image_size: Size,
     class_names: Sequence[str] | str | Path | None,
     image_processor: object,
+    outputs: OutputKind | None,
     reading: Mapping[str, Any],
 ) -> Model:
     """timm's model of a module of transformers or torchvision, compared with it at the size it was made for, then at `image_size`."""
@@ -228,8 +257,9 @@ def _of_foreign(
         own = build_timm(replace(converted, image_size=size), type(module).__name__)
     reading = (processor_reading(image_processor) if image_processor is not None else {}) | dict(reading)
     read = _preprocessing(own, size).changed(**reading)
-    made = Model(own, converted.name, size, MEMORY, hash_state(own), read, _outputs(own, size), dict(converted.options))
     names = converted.class_names if class_names is None else class_names
+    kind, classes = _kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
+    made = Model(own, converted.name, size, MEMORY, hash_state(own), read, classes, dict(converted.options), outputs=kind)
     made.class_names = None if names is None else read_class_names(names, made.classes)
     return made
 
@@ -318,7 +348,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
             options["num_classes"] = found
             log.info("%s: its head has %d classes", weights, found)
             module = create_model(name, image_size, seed=seed, **options)
-        load_state(module, fit_state(module, state), str(weights))
+        load_state(module, without_head(module, fit_state(module, state), name), str(weights))
         tag = f"file:{Path(str(weights)).name}"
     elif "num_classes" in options and options["num_classes"] != config.get("num_classes"):
         log.warning("%s: timm's weights have no head of %s classes; it is untrained", name, options["num_classes"])
@@ -348,13 +378,24 @@ def image_size_of(module: Any, given: Size) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
-    """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
+def _shape_of_outputs(module: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of what the module says of one image. Raises UnsupportedModel where that is no tensor with an axis of images."""
     said = module(torch.zeros(1, 3, *size, device=device_of(module)))
-    if not isinstance(said, Tensor) or said.ndim != 2:
+    if not isinstance(said, Tensor) or said.ndim < 2:
         found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
         raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
-    return said.shape[1]
+    return tuple(said.shape)
+
+
+def _kind_of_outputs(module: nn.Module, name: str, size: tuple[int, int], given: OutputKind | None, named: bool) -> tuple[OutputKind, int]:
+    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, and VitfrostError for others."""
+    shape = _shape_of_outputs(module, size)
+    found = outputs_of(module, name, shape[1], named=named)
+    if len(shape) != 2 and found != "tokens":
+        raise UnsupportedModel(
+            f"this {type(module).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported"
+        )
+    return chosen_outputs(given, found, f"this {type(module).__name__}", shape[1]), shape[1] if has_classifier(module) else 0
 
 
 def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:

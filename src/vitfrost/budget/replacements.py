@@ -72,13 +72,16 @@ class Replacements:
         return [block.site for block in self._blocks]
 
     def install(self, state: State) -> None:
-        """Bring the model into a state."""
+        """Bring the model into a state; where a layer of it cannot be made, the model stays as it is."""
+        made: dict[str, nn.Module] = {}
         for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):
             if old != heads:
-                self.model.set_submodule(self.layers[place].site, self._attention_with(place, heads))
+                made[self.layers[place].site] = self._attention_with(place, heads)
         for place, (old_rank, rank) in enumerate(zip(self.state.ranks, state.ranks, strict=True)):
             if old_rank != rank:
-                self.model.set_submodule(second_projection(self.model, self._blocks[place].site), self._projection_with(place, rank))
+                made[second_projection(self.model, self._blocks[place].site)] = self._projection_with(place, rank)
+        for name, module in made.items():
+            self.model.set_submodule(name, module)
         self.state = state
 
     def _attention_with(self, place: int, frozen: frozenset[int]) -> nn.Module:

@@ -60,8 +60,8 @@ def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     macs = dict.fromkeys(MAC_PARTS, 0)
     for site in sites.attention:
         logit_heads = site.heads if site.logit_heads is None else site.logit_heads
-        macs["query_key_product"] += logit_macs(site) * logit_heads // site.heads
-        macs["map_value_product"] += logit_macs(site) * (site.heads - site.mixed_apart) // site.heads
+        macs["query_key_product"] += logit_macs(site) * (logit_heads - site.windowed) // site.heads
+        macs["map_value_product"] += logit_macs(site) * (site.heads - site.mixed_apart - site.windowed) // site.heads
         for part, count in site.source_macs:
             macs[part] += count
     for linear in (*sites.linears, *sites.kept):

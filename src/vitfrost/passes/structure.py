@@ -60,8 +60,9 @@ def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
 
 def _with_logits(site: AttentionSite, layer: LayerPlan, plan: Plan) -> AttentionSite:
     macs = tuple((source.cost, source.macs(site, layer, plan.settings_of(source))) for source in layer.sources)
-    apart = sum(len(layer.heads_of(source.name)) for source in layer.sources if not source.of_logits)
-    return replace(site, logit_heads=len(layer.logit_heads), mixed_apart=apart, source_macs=macs)
+    apart = sum(len(layer.heads_of(source.name)) for source in layer.sources if not source.of_logits and not source.of_queries)
+    windowed = sum(len(layer.heads_of(source.name)) for source in layer.sources if source.of_queries)
+    return replace(site, logit_heads=len(layer.logit_heads), mixed_apart=apart, windowed=windowed, source_macs=macs)
 
 
 def fit_sources(plan: Plan, statistics: Statistics | None) -> Fitted:
@@ -109,6 +110,8 @@ def install_layer(
         part.to(module.proj.weight).train(module.training)
         if source.of_logits:
             module.hallucinate(part)
+        elif source.of_queries:
+            module.look_near(part, len(layer.heads_of(source.name)))
         else:
             module.mix_apart(source.module, part, len(layer.heads_of(source.name)))
 

@@ -81,6 +81,7 @@ def _is_bare(module: FusedAttention) -> bool:
     """Whether nothing but constant heads was done to an attention layer, and its maps have no learned bias."""
     changed = (
         module.query_quantizer, module.key_quantizer, module.value_quantizer, module.map_quantizer, module.hallucination, module.frozen,
+        module.windowed,
     )  # fmt: skip
     unchanged = all(part is None for part in changed) and not module.observers.any and isinstance(module.qkv, nn.Linear)
     bare = unchanged and all(name == "constants" for name, _ in module.apart)

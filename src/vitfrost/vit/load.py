@@ -89,6 +89,9 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
         problems.append(
             f"other shapes at {_names(shapes)} ({first}: {list(state[first].shape)} in the file, {list(own[first].shape)} in the model)"
         )
+    whole = {key for key in own.keys() & state.keys() if own[key].is_floating_point() and not state[key].is_floating_point()}
+    if whole:  # codes, whose scales are elsewhere
+        problems.append(f"whole numbers ({state[min(whole)].dtype}) for weights at {_names(whole)}")
     if problems:
         raise VitfrostError(f"the weights {path} do not fit the model: {'; '.join(problems)}")
     model.load_state_dict(state)

@@ -18,7 +18,8 @@ class AttentionSite:
     tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
     `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
     `logit_heads` (None: all) have queries and keys; `mixed_apart` of the others have their values mixed by a
-    module of their own (constant maps). `source_macs`: multiply-accumulates of what makes maps, by the part of the costs.
+    module of their own (constant maps); `windowed` of those with logits are computed by one. `source_macs`: multiply-accumulates of
+    what makes maps, by the part of the costs.
     """
 
     name: str
@@ -36,6 +37,7 @@ class AttentionSite:
     key_grid: tuple[int, int] | None = None
     logit_heads: int | None = None
     mixed_apart: int = 0
+    windowed: int = 0
     source_macs: tuple[tuple[str, int], ...] = ()
 
     @property
