@@ -59,8 +59,8 @@ def page(reasons: dict[str, str | None]) -> str:
         "# Models of timm",
         "",
         f"Of timm {timm.__version__}'s {total} pretrained tags of transformers with softmax attention {supported} are supported,"
-        f" {100 * supported / total:.0f} %: {sum(map(len, taken.values()))} of {len(reasons)} architectures. An architecture is supported"
-        " where every layer is understood; else it is refused in the line that stands here.",
+        f" {100 * supported / total:.0f} %: {sum(map(len, taken.values()))} of {len(reasons)} architectures.",
+        "An architecture is supported where every layer is understood; else it is refused in the line that stands here.",
         "",
         "`python scripts/models_table.py` makes this page: each architecture is built without weights and looked at as any model is.",
         "",
@@ -78,7 +78,8 @@ def page(reasons: dict[str, str | None]) -> str:
 
 def listed() -> dict[str, str | None]:
     """The verdicts on the page as it is, by architecture."""
-    rows = re.findall(r"^\| (\w+) \| [^|]*\| (.*) \|$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    text = PAGE.read_text(encoding="utf-8").partition("\n## ")[2]
+    rows = re.findall(r"^\| (\w+) \| [^|]*\| (.*) \|$", text, flags=re.M)
     return {name: None if verdict == "yes" else verdict for name, verdict in rows if name != "architecture"}
 
 

@@ -104,6 +104,15 @@ def test_what_has_no_counterpart_is_refused_in_one_line() -> None:
         convert({"model_type": "beit"}, {})
 
 
+@pytest.mark.parametrize("config", [{}, {"hidden_size": "x"}, {**FEW, "image_size": None}, {**FEW, "hidden_act": "gelu", "patch_size": []}])
+def test_damaged_configurations_end_in_one_line(config: dict[str, Any]) -> None:
+    with pytest.raises(VitfrostError, match="the configuration of type 'vit' does not go with its weights") as caught:
+        convert({"model_type": "vit", **config}, {})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(VitfrostError, match="the image processor is damaged"):
+        reading({"image_mean": ["a"], "image_std": 3})
+
+
 def test_torchvision() -> None:
     from torchvision.models.vision_transformer import VisionTransformer
 

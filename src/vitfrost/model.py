@@ -326,7 +326,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
-    config = None if weights is None else folder_configuration(weights)
+    config = None if weights is None or random else folder_configuration(weights)
     converted = None if config is None or state is None else convert(config, state)
     if converted is not None:
         state, options = converted.state, converted.options | options

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, VitfrostError
 
 State = dict[str, Tensor]
 KNOWN = "ViT, DeiT, Dinov2 (with registers), DINOv3 ViT, Swin, and the vision models of SigLIP and CLIP"
@@ -34,6 +34,7 @@ _PARTS = [
     (r"layer_scale1\.lambda1$", "ls1.gamma"),
     (r"layer_scale2\.lambda1$", "ls2.gamma"),
 ]
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 _PATCHES = re.compile(r"^embeddings\.patch_embeddings?\.(?:projection\.)?(weight|bias)$")
 # In files, and of no use to an image: masks, the text tower, indices that follow from the sizes.
 _LEFT_OUT = ("mask_token", "relative_position_index", "position_ids", "text_model.", "text_projection", "logit_scale", "logit_bias",
@@ -69,8 +70,14 @@ def convert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted
     if kind not in _KINDS:
         raise UnsupportedModel(f"a model of the type '{kind}' of transformers is not supported; supported are {KNOWN}")
     named = _neutral({name: value for name, value in state.items() if not any(part in name for part in _LEFT_OUT)})
-    made: Converted = _KINDS[kind](config, named)
-    names = class_names(config) if made.options.get("num_classes") else None
+    try:
+        made: Converted = _KINDS[kind](config, named)
+        names = class_names(config) if made.options["num_classes"] else None
+    except _MALFORMED as error:
+        what = f"{type(error).__name__}: {str(error)[:100]}"
+        raise VitfrostError(
+            f"the configuration of type '{kind}' does not go with its weights ({what}); give both as they were saved"
+        ) from error
     left = tuple(sorted({name.rpartition(".")[0] for name in state if "pooler.dense" in name}))
     return Converted(made.name, made.image_size, made.options, made.state, made.outputs, names, left)
 
@@ -85,10 +92,20 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def reading(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """How an image processor (preprocessor_config.json, or `to_dict()`) prepares pictures, in timm's words."""
+    """How an image processor (preprocessor_config.json, or `to_dict()`) prepares pictures, in timm's words.
+
+    Raises VitfrostError for one that makes no sense.
+    """
+    try:
+        return _reading(processor)
+    except _MALFORMED as error:
+        raise VitfrostError(f"the image processor is damaged ({type(error).__name__}: {str(error)[:100]}); leave it out") from error
+
+
+def _reading(processor: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
-        found |= {"mean": tuple(processor["image_mean"]), "std": tuple(processor["image_std"])}
+        found |= {name: tuple(map(float, processor[f"image_{name}"])) for name in ("mean", "std")}
     elif processor.get("do_normalize") is False:
         found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     size, crop = processor.get("size"), processor.get("crop_size")
