@@ -1,10 +1,11 @@
 """The engine under sanitizers and on Arm: damaged files, models opened and closed over and over, logits of every instruction set.
 
-    python scripts/engine_checks.py [--count 3000] [--build build/engine]
+    python scripts/engine_checks.py [--count 1000] [--build build/engine]
 
 Builds the library with AddressSanitizer and UBSan, warnings as errors, writes small models of every kind of map, and runs
-`native/tests/fuzz.cpp` and `cycles.cpp` on each. Where Debian's compiler for Arm and qemu are installed (g++-aarch64-linux-gnu, qemu-user),
-it builds the library for Arm and compares its logits with PyTorch's. It says so and ends with 0 where cmake or a C++ compiler is missing.
+`native/tests/fuzz.cpp` and `cycles.cpp` on each, on every instruction set of this processor; those of AMX are emulated. Where Debian's
+compiler for Arm and qemu are installed (g++-aarch64-linux-gnu, qemu-user), it builds the library for Arm and compares its logits with
+PyTorch's. It says so and ends with 0 where cmake or a C++ compiler is missing.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PLANS = {
     "frozen": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+    "entries_of_their_own": (vf.FreezeEntries(0.3, grid="head"), vf.Quantize(4, 4, "strict")),
 }
 WINDOW_PLANS = {
     "windows": (vf.Quantize(8, 8, "strict"),),
@@ -117,35 +119,43 @@ def check_arm(seeds: list[Path], build: Path) -> None:
                 raise SystemExit(f"the kernels {isa} are wrong")
 
 
+def here(build: Path, seed: Path) -> list[str]:
+    """The instruction sets on which the library that was built opens a model."""
+    call = [build / "logits", seed, seed.with_suffix(".pixels"), str(PICTURES)]
+    names = ("amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
+    return [name for name in names if not subprocess.run(call, capture_output=True, env={**os.environ, "VITFROST_ISA": name}).returncode]
+
+
 def main() -> int:
     """Build, run, and print what every check says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=3000, help="damaged files for every model")
-    parser.add_argument("--cycles", type=int, default=250, help="how often a model is opened, run and closed")
+    parser.add_argument("--count", type=int, default=1000, help="damaged files for every model and instruction set")
+    parser.add_argument("--cycles", type=int, default=250, help="how often a model is opened, run and closed, for each of them")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "engine")
     arguments = parser.parse_args()
     if not shutil.which("cmake") or not shutil.which(os.environ.get("CXX", "c++")):
         print("no cmake or no C++ compiler here: the engine is not checked under sanitizers")
         return 0
     flags = [
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
         "-DVITFROST_SANITIZE=address,undefined",
+        "-DVITFROST_EMULATE_AMX=ON",
         "-DVITFROST_CHECKS=ON",
         "-DVITFROST_WARNINGS_AS_ERRORS=ON",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     ]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", arguments.build, *flags], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", arguments.build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
-    environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     seeds = write_seeds(arguments.build / "seeds")
     check_arm(seeds, arguments.build.with_name(arguments.build.name + "-arm"))
-    for index, seed in enumerate(seeds):
-        for check in (
-            [arguments.build / "fuzz", seed, str(arguments.count), str(index)],
-            [arguments.build / "cycles", seed, str(arguments.cycles)],
-        ):
-            print(f"{seed.stem}, {check[0].name}: ", end="", flush=True)
-            subprocess.run(check, check=True, env=environment)
+    for isa in here(arguments.build, seeds[0]):
+        environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", "VITFROST_ISA": isa}
+        for index, seed in enumerate(seeds):
+            for check in (
+                [arguments.build / "fuzz", seed, str(arguments.count), str(index)],
+                [arguments.build / "cycles", seed, str(arguments.cycles)],
+            ):
+                print(f"{isa}, {seed.stem}, {check[0].name}: ", end="", flush=True)
+                subprocess.run(check, check=True, env=environment)
     return 0
 
 

@@ -29,7 +29,7 @@ class Timer {
 
 } // namespace
 
-Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels) {
+Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(most_chunk / kernels_.rows * kernels_.rows) {
     size_t codes = 1, hidden = 1, inner = 1, width = 1, keys = 1, floats = 1;
     auto reaches = [](size_t &size, int count) { size = std::max(size, stride_of(count)); };
     reaches(codes, layers.embed.linear->inputs);
@@ -58,7 +58,7 @@ Stream Forward::make_stream() const {
     for (size_t stage = 0; stage < layers_.stages.size(); stage++)
         x[stage % 2] = std::max(x[stage % 2], size_t(layers_.stages[stage].tokens) * layers_.stages[stage].stride);
     for (const Attention &layer : layers_.attention) {
-        const size_t rows = size_t(layer.windows) * size_t(layer.queries);
+        const size_t rows = size_t(layer.windows) * size_t(layer.queries) + 2 * most_rows; // kernels read whole tiles
         qkv = std::max(qkv, rows * layer.first.stride), keys = std::max(keys, size_t(layer.tokens) * layer.keys.stride);
         mixed = std::max(mixed, rows * layer.mixed_stride);
         if (layer.proj->input.dynamic) floats = std::max(floats, rows * layer.mixed_stride);
@@ -66,7 +66,7 @@ Stream Forward::make_stream() const {
     made.x[0].resize(x[0]), made.x[1].resize(x[1]), made.qkv.resize(qkv), made.mixed.resize(mixed), made.mixed_floats.resize(floats);
     made.keys.resize(keys);
     for (const FeedForward &layer : layers_.feed_forward)
-        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out) * stride_of(layer.first->columns));
+        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out + most_rows) * stride_of(layer.first->columns));
     made.hidden.resize(hidden);
     return made;
 }
@@ -79,10 +79,11 @@ size_t Forward::stream_bytes() const {
 
 Worker Forward::make_worker() const {
     Worker made;
-    size_t rows = size_t(chunk), columns = most_keys_, channels = values_bytes_ / columns;
+    size_t rows = size_t(chunk_), columns = most_keys_, channels = values_bytes_ / columns;
+    const size_t tile = size_t(kernels_.rows);
     made.codes.resize(rows * code_stride_), made.hidden.resize(rows * hidden_stride_), made.inner.resize(rows * inner_stride_);
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
-    made.sums.resize(size_t(most_rows) * size_t(kernels_.panel));
+    made.sums.resize(tile * size_t(kernels_.panel));
     made.keys.resize(keys_bytes_), made.values.resize(values_bytes_), made.key_start.resize(columns), made.value_sums.resize(channels);
     if (wide_) made.wide_values.resize(values_bytes_ + 2 * channels);
     for (const Attention &layer : layers_.attention)
@@ -98,18 +99,18 @@ Worker Forward::make_worker() const {
     made.computed.resize(size_t(logit_heads)), made.query_zero.resize(size_t(logit_heads)), made.key_shift.resize(size_t(logit_heads));
     if (logit_heads) {
         made.keys.resize(keys_bytes_ * size_t(logit_heads)), made.key_start.resize(columns * size_t(logit_heads));
-        size_t most = size_t(most_rows + kernel);
+        size_t most = tile + size_t(kernel);
         made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
     }
-    made.scratch.logits.resize(most_rows * columns), made.scratch.planes.resize(2 * most_rows * columns);
-    made.scratch.sums.resize(4 * size_t(most_rows) * size_t(kernels_.panel));
-    if (wide_) made.scratch.wide.resize(most_rows * columns);
+    made.scratch.logits.resize(tile * columns), made.scratch.planes.resize(2 * tile * columns);
+    made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
+    if (wide_) made.scratch.wide.resize(tile * columns);
     return made;
 }
 
 size_t Forward::worker_bytes() const {
-    return size_t(chunk) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
-           most_rows * most_keys_ * 6;
+    return size_t(chunk_) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
+           size_t(kernels_.rows) * most_keys_ * 6;
 }
 
 // A worker's rows, whole tiles but for the last.
@@ -184,8 +185,8 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
     const Stage &stage = layers_.stages.front();
     const size_t flat_stride = stride_of(linear.inputs);
     const size_t channels = size_t(stage.channels);
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last);
         for (int token = begin; token < end; token++) {
             float *x = stream.rows(stage, 0, token);
             bool prefix = token < layer.prefix;
@@ -256,8 +257,8 @@ void Forward::add_hidden(const FeedForward &layer, Input input, int rows, float 
 // All of it, or what comes before a convolution over the grid.
 void Forward::feed_forward(const FeedForward &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
     const Stage &stage = layers_.stages[size_t(number)];
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last), count = end - begin;
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last), count = end - begin;
         float *x = stream.rows(stage, number, begin);
         Input input = normed(layer.input, *layer.first, x, stage.stride, count, worker);
         if (layer.convolution) {

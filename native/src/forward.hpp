@@ -12,7 +12,7 @@ namespace vf {
 
 // Rows that pass through the layers of a block together. Fewer read the weights more often from the second cache or beyond, more do not stay in it themselves:
 // of 24 to 198 rows 66 to 132 were fastest, for DeiT-Tiny and DeiT-Small alike.
-constexpr int chunk = 17 * most_rows;
+constexpr int most_chunk = 102;
 
 // What a picture takes: the residual stream and codes between the layers.
 struct Stream {
@@ -98,6 +98,7 @@ class Forward {
 
     const Layers &layers_;
     const Kernels &kernels_;
+    int chunk_;                                                        // rows that pass through the layers of a block together, whole tiles
     size_t code_stride_, hidden_stride_, inner_stride_, float_stride_; // the largest of all layers
     size_t most_keys_, keys_bytes_, values_bytes_;
     bool wide_ = false;

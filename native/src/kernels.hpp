@@ -155,6 +155,9 @@ struct Scratch {
 struct Kernels {
     const char *name;
     int lanes, rows, panel; // lanes of a vector, rows of a tile, columns of a panel
+    // A thread calls `begin` before it calls anything below, and `end` after that: a processor may have registers to set up.
+    void (*begin)();
+    void (*end)();
     void (*product)(const Product &, const Packed &, const Epilogue &, int32_t *sums);
     void (*product_sums)(const Product &, const Packed &, int32_t *sums, size_t sums_stride);
     // Codes [rows, stride] of normalized rows: (x - mean) rstd gain + shift, where gain and shift have the quantizer in them.
@@ -179,7 +182,7 @@ struct Kernels {
 };
 
 // The rows of a tile and the columns of its sums, at most.
-constexpr int most_rows = 6;
+constexpr int most_rows = 16;
 
 // The tables by name, best first; those that this processor runs.
 struct Isa {

@@ -16,6 +16,7 @@ from ...methods.quantize.modules import QuantizedLayer
 from ...vit import plain
 from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
+from ...vit.feed_forward import has_bare_hidden_layer
 from ...vit.lean import tokens_read
 from . import parts
 from .format import (
@@ -165,6 +166,8 @@ def add_attention(
     """Norm and attention of a block, for the first `read` tokens. `stretch` [channels]: a LayerScale behind it. `windows`: height and width
     of Swin's, and how far down and to the right they are shifted."""
     module, where = block.attn, f"{name}.attn"
+    if isinstance(block, plain.ResPostBlock):
+        raise refuse(name, "its norms stand behind its layers", MEND)
     if not isinstance(module, FusedAttention) or (module.has_relative_bias and windows is None):
         raise refuse(where, f"it is a {type(module).__name__}", MEND)
     if not isinstance(module.norm, nn.Identity):
@@ -194,6 +197,8 @@ def add_feed_forward(
     a DEPTHWISE layer before the activation."""
     mlp, where = block.mlp, f"{name}.mlp"
     norm = add_norm_before(file, block.norm2, f"{name}.norm2", where)
+    if convolution is None and not has_bare_hidden_layer(mlp):
+        raise refuse(where, f"it is a {type(mlp).__name__} with a gate, or with a norm between its layers", MEND)
     first = add_linear(file, mlp.fc1, f"{where}.fc1")
     if isinstance(mlp.fc2, CompactProjection):
         if not mlp.fc2.merged:
