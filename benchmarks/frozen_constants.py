@@ -26,7 +26,8 @@ from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.plans.heads import LayerPlan
-from vitfrost.statistics.record import SiteStatistics, Statistics
+from vitfrost.statistics.record import Statistics
+from vitfrost.statistics.site import SiteStatistics
 
 COMPARED: list[tuple[str, int | None]] = [("toeplitz", None), *(("local", window) for window in (3, 5, 7, 9, 11, 15))]
 CARRIED: list[tuple[str, int | None]] = [("toeplitz", None), ("local", 5), ("local", 7)]

@@ -20,7 +20,8 @@ from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact
 from vitfrost.configs import Compress, FreezeEntries, Quantize
 from vitfrost.model import Model
 from vitfrost.plans.file import load_plan, plan_hash
-from vitfrost.statistics.record import SiteStatistics, Statistics
+from vitfrost.statistics.record import Statistics
+from vitfrost.statistics.site import SiteStatistics
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.load import hash_state
 from vitfrost.vit.stream import ResidualStream

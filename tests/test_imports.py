@@ -19,9 +19,9 @@ timing
 runs.recipe, runs.stages
 artifact, class_names, deploy, evaluation, keyed, map_sources, model, passes, plans, statistics
 methods
-configs, methods.constant_heads.constants, methods.constant_heads.kinds, plans.criteria
+configs, methods.constant_heads.constants, methods.constant_heads.kinds, methods.constant_heads.offsets, plans.criteria
 images, runtime, vit
-files, identity, records, strict, terminal
+files, identity, outputs, records, strict, terminal
 distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 

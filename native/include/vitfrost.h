@@ -47,8 +47,7 @@ VF_API int vf_profile_row(const vf_model *model, size_t row, char *name, size_t 
 /* For tests and for the limit of a machine: the integer sums of codes x [rows, depth] times weights [columns, depth], of one instruction set.
  * `repeat`: how often it is computed. */
 VF_API int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t depth, const uint8_t *x, int32_t x_bits, const uint8_t *weights,
-                            int32_t weight_bits, const float *weight_zero, int32_t x_zero, int32_t repeat, int32_t *sums, char *message,
-                            size_t message_bytes);
+                            const float *weight_zero, int32_t x_zero, int32_t repeat, int32_t *sums, char *message, size_t message_bytes);
 
 #ifdef __cplusplus
 }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .configs import Run as Run
     from .configs import Search as Search
     from .configs import Train as Train
+    from .configs import WindowHeads as WindowHeads
     from .deploy.export import export as export
     from .errors import VitfrostError as VitfrostError
     from .evaluation.evaluate import evaluate as evaluate
@@ -53,7 +54,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless t
 _HOMES = {
     "configs": (
         "Bench", "Calibrate", "Compact", "Compress", "Evaluate", "Export", "FreezeEntries", "FreezeHeads", "Hallucinate", "Quantize",
-        "Repair", "Run", "Search", "Train",
+        "Repair", "Run", "Search", "Train", "WindowHeads",
     ),
     "artifact": ("Artifact",),
     "budget.search": ("search",),

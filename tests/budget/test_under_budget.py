@@ -77,8 +77,8 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
     for memory in (MEMORY, 1):
 
         class Watched(verb.EffectMeter):
-            def __init__(self, *given: Any, memory: int = memory):
-                super().__init__(*given, memory=memory)
+            def __init__(self, *given: Any, memory: int = memory, **options: Any):
+                super().__init__(*given, memory=memory, **options)
 
             def measure(self, state: Any, near: Any) -> Any:
                 found = super().measure(state, near)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import vitfrost
 from vitfrost.cli import main
-from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair, Search
+from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair, Search, WindowHeads
 from vitfrost.configs.base import idle_fields, options_of
 from vitfrost.configs.words import as_flags, default_text, metavar, read, words_of
 from vitfrost.plans.criteria import CRITERIA
@@ -55,6 +55,7 @@ HALLUCINATED = st.builds(
     inter_map=st.sampled_from(["linear", "copy", "pair"]), intra_map=st.sampled_from(["none", "3x3", "5x5", "key-grid"]),
     prefix=st.sampled_from(["skip", "include"]), bias=st.booleans(),
 )  # fmt: skip
+WINDOWED = st.builds(WindowHeads, ratio=small(0, 0.4), window=st.sampled_from([3, 15]), outside=st.sampled_from(["none", "mean"]))
 COMPACTED = st.builds(
     Compact, ratio=small(0.1, 0.7), init=st.sampled_from(["activations", "weights", "random"]),
     blocks=st.sampled_from(["all", "transformer"]),
@@ -66,7 +67,12 @@ QUANTIZED = st.builds(Quantize, BITS, BITS, st.sampled_from(["published", "stric
 @st.composite
 def methods(draw: Any) -> tuple[Any, ...]:
     """Any methods of one plan that have an effect together."""
-    chosen = [draw(st.one_of(st.none(), ENTRIES, HEADS)), draw(st.one_of(st.none(), HALLUCINATED)), draw(st.one_of(st.none(), COMPACTED))]
+    chosen = [
+        draw(st.one_of(st.none(), ENTRIES, HEADS)),
+        draw(st.one_of(st.none(), WINDOWED)),
+        draw(st.one_of(st.none(), HALLUCINATED)),
+        draw(st.one_of(st.none(), COMPACTED)),
+    ]
     made = [effective(method) for method in chosen if method is not None]
     bits = draw(st.one_of(st.none(), QUANTIZED))
     entries = made[0] if made and isinstance(made[0], FreezeEntries) else None

@@ -42,3 +42,13 @@ def test_int8_is_bounded_by_agreement_and_correlation() -> None:
             refuse_difference(compare(LOGITS, broken, "int8", "images"), "a model", "onnx")
     with pytest.raises(VitfrostError, match="not finite"):
         refuse_difference(compare(LOGITS, LOGITS * np.float32(np.nan), "int8", "images"), "a model", "onnx")
+
+
+def test_best_classes_count_on_pictures_alone() -> None:
+    ties = np.float32([[5, 5, 0], [4, 4, 1]])
+    other = ties + np.float32([[0, 0.1, 0], [0, 0.1, 0]])
+    refuse_difference(compare(ties, other, "int8", "random"), "a model", "native")
+    with pytest.raises(VitfrostError, match=r"agrees on 0 % of 2 images .*other calibration images"):
+        refuse_difference(compare(ties, other, "int8", "images"), "a model", "native")
+    with pytest.raises(VitfrostError, match=r"give images to compare on \(--images DIR\)"):
+        refuse_difference(compare(ties, -other, "int8", "random"), "a model", "native")

@@ -117,7 +117,7 @@ def test_its_cost_its_statistics_and_its_page(written: Path, shallow: Any, pictu
             "source: uniform, entries: 3",
             "entries is 3, but a uniform head has none; leave it out, or write",
         ),
-        ("source: uniform", "source: unform", "source is 'unform'; it should be one of computed, frozen, hallucinated, uniform"),
+        ("source: uniform", "source: unform", "source is 'unform'; it should be one of computed, frozen, hallucinated, windowed, uniform"),
     ],
 )
 def test_mistakes_are_named(written: Path, old: str, new: str, message: str) -> None:

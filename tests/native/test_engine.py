@@ -15,6 +15,7 @@ from torch import nn
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
+from vitfrost.methods.quantize.modules import UniformQuantizer
 
 from .reference import Reference
 from .simulation import noise, quantized, with_scales_of_heads, write
@@ -65,6 +66,9 @@ def test_every_kind_of_plain_vit(engine: Any, options: dict[str, Any], bits: tup
     [
         [FreezeEntries(0.3), STRICT],
         [FreezeEntries(0.6, scope="layer", bits=8), Quantize(8, 8, "strict")],
+        [FreezeEntries(0.3, grid="head"), STRICT],
+        [FreezeEntries(0.4, bits=3), Quantize(8, 8, "strict")],
+        [FreezeEntries(0.3), Quantize(4, 32)],
         [FreezeHeads(0.5, kind="dense"), STRICT],
         [FreezeHeads(0.5, kind="local", window=3), Quantize(8, 8, "strict")],
         [FreezeHeads(0.5, unit="layer"), STRICT],
@@ -87,6 +91,15 @@ def test_every_map_source(engine: Any, shallow: Any, methods: list[Any], tmp_pat
 def test_heads_with_scales_of_their_own(engine: Any, tmp_path: Path) -> None:
     module = with_scales_of_heads(quantized(4, 4))
     close(engine, write(module, tmp_path / "model.vfn"), noise(module, 8).numpy())
+
+
+def test_frozen_entries_among_uniform_maps(engine: Any, shallow: Any, tmp_path: Path) -> None:
+    made = shallow.compress(tmp_path / "made", FreezeEntries(0.4, grid="head"), STRICT)
+    for layer in made.module.blocks:
+        maps = UniformQuantizer(4)
+        maps.scale, maps.zero_point = torch.rand(len(layer.attn.frozen.step), 1, 1) * 0.02 + 0.01, torch.full((1, 1, 1), 2.0)
+        layer.attn.map_quantizer = maps
+    close(engine, write(in_integers(made, None), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
 
 
 def test_local_maps_of_many_tokens(engine: Any, shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

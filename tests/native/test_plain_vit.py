@@ -62,6 +62,8 @@ def test_every_number_of_bits(bits: tuple[int, int], tmp_path: Path) -> None:
 PLANS: dict[str, tuple[list[Any], float]] = {
     "frozen entries": ([FreezeEntries(0.3), STRICT], 1e-5),
     "frozen entries, all in one layer": ([FreezeEntries(0.6, scope="layer", bits=8), Quantize(8, 8, "strict")], 1e-5),
+    "frozen entries with a grid for each head": ([FreezeEntries(0.3, grid="head"), STRICT], 1e-5),
+    "frozen entries of 3 bits among maps of 8": ([FreezeEntries(0.3, bits=3), Quantize(8, 8, "strict")], 1e-5),
     "frozen heads": ([FreezeHeads(0.5, kind="dense"), STRICT], 0.3),
     "local heads": ([FreezeHeads(0.5, kind="local", window=3), Quantize(8, 8, "strict")], 0.03),
     "frozen layers": ([FreezeHeads(0.5, unit="layer"), Quantize(8, 8, "strict")], 0.03),

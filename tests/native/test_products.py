@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 BYTES, FLOATS, INTS = (ctypes.POINTER(kind) for kind in (ctypes.c_uint8, ctypes.c_float, ctypes.c_int32))
 
 
-def sums_of(
-    engine: Any, isa: str, x: np.ndarray, x_zero: int, x_bits: int, weights: np.ndarray, zeros: np.ndarray, weight_bits: int
-) -> np.ndarray:
+def sums_of(engine: Any, isa: str, x: np.ndarray, x_zero: int, x_bits: int, weights: np.ndarray, zeros: np.ndarray) -> np.ndarray:
     """What the engine makes of codes x [rows, depth] and weights [columns, depth]."""
     sums = np.full((len(x), len(weights)), -1, np.int32)
     engine.library.call(
         "vf_check_product", isa.encode(), len(x), len(weights), x.shape[1], np.ascontiguousarray(x).ctypes.data_as(BYTES), x_bits,
-        np.ascontiguousarray(weights).ctypes.data_as(BYTES), weight_bits, zeros.astype(np.float32).ctypes.data_as(FLOATS), x_zero, 1,
+        np.ascontiguousarray(weights).ctypes.data_as(BYTES), zeros.astype(np.float32).ctypes.data_as(FLOATS), x_zero, 1,
         sums.ctypes.data_as(INTS),
     )  # fmt: skip
     return sums
@@ -41,7 +39,7 @@ def test_sums_of_any_shape_are_exact(engine: Any, data: st.DataObject) -> None:
     zeros = generator.integers(*sorted(data.draw(st.tuples(st.integers(-300, 300), st.integers(301, 600)))), columns)
     x_zero = data.draw(st.integers(-300, 300))
     for isa in engine.isas():
-        found = sums_of(engine, isa, x, x_zero, x_bits, weights, zeros, weight_bits)
+        found = sums_of(engine, isa, x, x_zero, x_bits, weights, zeros)
         np.testing.assert_array_equal(found, exact(x, x_zero, weights, zeros), err_msg=isa)
 
 
@@ -53,12 +51,10 @@ def test_the_largest_codes_neither_saturate_nor_overflow(engine: Any, x_bits: in
     weights = np.stack([np.full(depth, value, np.uint8) for value in (0, highest)] * 9)
     zeros = np.array([(0, highest, 2 ** (weight_bits - 1))[index // 6] for index in range(18)])
     for isa in engine.isas():
-        np.testing.assert_array_equal(
-            sums_of(engine, isa, x, 0, x_bits, weights, zeros, weight_bits), exact(x, 0, weights, zeros), err_msg=isa
-        )
+        np.testing.assert_array_equal(sums_of(engine, isa, x, 0, x_bits, weights, zeros), exact(x, 0, weights, zeros), err_msg=isa)
 
 
 def test_sums_that_do_not_fit_are_refused(engine: Any) -> None:
     x, weights = np.zeros((1, 16384), np.uint8), np.full((1, 16384), 255, np.uint8)
     with pytest.raises(Exception, match="do not fit 32 bits"):
-        sums_of(engine, engine.isas()[0], x, 30000, 8, weights, np.zeros(1), 8)
+        sums_of(engine, engine.isas()[0], x, 30000, 8, weights, np.zeros(1))

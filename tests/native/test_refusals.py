@@ -11,7 +11,7 @@ from torch import nn
 
 from vitfrost.configs import Compact, FreezeEntries, Hallucinate, Quantize
 from vitfrost.deploy.native.eight_bits import in_integers
-from vitfrost.deploy.native.plain_vit import to_native
+from vitfrost.deploy.native.families import to_native
 from vitfrost.errors import VitfrostError
 
 from ..models import random_model
@@ -83,10 +83,9 @@ def test_parts_of_a_model(change: Any, options: dict[str, Any], message: str) ->
     [
         ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with FreezeEntries.renormalize="),
         ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before .*FreezeEntries.order=.quantize-merge"),
-        ([FreezeEntries(0.3, grid="head"), STRICT], "frozen entries have a grid of their own, .*; plan with FreezeEntries.grid=.layer"),
-        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and maps 4, .*; plan with FreezeEntries.bits=4"),
+        ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and a grid of their own, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3, bits=32), STRICT], "frozen entries are in floating point, .*; plan with FreezeEntries.bits=4"),
-        ([FreezeEntries(0.3), Quantize(4, 32)], "frozen entries in floating point, .*; plan with Quantize.activations=8"),
+        ([FreezeEntries(0.3, bits=32), Quantize(4, 32)], "frozen entries in floating point, .*; plan with FreezeEntries.bits=4"),
         ([FreezeEntries(0.3), Quantize(4, 4)], "zero point is .* and no integer, .*; plan with Quantize.levels=.strict.."),
         ([Quantize(32, 8, "strict")], "quantized activations and weights in floating point; plan with Quantize.weights=8"),
         ([Hallucinate(0.5, by="first", mix="copy", space="post-softmax"), STRICT], "after the softmax, .*Hallucinate.space=.logits"),
@@ -105,11 +104,11 @@ def test_images_are_needed_where_activations_have_no_ranges(shallow: Any, tmp_pa
         in_integers(made, None)
 
 
-@pytest.mark.parametrize(("name", "options"), [("swin_tiny_patch4_window7_224", {"depths": (1,), "num_heads": (3,)}), ("pvt_v2_b0", {})])
+@pytest.mark.parametrize(("name", "options"), [("nextvit_small", {"depths": (1, 1, 5, 1)})])
 def test_other_families_are_named(name: str, options: dict[str, Any]) -> None:
-    model = random_model(name, 56 if "swin" in name else 64, **options)
+    model = random_model(name, 64, **options)
     with pytest.raises(
         VitfrostError,
-        match=rf"{name} is a \w+, and the native engine runs plain ViTs and DeiTs so far; export it",
+        match=rf"{name} is a \w+, and the native engine runs plain ViTs, DeiTs, Swin Transformers and PVT v2 so far; export it",
     ):
         to_native(model.module, model.name)

@@ -31,7 +31,7 @@ def test_another_size_by_the_command(model: Model, pictures: Path, kind: str, tm
     large = Artifact.load(tmp_path / "large")
     assert large.image_size == (128, 128)
     assert {layer.maps for layer in large.plan.layers} == {(1, 3, 65, 65)}
-    assert {head.window for layer in large.plan.layers for head in layer.heads} == ({None, 5} if kind == "local" else {None})
+    assert {head.window for layer in large.plan.layers for head in layer.heads} == ({None, 3} if kind == "local" else {None})
     with torch.no_grad():
         assert large.module(torch.randn(2, 3, 128, 128)).isfinite().all()
     for name, module in large.module.named_modules():

@@ -25,7 +25,8 @@ from vitfrost.reporting.build import report
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
 from vitfrost.statistics.calibrate import calibrate
-from vitfrost.statistics.record import Statistics, kl_maps
+from vitfrost.statistics.record import Statistics
+from vitfrost.statistics.site import kl_maps
 
 from ..pages import Page
 

@@ -13,7 +13,7 @@ from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
 from vitfrost.statistics.calibrate import calibrate
-from vitfrost.statistics.record import kl_maps
+from vitfrost.statistics.site import kl_maps
 from vitfrost.vit.families import find_sites
 
 

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from vitfrost.errors import VitfrostError
 from vitfrost.identity import Identity
-from vitfrost.statistics.record import SiteStatistics, Statistics, StatisticsHeader, kl_maps
+from vitfrost.statistics.record import Statistics, StatisticsHeader
 from vitfrost.statistics.sensitivity import SENSITIVITY_ARRAYS, Sensitivity
+from vitfrost.statistics.site import SiteStatistics, kl_maps
 
 from .test_histogram import count
 
@@ -190,7 +191,9 @@ def as_version_1(values):
 
 
 def as_version_2(values):
-    return {name: value for name, value in values.items() if name not in ("similarity", "feed_forward", "structure")} | {"version": 2}
+    return {name: value for name, value in values.items() if name not in ("similarity", "feed_forward", "structure", "detail")} | {
+        "version": 2
+    }
 
 
 @pytest.mark.parametrize("as_version", [as_version_1, as_version_2])
@@ -219,7 +222,7 @@ def test_files_of_older_versions_keep_their_hash_and_merge_with_new_ones(maps, s
 
 def test_newer_and_incomplete_headers_are_refused(maps, saved):
     rewrite(saved, lambda values: values | {"version": 99})
-    with pytest.raises(VitfrostError, match="has statistics file version 99, this vitfrost reads up to 3; update vitfrost"):
+    with pytest.raises(VitfrostError, match="has statistics file version 99, this vitfrost reads up to 4; update vitfrost"):
         Statistics.load(saved)
     header = make_statistics(maps).header
     with_a_flag = asdict(header) | {"model": header.model.model_dump(mode="json"), "feed_forward": True}

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vitfrost.reporting.figures import Scale
 from vitfrost.reporting.heads import divergence_rows
-from vitfrost.statistics.record import Statistics, kl_maps
+from vitfrost.statistics.record import Statistics
+from vitfrost.statistics.site import kl_maps
 from vitfrost.studies.entropy_maps import (
     attention_on_picture,
     entropy_rows,

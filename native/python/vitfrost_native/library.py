@@ -41,7 +41,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "vf_check_product": (
         c_int,
         (
-            c_char_p, c_int32, c_int32, c_int32, POINTER(c_uint8), c_int32, POINTER(c_uint8), c_int32, POINTER(c_float), c_int32, c_int32,
+            c_char_p, c_int32, c_int32, c_int32, POINTER(c_uint8), c_int32, POINTER(c_uint8), POINTER(c_float), c_int32, c_int32,
             POINTER(c_int32), *_FAILURE,
         ),
     ),

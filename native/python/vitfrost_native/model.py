@@ -157,7 +157,7 @@ def multiply(side: int, repeat: int, bits: int = 8) -> None:
     byte, number, integer = (ctypes.POINTER(kind) for kind in (ctypes.c_uint8, ctypes.c_float, ctypes.c_int32))
     call(
         "vf_check_product", (os.environ.get(ISA) or isas()[0]).encode("ascii"), side, side, side, x.ctypes.data_as(byte), 8,
-        weights.ctypes.data_as(byte), bits, zeros.ctypes.data_as(number), 128, repeat, sums.ctypes.data_as(integer),
+        weights.ctypes.data_as(byte), zeros.ctypes.data_as(number), 128, repeat, sums.ctypes.data_as(integer),
     )  # fmt: skip
 
 

@@ -94,13 +94,16 @@ template <int R, int V> static void tile_pairs(const int16_t *x, size_t stride, 
     each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
 }
 
+// Rows whose sums of pairs fit the registers; tiles of other sums may have more.
+constexpr int pair_rows = tile_rows < 6 ? tile_rows : 6;
+
 using PairTile = void (*)(const int16_t *, size_t, const int16_t *, int, int32_t *, size_t);
 struct PairTiles {
-    PairTile table[tile_rows][tile_vectors];
+    PairTile table[pair_rows][tile_vectors];
     template <int R, int V> constexpr void fill() {
         table[R - 1][V - 1] = tile_pairs<R, V>;
         if constexpr (V < tile_vectors) fill<R, V + 1>();
-        else if constexpr (R < tile_rows) fill<R + 1, 1>();
+        else if constexpr (R < pair_rows) fill<R + 1, 1>();
     }
     constexpr PairTiles() : table() { fill<1, 1>(); }
 };
@@ -119,14 +122,21 @@ VF_INLINE int32_t largest_logit(const int32_t *logits, int columns) {
 
 // Differences of a row's logits to the largest, in units of log2, become weights 2^difference, whose sum is returned. What stays in `row` is the
 // differences for a log grid, and the weights for any other.
+template <int N, typename Difference> VF_INLINE void add_exponentials(float *row, int c, bool log, Difference difference, f32 (&sum)[2]) {
+    f32 exponent[N], weight[N];
+    each<N>(VF_EACH(n) { weight[n] = exponent[n] = difference(c + n * lanes); });
+    powers_of_two(weight);
+    each<N>(VF_EACH(n) {
+        sum[n % 2] += weight[n];
+        save(row + c + n * lanes, log ? exponent[n] : weight[n]);
+    });
+}
 template <typename Difference> VF_INLINE float exponentials(float *row, int columns, bool log, Difference difference) {
-    f32 sum = {};
-    for (int c = 0; c < columns; c += lanes) {
-        const f32 exponent = difference(c), weight = power_of_two(exponent);
-        sum += weight;
-        save(row + c, log ? exponent : weight);
-    }
-    return sum_of(sum);
+    f32 sum[2] = {};
+    int c = 0;
+    for (; c + together * lanes <= columns; c += together * lanes) add_exponentials<together>(row, c, log, difference, sum);
+    for (; c < columns; c += lanes) add_exponentials<1>(row, c, log, difference, sum);
+    return sum_of(sum[0] + sum[1]);
 }
 
 // Codes k = round(-2 log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.
@@ -174,9 +184,9 @@ VF_INLINE void log_numbers(const Head &head, const float *differences, int colum
 static float map_row(const Head &head, int query, const float *row, float sum, int columns, const MapRow &out) {
     uint8_t *const even = out.even, *const odd = out.odd;
     float scale = head.map_step;
+    const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
     if (head.mode == 1) {
         const float level = 2 * (std::log2(sum) + head.log2_step);
-        const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
         if (out.wide) {
             log_numbers(head, row, columns, level, frozen, out.wide);
             for (int c = head.tokens; c < columns; c++) out.wide[c] = 0;
@@ -190,20 +200,27 @@ static float map_row(const Head &head, int query, const float *row, float sum, i
         if (head.mode == 0) scale = 1.0f / (255.0f * sum);
         else inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
         for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(row + c) * inverse + zero, all(highest)));
+        if (frozen)
+            for (int c = 0; c < columns; c += 4 * lanes)
+                save(even + c, load<Bytes>(frozen + c) == 255 ? load<Bytes>(even + c) : Bytes{} + uint8_t(zero));
     }
     for (int c = head.tokens; c < columns; c++) even[c] = 0;
     return scale;
 }
 
-// y * inverse + zero as codes, or y itself, for the channels of one vector; fewer than a vector where the head ends.
-VF_INLINE void store_channels(f32 y, int channel, int width, uint8_t *codes, float *floats, float inverse, float zero, float highest) {
-    int count = width - channel < lanes ? width - channel : lanes;
-    if (codes) {
-        u8 made = to_codes(y * inverse + zero, all(highest));
-        if (count == lanes) save(codes + channel, made);
-        else std::memcpy(codes + channel, &made, size_t(count));
-    } else if (count == lanes) save(floats + channel, y);
-    else std::memcpy(floats + channel, &y, size_t(count) * sizeof(float));
+// y as codes, or y itself, for the channels of one vector, fewer than a vector where the head ends; `row`: where the query's outputs begin.
+VF_INLINE void store_channels(f32 y, const HeadOutput &output, size_t row, int channel, int width) {
+    const int count = width - channel < lanes ? width - channel : lanes;
+    if (output.codes) {
+        const u8 made = to_codes(y * output.inverse + output.zero, all(output.highest));
+        uint8_t *const place = output.codes + row + channel;
+        if (count == lanes) save(place, made);
+        else std::memcpy(place, &made, size_t(count));
+    } else {
+        float *const place = output.floats + row + channel;
+        if (count == lanes) save(place, y);
+        else std::memcpy(place, &y, size_t(count) * sizeof(float));
+    }
 }
 
 // Maps of a few queries, ready for products: scales and sums of their rows.
@@ -237,9 +254,26 @@ VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, cons
     if (head.mode == 1) sum_rows(place.odd, 0, 1, head.tokens, &made.odd_sum[row]);
 }
 
+constexpr float half_root = 0.70710678118654752f;
+
+// Products of values with the levels of frozen entries that have a grid of their own.
+VF_INLINE void frozen_sums(const Head &head, int query, int rows, int column, int vectors, int32_t *sums) {
+    const Packed &values = head.values;
+    const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
+    const size_t at = size_t(query) * head.frozen_stride;
+    Tile tile = tile_of(rows, vectors, values.sums);
+    tile(head.frozen_even + at, head.frozen_stride, panel, values.depth4, values.chunk, nullptr, sums, panel_columns);
+    tile(head.frozen_odd + at, head.frozen_stride, panel, values.depth4, values.chunk, nullptr, sums + tile_rows * panel_columns, panel_columns);
+}
+
+VF_INLINE f32 frozen_part(const Head &head, int query, const int32_t *sums) {
+    const f32 even = to_floats(load<i32>(sums) + head.frozen_even_sums[query] * head.value_shift);
+    const f32 odd = to_floats(load<i32>(sums + tile_rows * panel_columns) + head.frozen_odd_sums[query] * head.value_shift);
+    return (even + odd * half_root) * (head.frozen_scale * head.value_scale);
+}
+
 // Maps times values, as codes for the output projection.
 static void mix_values(const MapTile &made, const Head &head, int query, int32_t *sums) {
-    constexpr float half_root = 0.70710678118654752f;
     static constexpr PairTiles pair_tiles;
     const int channels = (head.width + lanes - 1) / lanes * lanes;
     const bool two_planes = head.mode == 1 && made.wide == nullptr;
@@ -248,8 +282,12 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
         if (made.wide) {
             const int depth2 = (head.tokens + 1) / 2;
-            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums,
-                                                         panel_columns);
+            const int16_t *values = head.wide_values + size_t(column) * size_t(depth2) * 2;
+            for (int row = 0; row < made.rows; row += pair_rows) {
+                const int rows = made.rows - row < pair_rows ? made.rows - row : pair_rows;
+                pair_tiles.table[rows - 1][vectors - 1](made.wide + size_t(row) * made.stride, made.stride, values, depth2,
+                                                        sums + row * panel_columns, panel_columns);
+            }
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
@@ -257,8 +295,9 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
             tile(made.even, made.stride, panel, values.depth4, values.chunk, nullptr, sums, panel_columns);
             if (two_planes) tile(made.odd, made.stride, panel, values.depth4, values.chunk, nullptr, odd_sums, panel_columns);
         }
+        if (head.frozen_even) frozen_sums(head, query, made.rows, column, vectors, sums + 2 * tile_rows * panel_columns);
         for (int row = 0; row < made.rows; row++) {
-            const size_t out = size_t(query + row) * head.out_stride;
+            const size_t out = size_t(query + row) * head.output.stride;
             const float scale = made.scale[row] * head.value_scale;
             for (int v = 0; v < vectors; v++) {
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
@@ -266,8 +305,9 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
                 if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
                 if (head.map_zero != 0)
                     y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
-                store_channels(y * scale, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
-                               head.inverse, head.zero, head.highest);
+                y = y * scale;
+                if (head.frozen_even) y += frozen_part(head, query + row, sums + 2 * tile_rows * panel_columns + at);
+                store_channels(y, head.output, out, channel, head.width);
             }
         }
     }
@@ -314,15 +354,14 @@ static void constant(const ConstantHead &head, int first, int last, Scratch &scr
                                                      head.values.data + size_t(column) * head.values.depth4 * 4, head.values.depth4,
                                                      head.values.chunk, nullptr, sums, panel_columns);
             for (int row = 0; row < rows; row++) {
-                const size_t out = size_t(query + row) * head.out_stride;
+                const size_t out = size_t(query + row) * head.output.stride;
                 const float zero = head.row_zero[query + row], scale = head.row_scale[query + row] * head.value_scale;
                 const float shifted = float(head.value_shift) * (float(head.map_sums[query + row]) - zero * float(head.tokens));
                 for (int v = 0; v < vectors; v++) {
                     const int channel = column + v * lanes;
                     f32 y = to_floats(load<i32>(sums + row * panel_columns + v * lanes)) - to_floats(load<i32>(head.value_sums + channel)) * zero;
                     y = (y + shifted) * scale;
-                    store_channels(y, channel, head.width, head.codes ? head.codes + out : nullptr, head.floats ? head.floats + out : nullptr,
-                                   head.inverse, head.zero, head.highest);
+                    store_channels(y, head.output, out, channel, head.width);
                 }
             }
         }

@@ -52,11 +52,8 @@ template <int V> static void local_channels(const LocalHead &head, int first, in
                 each<V>(VF_EACH(v) { sum[v] += load<f32>(values + size_t(token) * head.value_stride + v * lanes) * weight; });
             }
         }
-        const size_t out = size_t(query) * head.out_stride;
-        each<V>(VF_EACH(v) {
-            store_channels(sum[v], channel + v * lanes, head.width, head.codes ? head.codes + out : nullptr,
-                           head.floats ? head.floats + out : nullptr, head.inverse, head.zero, head.highest);
-        });
+        const size_t out = size_t(query) * head.output.stride;
+        each<V>(VF_EACH(v) { store_channels(sum[v], head.output, out, channel + v * lanes, head.width); });
     }
 }
 

@@ -1,16 +1,6 @@
-// Products of codes with packed weights, and what is done with their sums.
+// Products of codes with packed weights, and what is done with their sums. Rows of codes lie in memory up to a whole tile, whatever they are.
 
 namespace vf::VF_NAMESPACE {
-
-constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
-static_assert(tile_rows <= most_rows);
-
-// Calls f(0) .. f(N - 1) with constants, so that arrays of vectors become registers.
-template <typename F, int... index> VF_INLINE void unrolled(F f, std::integer_sequence<int, index...>) {
-    (f(std::integral_constant<int, index>{}), ...);
-}
-template <int N, typename F> VF_INLINE void each(F f) { unrolled(f, std::make_integer_sequence<int, N>{}); }
-#define VF_EACH(name) [&](auto name) __attribute__((always_inline))
 
 #if defined(VF_DOT_AVX2)
 // The same with sums of 16 bits for `chunk` steps: with x_max and w_max a step adds at most 2 x_max w_max to each, and chunk = 32,767 / (2 x_max w_max).
@@ -43,9 +33,12 @@ VF_INLINE void tile_in_chunks(const uint8_t *x, size_t stride, const int8_t *w, 
 template <int R, int V, Sums sums>
 static void tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, [[maybe_unused]] int chunk, const int32_t *start, int32_t *out,
                  size_t out_stride) {
-#if defined(VF_DOT_AVX2)
+#if defined(VF_TILES_AMX)
+    return amx_tile<V>(x, stride, w, depth4, start, R, out, out_stride);
+#elif defined(VF_DOT_AVX2)
     if constexpr (sums == Sums::chunked) return tile_in_chunks<R, V>(x, stride, w, depth4, chunk, start, out, out_stride);
 #endif
+#if !defined(VF_TILES_AMX)
     i32 sum[R][V];
     each<V>(VF_EACH(v) {
         i32 first = start ? load<i32>(start + v * lanes) : i32{};
@@ -60,6 +53,7 @@ static void tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, [
         });
     }
     each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
+#endif
 }
 
 using Tile = void (*)(const uint8_t *, size_t, const int8_t *, int, int, const int32_t *, int32_t *, size_t);
@@ -101,9 +95,38 @@ template <typename Each> VF_INLINE void over_tiles(const Product &product, const
 }
 
 enum class End { folded_codes, codes, add, store };
+enum class Rows { alike, shifted, own }; // what rows have of their own: nothing, sums of codes for shifted weights, anything of RowTerms
 
-// `corrected`: rows have terms of their own. Everything is copied out of `how` first, since bytes that are stored might be any of it.
-template <Activation kind, End end, bool corrected>
+// N rows of one vector of columns.
+template <Activation kind, End end, Rows own, int N>
+VF_INLINE void finish_rows(const int32_t *sums, int row, int column, const RowTerms &terms, f32 scale, f32 offset, uint8_t *codes, float *floats,
+                           size_t stride, f32 inverse, f32 zero, f32 highest) {
+    f32 y[N];
+    i32 shift = {};
+    if constexpr (own == Rows::shifted) shift = load<i32>(terms.column_shift + column);
+    each<N>(VF_EACH(r) {
+        i32 sum = load<i32>(sums + r * panel_columns);
+        f32 row_scale = scale;
+        if constexpr (own == Rows::shifted) sum -= shift * terms.sum[row + r];
+        if constexpr (own == Rows::own) {
+            if (terms.zero) sum -= load<i32>(terms.column_sums + column) * terms.zero[row + r];
+            if (terms.sum) sum -= load<i32>(terms.column_shift + column) * terms.sum[row + r];
+            if (terms.scale) row_scale = scale * terms.scale[row + r];
+        }
+        y[r] = to_floats(sum) * row_scale + offset;
+    });
+    activate<kind>(y);
+    each<N>(VF_EACH(r) {
+        const size_t out = size_t(r) * stride;
+        if constexpr (end == End::folded_codes) save(codes + out, to_codes(y[r], highest));
+        if constexpr (end == End::codes) save(codes + out, to_codes(y[r] * inverse + zero, highest));
+        if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y[r]);
+        if constexpr (end == End::store) save(floats + out, y[r]);
+    });
+}
+
+// Everything is copied out of `how` first, since bytes that are stored might be any of it.
+template <Activation kind, End end, Rows own>
 static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
     const RowTerms terms = product.terms;
     const float *const scales = how.scale + column, *const offsets = how.offset + column;
@@ -114,47 +137,42 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
     for (int v = 0; v < vectors; v++) {
         const int place = v * lanes;
         const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
-        for (int r = 0; r < rows; r++) {
-            i32 sum = load<i32>(sums + r * panel_columns + place);
-            f32 row_scale = scale;
-            if constexpr (corrected) {
-                if (terms.zero) sum -= load<i32>(terms.column_sums + column + place) * terms.zero[row + r];
-                if (terms.sum) sum -= load<i32>(terms.column_shift + column + place) * terms.sum[row + r];
-                if (terms.scale) row_scale = scale * terms.scale[row + r];
-            }
-            const f32 y = activate<kind>(to_floats(sum) * row_scale + offset);
+        auto part = [&]<int N>(std::integral_constant<int, N>, int r) __attribute__((always_inline)) {
             const size_t out = size_t(r) * stride + size_t(place);
-            if constexpr (end == End::folded_codes) save(codes + out, to_codes(y, highest));
-            if constexpr (end == End::codes) save(codes + out, to_codes(y * inverse + zero, highest));
-            if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y);
-            if constexpr (end == End::store) save(floats + out, y);
-        }
+            finish_rows<kind, end, own, N>(sums + r * panel_columns + place, row + r, column + place, terms, scale, offset, codes + out, floats + out,
+                                           stride, inverse, zero, highest);
+        };
+        int r = 0;
+        // Rows with terms of their own are finished one by one, which keeps the library small.
+        if constexpr (own != Rows::own)
+            for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
+        for (; r < rows; r++) part(std::integral_constant<int, 1>{}, r);
     }
 }
 
 using Finish = void (*)(const int32_t *, int, int, int, int, const Product &, const Epilogue &);
 
-template <Activation kind, bool corrected> static Finish finish_by_end(const Epilogue &how) {
+template <Activation kind, Rows own> static Finish finish_by_end(const Epilogue &how) {
     if constexpr (kind == Activation::none) {
-        if (how.codes && how.folded) return finish<kind, End::folded_codes, corrected>;
-        if (how.add) return finish<kind, End::add, corrected>;
+        if (how.codes && how.folded) return finish<kind, End::folded_codes, own>;
+        if (how.add) return finish<kind, End::add, own>;
     }
-    return how.codes ? finish<kind, End::codes, corrected> : finish<kind, End::store, corrected>;
+    return how.codes ? finish<kind, End::codes, own> : finish<kind, End::store, own>;
 }
 
-template <bool corrected> static Finish finish_of(const Epilogue &how) {
+template <Rows own> static Finish finish_of(const Epilogue &how) {
     switch (how.activation) {
-    case Activation::gelu: return finish_by_end<Activation::gelu, corrected>(how);
-    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh, corrected>(how);
-    case Activation::relu: return finish_by_end<Activation::relu, corrected>(how);
-    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu, corrected>(how);
-    default: return finish_by_end<Activation::none, corrected>(how);
+    case Activation::gelu: return finish_by_end<Activation::gelu, own>(how);
+    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh, own>(how);
+    case Activation::relu: return finish_by_end<Activation::relu, own>(how);
+    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu, own>(how);
+    default: return finish_by_end<Activation::none, own>(how);
     }
 }
 
 static void product(const Product &made, const Packed &w, const Epilogue &how, int32_t *sums) {
     const RowTerms &terms = made.terms;
-    Finish end = terms.scale || terms.zero || terms.sum ? finish_of<true>(how) : finish_of<false>(how);
+    Finish end = terms.scale || terms.zero ? finish_of<Rows::own>(how) : terms.sum ? finish_of<Rows::shifted>(how) : finish_of<Rows::alike>(how);
     over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
         tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, sums, panel_columns);
         end(sums, row, rows, column, vectors, made, how);

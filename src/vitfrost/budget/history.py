@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..errors import VitfrostError
 from ..files import write_text
 from ..identity import Identity
+from ..outputs import OutputKind
 from ..records import Format
 from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
@@ -43,12 +44,14 @@ class SearchSubject(Strict):
     images: SearchImages
     constants: dict[str, Any]
     compact: dict[str, Any]
+    outputs: OutputKind = "classes"
 
 
 class Measurement(Strict):
     """One measured state: the original (no `move`, empty `state`), or what `move` makes of the state after `step` steps.
 
-    `kl`: mean KL(original || changed) in nats with its standard error; agreement and top-1 in percent; `macs` per image.
+    `kl`: mean KL(original || changed) in nats, of features the relative error, with its standard error; agreement and top-1 in percent;
+    `macs` per image.
     `latency_share`: of the original's time, as the savings of its changes add up, where the search was for a latency.
     """
 

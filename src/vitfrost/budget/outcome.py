@@ -6,6 +6,7 @@ from typing import Any
 
 from ..configs import Search
 from ..errors import VitfrostError
+from ..outputs import OutputKind, distance_text
 from ..progress import SECONDS_BETWEEN_LINES, TimeLeft, say
 from .greedy import GreedySearch, drop_of
 from .history import Taken
@@ -16,8 +17,9 @@ from .moves import UNITS
 class SearchProgress:
     """`moves` is how many the first round measures."""
 
-    def __init__(self, moves: int, enabled: bool = True):
+    def __init__(self, moves: int, enabled: bool = True, outputs: OutputKind = "classes"):
         self.moves, self.enabled = moves, enabled
+        self.outputs: OutputKind = outputs
         self._clock, self._last = TimeLeft(moves), 0.0
         self._step, self._count = 0, 0
 
@@ -41,7 +43,7 @@ class SearchProgress:
             top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
             latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f} predicted"
             say(
-                f"search: step {number}, {taken.move}: KL {taken.kl:.3g} nats, agreement {taken.agreement:.1f} %{top1}, "
+                f"search: step {number}, {taken.move}: {distance_text(self.outputs, taken.kl)}, agreement {taken.agreement:.1f} %{top1}, "
                 f"MACs {taken.macs_share:.3f}{latency} ({self._last:.0f} s)"
             )
 

@@ -63,9 +63,9 @@ def search(
     """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves.
 
     Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
-    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
-    where it misses the target the search goes on, at most three times, and where it saves more than was asked for, the last changes
-    are given back.
+    Of features it is their relative error, and what may be lost are points of agreement of nearest neighbors.
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed;
+    where it misses the target the search goes on, at most three times, and where it saves more, the last changes are given back.
 
     Args:
         model: as of every verb, but no artifact.
@@ -118,18 +118,21 @@ def search(
             apart = None if target.runtime == "torch" else block_cut_short(loaded.module)
             latency = Latency(timer, model_of, moves, log, target.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
-        done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
+        done = _Searching(EffectMeter(replacements, batches, batch.labels, outputs=loaded.outputs), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
-        failed = log.record.left_out
-        more = f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
-        raise VitfrostError(found.said + more)
+        raise VitfrostError(found.said + _failures(log))
     if progress:
         say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _failures(log: SearchLog) -> str:
+    failed = log.record.left_out
+    return f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class _Searching:
 
     def __init__(self, meter: EffectMeter, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
         self.meter, self.moves, self.macs, self.latency, self.log = meter, moves, macs, latency, log
-        self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
+        self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress, outputs=meter.outputs)
         if log.known("") is None:
             log.add(self._measured(meter.original, moves.start, None, 0))
 
@@ -241,7 +244,9 @@ def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: Freez
     """What the measurements depend on."""
     constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
     model = Identity.model_validate(loaded.identity)
-    return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init})
+    return SearchSubject(
+        model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init}, outputs=loaded.outputs
+    )
 
 
 def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:
@@ -271,8 +276,8 @@ def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
         )
     sites = find_sites(loaded.module)
     statistics.check_fits(loaded.identity, sites.signature())
-    if loaded.classes < 2:
-        raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
+    if loaded.outputs == "classes" and loaded.classes < 2:
+        raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier, or features")
     return sites
 
 
@@ -280,9 +285,12 @@ def _draw(
     images: ImagesLike, labels: str | Path | None, loaded: Model, preprocess: Preprocess, count: int, seed: int
 ) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
-    if not isinstance(images, str | Path):
+    if loaded.outputs != "classes" and labels is not None:
+        raise VitfrostError(f"{loaded.name} gives features, whose distance from the original needs no labels; leave labels out")
+    if loaded.outputs != "classes" or not isinstance(images, str | Path):
         given = find_given(images).shuffled(seed)
-        return given, take_usable(given, preprocess, count)
+        batch = take_usable(given, preprocess, count)
+        return given, batch if loaded.outputs == "classes" else replace(batch, labels=None)
     found = find_images(images, labels, loaded.class_space, has_reference=True)
     drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)

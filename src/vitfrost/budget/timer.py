@@ -98,7 +98,7 @@ class RuntimeTimer:
                         if name == ORIGINAL or isinstance(error.__cause__ or error, OSError):
                             raise
                         failed[name] = reason_of(error)
-                if len(slots) == 1:
+                if failed and len(slots) == 1:
                     return Timed([], {}, None, failed)
                 with torch_threads(self.target.threads):
                     return self._timed(slots, text, seconds, failed)

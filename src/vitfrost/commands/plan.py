@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search
+from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search, WindowHeads
 from ..configs.flat import flat_options, methods_of
 from ..configs.words import spelled
 from ..errors import VitfrostError
 from .arguments import Flags, ModelFlags, announce_simulation
 from .flags import Given, Group, takes
 
-_OTHERS = {option.name for cls in (Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
+_OTHERS = {option.name for cls in (WindowHeads, Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
 FREEZING = Group("frozen weights and heads", tuple(option for name, option in flat_options().items() if name not in _OTHERS))
-METHODS = (FREEZING, Group.of(Hallucinate), Group.of(Compact), Group.of(Quantize))
+METHODS = (FREEZING, Group.of(WindowHeads), Group.of(Hallucinate), Group.of(Compact), Group.of(Quantize))
 
 
 @takes(*METHODS)
@@ -94,6 +94,8 @@ def _print_planned(out: Path, made: Any) -> None:
     parts = []
     if found["constant_heads"]:
         parts.append(f"{found['constant_heads']} of {found['heads']} heads frozen whole")
+    if found["windowed_heads"]:
+        parts.append(f"{found['windowed_heads']} of {found['heads']} heads windowed")
     if found["frozen_entries"] or not parts:
         parts.append(f"{found['frozen_entries']:,} of {found['entries']:,} attention weights frozen ({100 * found['fraction']:.2f} %)")
     if found["hallucinated_heads"]:

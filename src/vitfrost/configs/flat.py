@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from ..errors import VitfrostError
 from .base import Flag, Option, idle_fields, options_of, parsed
-from .methods import FULL_PRECISION, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from .methods import FULL_PRECISION, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads
 
-Method = FreezeEntries | FreezeHeads | Hallucinate | Compact | Quantize
+Method = FreezeEntries | FreezeHeads | WindowHeads | Hallucinate | Compact | Quantize
 Spelling = Callable[[str], str]
 UNQUANTIZED = Quantize(FULL_PRECISION, FULL_PRECISION)
 NONE = "none"
@@ -49,7 +49,7 @@ class MethodOptions:
         return cls(method, options, next((name for name, option in options.items() if option.field == field), None))
 
 
-ALL = {method: MethodOptions.of(method) for method in (FreezeEntries, FreezeHeads, Hallucinate, Compact, Quantize)}
+ALL = {method: MethodOptions.of(method) for method in (FreezeEntries, FreezeHeads, WindowHeads, Hallucinate, Compact, Quantize)}
 
 
 def flat_options() -> dict[str, Option]:
@@ -67,7 +67,7 @@ def methods_of(given: Mapping[str, Any], spell: Spelling, freezes: bool = True) 
     neither `freeze` nor another method is given. Raises VitfrostError in that spelling: for values that are not allowed, and for options
     without effect.
     """
-    structure = ("hallucinate" in given) or ("compact" in given)
+    structure = any(name in given for name in ("windowed", "hallucinate", "compact"))
     ratio = given.get("freeze", None if structure or not freezes else FREEZE.default)
     whole = given.get("unit", UNIT.default) != UNIT.default
     active = ALL[FreezeHeads if whole else FreezeEntries]
@@ -77,7 +77,7 @@ def methods_of(given: Mapping[str, Any], spell: Spelling, freezes: bool = True) 
         made.append(build(active, {**given, "freeze": ratio}, spell))
     else:
         _refuse_without_switch(given, active, spell, also=("unit",))
-    for method in (Hallucinate, Compact):
+    for method in (WindowHeads, Hallucinate, Compact):
         if ALL[method].switch in given:
             made.append(build(ALL[method], given, spell))
         else:
@@ -120,7 +120,7 @@ def flat_of(methods: tuple[Method, ...]) -> dict[str, Any]:
     """The flat values that make these methods again: what differs from defaults, and what has none."""
     found: dict[str, Any] = {}
     freezing = [method for method in methods if isinstance(method, FreezeEntries | FreezeHeads)]
-    if not freezing and not any(isinstance(method, Hallucinate | Compact) for method in methods):
+    if not freezing and not any(isinstance(method, WindowHeads | Hallucinate | Compact) for method in methods):
         found["freeze"] = NONE
     for method in methods:
         about = ALL[type(method)]

@@ -148,6 +148,21 @@ class FreezeHeads:
 
 
 @config
+class WindowHeads:
+    """Let heads look only at a window of the patch grid around every patch, and at prefix tokens; they keep their queries and keys."""
+
+    TITLE: ClassVar[str] = "windowed heads"
+    SWITCH: ClassVar[str] = "ratio"
+
+    ratio: Annotated[Share, Flag("windowed", "SHARE")]
+    """Share of the model's heads that are windowed, 0 to 1: of those that nothing else is done to, those with the least mass outside."""
+    window: Annotated[Window, Flag("windowed-side")] = 15
+    """Side of the window in patches, odd."""
+    outside: Annotated[Literal["none", "mean"], Flag("windowed-outside")] = "none"
+    """`mean`: what a head gives to patches outside on average stays, spread over all patches; `none`: the window has all the mass."""
+
+
+@config
 class Hallucinate:
     """Make the maps of some heads out of the others' (hMHSA, arXiv 2306.10875; its open points are fields)."""
 

@@ -9,12 +9,13 @@ from typing import get_args
 from ..plans.criteria import CRITERIA
 from .base import Option
 from .flat import MethodOptions, flat_options
-from .methods import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
+from .methods import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair, WindowHeads
 from .verbs import Bench, Calibrate, Compress, Evaluate, Export, Run, Search, Train
 from .words import default_text, metavar
 
 CLASSES = (
-    Calibrate, FreezeEntries, FreezeHeads, Hallucinate, Compact, Quantize, Search, Compress, Repair, Export, Evaluate, Bench, Run, Train,
+    Calibrate, FreezeEntries, FreezeHeads, WindowHeads, Hallucinate, Compact, Quantize, Search, Compress, Repair, Export, Evaluate, Bench,
+    Run, Train,
 )  # fmt: skip
 MARK = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.S)
 

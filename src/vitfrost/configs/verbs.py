@@ -14,6 +14,7 @@ Precision = Literal["fp32", "bf16", "int8"]
 WeightRange = Literal["auto", "full", "reduced"]
 AttentionProducts = Literal["auto", "int8", "float"]
 Graph = Literal["lean", "plain"]
+Detail = Literal["entries", "heads"]
 Ranges = Literal["static", "dynamic"]
 Unit = Literal["heads", "layers", "ranks"]
 Rescore = Literal["lazy", "all"]
@@ -41,6 +42,9 @@ class Calibrate:
     as long."""
     similarity: bool = False
     """Also measure how alike the heads are, within layers and across them; a plan that hallucinates heads needs it."""
+    detail: Annotated[Detail | None, Flag(default="entries where they take at most 4 passes, else heads")] = None
+    """`entries`: every attention weight, which freezing single weights and dense constants take. `heads`: sums by relative position and a
+    sample of weights, in one pass and little memory however long the sequences are; enough for plans of whole heads."""
     memory_limit: Annotated[float, Field(gt=0), Flag(metavar="GB")] = 4.0
     """Gigabytes for counters; beyond it the images are passed several times."""
 
@@ -57,6 +61,10 @@ class Evaluate:
     """Seed of the draw."""
     batch_size: Positive = 16
     """Images per forward pass."""
+    neighbors: Annotated[Positive, Flag(metavar="COUNT")] = 20
+    """Of a model that gives features: how many of the nearest images vote for the class of an image."""
+    threshold: Annotated[float, Flag(metavar="VALUE")] = 0.5
+    """What of a task head's outputs counts as inside, for the intersection over union."""
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""

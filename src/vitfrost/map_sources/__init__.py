@@ -4,8 +4,9 @@ from .computed import Computed
 from .frozen import Frozen
 from .hallucinated import Hallucinated
 from .source import SOURCES, MapSource, register
+from .windowed import Windowed
 
 __all__ = ["SOURCES", "MapSource", "register"]
 
-for _source in (Computed(), Frozen(), Hallucinated()):
+for _source in (Computed(), Frozen(), Hallucinated(), Windowed()):
     register(_source)

@@ -6,13 +6,14 @@ Single entries are merged into maps that are computed all the same, which passes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VitfrostError
 from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.kinds import KINDS, ConstantKind
-from ..plans.criteria import SiteArrays
+from ..plans.criteria import HeadArrays, SiteArrays
 from ..vit.sites import AttentionSite
 from .source import MapSource
 
@@ -28,7 +29,7 @@ class Frozen(MapSource):
     """A head with a `constant` has no queries and keys; one with `entries` keeps them."""
 
     name = "frozen"
-    fields = ("entries", "zeros", "constant", "window")
+    fields = ("entries", "zeros", "constant", "window", "dilation")
     part = "constants"
     module = "constants"
     cost = "constant_maps"
@@ -47,6 +48,13 @@ class Frozen(MapSource):
         if head.window is not None and not windowed:
             names = " and ".join(kind.name for kind in KINDS.values() if kind.has_window)
             raise ValueError(f"window is {head.window}, but only {names} ones have one")
+        if head.dilation is not None and (head.constant is None or not KINDS[head.constant].needs_grid):
+            raise ValueError(f"dilation is {head.dilation}, but only kernels have taps that stand apart; leave it out")
+
+    def check_layer(self, layer: LayerPlan) -> None:
+        apart = {head.dilation for number in layer.constant if KINDS[(head := layer.heads[number]).constant or "dense"].needs_grid}
+        if len(apart) > 1:
+            raise ValueError("heads have kernels of different dilation, but a layer's are applied together; give them one")
 
     def part_of(self, head: HeadPlan) -> str | None:
         return "freeze" if head.constant is None else self.part
@@ -62,13 +70,19 @@ class Frozen(MapSource):
         return True
 
     def fit(self, layer: LayerPlan, plan: Plan, statistics: Statistics) -> list[Any]:
+        if any(head.dilation is not None for head in layer.heads):
+            raise VitfrostError(
+                f"{layer.site}: kernels with a dilation come from resize and are not fitted to statistics; leave dilation out"
+            )
         return constants_of(layer, statistics.sites[layer.site], plan.model.image_size)
 
     def make(self, site: AttentionSite, layer: LayerPlan, settings: Any, allowed: Tensor | None, fitted: Any) -> nn.Module:
         from ..methods.constant_heads.module import ConstantHeads
 
         try:
-            made = ConstantHeads(kinds_of(layer), shape_of_site(site), (site.windows, site.queries, site.keys), site.head_dim, allowed)
+            made = ConstantHeads(
+                kinds_of(layer), dilated(shape_of_site(site), layer), (site.windows, site.queries, site.keys), site.head_dim, allowed
+            )
             if fitted is not None:
                 for head, constant in zip(made.constants(), fitted, strict=True):
                     head.set(constant)
@@ -79,13 +93,19 @@ class Frozen(MapSource):
     def macs(self, site: AttentionSite, layer: LayerPlan, settings: Any) -> int:
         from ..methods.constant_heads.cost import constant_macs
 
-        return constant_macs(shape_of_site(site), site.maps_shape, site.head_dim, kinds_of(layer))
+        return constant_macs(dilated(shape_of_site(site), layer), site.maps_shape, site.head_dim, kinds_of(layer))
 
 
 def kinds_of(layer: LayerPlan) -> list[tuple[str, int | None]]:
     """Kind and window of every constant head of a layer, in their order."""
     heads = [layer.heads[number] for number in layer.constant]
     return [(head.constant, head.window) for head in heads if head.constant is not None]
+
+
+def dilated(shape: Shape | None, layer: LayerPlan) -> Shape | None:
+    """The grid with the taps of a layer's kernels as far apart as its heads say."""
+    apart = next((head.dilation for head in layer.heads if head.dilation is not None), 1)
+    return shape if shape is None else replace(shape, dilation=apart)
 
 
 def shape_of_site(site: AttentionSite) -> Shape | None:
@@ -95,13 +115,15 @@ def shape_of_site(site: AttentionSite) -> Shape | None:
 
 
 def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
-    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square); None where there
-    is none, as with spatially reduced keys."""
+    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square where it can be); None
+    where there is none, as with spatially reduced keys."""
     windows, _, queries, keys = layer.maps
     patches = queries - layer.prefix_tokens
     if queries != keys or patches < 1:
         return None
-    height = isqrt(patches) if windows > 1 else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
+    side = isqrt(patches)
+    square = windows > 1 and side * side == patches
+    height = side if square else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
     if patches % height or height * (width := patches // height) != patches:
         return None
     return Shape((height, width), layer.prefix_tokens)
@@ -114,12 +136,22 @@ def known_kind(name: str, shape: Shape | None) -> ConstantKind:
     return KINDS[name]
 
 
-def fitted(site: SiteArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
-    """A head's constant of a kind, fitted to its mean maps. Raises VitfrostError for a kind that needs a patch grid without one."""
+def fitted(site: SiteArrays | HeadArrays, shape: Shape | None, head: int, kind: str, window: int | None) -> Any:
+    """A head's constant of a kind, fitted to its mean maps, or to sums of them. Raises VitfrostError for a kind that needs a patch grid
+    without one, and for one that needs every weight where there are sums."""
+    if isinstance(site, HeadArrays):
+        if shape is None:
+            return known_kind(kind, shape).fit(site.mean_map(head), site.value_norm[:, head], None, window, site.allowed)
+        if not KINDS[kind].of_sums:
+            raise VitfrostError(
+                f"{kind} constants take the mean of every weight, and the statistics are of whole heads; take local or toeplitz ones, or "
+                'calibrate with Calibrate(detail="entries")'
+            )
+        return KINDS[kind].fit_sums(site.map_sums(head), shape, window)
     return known_kind(kind, shape).fit(site.mean[:, head], site.value_norm[:, head], shape, window, site.allowed)
 
 
-def constants_of(layer: LayerPlan, site: SiteArrays, image_size: Sequence[int]) -> list[Any]:
+def constants_of(layer: LayerPlan, site: SiteArrays | HeadArrays, image_size: Sequence[int]) -> list[Any]:
     """The fitted constants of a layer's frozen heads, in their order."""
     shape = shape_of(layer, image_size)
     return [fitted(site, shape, head, kind, window) for head, (kind, window) in zip(layer.constant, kinds_of(layer), strict=True)]

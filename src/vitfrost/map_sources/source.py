@@ -23,7 +23,9 @@ class MapSource:
     name: `source:` in a head's line. fields: which others of the line's fields such a head has. part: the part of the plan with its
     configuration; config: the configuration's class where that stands under `sources:` instead. module: the name of its module in an
     attention layer, and so in the keys of a state; cost: the part that its multiply-accumulates and parameters belong to (see
-    evaluation.cost). of_logits: maps are made of the logits that the layer's other heads have; else outputs of the heads' own values.
+    evaluation.cost). of_logits: maps are made of the logits that the layer's other heads have; of_queries: heads keep
+    their queries and keys, and the module makes outputs [rows, F, N, D] of scaled queries, keys and values, and `maps` of whole logits;
+    else outputs of the heads' own values.
     """
 
     name: ClassVar[str]
@@ -33,6 +35,7 @@ class MapSource:
     module: ClassVar[str] = ""
     cost: ClassVar[str] = "other_maps"
     of_logits: ClassVar[bool] = False
+    of_queries: ClassVar[bool] = False
 
     def keeps_logits(self, head: HeadPlan) -> bool:
         """Whether such a head has queries and keys."""

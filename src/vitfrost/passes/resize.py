@@ -12,8 +12,8 @@ from ..artifact import Artifact, settings_of
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
-from ..map_sources.frozen import shape_of_site
-from ..methods.constant_heads.constants import Shape, stretched_window
+from ..map_sources.frozen import dilated, shape_of_site
+from ..methods.constant_heads.constants import Shape, carried, stretched_window
 from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
@@ -30,8 +30,9 @@ from .structure import install_structure
 def resize(
     artifact: str | Path | Artifact, image_size: int | tuple[int, int], *, out: str | Path | None = None, overwrite: bool = False
 ) -> Artifact:
-    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is,
-    dense maps interpolated over queries and keys.
+    """The same model for another image size: position embeddings are interpolated, kernels of constants stretched as the patch grid is (on
+    a grid 1.5 times as large and more they keep their few numbers, whose taps then stand apart), dense maps interpolated over queries and
+    keys.
 
     Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Quantized models and frozen
     entries belong to their size and are refused, as are constants of windows. Raises VitfrostError naming what cannot be carried over.
@@ -52,7 +53,8 @@ def resize(
     state = dict(given.module.state_dict())
     for name, module in given.module.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.constants, ConstantHeads):
-            state |= _constants(module.constants, f"{name}.constants", before[name], sites[name])
+            layer = next(layer for layer in given.plan.layers if layer.site == name)
+            state |= _constants(module.constants, f"{name}.constants", layer, before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
     state = fit_state(model, state, getattr(getattr(given.blank(), "patch_embed", None), "grid_size", None))
@@ -97,19 +99,30 @@ def _layer(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> Lay
     for head in layer.heads:
         if head.constant is not None:
             _grids(before, after)
-        if head.window is not None:
-            head = HeadPlan.model_validate(head.model_dump() | {"window": stretched_window(head.window, *_grids(before, after))})
+        if head.constant is not None and KINDS[head.constant].needs_grid:
+            shape, target = _carried(layer, before, after)
+            window = None if head.window is None else stretched_window(head.window, shape, target)
+            apart = target.dilation if target.dilation > 1 else None
+            head = HeadPlan.model_validate(head.model_dump() | {"window": window, "dilation": apart})
         heads.append(head)
     return LayerPlan.model_validate(layer.model_dump() | {"maps": after.maps_shape, "heads": [head.model_dump() for head in heads]})
 
 
-def _constants(module: ConstantHeads, name: str, before: AttentionSite, after: AttentionSite) -> dict[str, torch.Tensor]:
+def _carried(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> tuple[Shape, Shape]:
+    """The layer's grid and the new one, with how far the taps of kernels are apart on each."""
+    old, new = _grids(before, after)
+    shape = dilated(old, layer)
+    assert shape is not None
+    return shape, carried(shape, new)
+
+
+def _constants(module: ConstantHeads, name: str, layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> dict[str, torch.Tensor]:
     """The state of a layer's constants on the new grid."""
-    shape, target = _grids(before, after)
+    shape, target = _carried(layer, before, after)
     state: dict[str, torch.Tensor] = {}
     for place, head in enumerate(module.constants()):
         window = None if head.window is None else stretched_window(head.window, shape, target)
-        carried = KINDS[head.kind].resized(head.constant(), shape, target, window)
-        for part, value in KINDS[head.kind].parts(carried).items():
+        made = KINDS[head.kind].resized(head.constant(), shape, target, window)
+        for part, value in KINDS[head.kind].parts(made).items():
             state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(value, dtype=torch.float32)
     return state

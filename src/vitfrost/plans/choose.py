@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, refuse_idle
+from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads, refuse_idle
 from ..configs.base import parsed
 from ..configs.flat import UNQUANTIZED, Method
 from ..configs.methods import FULL_PRECISION
@@ -17,13 +17,13 @@ from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
 from .compact import FeedForwardPlan, compact_blocks
-from .criteria import SiteArrays
 from .file import save_plan
 from .freeze_entries import with_frozen_entries
 from .freeze_heads import first_heads, frozen_by_criterion
 from .hallucinate import hallucinated_layers
 from .heads import COMPUTED, LayerPlan
 from .schema import Plan, StatisticsIdentity
+from .window_heads import windowed_by_mass
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ class StatisticsRecord(Protocol):
     @property
     def header(self) -> Any: ...
     @property
-    def sites(self) -> Mapping[str, SiteArrays]: ...
+    def sites(self) -> Mapping[str, Any]: ...
     @property
     def content_hash(self) -> str: ...
     def head_moments(self, site: str) -> np.ndarray: ...
@@ -53,6 +53,7 @@ class Methods:
     hallucinate: Hallucinate | None
     compact: Compact | None
     quantize: Quantize
+    windowed: WindowHeads | None = None
 
     @classmethod
     def of(cls, methods: Sequence[Method]) -> Methods:
@@ -74,7 +75,7 @@ class Methods:
             raise VitfrostError("Compact.ratio is missing; give a ratio between 0 and 1 (only a search finds ranks itself)")
         entries = given.get(FreezeEntries)
         quantize = given.get(Quantize, Quantize() if entries is not None else UNQUANTIZED)
-        made = cls(entries, given.get(FreezeHeads), given.get(Hallucinate), given.get(Compact), quantize)
+        made = cls(entries, given.get(FreezeHeads), given.get(Hallucinate), given.get(Compact), quantize, given.get(WindowHeads))
         made._refuse_idle_together()
         return made
 
@@ -115,9 +116,9 @@ def plan(
     Args:
         source: statistics (of `vitfrost.calibrate`, or their file). Without them a model: a Model, or a timm name; such a plan is for
             training or timing. It freezes and computes the first heads, and no single weights.
-        methods: at most one of FreezeEntries, FreezeHeads, Hallucinate, Compact and Quantize. None at all means FreezeEntries(0.2). Without
-            Quantize, weights and activations have 4 bits where single weights are frozen, else 32. Heads are hallucinated first; only
-            what remains counts and is frozen.
+        methods: at most one of FreezeEntries, FreezeHeads, WindowHeads, Hallucinate, Compact and Quantize. None at all means
+            FreezeEntries(0.2). Without Quantize, weights and activations have 4 bits where single weights are frozen, else 32. Heads are
+            hallucinated first, then frozen whole, then windowed; only what remains counts.
         out: file for the plan.
 
     Raises VitfrostError, one line, for methods that do not go together or do not fit the model, and statistics that cannot be read.
@@ -141,15 +142,16 @@ def plan(
 def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     header = statistics.header
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
-    hallucinate, constants, compact = chosen.hallucinate, chosen.heads, chosen.compact
+    hallucinate, constants, compact, windowed = chosen.hallucinate, chosen.heads, chosen.compact, chosen.windowed
     feed_forward: tuple[FeedForwardPlan, ...] = ()
     given_sources: dict[str, Any] = {}
     if header.structure is not None:
-        if hallucinate is not None or compact is not None or constants is not None:
+        if any(method is not None for method in (hallucinate, compact, constants, windowed)):
             raise VitfrostError(
                 "the statistics are of a model with frozen or hallucinated heads or compact blocks already; plan only bits and "
                 "frozen entries"
             )
+        windowed = parsed(WindowHeads, header.structure["windowed"]) if "windowed" in header.structure else None
         constants, hallucinate, compact, feed_forward, layers = _given_structure(header.structure, layers)
         given_sources = header.structure.get("sources", {})
     else:
@@ -160,9 +162,16 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
         if constants is not None:
             constants = replace(constants, by=constants.by or ("fisher" if header.sensitivity else "entropy"))
             layers = frozen_by_criterion(layers, constants, statistics.sites, header.model.image_size)
+        if windowed is not None:
+            layers = windowed_by_mass(layers, windowed, statistics.sites, header.model.image_size)
         if compact is not None:
             feed_forward = _compact(header.feed_forward, compact)
     if chosen.entries is not None:
+        if getattr(header, "detail", "entries") == "heads":
+            raise VitfrostError(
+                "freezing single weights takes what every weight is, and the statistics are of whole heads; calibrate with "
+                'Calibrate(detail="entries"), or freeze whole heads'
+            )
         layers = with_frozen_entries(layers, chosen.entries, statistics.sites)
     return Plan(
         model=header.model,
@@ -170,7 +179,7 @@ def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
             hash=statistics.content_hash, images_hash=header.images_hash, images=header.images, precision=header.precision,
             observed=header.observed,
         ),
-        freeze=chosen.entries, constants=constants, hallucinate=hallucinate, compact=compact, quantize=chosen.quantize,
+        freeze=chosen.entries, constants=constants, windowed=windowed, hallucinate=hallucinate, compact=compact, quantize=chosen.quantize,
         sources=given_sources, layers=tuple(layers), feed_forward=feed_forward,
     )  # fmt: skip
 
@@ -182,6 +191,8 @@ def _from_model(model: ModelLike, chosen: Methods) -> Plan:
     from ..vit.families import find_sites
 
     heads, constants = chosen.hallucinate, chosen.heads
+    if chosen.windowed is not None:
+        raise VitfrostError("windowing heads by what they look at takes their statistics; plan from statistics")
     if chosen.entries is not None or (constants is not None and constants.by not in (None, "first")):
         raise VitfrostError(
             "freezing by what maps are takes their statistics; plan from statistics, or freeze whole heads, of which the first are taken"
@@ -254,6 +265,7 @@ def summary(plan: Plan) -> dict[str, Any]:
             "constant_heads": sum(len(layer.constant) for layer in layers),
             "entries": entries,
             "frozen_entries": frozen,
+            "windowed_heads": sum(len(layer.heads_of("windowed")) for layer in layers),
             "hallucinated_heads": sum(len(layer.hallucinated) for layer in layers),
             "fraction": frozen / max(entries, 1),
         }

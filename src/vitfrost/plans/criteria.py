@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ..errors import VitfrostError
+from ..methods.constant_heads.offsets import MapSums
 
 Scores = Float[np.ndarray, "windows heads queries keys"]
 
@@ -50,6 +51,30 @@ class SiteArrays(Protocol):
     def value_norm(self) -> Float[np.ndarray, "windows heads keys"]: ...
     @property
     def sensitivity(self) -> SensitivityArrays | None: ...
+
+
+@runtime_checkable
+class HeadArrays(Protocol):
+    """The statistics of one site by whole heads (see statistics.heads): a sample of a head's weights, each of which stands for `weights` of
+    them, at `places` (window, query, key); and sums that kernels are fitted to."""
+
+    @property
+    def maps_shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def allowed(self) -> Bool[np.ndarray, "windows queries keys"] | None: ...
+    @property
+    def value_norm(self) -> Float[np.ndarray, "windows heads keys"]: ...
+    @property
+    def sensitivity(self) -> SensitivityArrays | None: ...
+    @property
+    def sample(self) -> SiteArrays: ...
+    @property
+    def weights(self) -> Float[np.ndarray, " sampled"]: ...
+    @property
+    def places(self) -> tuple[Int[np.ndarray, " sampled"], Int[np.ndarray, " sampled"], Int[np.ndarray, " sampled"]]: ...
+    def map_sums(self, head: int) -> MapSums: ...
+    def mass_by_offset(self, head: int) -> Float[np.ndarray, "offsets_down offsets_right"]: ...
+    def mean_map(self, head: int) -> Float[np.ndarray, "windows queries keys"]: ...
 
 
 Score = Callable[[SiteArrays, int, int], Scores]

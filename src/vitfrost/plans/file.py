@@ -18,7 +18,7 @@ HEADER = """\
 # A plan: what vitfrost does to every head of the model, and how the model is quantized. You may edit it.
 # - layers, one line per head: {source: computed} leaves its maps alone; {source: frozen, entries: N} replaces the N entries
 #   that rank lowest by freeze.by with their means (zeros: M, with ties: strict, makes the last M of them zero).
-{constants}{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
+{constants}{windowed}{hallucinate}# - freeze.ratio, scope and ties tell how the counts came about; to change them run 'vitfrost plan' again.
 # - freeze.by, seed and protect rank the entries; bits, grid, order and renormalize say how constants are stored and merged.
 {feed_forward}{latency}\
 # - Bits are 2 to 8, or 32 for floating point. Leave model, statistics, site, maps, prefix_tokens and unmasked as they are.
@@ -28,6 +28,9 @@ PART_LINES = {
     "constants": """\
 #   {source: frozen, constant: KIND} drops a head's queries and keys and makes its map a constant: dense, toeplitz (by relative
 #   position on the patch grid), or local with an odd window: K (and one number for all patches outside it).
+""",
+    "windowed": """\
+#   {source: windowed, window: K} lets a head look at the K x K patches around each patch only, and at prefix tokens; K is odd.
 """,
     "hallucinate": """\
 #   {source: hallucinated, like: K} drops its queries and keys and makes its maps of the other heads', starting as head K's.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from ..map_sources.frozen import fitted, known_kind, shape_of
 from ..methods.constant_heads.constants import Shape
 from ..methods.constant_heads.cost import head_cost
 from ..methods.constant_heads.kinds import KINDS
-from .criteria import CRITERIA, SiteArrays
+from .criteria import CRITERIA, HeadArrays, SiteArrays
 from .heads import HeadPlan, LayerPlan
 from .select import share
 
@@ -31,43 +32,68 @@ def structure_error(whole: Float[np.ndarray, "windows queries keys"], site: Site
     return float((wrong * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
-def freezing_error(site: SiteArrays, head: int) -> float:
+def constant_error(constant: Any, kind: str, shape: Shape | None, site: SiteArrays | HeadArrays, head: int) -> float:
+    """The structure error of a fitted constant; over the sampled weights where the statistics are of whole heads."""
+    if not isinstance(site, HeadArrays):
+        return structure_error(KINDS[kind].whole(constant, shape, site.allowed), site, head)
+    known = site.sample
+    at = KINDS[kind].at(constant, shape, site.places, site.allowed)
+    return float(((known.mean[0, head, 0] - at) ** 2 * known.value_norm[0, head] * site.weights).sum(dtype=np.float64))
+
+
+def freezing_error(site: SiteArrays | HeadArrays, head: int) -> float:
     """What freezing a head to its mean map does at the layer's output: sum of E[(A - A^mu)^2] E||W_O v||^2."""
+    if isinstance(site, HeadArrays):
+        known = site.sample
+        return float((known.variance[0, head, 0] * known.value_norm[0, head] * site.weights).sum(dtype=np.float64))
     return float((site.variance[:, head] * site.value_norm[:, head, None, :]).sum(dtype=np.float64))
 
 
-def candidates(settings: FreezeHeads, shape: Shape | None) -> list[tuple[str, int | None]]:
-    """Kinds and windows that a head may get, unless its map has no patch grid: then only those that need none."""
+def candidates(settings: FreezeHeads, shape: Shape | None, of_sums: bool = False) -> list[tuple[str, int | None]]:
+    """Kinds and windows that a head may get, unless its map has no patch grid: then only those that need none. `of_sums`: only those that
+    sums of maps are enough for."""
     auto = settings.kind == "auto"
     kinds = [each for each in reversed(KINDS.values()) if each.in_auto and not (each.needs_grid and shape is None)]
+    kinds = [each for each in kinds if each.of_sums or not of_sums]
     kinds = kinds if auto else [known_kind(settings.kind, shape)]
     return [(kind.name, window) for kind in kinds for window in kind.windows(settings.window, shape, auto)]
 
 
-def choose_kind(settings: FreezeHeads, layer: LayerPlan, site: SiteArrays, shape: Shape | None, head: int) -> tuple[HeadPlan, float]:
+def choose_kind(
+    settings: FreezeHeads, layer: LayerPlan, site: SiteArrays | HeadArrays, shape: Shape | None, head: int
+) -> tuple[HeadPlan, float]:
     """The cheapest constant whose error stays within the head's budget, and that error relative to the layer's freezing error.
 
-    The budget is `tolerance` times what freezing a head of this layer does to its output on average.
+    The budget is `tolerance` times what freezing a head of this layer does to its output on average. Where no constant stays within it, the
+    head gets its mean map, or with statistics of whole heads the constant of least error.
     """
     windows, heads, queries, keys = layer.maps
     scale = sum(freezing_error(site, other) for other in range(heads)) / heads
     masked = site.allowed is not None
-    kinds = candidates(settings, shape)
+    of_sums = isinstance(site, HeadArrays) and shape is not None
+    kinds = candidates(settings, shape, of_sums)
     costs = {kind: head_cost(kind[0], shape, (windows, queries, keys), HEAD_DIM, kind[1], masked).total for kind in kinds}
+    found: dict[tuple[str, int | None], float] = {}
     for kind, window in sorted(kinds, key=lambda kind: costs[kind]):
-        whole = KINDS[kind].whole(fitted(site, shape, head, kind, window), shape, site.allowed)
-        error = structure_error(whole, site, head)
+        error = constant_error(fitted(site, shape, head, kind, window), kind, shape, site, head)
+        found[kind, window] = error
         if len(kinds) == 1 or error <= settings.tolerance * scale:
             break
     else:
-        kind, window, error = "dense", None, 0.0
+        if of_sums:
+            (kind, window), error = min(found.items(), key=lambda each: each[1])
+        else:
+            kind, window, error = "dense", None, 0.0
     return HeadPlan(source="frozen", constant=kind, window=window), error / scale if scale else 0.0
 
 
-def head_scores(site: SiteArrays, by: str, seed: int, index: int) -> Float[np.ndarray, heads]:
+def head_scores(site: SiteArrays | HeadArrays, by: str, seed: int, index: int) -> Float[np.ndarray, heads]:
     """A criterion of whole heads: of errors the sum over the entries, of the others the mean; masked pairs are left out."""
     if by not in CRITERIA:
         raise VitfrostError(f"FreezeHeads.by is '{by}'; it should be one of {', '.join(CRITERIA)}")
+    if isinstance(site, HeadArrays):
+        summed: Float[np.ndarray, heads] = CRITERIA[by](site.sample, seed, index)[0, :, 0].astype(np.float64) @ site.weights
+        return summed if CRITERIA[by].additive else summed / site.weights.sum()
     scores = CRITERIA[by](site, seed, index).astype(np.float64)
     count = prod(scores.shape) // scores.shape[1]
     if site.allowed is not None:
@@ -138,7 +164,7 @@ def with_constants(
     layers: Sequence[LayerPlan],
     chosen: Sequence[Iterable[int]],
     settings: FreezeHeads,
-    sites: Mapping[str, SiteArrays],
+    sites: Mapping[str, SiteArrays] | Mapping[str, HeadArrays],
     image_size: Sequence[int],
     why: Mapping[tuple[int, int], str] | None = None,
 ) -> list[LayerPlan]:
@@ -159,7 +185,10 @@ def with_constants(
 
 
 def frozen_by_criterion(
-    layers: Sequence[LayerPlan], settings: FreezeHeads, sites: Mapping[str, SiteArrays], image_size: Sequence[int]
+    layers: Sequence[LayerPlan],
+    settings: FreezeHeads,
+    sites: Mapping[str, SiteArrays] | Mapping[str, HeadArrays],
+    image_size: Sequence[int],
 ) -> list[LayerPlan]:
     """The layers with the share of heads (or layers) frozen that ranks lowest by the settings' criterion."""
     assert settings.by is not None

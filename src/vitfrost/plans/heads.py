@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..configs.methods import Kind, Window
 from ..map_sources import SOURCES, MapSource
 from ..strict import Count, Positive, Strict
 
-HEAD_FIELDS = ("entries", "zeros", "like", "constant", "window")
+HEAD_FIELDS = ("entries", "zeros", "like", "constant", "window", "dilation")
 
 
 def _known(name: str) -> str:
@@ -29,6 +29,7 @@ class HeadPlan(Strict):
 
     The last `zeros` of them in rank become literal zeros instead of means: the ties of equation 15 read as printed.
     A head that is frozen whole has a `constant` instead: its kind, and the `window` of a local one; it has no queries and keys.
+    `dilation`: how many patches the taps of its kernel are apart (None: 1), as after a resize; a `window` counts taps.
     `why`: what was measured when it was chosen. A hallucinated head has no queries and keys either; its map starts `like` that of
     another head of its layer.
     """
@@ -39,6 +40,7 @@ class HeadPlan(Strict):
     like: Count | None = None
     constant: Kind | None = None
     window: Window | None = None
+    dilation: Annotated[int, Field(strict=True, ge=2, le=256)] | None = None
     why: str | None = None
 
     @property
@@ -85,8 +87,12 @@ class LayerPlan(Strict):
         return windows * queries * keys if self.unmasked is None else self.unmasked
 
     def heads_of(self, source: str) -> tuple[int, ...]:
-        """Heads without queries and keys whose maps come from this source, ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.source == source and not head.map_source.keeps_logits(head))
+        """Heads whose maps a module of this source makes, ascending."""
+        return tuple(
+            number
+            for number, head in enumerate(self.heads)
+            if head.source == source and (head.map_source.of_queries or not head.map_source.keeps_logits(head))
+        )
 
     @property
     def hallucinated(self) -> tuple[int, ...]:
@@ -100,19 +106,21 @@ class LayerPlan(Strict):
 
     @property
     def logit_heads(self) -> tuple[int, ...]:
-        """Heads with queries and keys (computed ones, and those with frozen entries), ascending."""
-        return tuple(number for number, head in enumerate(self.heads) if head.map_source.keeps_logits(head))
+        """Heads with queries and keys, ascending: computed ones, and those with frozen entries; then those that are windowed."""
+        kept = [number for number, head in enumerate(self.heads) if head.map_source.keeps_logits(head)]
+        return tuple(sorted(kept, key=lambda number: self.heads[number].map_source.of_queries))
 
     @property
     def sources(self) -> list[MapSource]:
-        """The sources of the heads without queries and keys, in the order of their heads: first the one whose maps are made of logits."""
+        """The sources whose modules make maps, in the order of their heads: first the one whose maps are made of logits."""
         there = [source for source in SOURCES.values() if self.heads_of(source.name)]
         return sorted(there, key=lambda source: not source.of_logits)
 
     @property
     def order(self) -> tuple[int, ...]:
         """All heads: those with queries and keys, then those of every source."""
-        return self.logit_heads + tuple(head for source in self.sources for head in self.heads_of(source.name))
+        others = (source for source in self.sources if not source.of_queries)
+        return self.logit_heads + tuple(head for source in others for head in self.heads_of(source.name))
 
     @model_validator(mode="after")
     def _sources_have_what_they_need(self) -> LayerPlan:

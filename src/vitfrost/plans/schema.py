@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads
 from ..configs.base import parsed
 from ..configs.flat import Method
 from ..errors import VitfrostError
@@ -21,7 +21,7 @@ from .compact import FeedForwardPlan
 from .heads import HeadPlan, LayerPlan
 
 KIND, VERSION = "vitfrost plan", 1
-STRUCTURE_PARTS = ("constants", "hallucinate", "sources", "compact", "feed_forward")
+STRUCTURE_PARTS = ("constants", "windowed", "hallucinate", "sources", "compact", "feed_forward")
 
 
 class StatisticsIdentity(Strict):
@@ -56,6 +56,7 @@ class Plan(Strict):
     statistics: StatisticsIdentity | None = None
     freeze: FreezeEntries | None = None
     constants: FreezeHeads | None = None
+    windowed: WindowHeads | None = None
     hallucinate: Hallucinate | None = None
     compact: Compact | None = None
     sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -149,7 +150,7 @@ class Plan(Strict):
                 del data[part]
         for layer in data["layers"]:
             for head in layer["heads"]:
-                for key in ("like", "constant", "window", "why"):
+                for key in ("like", "constant", "window", "dilation", "why"):
                     if head[key] is None:
                         del head[key]
         for block in data.get("feed_forward", ()):
@@ -160,7 +161,7 @@ class Plan(Strict):
 
 def methods_in(plan: Plan) -> tuple[Method, ...]:
     """The methods that the plan was made by."""
-    parts = (plan.freeze, plan.constants, plan.hallucinate, plan.compact, plan.quantize)
+    parts = (plan.freeze, plan.constants, plan.windowed, plan.hallucinate, plan.compact, plan.quantize)
     return tuple(part for part in parts if part is not None)
 
 
@@ -170,7 +171,7 @@ def structure_of(plan: Plan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
     heads = {layer.site: [_structure_of_head(head) for head in layer.heads] for layer in plan.layers if layer.sources}
-    if plan.constants is None and plan.hallucinate is None and plan.compact is None and not heads:
+    if plan.constants is None and plan.windowed is None and plan.hallucinate is None and plan.compact is None and not heads:
         return None
     data = plan.plain()
     blocks = [{key: value for key, value in block.items() if key != "why"} for block in data.get("feed_forward", ())]
@@ -179,7 +180,8 @@ def structure_of(plan: Plan | None) -> dict[str, Any] | None:
 
 
 def _structure_of_head(head: HeadPlan) -> dict[str, Any]:
-    if head.map_source.keeps_logits(head):
+    if head.map_source.keeps_logits(head) and not head.map_source.of_queries:
         return {"source": "computed"}
     fields = (name for name in head.map_source.fields if name not in ("entries", "zeros"))
-    return {"source": head.source} | {name: getattr(head, name) for name in fields}
+    later = ("dilation",)  # not named where there is none, so that statistics keep their hash
+    return {"source": head.source} | {name: value for name in fields if (value := getattr(head, name)) is not None or name not in later}

@@ -18,7 +18,8 @@ from ..methods.constant_heads.kinds import KINDS
 from ..plans.freeze_entries import frozen_maps
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
-from ..statistics.record import SiteStatistics, Statistics, kl_maps
+from ..statistics.record import Statistics
+from ..statistics.site import SiteStatistics, kl_maps
 from ..vit.sites import AttentionSite
 from .curves import Chart, by_head
 from .figures import Picture, Scale, picture
@@ -114,12 +115,12 @@ def _likes(layer: LayerPlan) -> dict[int, int]:
 
 
 def build_gallery(parts: RunParts) -> Gallery | None:
-    """Draw every head of the shown statistics; None where the run has no statistics."""
+    """Draw every head of the shown statistics; None where the run has no statistics of every weight."""
     shown, anatomy = parts.shown, parts.anatomy
-    if shown is None or anatomy is None:
+    if shown is None or anatomy is None or shown.header.detail == "heads":
         return None
     other = parts.quantized if parts.statistics else None
-    layers = [_layer_maps(site, shown.sites[site.name], parts.plan, parts.ranking) for site in anatomy.sites.attention]
+    layers = [_layer_maps(site, shown.entries(site.name), parts.plan, parts.ranking) for site in anatomy.sites.attention]
     drawings = _drawings(layers, anatomy.class_token)
     planned = frozen_shares(parts.plan.layers) if parts.plan else [[0.0] * layer.site.heads for layer in layers]
     likes = [_likes(layer) for layer in parts.plan.layers] if parts.plan else [{} for _ in layers]
@@ -248,7 +249,7 @@ def divergence_rows(sites: Sequence[AttentionSite], class_token: bool, ours: Sta
 
     Mean and highest are those of the class token's row; without a class token, of all weights of a head.
     """
-    maps = [over_windows(kl_maps(ours.sites[site.name], theirs.sites[site.name]), ours.sites[site.name].allowed) for site in sites]
+    maps = [over_windows(kl_maps(ours.entries(site.name), theirs.entries(site.name)), ours.entries(site.name).allowed) for site in sites]
     rows = [token_row(one, site, class_token) for one, site in zip(maps, sites, strict=True)]
     scale = Scale.covering("KL divergence, bits (log)", rows, "cividis", log=True)
     return draw_rows(rows, [one[:, 0] for one in maps] if class_token else maps, class_token, "Divergence", "KL, bits", scale)

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import ConfigDict, Field, create_model, model_validator
 
-from ..configs import Bench, Calibrate, Compact, Compress, Evaluate, Export, FreezeEntries, Hallucinate, Quantize, Repair, Search
+from ..configs import (
+    Bench,
+    Calibrate,
+    Compact,
+    Compress,
+    Evaluate,
+    Export,
+    FreezeEntries,
+    Hallucinate,
+    Quantize,
+    Repair,
+    Search,
+    WindowHeads,
+)
 from ..configs.base import Option, options_of
 from ..configs.flat import NONE, UNIT, Method, flat_options, methods_of
 from ..configs.methods import REPQ, ProtectedPart, RepairMethod
@@ -73,22 +86,24 @@ class CalibrationPart(_Flat):
         return Calibrate(**own | changes)
 
 
-@with_options(*(option for name, option in flat_options().items() if option.config not in (Hallucinate, Compact)))
+@with_options(*(option for name, option in flat_options().items() if option.config not in (WindowHeads, Hallucinate, Compact)))
 class PlanPart(_Flat):
     """The methods of a plan, under the flat names of `vitfrost plan` and with the same defaults.
 
-    `hallucinate` and `compact` are a share and a ratio, or the fields of Hallucinate and Compact; with one of them and without `freeze`
-    nothing is frozen. Bits are 32 where no single weights are frozen and none are given.
+    `windowed`, `hallucinate` and `compact` are a share or a ratio, or the fields of WindowHeads, Hallucinate and Compact; with one of them
+    and without `freeze` nothing is frozen. Bits are 32 where no single weights are frozen and none are given.
     """
 
     freeze: float | None = Field(FreezeEntries.ratio, ge=0, le=1)
+    windowed: Annotated[float, Field(gt=0, le=1)] | WindowHeads | None = None
     hallucinate: Annotated[float, Field(gt=0, lt=1)] | Hallucinate | None = None
     compact: Annotated[float, Field(gt=0, lt=1)] | Compact | None = None
     protect: tuple[ProtectedPart, ...] = FreezeEntries.protect  # as written: the keys of measured variants hold it so
 
     @model_validator(mode="after")
     def _resolve(self) -> PlanPart:
-        if (self.hallucinate is not None or self.compact is not None) and "freeze" not in self.model_fields_set:
+        structure = (self.windowed, self.hallucinate, self.compact)
+        if any(part is not None for part in structure) and "freeze" not in self.model_fields_set:
             self.freeze = None
         try:
             quantize = next(method for method in self.methods() if isinstance(method, Quantize))
@@ -104,7 +119,8 @@ class PlanPart(_Flat):
     @property
     def has_structure(self) -> bool:
         """Whether layers are changed."""
-        return self.hallucinate is not None or self.compact is not None or self.unit != "entry"
+        parts = (self.windowed, self.hallucinate, self.compact)
+        return any(part is not None for part in parts) or self.unit != "entry"
 
     @property
     def similarity(self) -> bool:
@@ -117,7 +133,11 @@ class PlanPart(_Flat):
         given: dict[str, Any] = {"freeze": NONE if self.freeze is None else self.freeze}
         for name, option in flat_options().items():
             key = name.replace("-", "_")
-            if key in type(self).model_fields and key not in ("freeze", "hallucinate", "compact") and key in self.model_fields_set:
+            if (
+                key in type(self).model_fields
+                and key not in ("freeze", "windowed", "hallucinate", "compact")
+                and key in self.model_fields_set
+            ):
                 value = getattr(self, key)
                 if value != option.default or name in ("weight-bits", "activation-bits") or (name == "by" and self.unit != UNIT.default):
                     given[name] = value
@@ -128,12 +148,14 @@ class PlanPart(_Flat):
             made.append(self.compact if isinstance(self.compact, Compact) else Compact(self.compact))
         if self.hallucinate is not None:
             made.append(self.hallucinate if isinstance(self.hallucinate, Hallucinate) else Hallucinate(self.hallucinate))
+        if self.windowed is not None:
+            made.append(self.windowed if isinstance(self.windowed, WindowHeads) else WindowHeads(self.windowed))
         return tuple(made)
 
     def options(self) -> dict[str, Any]:
         """What the plan depends on as plain data, without the parts that are not used."""
         data = self.model_dump(mode="json")
-        unused = {key for key in ("hallucinate", "compact") if data[key] is None}
+        unused = {key for key in ("windowed", "hallucinate", "compact") if data[key] is None}
         if self.unit == "entry":
             unused |= {"constants", "window", "tolerance"}
         elif "by" not in self.model_fields_set:

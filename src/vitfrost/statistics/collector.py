@@ -16,9 +16,9 @@ from ..vit.attention import LogitObserver, MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import AttentionSite
 from .histogram import BYTES_PER_ENTRY, Counters
-from .record import VALUE_SCALE, SiteStatistics
 from .sensitivity import SENSITIVITY_BYTES, SensitivitySums
 from .similarity import SimilaritySums
+from .site import VALUE_SCALE, SiteStatistics
 
 
 class MapCollector:

@@ -4,107 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8, UInt16, UInt32
+from jaxtyping import Float64, Int64
 from pydantic import ConfigDict
 
+from ..configs.verbs import Detail
 from ..errors import VitfrostError
 from ..files import atomic_file
 from ..identity import Identity
 from ..records import Format, parse
 from ..spelling import hashed
-from . import entropy, histogram
+from . import heads, histogram
+from .heads import HeadStatistics
 from .sensitivity import SENSITIVITY_ARRAYS, Sensitivity
 from .signatures import SiteHeader
 from .similarity import added, moments_of
+from .site import ARRAYS, SiteStatistics, check_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-FORMAT_VERSION = 3  # 1 had no sensitivity, 2 no similarity and no feed-forward sites
+FORMAT_VERSION = 4  # 1 had no sensitivity, 2 no similarity and no feed-forward sites, 3 no statistics of whole heads
+ENTRIES_VERSION = 3  # of statistics of every weight, which are what they were
 FORMAT = Format("a statistics file", "vitfrost.statistics", FORMAT_VERSION, mend="calibrate again")
 SIMILARITY = "similarity"
-VALUE_SCALE = 2.0**20
-_SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3, "structure": 3}
-_ARRAYS = {
-    "widths": np.uint16,
-    "bins": np.uint8,
-    "counts": None,
-    "sums": np.int64,
-    "squares": np.int64,
-    "value_sums": np.int64,
-}
-
-
-@dataclass(frozen=True, eq=False)
-class SiteStatistics:
-    """What is known about the maps of one attention site after `images` images.
-
-    Per entry, in the order of `maps_shape` = (windows, heads, queries, keys): the sparse histogram of 256 bins (see
-    `statistics.entropy`) and fixed-point sums (see `statistics.histogram`). `value_sums` [windows, heads, keys] are sums of
-    ||W_O^h v_j||^2, scaled by 2^20. `allowed` [windows, queries, keys] marks the pairs that may see each other; None: all do.
-    Masked pairs are never counted; every statistic of theirs is 0. `sensitivity` is None unless it was asked for.
-    """
-
-    name: str
-    maps_shape: tuple[int, int, int, int]
-    images: int
-    widths: UInt16[np.ndarray, " entries"]
-    bins: UInt8[np.ndarray, " cells"]
-    counts: UInt8[np.ndarray, " cells"] | UInt16[np.ndarray, " cells"] | UInt32[np.ndarray, " cells"]
-    sums: Int64[np.ndarray, " entries"]
-    squares: Int64[np.ndarray, " entries"]
-    value_sums: Int64[np.ndarray, "windows heads keys"]
-    allowed: Bool[np.ndarray, "windows queries keys"] | None = None
-    sensitivity: Sensitivity | None = None
-
-    @cached_property
-    def mean(self) -> Float32[np.ndarray, "windows heads queries keys"]:
-        """Mean map over the images (A^mu of equation 15)."""
-        return entropy.mean_of(self.sums, self.images).reshape(self.maps_shape)
-
-    @cached_property
-    def variance(self) -> Float32[np.ndarray, "windows heads queries keys"]:
-        """Variance over the images (population)."""
-        return entropy.variance_of(self.sums, self.squares, self.images).reshape(self.maps_shape)
-
-    @cached_property
-    def entropy(self) -> Float32[np.ndarray, "windows heads queries keys"]:
-        """Entropy in bits of equation 13."""
-        return entropy.entropy_bits(self.widths, self.counts, self.images).reshape(self.maps_shape)
-
-    @cached_property
-    def value_norm(self) -> Float32[np.ndarray, "windows heads keys"]:
-        """Mean over the images of the squared norm of a value after its head's slice of the output projection."""
-        return (self.value_sums / (VALUE_SCALE * max(self.images, 1))).astype(np.float32)
-
-    def __repr__(self) -> str:
-        return f"SiteStatistics({self.name}, maps {list(self.maps_shape)}, {self.images} images)"
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that are stored, by name."""
-        stored = {name: getattr(self, name) for name in _ARRAYS}
-        if self.sensitivity is not None:
-            stored |= self.sensitivity.arrays()
-        return stored if self.allowed is None else stored | {"allowed": self.allowed}
-
-
-def kl_maps(p: SiteStatistics, q: SiteStatistics) -> Float32[np.ndarray, "windows heads queries keys"]:
-    """KL divergence D(p || q) in bits per attention weight (equation 14), add-one smoothed; 0 at masked pairs.
-
-    Raises VitfrostError when the maps have different shapes.
-    """
-    if p.maps_shape != q.maps_shape:
-        raise VitfrostError(f"the maps of {p.name} {list(p.maps_shape)} and {q.name} {list(q.maps_shape)} cannot be compared")
-    divergence = entropy.kl_bits(p.widths, p.bins, p.counts, p.images, q.widths, q.bins, q.counts, q.images)
-    return divergence.reshape(p.maps_shape)
+_SINCE = {"sensitivity": 2, "similarity": 3, "feed_forward": 3, "structure": 3, "detail": 4}
 
 
 @dataclass(frozen=True)
@@ -116,6 +47,7 @@ class StatisticsHeader:
     `seed` drew the images from their folder (None where merged statistics differ); `skipped` counts the unusable ones.
     `sensitivity`: whether gradients were taken too; `similarity`: whether heads were compared. `feed_forward`: name, width, hidden
     channels and block of the feed-forward sites.
+    `detail`: what is known of every weight (`entries`), or of whole heads and of a sample of their weights (`heads`).
     `structure`: the hallucinated heads and compact blocks that the observed model had already, as in its plan (None: none).
     """
 
@@ -135,7 +67,8 @@ class StatisticsHeader:
     similarity: bool = False
     feed_forward: list[dict[str, Any]] = field(default_factory=list)
     structure: dict[str, Any] | None = None
-    version: int = FORMAT_VERSION
+    version: int = ENTRIES_VERSION
+    detail: Detail = "entries"
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,19 +79,27 @@ class Statistics:
     """
 
     header: StatisticsHeader
-    sites: dict[str, SiteStatistics]
+    sites: dict[str, SiteStatistics] | dict[str, HeadStatistics]
     similarity: Int64[np.ndarray, "heads heads"] | None = None
 
-    def __getitem__(self, site: str) -> SiteStatistics:
+    def __getitem__(self, site: str) -> SiteStatistics | HeadStatistics:
         """The statistics of one site, such as "blocks.3.attn". Raises VitfrostError naming the sites there are."""
         if site not in self.sites:
             names = list(self.sites)
             raise VitfrostError(f"there is no site '{site}'; there are {len(names)}, {names[0]} to {names[-1]}")
         return self.sites[site]
 
+    def entries(self, site: str) -> SiteStatistics:
+        """Those of every weight of a site. Raises VitfrostError where the statistics are of whole heads."""
+        found = self[site]
+        if isinstance(found, HeadStatistics):
+            raise VitfrostError('the statistics are of whole heads, not of every weight; calibrate with Calibrate(detail="entries")')
+        return found
+
     def __repr__(self) -> str:
         header = self.header
         more = [name for name in ("sensitivity", "similarity") if getattr(header, name)]
+        more += ["heads"] if header.detail == "heads" else []
         return (
             f"Statistics({', '.join([header.model.name, f'{len(self.sites)} sites', f'{header.images} images', header.precision, *more])})"
         )
@@ -253,7 +194,7 @@ class Statistics:
     def _plus(self, other: Statistics) -> Statistics:
         mine, theirs = self.header, other.header
         other.check_fits(mine.model, mine.sites)
-        for what in ("precision", "observed", "quantization", "sensitivity", "similarity"):
+        for what in ("precision", "observed", "quantization", "sensitivity", "similarity", "detail"):
             if getattr(mine, what) != getattr(theirs, what):
                 raise VitfrostError(f"statistics that differ in {what} cannot be merged: {getattr(mine, what)} and {getattr(theirs, what)}")
         if mine.structure != theirs.structure:
@@ -271,7 +212,9 @@ class Statistics:
             version=max(mine.version, theirs.version),
         )
         similarity = None if self.similarity is None or other.similarity is None else added(self.similarity, other.similarity)
-        return Statistics(header, {name: _merge_sites(site, other.sites[name]) for name, site in self.sites.items()}, similarity)
+        parts: Any = other.sites
+        sites: Any = {name: site.plus(parts[name]) for name, site in self.sites.items()}
+        return Statistics(header, sites, similarity)
 
     def check_fits(self, identity: Identity, signature: list[dict[str, Any]]) -> None:
         """Raise VitfrostError, saying what differs, unless the statistics belong to this model and these sites."""
@@ -291,16 +234,6 @@ class Statistics:
 def _shown(identity: Identity, field: str) -> Any:
     value = getattr(identity, field)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _merge_sites(a: SiteStatistics, b: SiteStatistics) -> SiteStatistics:
-    images = a.images + b.images
-    widths, bins, counts = histogram.merge_sparse((a.widths, a.bins, a.counts), (b.widths, b.bins, b.counts), images)
-    return SiteStatistics(
-        a.name, a.maps_shape, images, widths, bins, counts,
-        a.sums + b.sums, a.squares + b.squares, a.value_sums + b.value_sums, a.allowed,
-        None if a.sensitivity is None or b.sensitivity is None else a.sensitivity.plus(b.sensitivity),
-    )  # fmt: skip
 
 
 def _header_values(header: StatisticsHeader) -> dict[str, Any]:
@@ -332,9 +265,13 @@ def _read_similarity(header: StatisticsHeader, tensors: dict[str, np.ndarray], p
     return found
 
 
-def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> dict[str, SiteStatistics]:
+def _read_sites(
+    header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path
+) -> dict[str, SiteStatistics] | dict[str, HeadStatistics]:
+    if header.detail == "heads":
+        return {site["name"]: _read_heads(site, header, tensors, path) for site in header.sites}
     sites = {}
-    needed = [*_ARRAYS, *(SENSITIVITY_ARRAYS if header.sensitivity else ())]
+    needed = [*ARRAYS, *(SENSITIVITY_ARRAYS if header.sensitivity else ())]
     for signature in header.sites:
         name, shape = signature["name"], signature["maps"]
         missing = [array for array in needed if f"{name}/{array}" not in tensors]
@@ -343,27 +280,15 @@ def _read_sites(header: StatisticsHeader, tensors: dict[str, np.ndarray], path: 
         arrays = {array: tensors[f"{name}/{array}"] for array in needed}
         if f"{name}/allowed" in tensors:
             arrays["allowed"] = tensors[f"{name}/allowed"]
-        _check_arrays(arrays, shape, header.images, f"{path} is damaged: at site {name}")
+        check_arrays(arrays, shape, header.images, f"{path} is damaged: at site {name}")
         sums = {array: arrays.pop(array) for array in SENSITIVITY_ARRAYS if array in arrays}
         found = Sensitivity(header.images, **sums) if sums else None
         sites[name] = SiteStatistics(name, tuple(shape), header.images, **arrays, sensitivity=found)
     return sites
 
 
-def _check_arrays(arrays: dict[str, np.ndarray], maps_shape: Sequence[int], images: int, where: str) -> None:
-    """Raise VitfrostError when the arrays of a site do not fit each other (a damaged or edited file)."""
-    windows, heads, queries, keys = maps_shape
-    entries = windows * heads * queries * keys
-    cells = int(arrays["widths"].sum(dtype=np.int64))
-    shapes = {
-        "widths": (entries,), "bins": (cells,), "counts": (cells,), "sums": (entries,), "squares": (entries,),
-        "value_sums": (windows, heads, keys), "allowed": (windows, queries, keys), "value_zeroth": (windows, heads, keys),
-    }  # fmt: skip
-    kinds = {**_ARRAYS, "counts": histogram.count_type(images), "allowed": np.bool_}
-    for name, array in arrays.items():
-        if array.shape != shapes.get(name, tuple(maps_shape)) or array.dtype != kinds.get(name, np.float64):
-            raise VitfrostError(f"{where} {name} does not fit; calibrate again")
-        if name in SENSITIVITY_ARRAYS and not (array.min(initial=0) >= 0 and array.max(initial=0) < np.inf):
-            raise VitfrostError(f"{where} {name} holds values that are no sums of squares; calibrate again")
-    if cells and (int(arrays["counts"].max()) > images or int(arrays["widths"].max()) > histogram.BINS):
-        raise VitfrostError(f"{where} counts are out of range; calibrate again")
+def _read_heads(signature: dict[str, Any], header: StatisticsHeader, tensors: dict[str, np.ndarray], path: Path) -> HeadStatistics:
+    name, beginning = signature["name"], f"{signature['name']}/"
+    own = {part.removeprefix(beginning): array for part, array in tensors.items() if part.startswith(beginning)}
+    maps_shape = tuple(signature["maps"])
+    return heads.read(name, maps_shape, header.images, own, header.sensitivity, f"{path} is damaged: at site {name}")  # type: ignore[arg-type]

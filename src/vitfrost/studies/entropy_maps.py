@@ -91,7 +91,7 @@ def _photograph(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
 
 def _maps(statistics: Statistics, sites: Sequence[AttentionSite]) -> list[np.ndarray]:
     """Entropy maps [H, Q, K] of every layer, mean over the windows."""
-    return [over_windows(statistics.sites[site.name].entropy, statistics.sites[site.name].allowed) for site in sites]
+    return [over_windows(statistics.entries(site.name).entropy, statistics.entries(site.name).allowed) for site in sites]
 
 
 def mean_entropy(parts: GridParts, statistics: Statistics) -> list[list[float]]:

@@ -16,7 +16,7 @@ STATISTICS_AXES: dict[str, Callable[[Any], bool]] = {
     "statistics": lambda value: value in ("fp32", "quantized"),
     "statistics_images": lambda value: type(value) is int and value >= 1,
 }
-FIXED = {"seed", "hallucinate", "compact", "unit", "constants", "window", "tolerance"}  # options of a plan that no block varies
+FIXED = {"seed", "windowed", "hallucinate", "compact", "unit", "constants", "window", "tolerance"}  # options of a plan that no block varies
 
 
 class BlockPart(Part):

@@ -15,6 +15,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import VitfrostError
+from .by_head import HeadObserver, attend_by_head
 from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
@@ -26,17 +28,20 @@ class Observers(NamedTuple):
     """Who sees what an attention layer computes.
 
     `maps` is called with maps and values after the softmax, or, if `quantized`, after the map quantizer and frozen entries. `logits` is
-    called with the logits [rows, H, N, M] of a layer that has them for all heads.
+    called with the logits [rows, H, N, M] of a layer that has them for all heads. `heads` takes the place of `maps` where maps are long:
+    it is called once per image and head of the original, in their order, with the head, its maps [W, N, M] and values [W, M, D]; only one
+    head's maps of one image are there at a time.
     """
 
     maps: MapObserver | None = None
     logits: LogitObserver | None = None
     quantized: bool = False
+    heads: HeadObserver | None = None
 
     @property
     def any(self) -> bool:
         """Whether there is an observer."""
-        return self.maps is not None or self.logits is not None
+        return self.maps is not None or self.logits is not None or self.heads is not None
 
 
 class MapAttention(nn.Module):
@@ -74,6 +79,8 @@ class MapAttention(nn.Module):
         self.hallucination: nn.Module | None = None
         self.constants: Any = None
         self.apart: tuple[tuple[str, int], ...] = ()
+        self.windowed: Any = None
+        self.windowed_heads = 0
         self.frozen: Any = None
         self.observers = Observers()
 
@@ -103,6 +110,10 @@ class MapAttention(nn.Module):
         setattr(self, name, module)
         self.apart = (*self.apart, (name, heads))
 
+    def look_near(self, windowed: nn.Module, heads: int) -> None:
+        """Let the last `heads` of those with logits look at a window only, by a module (see methods.windowed_heads)."""
+        self.windowed, self.windowed_heads = windowed, heads
+
     def freeze_entries(self, frozen: Any) -> None:
         """Merge constants into the maps, heads in this module's order (see methods.frozen_entries); None: no longer."""
         if frozen is not None and tuple(frozen.mask.shape) != self.site.maps_shape:
@@ -116,14 +127,21 @@ class MapAttention(nn.Module):
         if self.logit_heads:
             self.query_quantizer, self.key_quantizer, self.map_quantizer = make_quantizer(), make_quantizer(), make_map_quantizer()
 
-    def observe(self, maps: MapObserver | None = None, logits: LogitObserver | None = None, quantized: bool = False) -> None:
+    def observe(
+        self,
+        maps: MapObserver | None = None,
+        logits: LogitObserver | None = None,
+        quantized: bool = False,
+        heads: HeadObserver | None = None,
+    ) -> None:
         """Show maps and logits to these observers from now on, instead of those before; without any, to nobody (see Observers)."""
-        self.observers = Observers(maps, logits, quantized)
+        self.observers = Observers(maps, logits, quantized, heads)
 
     def map_sources(self) -> dict[str, nn.Module]:
-        """What makes the maps of heads without queries and keys, by its name here."""
+        """What makes the maps of heads that are not computed as in the original, by its name here."""
         made = {} if self.hallucination is None else {"hallucination": self.hallucination}
-        return made | {name: getattr(self, name) for name, _ in self.apart}
+        near = {} if self.windowed is None else {"windowed": self.windowed}
+        return made | near | {name: getattr(self, name) for name, _ in self.apart}
 
     @property
     def has_relative_bias(self) -> bool:
@@ -160,6 +178,16 @@ class MapAttention(nn.Module):
     def maps_of(self, heads: list[int] | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
         """Maps of the heads at the places `heads` (None: all that depend on the image), then observer (with the values `v` of all
         heads), quantizer and frozen entries, in this order."""
+        maps = self.plain_maps(heads, q, k, bias)
+        if not self.observers.quantized:
+            self._show(maps, v)
+        maps = self.merged(maps, heads)
+        if self.observers.quantized:
+            self._show(maps, v)
+        return self.attn_drop(maps)
+
+    def plain_maps(self, heads: list[int] | None, q: Tensor, k: Tensor, bias: Tensor | None) -> Float[Tensor, "rows used q k"]:
+        """Maps of the heads at these places as the softmax makes them."""
         if heads is not None:
             q, k = q[:, heads], k[:, heads]
             bias = bias[:, heads] if bias is not None and bias.shape[1] > 1 else bias
@@ -167,19 +195,29 @@ class MapAttention(nn.Module):
         logits = logits if bias is None else logits + bias
         if self.observers.logits is not None:
             self.observers.logits(logits)
-        maps = self.logits_to_maps(logits)
-        if not self.observers.quantized:
-            self._show(maps, v)
+        return self.logits_to_maps(logits) if self.windowed is None else self._near_maps(logits, heads)
+
+    def _near_maps(self, logits: Tensor, heads: list[int] | None) -> Float[Tensor, "rows used q k"]:
+        """Whole maps of the heads at these places, some of which look at a window only."""
+        first = self.logit_heads - self.windowed_heads
+        places = list(range(self.logit_heads)) if heads is None else heads
+        each = [
+            self.windowed.maps(part, [place - first]) if place >= first else self.logits_to_maps(part)
+            for place, part in zip(places, logits.split(1, dim=1), strict=True)
+        ]
+        return torch.cat(each, dim=1)
+
+    def merged(self, maps: Float[Tensor, "rows used q k"], heads: list[int] | None) -> Float[Tensor, "rows used q k"]:
+        """The maps of the heads at these places, quantized and with frozen entries, where there are such."""
         if self.frozen is not None:
-            maps = self.frozen(maps, self.map_quantizer, heads)
-        elif self.map_quantizer is not None:
-            maps = self.map_quantizer(maps)
-        if self.observers.quantized:
-            self._show(maps, v)
-        return self.attn_drop(maps)
+            made: Tensor = self.frozen(maps, self.map_quantizer, heads)
+            return made
+        return maps if self.map_quantizer is None else self.map_quantizer(maps)
 
     def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
         """Mix the values: of heads that are mixed apart by their modules, of the others with their own maps."""
+        if self.observers.heads is not None:
+            return attend_by_head(self, q, k, v, bias, self.observers.heads)
         if not self.apart:
             assert q is not None
             assert k is not None
@@ -200,6 +238,12 @@ class MapAttention(nn.Module):
         quantized, watched = self.map_quantizer is not None, self.observers.any
         if self.hallucination is not None:
             return self.maps_of(None, q, k, values, bias) @ v
+        if self.windowed is not None and self.frozen is None and not quantized and not watched:
+            whole = self.moving_heads - self.windowed_heads
+            near: Tensor = self.windowed(q[:, whole:], k[:, whole:], v[:, whole:])
+            if not whole:
+                return near
+            return torch.cat([F.scaled_dot_product_attention(q[:, :whole], k[:, :whole], v[:, :whole], scale=1.0), near], dim=1)
         if self.frozen is None and not quantized and not watched:
             dropped = self.attn_drop.p if self.training and isinstance(self.attn_drop, nn.Dropout) else 0.0
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropped, scale=1.0)
@@ -224,8 +268,13 @@ class MapAttention(nn.Module):
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
+        if v.shape[2] != self.site.keys and (self.apart or self.frozen is not None):
+            raise VitfrostError(
+                f"{self.site.name} has frozen maps of {self.site.keys} tokens, and this image has {v.shape[2]}; resize the artifact "
+                "(vitfrost resize) for images of another size"
+            )
         if q is not None and self.scale_queries_first:
-            q = q * self.scale
+            q = self.scaled(q)
         if q is not None and self.query_quantizer is not None:
             q = self.query_quantizer(q)
         if k is not None and self.key_quantizer is not None:
@@ -233,11 +282,15 @@ class MapAttention(nn.Module):
         if self.value_quantizer is not None:
             v = self.value_quantizer(v)
         if q is not None and not self.scale_queries_first:
-            q = q * self.scale
+            q = self.scaled(q)
         attended = self.attend(q, k, v, bias)
         if torch.compiler.is_exporting():  # a fused operator that is taken apart later leaves heads in another order of memory
             attended = attended.clone(memory_format=torch.contiguous_format)
         return attended.transpose(1, 2).flatten(2)
+
+    def scaled(self, q: Float[Tensor, "rows heads queries width"]) -> Float[Tensor, "rows heads queries width"]:
+        """Queries in the units of logits."""
+        return q * self.scale
 
     def heads_of(self, x: Float[Tensor, "rows tokens channels"]) -> Float[Tensor, "rows heads tokens width"]:
         """Channels cut into heads."""
@@ -291,13 +344,7 @@ class FusedAttention(MapAttention):
 
     def logit_bias(self, rows: int, mask: Tensor | None) -> Tensor | None:
         """Relative bias plus shift mask [W, N, M], broadcastable to [rows, H, N, M]; None where there is neither."""
-        bias = self.relative_bias()
-        if mask is None:
-            return bias
-        windows = mask.shape[0]
-        mask = mask.view(1, windows, 1, *mask.shape[1:]).expand(rows // windows, -1, -1, -1, -1)
-        mask = mask.reshape(rows, 1, *mask.shape[3:])
-        return mask if bias is None else bias + mask
+        return masked_bias(self.relative_bias(), mask, rows)
 
     def project(self, x: Float[Tensor, "rows queries channels"]) -> Projections:
         """Queries and keys [rows, g, N, D] (None where g is 0), values [rows, H, N, D]."""
@@ -324,6 +371,16 @@ class FusedAttention(MapAttention):
             raise ValueError("vitfrost's attention has no caller-given mask; it sees the whole image")
         x = self.mixed(*self.project(x), self.logit_bias(x.shape[0], mask) if self.logit_heads else None)
         return self.proj_drop(self.proj(self.norm(x)))
+
+
+def masked_bias(bias: Tensor | None, mask: Tensor | None, rows: int) -> Tensor | None:
+    """A bias of logits [1, H, N, M] and a mask of windows [W, N, M] for `rows` windows, broadcastable to [rows, H, N, M]."""
+    if mask is None:
+        return bias
+    windows = mask.shape[0]
+    mask = mask.view(1, windows, 1, *mask.shape[1:]).expand(rows // windows, -1, -1, -1, -1)
+    mask = mask.reshape(rows, 1, *mask.shape[3:])
+    return mask if bias is None else bias + mask
 
 
 def head_channels(heads: Sequence[int], width: int, device: torch.device) -> Tensor:

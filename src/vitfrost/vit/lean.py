@@ -49,7 +49,9 @@ def is_lean(model: nn.Module) -> bool:
 
 
 def tokens_read(vit: Any) -> int | None:
-    """How many of the first tokens the classifier reads; None where it reads them all."""
+    """How many of the first tokens the classifier reads; None where it reads them all, or norms stand behind layers."""
+    if not all(isinstance(block, plain.Block) for block in vit.blocks):
+        return None
     if isinstance(vit, plain.VisionTransformerDistilled):
         return 2
     return 1 if vit.global_pool == "token" and vit.attn_pool is None else None
@@ -79,6 +81,7 @@ def _is_bare(module: FusedAttention) -> bool:
     """Whether nothing but constant heads was done to an attention layer, and its maps have no learned bias."""
     changed = (
         module.query_quantizer, module.key_quantizer, module.value_quantizer, module.map_quantizer, module.hallucination, module.frozen,
+        module.windowed,
     )  # fmt: skip
     unchanged = all(part is None for part in changed) and not module.observers.any and isinstance(module.qkv, nn.Linear)
     bare = unchanged and all(name == "constants" for name, _ in module.apart)

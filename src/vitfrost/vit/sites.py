@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 LinearRole = Literal["stem", "qkv", "query", "key", "value", "key_value", "proj", "fc1", "fc2",
@@ -17,7 +18,8 @@ class AttentionSite:
     tokens (CLS, distillation, registers) lie outside it. Where keys are spatially reduced, they are fewer than the queries and
     `key_grid` is theirs; it is None where the keys are the queries' tokens, or lie on no grid (means of consecutive tokens).
     `logit_heads` (None: all) have queries and keys; `mixed_apart` of the others have their values mixed by a
-    module of their own (constant maps). `source_macs`: multiply-accumulates of what makes maps, by the part of the costs.
+    module of their own (constant maps); `windowed` of those with logits are computed by one. `source_macs`: multiply-accumulates of
+    what makes maps, by the part of the costs.
     """
 
     name: str
@@ -35,6 +37,7 @@ class AttentionSite:
     key_grid: tuple[int, int] | None = None
     logit_heads: int | None = None
     mixed_apart: int = 0
+    windowed: int = 0
     source_macs: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -75,7 +78,8 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class FeedForwardSite:
-    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width], linear or convolutions of 1 x 1.
+    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width], linear or convolutions of 1 x 1. In a gated block
+    the first part makes gate and input, `hidden` wide each.
 
     `index` counts these blocks. `block` tells whether attention or a convolution comes before it in its block.
     """
@@ -94,13 +98,21 @@ class FeedForwardSite:
 
 @dataclass(frozen=True)
 class ModelSites:
-    """All sites of a model in the order in which data passes them."""
+    """All sites of a model in the order in which data passes them.
+
+    `kept`: layers of other parts, which nothing changes; they count in the costs.
+    """
 
     family: str
     image_size: tuple[int, int]
     attention: tuple[AttentionSite, ...]
     feed_forward: tuple[FeedForwardSite, ...]
     linears: tuple[LinearSite, ...] = field(default=())
+    kept: tuple[LinearSite, ...] = field(default=())
+
+    def keeping(self, layers: Iterable[LinearSite]) -> ModelSites:
+        """The same with more layers that nothing changes."""
+        return replace(self, kept=(*self.kept, *layers))
 
     def signature(self) -> list[dict[str, Any]]:
         """The part of the sites that statistics and plans are bound to."""

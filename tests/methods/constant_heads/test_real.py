@@ -13,7 +13,8 @@ from vitfrost.methods.constant_heads.constants import Shape, StructuredMap, dens
 from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.model import Model
 from vitfrost.plans.freeze_heads import freezing_error, structure_error
-from vitfrost.statistics.record import SiteStatistics, Statistics
+from vitfrost.statistics.record import Statistics
+from vitfrost.statistics.site import SiteStatistics
 
 SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)
 

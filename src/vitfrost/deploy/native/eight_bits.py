@@ -59,10 +59,10 @@ def in_integers(loaded: Model, pixels: Float[torch.Tensor, "images 3 height widt
         return module
     attention = install_map_attention(module)
     for name, each in attention.items():
-        if isinstance(each.frozen, FrozenMaps):
+        if isinstance(each.frozen, FrozenMaps) and each.frozen.bits == FULL_PRECISION_BITS:
             raise VitfrostError(
                 f"{name} has frozen entries in floating point, which the native engine does not run; plan with "
-                "Quantize(activations=8), or freeze whole heads"
+                "FreezeEntries(bits=4), or freeze whole heads"
             )
     if isinstance(loaded, Artifact) and loaded.plan.quantize.weights != FULL_PRECISION_BITS:
         _calibrate_attention(module, attention, pixels)

@@ -2,15 +2,17 @@
 
 Between patch tokens a structured map is A[i, j] = s_i k[p_j - p_i]: a kernel over the relative position of key and query on the
 patch grid, times a scale per query, since rows near the border have fewer keys and still sum to one. `local` keeps the kernel in
-a window and gives all other keys one number, the rest. Rows and columns of prefix tokens (CLS) are kept as they are. Pairs that a
-shift mask forbids are zero.
+a window and gives all other keys one number, the rest. A kernel that was carried over to a larger grid keeps its few numbers: it has a
+tap every `dilation` patches and straight lines between, which is a smoothing by triangles and then a dilated kernel. Rows and columns of
+prefix tokens (CLS) are kept as they are. Pairs that a shift mask forbids are zero.
 
 Shapes: W windows (1 where all windows share a constant), N queries, M keys, P prefix tokens, gh x gw the patch grid.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,10 +23,12 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Shape:
-    """What a structured constant needs to know of its site: the patch grid of queries and keys, and the prefix tokens before it."""
+    """What a structured constant needs to know of its site: the patch grid of queries and keys, and the prefix tokens before it; and how
+    many patches the taps of kernels are apart."""
 
     grid: tuple[int, int]
     prefix_tokens: int = 0
+    dilation: int = 1
 
     @property
     def patches(self) -> int:
@@ -108,8 +112,9 @@ def dense_of(
 ) -> Float[np.ndarray, "windows tokens tokens"]:
     """The whole map that a structured constant stands for."""
     prefix = shape.prefix_tokens
-    groups = relative_positions(shape.grid, constant.kernel.shape)  # type: ignore[arg-type]
-    values = np.append(constant.kernel.reshape(-1), constant.rest)
+    kernel = stretched(constant.kernel, constant.rest, shape.dilation)
+    groups = relative_positions(shape.grid, kernel.shape)  # type: ignore[arg-type]
+    values = np.append(kernel.reshape(-1), constant.rest)
     patches = values[groups] * constant.row_scale[:, :, None]
     if allowed is not None:
         patches = patches * allowed[:, prefix:, prefix:]
@@ -133,40 +138,91 @@ def uniform(shape: Shape, kernel: tuple[int, int], windows: int = 1) -> Structur
     )
 
 
+def triangles(taps: int, dilation: int) -> Float[np.ndarray, "side taps"]:
+    """What every tap gives to every place of a kernel with so many taps, `dilation` apart: straight lines, to 0 beyond the outer ones."""
+    places = np.arange(dilation * (taps + 1) - 1) - (dilation - 1)
+    return np.maximum(1 - np.abs(places[:, None] / dilation - np.arange(taps)), 0.0)
+
+
+def stretched(kernel: Float[np.ndarray, "kernel_height kernel_width"], rest: float, dilation: int) -> Float[np.ndarray, "height width"]:
+    """The kernel at every relative position that its taps reach; it falls to the rest beyond the outer ones."""
+    if dilation == 1:
+        return kernel
+    down, right = (triangles(side, dilation) for side in kernel.shape)
+    return np.asarray(down @ (kernel - rest) @ right.T + rest)
+
+
+def whole_kernel(
+    kernel: Float[np.ndarray, "kernel_height kernel_width"], rest: float, shape: Shape
+) -> Float[np.ndarray, "offsets_down offsets_right"]:
+    """A kernel at all relative positions of a grid, (0, 0) in the middle, with the rest outside."""
+    return cut(stretched(kernel, rest, shape.dilation), rest, (2 * shape.grid[0] - 1, 2 * shape.grid[1] - 1))
+
+
+def cut(values: Float[np.ndarray, "height width"], outside: float, size: tuple[int, int]) -> Float[np.ndarray, "new_height new_width"]:
+    """Values around the middle, cut or padded to an odd size."""
+    for axis, wanted in enumerate(size):
+        more = (wanted - values.shape[axis]) // 2
+        if more > 0:
+            widths = [(0, 0), (0, 0)]
+            widths[axis] = (more, more)
+            values = np.pad(values, widths, constant_values=outside)
+        elif more < 0:
+            values = np.take(values, range(-more, values.shape[axis] + more), axis)
+    return values
+
+
+def sums_of_rows(whole: Float[np.ndarray, "offsets_down offsets_right"], grid: tuple[int, int]) -> Float[np.ndarray, " patches"]:
+    """Sum over the keys j of k[p_j - p_i], for every query i, of a kernel at all relative positions."""
+    height, width = grid
+    below = np.zeros((2 * height, 2 * width))
+    below[1:, 1:] = whole.cumsum(0).cumsum(1)
+    up, left = height - 1 - np.arange(height), width - 1 - np.arange(width)
+    made = below[np.ix_(up + height, left + width)] - below[np.ix_(up, left + width)]
+    made += below[np.ix_(up, left)] - below[np.ix_(up + height, left)]
+    return made.reshape(-1)
+
+
+def carried(shape: Shape, target: Shape) -> Shape:
+    """The other grid with the taps of kernels as far apart as the grid grows, to the nearest whole number of patches."""
+    stretch = min(new / old for new, old in zip(target.grid, shape.grid, strict=True))
+    return replace(target, dilation=max(round(stretch * shape.dilation), 1))
+
+
 def stretched_window(window: int, shape: Shape, target: Shape) -> int:
-    """The side of a local kernel on another grid: it grows as the grid does, to the nearest odd number."""
-    stretch = max(new / old for new, old in zip(target.grid, shape.grid, strict=True))
-    return 2 * round((window * stretch - 1) / 2) + 1
+    """The side of a local kernel in taps on another grid. Where the taps stand apart, they reach at least as far in the image as before;
+    else the side grows as the grid does, to the nearest odd number."""
+    stretch = max(new / old for new, old in zip(target.grid, shape.grid, strict=True)) * shape.dilation
+    if target.dilation == 1:
+        return 2 * round((window * stretch - 1) / 2) + 1
+    return 2 * max(ceil((window // 2) * stretch / target.dilation - 1e-9), 1) + 1
 
 
 def resized(constant: StructuredMap, shape: Shape, target: Shape, kernel: tuple[int, int], covers_all: bool) -> StructuredMap:
     """The constant for another patch grid: positions keep their place in the image, so the kernel is stretched as the grid is, and
     every query keeps how much it gives to patches and to prefix tokens.
 
-    `kernel`: height and width on the new grid (see `stretched_window`). `covers_all`: the kernel has every relative position, so its border
-    goes on beyond it; else the rest does.
+    `target` says how far its taps are apart (see `carried`). `kernel`: height and width in taps (see `stretched_window`). `covers_all`: the
+    kernel has every relative position, so its border goes on beyond it; else the rest does.
     Raises ValueError for constants of masked windows, whose row scales belong to their image size.
     """
     from scipy.ndimage import map_coordinates  # imported by flags and configurations otherwise
 
     if constant.row_scale.shape[0] != 1:
         raise ValueError("constants of masked windows belong to their image size")
-    stretch = [new / old for new, old in zip(target.grid, shape.grid, strict=True)]
+    stretch = [new / old * shape.dilation / target.dilation for new, old in zip(target.grid, shape.grid, strict=True)]
     places = [
         (np.arange(new) - new // 2) / factor + old // 2 for new, old, factor in zip(kernel, constant.kernel.shape, stretch, strict=True)
     ]
     outside = {"mode": "nearest"} if covers_all else {"mode": "grid-constant", "cval": constant.rest}
-    carried = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
+    taps = map_coordinates(constant.kernel, np.meshgrid(*places, indexing="ij"), order=1, **outside)
 
-    prefix = shape.prefix_tokens
-    mass = dense_of(constant, shape)[0, prefix:, prefix:].sum(1)
-    blank = np.zeros((prefix, target.tokens)), np.zeros((target.patches, prefix))
-    plain = StructuredMap(carried, constant.rest, np.ones((1, target.patches)), *blank)
-    unscaled = dense_of(plain, target)[0, prefix:, prefix:].sum(1)
+    mass = constant.row_scale[0] * sums_of_rows(whole_kernel(constant.kernel, constant.rest, shape), shape.grid)
+    unscaled = sums_of_rows(whole_kernel(taps, constant.rest, target), target.grid)
     scale = _on_grid(mass, shape, target) / np.where(np.abs(unscaled) > _TINY, unscaled, 1.0)
     level = float(scale.mean()) or 1.0
     return StructuredMap(
-        kernel=carried * level,
+        kernel=taps * level,
         rest=constant.rest * level,
         row_scale=(scale / level)[None],
         prefix_rows=_rows_on_grid(constant.prefix_rows, shape, target),

@@ -41,9 +41,13 @@ def matmul_macs(windows: int, queries: int, keys: int, head_dim: int) -> int:
 
 
 def convolution_macs(shape: Shape, head_dim: int, kernel: tuple[int, int]) -> int:
-    """Kernel, rest (one sum, one addition and one scale per patch) and prefix rows and columns."""
+    """Kernel, rest (one sum, one addition and one scale per patch), prefix rows and columns; and the smoothing before a kernel whose taps
+    stand apart, down and then right, over as many patches more on every side as it spreads."""
     patches, prefix = shape.patches, shape.prefix_tokens
-    return head_dim * (patches * kernel[0] * kernel[1] + 2 * patches + prefix * shape.tokens + patches * prefix)
+    around = 2 * (shape.dilation - 1)
+    height, width = shape.grid[0] + around, shape.grid[1] + around
+    smoothing = (around + 1) * (height * shape.grid[1] + height * width) if around else 0
+    return head_dim * (patches * kernel[0] * kernel[1] + smoothing + 2 * patches + prefix * shape.tokens + patches * prefix)
 
 
 def best_form(shape: Shape | None, head_dim: int, kernels: list[tuple[int, int]]) -> Form:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import VitfrostError
-from .constants import Shape
+from .constants import Shape, triangles
 from .cost import Form, best_form, kernels_together
 from .kinds import KINDS
 
@@ -89,7 +89,8 @@ class ConstantHeads(nn.Module):
         """The forms that these constants can take where the module is: the kernel only on a GPU, where triton is installed."""
         on_gpu = next(self.parameters()).device.type == "cuda" and find_spec("triton") is not None
         forms: list[Form] = ["matmul", "convolution", "triton"]
-        return forms[: 3 if on_gpu else 2] if self._together else forms[:1]
+        apart = self.shape is not None and self.shape.dilation > 1
+        return forms[: 3 if on_gpu and not apart else 2] if self._together else forms[:1]
 
     def use(self, form: Form) -> None:
         """Apply the heads in this form from now on. "triton" runs on a GPU, in evaluation, in float32, bfloat16 and float16; where it
@@ -99,6 +100,8 @@ class ConstantHeads(nn.Module):
         """
         if form != "matmul" and not self._together:
             raise ValueError(f"the form {form} needs local kernels that all windows share")
+        if form == "triton" and form not in self.forms() and self.shape is not None and self.shape.dilation > 1:
+            raise ValueError("the form triton needs kernels whose taps do not stand apart")
         if form == "triton" and self._kernel is None:
             try:
                 from . import triton_kernels
@@ -117,15 +120,17 @@ class ConstantHeads(nn.Module):
         windows = max(len(each) for each in maps)
         return torch.stack([each.expand(windows, *each.shape[1:]) for each in maps], dim=1)
 
-    def _local(self) -> dict[str, Tensor]:
-        """By head: `kernel` [F, kh, kw] less its rest, all of one size; `scale` [F, patches]; `shared` [F, patches], what a patch takes of
-        the sum over patches; `rows` [F, P, M] and `columns` [F, patches, P] of prefix tokens."""
+    def _local(self, dilated: bool = False) -> dict[str, Tensor]:
+        """By head: `kernel` [F, kh, kw] less its rest, all of one size (only its taps if `dilated`, else at every position);
+        `scale` [F, patches]; `shared` [F, patches], what a patch takes of the sum over patches; `rows` [F, P, M] and `columns`
+        [F, patches, P] of prefix tokens."""
         heads: list[Any] = self.constants()
         height, width = (max(head.kernel.shape[axis] for head in heads) for axis in (0, 1))
         kernels = []
         for head in heads:
             down, right = (height - head.kernel.shape[0]) // 2, (width - head.kernel.shape[1]) // 2
-            kernels.append(F.pad(head.kernel - head.rest, (right, right, down, down)))
+            kernel = F.pad(head.kernel - head.rest, (right, right, down, down))
+            kernels.append(kernel if dilated else self._at_every_position(kernel))
         scale = torch.stack([head.row_scale[0] for head in heads])
         return {
             "kernel": torch.stack(kernels),
@@ -135,13 +140,25 @@ class ConstantHeads(nn.Module):
             "columns": torch.stack([head.prefix_columns for head in heads]),
         }
 
+    def _at_every_position(self, kernel: Float[Tensor, "kernel_height kernel_width"]) -> Float[Tensor, "height width"]:
+        """A kernel less its rest, with straight lines between taps that stand apart."""
+        if self.shape is None or self.shape.dilation == 1:
+            return kernel
+        down, right = (torch.from_numpy(triangles(side, self.shape.dilation)).to(kernel) for side in kernel.shape)
+        return down @ kernel @ right.T
+
     def _convolution(self) -> dict[str, Tensor]:
         """For one grouped convolution: kernels [F D, 1, kh, kw] less their rest, row scales [patches, F, 1]; and for what is the same for
-        all channels of a head, `gather` [1 + P F, M], rows that sum values up: over patches, then by each prefix token's row of each
-        head; and `spread` [patches, (1 + P) F], what a patch takes of its head's sum over patches and of prefix tokens."""
-        local = self._local()
+        all channels of a head, `smooth` [F D, 1, 2 d - 1, 1] where taps are d > 1 apart; `gather` [1 + P F, M], rows that sum values up:
+        over patches, then by each prefix token's row of each head; and `spread` [patches, (1 + P) F], what a patch takes of its
+        head's sum over patches and of prefix tokens."""
+        local = self._local(dilated=True)
         patches = F.pad(torch.ones_like(local["scale"][0]), (local["rows"].shape[1], 0))
-        return {
+        smooth: dict[str, Tensor] = {}
+        if self.shape is not None and self.shape.dilation > 1:
+            triangle = torch.from_numpy(triangles(1, self.shape.dilation)).to(local["kernel"])
+            smooth["smooth"] = triangle.expand(len(local["kernel"]) * self.head_dim, 1, -1, 1).contiguous()
+        return smooth | {
             "kernel": local["kernel"][:, None].repeat_interleave(self.head_dim, dim=0),
             "scale": local["scale"].T[..., None],
             "gather": torch.cat([patches[None], local["rows"].transpose(0, 1).flatten(0, 1)]),
@@ -222,12 +239,17 @@ class ConstantHeads(nn.Module):
         own = torch.eye(heads, dtype=values.dtype, device=values.device)[..., None]
         tokens = values.transpose(1, 2).flatten(2)
         picture = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
-        padding = tuple(side // 2 for side in parts["kernel"].shape[2:])
-        near = F.conv2d(picture, parts["kernel"], padding=padding, groups=heads * width).flatten(2).transpose(1, 2)
+        apart, channels = self.shape.dilation, heads * width
+        padding = tuple(apart * (side // 2) - (apart - 1) for side in parts["kernel"].shape[2:])
+        if apart > 1:  # smoothed by triangles first, also around the picture, as far as they spread
+            around = 2 * (apart - 1)
+            picture = F.conv2d(picture, parts["smooth"], padding=(around, 0), groups=channels)
+            picture = F.conv2d(picture, parts["smooth"].transpose(2, 3), padding=(0, around), groups=channels)
+        near = F.conv2d(picture, parts["kernel"], padding=padding, dilation=apart, groups=channels).flatten(2).transpose(1, 2)
         sums = (parts["gather"] @ tokens).unflatten(2, (heads, width))
         shared = torch.cat([sums[:, :1], tokens[:, :prefix].unflatten(2, (heads, width))], dim=1)
-        apart = (shared[:, :, None] * own).flatten(3).flatten(1, 2)
-        mixed = (parts["scale"] * near.unflatten(2, (heads, width))).flatten(2) + parts["spread"] @ apart
+        by_head = (shared[:, :, None] * own).flatten(3).flatten(1, 2)
+        mixed = (parts["scale"] * near.unflatten(2, (heads, width))).flatten(2) + parts["spread"] @ by_head
         looking = (sums[:, 1:].unflatten(1, (prefix, heads)) * own).sum(2).flatten(2) if prefix else tokens[:, :0]
         return torch.cat([looking, mixed], dim=1).unflatten(2, (heads, width)).transpose(1, 2)
 

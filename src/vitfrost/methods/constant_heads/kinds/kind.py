@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..constants import Shape
+from ..offsets import MapSums
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Maps = tuple[int, int, int]
+Places = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ConstantKind(ABC):
@@ -25,13 +27,14 @@ class ConstantKind(ABC):
     parameters.
 
     `name`: as plans and `--constants` have it. `needs_grid`: queries and keys have to lie on one patch grid. `in_auto`: `--constants auto`
-    may take it. `has_window`: a head's line says the side of its window.
+    may take it. `has_window`: a head's line says the side of its window. `of_sums`: sums by relative position are enough to fit it.
     """
 
     name: ClassVar[str]
     needs_grid: ClassVar[bool] = True
     in_auto: ClassVar[bool] = False
     has_window: ClassVar[bool] = False
+    of_sums: ClassVar[bool] = False
 
     @abstractmethod
     def fit(
@@ -44,6 +47,17 @@ class ConstantKind(ABC):
     ) -> Any:
         """The constant nearest to a head's mean maps, pairs weighted by the `importance` of their key (mean squared norm of its value at
         the layer's output). `allowed`: the pairs that a shift mask leaves (None: all)."""
+
+    def fit_sums(self, sums: MapSums, shape: Shape, window: int | None = None) -> Any:
+        """The constant that goes best with sums of a head's mean maps, where these maps are not held."""
+        raise NotImplementedError(f"{self.name} constants are fitted to whole maps")
+
+    def at(
+        self, constant: Any, shape: Shape | None, places: Places, allowed: Bool[np.ndarray, "windows queries keys"] | None = None
+    ) -> Float[np.ndarray, " pairs"]:
+        """The values of the map at some pairs: window, query and key of each."""
+        whole = self.whole(constant, shape, allowed)
+        return whole[places[0] if len(whole) > 1 else 0, places[1], places[2]]
 
     @abstractmethod
     def uniform(self, maps: Maps, shape: Shape | None, window: int | None = None, masked: bool = False) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..constants import Shape
-from .structured import Structured
+from .structured import Structured, taps_of
 
 WINDOWS = (3, 5, 7, 9, 11, 15)
 DEFAULT_WINDOW = 7
@@ -20,7 +20,8 @@ class Local(Structured):
         """Raises ValueError without a window."""
         if window is None:
             raise ValueError("a local kernel needs a window")
-        return min(window, 2 * shape.grid[0] - 1), min(window, 2 * shape.grid[1] - 1)
+        most = taps_of(shape)
+        return min(window, most[0]), min(window, most[1])
 
     def windows(self, window: int | None, shape: Shape | None, auto: bool) -> tuple[int | None, ...]:
         if window is not None or not auto or shape is None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, uniform
-from .kind import ConstantKind, Maps
+from ..constants import Shape, StructuredMap, dense_of, fit, relative_positions, resized, triangles, uniform
+from ..offsets import MapSums, fit_sums, values_at
+from .kind import ConstantKind, Maps, Places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
 PARTS = tuple(field.name for field in fields(StructuredMap))
 
 
+def taps_of(shape: Shape) -> tuple[int, int]:
+    """Height and width of a kernel with all relative positions of a grid; three taps at least where they stand apart."""
+    half = [max(-(-(side - 1) // shape.dilation), shape.dilation > 1) for side in shape.grid]
+    return 2 * half[0] + 1, 2 * half[1] + 1
+
+
 class Structured(ConstantKind):
     """A StructuredMap, fitted by least squares. `covers_all`: its kernel has every relative position."""
 
     in_auto = True
+    of_sums = True
     covers_all: ClassVar[bool]
 
     @abstractmethod
@@ -31,6 +39,13 @@ class Structured(ConstantKind):
     def fit(self, mean: Any, importance: Any, shape: Shape | None, window: int | None = None, allowed: Any = None) -> StructuredMap:
         assert shape is not None
         return fit(mean, importance, shape, self.kernel_shape(shape, window), allowed)
+
+    def fit_sums(self, sums: MapSums, shape: Shape, window: int | None = None) -> StructuredMap:
+        return fit_sums(sums, shape, self.kernel_shape(shape, window))
+
+    def at(self, constant: StructuredMap, shape: Shape | None, places: Places, allowed: Any = None) -> np.ndarray:
+        assert shape is not None
+        return values_at(constant, shape, *places)
 
     def uniform(self, maps: Maps, shape: Shape | None, window: int | None = None, masked: bool = False) -> StructuredMap:
         assert shape is not None
@@ -47,6 +62,9 @@ class Structured(ConstantKind):
 
         assert shape is not None
         prefix, kernel = shape.prefix_tokens, parts["kernel"]
+        if shape.dilation > 1:
+            down, right = (torch.from_numpy(triangles(side, shape.dilation)).to(kernel) for side in kernel.shape)
+            kernel = down @ (kernel - parts["rest"]) @ right.T + parts["rest"]
         groups = torch.from_numpy(relative_positions(shape.grid, tuple(kernel.shape))).to(kernel.device)  # type: ignore[arg-type]
         values = torch.cat([kernel.flatten(), parts["rest"].reshape(1)])
         patches = values[groups] * parts["row_scale"][:, :, None]
