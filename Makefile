@@ -65,6 +65,7 @@ torture: install
 
 # The main path and the tests of files with the lowest versions that pyproject.toml declares, in an environment of their own.
 lowest: $(VENV)-lowest/.installed
+	rm -rf $(VENV)-lowest/demo && OMP_NUM_THREADS=1 $(VENV)-lowest/bin/vitfrost demo --out $(VENV)-lowest/demo
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -q tests/test_pipeline.py tests/faults/test_inputs.py tests/vit/test_options.py
 
 $(VENV)-lowest/.installed: pyproject.toml scripts/lowest.py

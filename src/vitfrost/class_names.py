@@ -11,6 +11,7 @@ from .errors import VitfrostError
 from .images.classes import ClassSpace
 
 IMAGENET = "imagenet-1k"
+MOST_BYTES = 16 << 20
 
 
 @cache
@@ -34,7 +35,11 @@ def read_class_names(given: Sequence[str] | str | Path, classes: int) -> tuple[s
     if isinstance(given, str | Path):
         where = f"the class names file {given}"
         try:
-            given = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+            with open(given, "rb") as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise VitfrostError(f"{where} cannot be read: it is larger than {MOST_BYTES >> 20} MB; give one name a line")
+            given = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise VitfrostError(f"{where} cannot be read ({error}); give a text file with one name a line") from error
     if len(given) != classes:

@@ -69,7 +69,7 @@ def read_regular(path: Path) -> bytes:
     """
     if path.is_symlink() and not follows_links():
         raise UnusableFile(f"a symbolic link; set {LINKS_VARIABLE}=1 to follow links")
-    if not _is_regular(path):
+    if not is_regular(path):
         raise UnusableFile("no regular file")
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follows_links() else os.O_NOFOLLOW)), "rb") as file:
         found = os.fstat(file.fileno())
@@ -80,7 +80,7 @@ def read_regular(path: Path) -> bytes:
         return file.read(found.st_size)
 
 
-def _is_regular(path: Path) -> bool:
+def is_regular(path: Path) -> bool:
     """Whether there is a regular file on a disk; files below /proc and /sys say that they are regular and are made by the kernel."""
     real = os.path.realpath(path)
     made_up = real.startswith(("/proc/", "/sys/", "/dev/")) and not real.startswith("/dev/shm/")
