@@ -56,9 +56,9 @@ def test_weights_are_checked(tmp_path: Path) -> None:
     state = Model.open("vitfrost_digits", weights="random").module.state_dict()
     save_file(state, tmp_path / "whole.safetensors")
     assert inspect(Model.open("vitfrost_digits", weights=tmp_path / "whole.safetensors")) == inspect("vitfrost_digits")
-    del state["head.bias"]
+    del state["norm.bias"]
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(VitfrostError, match=r"missing head\.bias"):
+    with pytest.raises(VitfrostError, match=r"missing norm\.bias"):
         inspect(Model.open("vitfrost_digits", weights=tmp_path / "part.safetensors"))
 
 

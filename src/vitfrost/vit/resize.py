@@ -59,7 +59,7 @@ def _add_bias(model: Any, state: dict[str, torch.Tensor]) -> None:
     found = classifier_of(model)
     if found is not None and found[1].bias is not None and f"{found[0]}.weight" in state and f"{found[0]}.bias" not in state:
         state[f"{found[0]}.bias"] = torch.zeros(len(state[f"{found[0]}.weight"]))
-        log.info("%s has no bias in the weights; it is zero", found[0])
+        log.warning("%s has no bias in the weights; it is taken to be zero, as of a projection", found[0])
 
 
 def _fit_positions(model: Any, given: Tensor, grid: tuple[int, int] | None) -> Tensor:
