@@ -65,7 +65,7 @@ def main() -> None:
             loaded, options.images, vitfrost.Calibrate(limit=options.limit, detail="heads"), out=path, progress=False
         )
         found["seconds"] = time.process_time() - started
-        found["tokens"] = next(iter(statistics.sites.values())).maps_shape[2]
+        found["tokens"] = statistics[next(iter(statistics.sites))].maps_shape[2]
         found["file_mb"] = path.stat().st_size / 1e6
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if options.explicit:

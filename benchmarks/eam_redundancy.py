@@ -80,7 +80,7 @@ def zero_entries(counts: Int[ndarray, "levels entries"], zero: int, share: float
 def correlations(statistics: Statistics) -> dict[str, Any]:
     """Rank correlations of all pairs of criteria."""
     scores = {
-        name: [CRITERIA[name](site, 0, index) for index, site in enumerate(statistics.sites.values())] for name in COMPARED
+        name: [CRITERIA[name](site, 0, index) for index, site in enumerate(map(statistics.entries, statistics.sites))] for name in COMPARED
     }  # fmt: skip
     pairs = {}
     for number, one in enumerate(COMPARED):

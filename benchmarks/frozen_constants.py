@@ -65,7 +65,7 @@ def main() -> None:
     size = statistics.header.model.image_size
     found: dict[str, list[float]] = {}
     for layer in layers_of(statistics):
-        known, shape = statistics.sites[layer.site], shape_of(layer, size)
+        known, shape = statistics.entries(layer.site), shape_of(layer, size)
         assert shape is not None
         for head in range(layer.maps[1]):
             frozen = freezing_error(known, head)
@@ -100,7 +100,7 @@ def carried(small: Statistics, large: Statistics) -> dict[str, object]:
         shape, target = shape_of(before, small.header.model.image_size), shape_of(after, large.header.model.image_size)
         assert shape is not None
         assert target is not None
-        source, known = small.sites[before.site], large.sites[after.site]
+        source, known = small.entries(before.site), large.entries(after.site)
         for head in range(before.maps[1]):
             for kind, window in CARRIED:
                 constant = fitted(source, shape, head, kind, window)

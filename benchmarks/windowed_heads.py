@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,9 @@ from vitfrost.model import Model
 VARIANTS: dict[str, Sequence[Any]] = {
     **{f"frozen {share:.0%}": [FreezeHeads(share, by="output-error")] for share in (0.1, 0.25, 0.5)},
     **{
-        f"windowed {side} x {side}, {share:.0%}{', mean outside' if outside == 'mean' else ''}": [WindowHeads(share, side, outside)]
+        f"windowed {side} x {side}, {share:.0%}{', mean outside' if outside == 'mean' else ''}": [
+            WindowHeads(share, side, cast(Any, outside))
+        ]
         for side in (9, 15)
         for share, outside in ((0.25, "none"), (0.5, "none"), (0.5, "mean"), (0.75, "none"), (1.0, "none"))
     },
