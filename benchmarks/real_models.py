@@ -37,7 +37,7 @@ def plans(model: Model, options: argparse.Namespace) -> Iterator[tuple[str, vf.P
     """The share of heads with the least sensitivity, and as many by a search."""
     work, statistics = options.work, options.work / "statistics.safetensors"
     if not statistics.is_file():
-        config = vf.Calibrate(limit=options.calibration_images, sensitivity=True, batch_size=8)
+        config = vf.Calibrate(limit=options.calibration_images, sensitivity=True, detail="entries", batch_size=8, memory_limit=1.5)
         vf.calibrate(model, options.calibration, config, out=statistics)
     stats = vf.Statistics.load(statistics)
     whole = vf.FreezeHeads(options.share, by="fisher", kind="dense")
