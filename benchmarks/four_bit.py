@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import vitfrost
-from vitfrost.configs import Calibrate, Compress, FreezeEntries, Quantize
+from vitfrost.configs import Calibrate, Compress, FreezeEntries, FreezeHeads, Quantize
 from vitfrost.evaluation.intervals import bootstrap_over_seeds, divergences, mean, paired_difference
 from vitfrost.files import read_json, write_json
 from vitfrost.images.batches import take_usable
@@ -33,18 +33,19 @@ BITS: dict[str, tuple[Any, Any]] = {"w4a4": (4, 4), "w4a8": (4, 8), "w6a6": (6, 
 
 
 def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tuple[Any, Statistics | None]:
-    """The plan of a case such as `fast-w4a4-frozen` or `fast-w4a4+ridge+rounding`, and the statistics it takes."""
-    named, *steps = case.removesuffix("-frozen").split("+")
+    """The plan of a case such as `fast-w4a4-frozen`, `fast-w4a4-heads` or `fast-w4a4+ridge+rounding`, and the statistics it takes."""
+    named, *steps = case.removesuffix("-frozen").removesuffix("-heads").split("+")
     method, bits = named.split("-")
     chosen = None if not steps else tuple(step for step in steps if step != "none")
     weights, activations = BITS[bits]
     quantize = Quantize(weights, activations, "strict", method, chosen)
-    if not case.endswith("-frozen"):
+    if not case.endswith(("-frozen", "-heads")):
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), quantize), None
     if not statistics.is_file():
         vitfrost.calibrate(loaded, calibration, Calibrate(limit=200, sensitivity=True), progress=False, out=statistics)
     known = Statistics.load(statistics)
-    return vitfrost.plan(known, FreezeEntries(0.2, by="fisher", scope="model"), quantize), known
+    freeze = FreezeHeads(0.2) if case.endswith("-heads") else FreezeEntries(0.2, by="fisher", scope="model")
+    return vitfrost.plan(known, freeze, quantize), known
 
 
 def bits(outcomes: np.ndarray) -> str:

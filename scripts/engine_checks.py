@@ -1,10 +1,11 @@
 """The engine under sanitizers and on Arm: damaged files, models opened and closed over and over, logits of every instruction set.
 
-    python scripts/engine_checks.py [--count 3000] [--build build/engine]
+    python scripts/engine_checks.py [--count 1000] [--build build/engine]
 
 Builds the library with AddressSanitizer and UBSan, warnings as errors, writes small models of every kind of map, and runs
-`native/tests/fuzz.cpp` and `cycles.cpp` on each. Where Debian's compiler for Arm and qemu are installed (g++-aarch64-linux-gnu, qemu-user),
-it builds the library for Arm and compares its logits with PyTorch's. It says so and ends with 0 where cmake or a C++ compiler is missing.
+`native/tests/fuzz.cpp` and `cycles.cpp` on each, on every instruction set of this processor; those of AMX are emulated. Where Debian's
+compiler for Arm and qemu are installed (g++-aarch64-linux-gnu, qemu-user), it builds the library for Arm and compares its logits with
+PyTorch's. It says so and ends with 0 where cmake or a C++ compiler is missing.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import vitfrost as vf
+from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
-from vitfrost.deploy.native.plain_vit import to_native
 from vitfrost.vit.compat import import_timm
+from vitfrost.vit.families import find_sites
 
 import_timm()
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402  (timm must be imported through the guard)
+from timm.models.pvt_v2 import PyramidVisionTransformerV2  # noqa: E402  (timm must be imported through the guard)
+from timm.models.swin_transformer import SwinTransformer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = {
@@ -33,27 +39,62 @@ PLANS = {
     "frozen": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+    "entries_of_their_own": (vf.FreezeEntries(0.3, grid="head"), vf.Quantize(4, 4, "strict")),
 }
-
+WINDOW_PLANS = {
+    "windows": (vf.Quantize(8, 8, "strict"),),
+    "window-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
+    "window-entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+}
+PYRAMID_PLANS = {
+    "pyramid": (vf.Quantize(4, 4, "strict"),),
+    "pyramid-maps": (vf.FreezeHeads(0.4, kind="dense"), vf.Compact(0.5), vf.Quantize(8, 8, "strict")),
+}
 
 ARM = "aarch64-linux-gnu"
 PICTURES, TOLERANCE = 8, 1e-6
 
 
+def make_plain() -> nn.Module:
+    """A small plain ViT."""
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+
+
+def make_swin() -> nn.Module:
+    """A small Swin Transformer whose windows reach over the grid."""
+    return SwinTransformer(img_size=36, patch_size=4, embed_dim=24, depths=(2, 1), num_heads=(2, 3), window_size=4, num_classes=10)
+
+
+def make_pyramid() -> nn.Module:
+    """A small PVT v2."""
+    sizes: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
+    made = PyramidVisionTransformerV2(**sizes, num_classes=10)
+    made.pretrained_cfg = {"input_size": (3, 36, 36)}
+    return made
+
+
 def write_seeds(folder: Path) -> list[Path]:
-    """A small model file of every kind of map, with pixels and the artifact's logits beside it."""
-    torch.manual_seed(0)
-    net = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10).eval()
-    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, 32, 32).split(8)
-    statistics = vf.calibrate(model, pixels)
+    """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, methods in PLANS.items():
+    found = []
+    for make, plans in ((make_plain, PLANS), (make_swin, WINDOW_PLANS), (make_pyramid, PYRAMID_PLANS)):
+        torch.manual_seed(0)
+        found += write_seeds_of(make().eval(), plans, folder)
+    return found
+
+
+def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Path) -> list[Path]:
+    """The model's files by the names of plans."""
+    side = find_sites(net).image_size
+    model, pixels = vf.Model.of(net, mean=(0.5,) * 3, std=(0.5,) * 3), torch.randn(40, 3, *side).split(8)
+    statistics = vf.calibrate(model, pixels)
+    for name, methods in plans.items():
         artifact = vf.compress(model, vf.plan(statistics, *methods), images=pixels)
         write_model(to_native(artifact.module, name), folder / f"{name}.vfn")
         pixels[0].numpy().astype("<f4").tofile(folder / f"{name}.pixels")
         with torch.no_grad():
             np.save(folder / f"{name}.npy", artifact(pixels[0]).numpy())
-    return [folder / f"{name}.vfn" for name in PLANS]
+    return [folder / f"{name}.vfn" for name in plans]
 
 
 def check_arm(seeds: list[Path], build: Path) -> None:
@@ -78,35 +119,43 @@ def check_arm(seeds: list[Path], build: Path) -> None:
                 raise SystemExit(f"the kernels {isa} are wrong")
 
 
+def here(build: Path, seed: Path) -> list[str]:
+    """The instruction sets on which the library that was built opens a model."""
+    call = [build / "logits", seed, seed.with_suffix(".pixels"), str(PICTURES)]
+    names = ("amx", "avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
+    return [name for name in names if not subprocess.run(call, capture_output=True, env={**os.environ, "VITFROST_ISA": name}).returncode]
+
+
 def main() -> int:
     """Build, run, and print what every check says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=3000, help="damaged files for every model")
-    parser.add_argument("--cycles", type=int, default=250, help="how often a model is opened, run and closed")
+    parser.add_argument("--count", type=int, default=1000, help="damaged files for every model and instruction set")
+    parser.add_argument("--cycles", type=int, default=250, help="how often a model is opened, run and closed, for each of them")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "engine")
     arguments = parser.parse_args()
     if not shutil.which("cmake") or not shutil.which(os.environ.get("CXX", "c++")):
         print("no cmake or no C++ compiler here: the engine is not checked under sanitizers")
         return 0
     flags = [
-        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
         "-DVITFROST_SANITIZE=address,undefined",
+        "-DVITFROST_EMULATE_AMX=ON",
         "-DVITFROST_CHECKS=ON",
         "-DVITFROST_WARNINGS_AS_ERRORS=ON",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     ]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", arguments.build, *flags], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", arguments.build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
-    environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
     seeds = write_seeds(arguments.build / "seeds")
     check_arm(seeds, arguments.build.with_name(arguments.build.name + "-arm"))
-    for index, seed in enumerate(seeds):
-        for check in (
-            [arguments.build / "fuzz", seed, str(arguments.count), str(index)],
-            [arguments.build / "cycles", seed, str(arguments.cycles)],
-        ):
-            print(f"{seed.stem}, {check[0].name}: ", end="", flush=True)
-            subprocess.run(check, check=True, env=environment)
+    for isa in here(arguments.build, seeds[0]):
+        environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1", "VITFROST_ISA": isa}
+        for index, seed in enumerate(seeds):
+            for check in (
+                [arguments.build / "fuzz", seed, str(arguments.count), str(index)],
+                [arguments.build / "cycles", seed, str(arguments.cycles)],
+            ):
+                print(f"{isa}, {seed.stem}, {check[0].name}: ", end="", flush=True)
+                subprocess.run(check, check=True, env=environment)
     return 0
 
 

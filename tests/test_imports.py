@@ -21,7 +21,7 @@ artifact, class_names, deploy, evaluation, keyed, map_sources, model, passes, pl
 methods
 configs, methods.constant_heads.constants, methods.constant_heads.kinds, methods.constant_heads.offsets, plans.criteria
 images, runtime, vit
-files, identity, records, strict, terminal
+files, identity, outputs, records, strict, terminal
 distributed, errors, progress, spelling, threads
 """  # docs/architecture.md has the same lines; names of one line may import each other
 

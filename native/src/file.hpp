@@ -16,11 +16,17 @@ enum TensorKind : uint32_t { tensor_floats = 1, tensor_codes = 2 };
 enum LayerKind : uint32_t {
     layer_linear = 1,
     layer_norm = 2,
+    layer_depthwise = 3,
     layer_embed = 10,
     layer_attention = 11,
     layer_feed_forward = 12,
     layer_head = 13,
     layer_norm_step = 14,
+    layer_window_attention = 15,
+    layer_downsample = 16,
+    layer_overlapping_embed = 17,
+    layer_reduced_attention = 18,
+    layer_convolved_feed_forward = 19,
 };
 
 struct TensorRecord {

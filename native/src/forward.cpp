@@ -9,10 +9,6 @@ namespace vf {
 
 namespace {
 
-// Rows that pass through the layers of a block together. Fewer read the weights more often from the second cache or beyond, more do not stay in it themselves:
-// of 24 to 198 rows 66 to 132 were fastest, for DeiT-Tiny and DeiT-Small alike.
-constexpr int chunk = 17 * most_rows;
-
 constexpr int only_part = 0, qkv_part = 0, map_part = 1, projection_part = 2; // of a step
 
 // Adds up the time of a part where the profile is on.
@@ -41,19 +37,25 @@ Profile::Profile(const Layers &layers) {
         return names.size() - 1;
     };
     embedding = add("embed", macs_of(*layers.embed.linear, layers.embed.patches()));
-    double tokens = layers.tokens;
     for (const Step &step : layers.steps) {
         std::string name = "layer " + std::to_string(first.size());
         if (step.kind == layer_attention) {
             const Attention &found = layers.attention[size_t(step.index)];
-            double product = double(found.width) * tokens * found.tokens_out;
-            first.push_back(add(name + " queries, keys, values", macs_of(*found.qkv, tokens)));
+            double windows = found.windows, product = double(found.width) * windows * found.tokens * found.tokens_out;
+            double projections = found.first.linear ? macs_of(*found.first.linear, windows * found.queries) : 0;
+            if (found.reduced()) projections += macs_of(*found.keys.linear, found.tokens);
+            if (found.reduction) projections += macs_of(*found.reduction, found.tokens);
+            first.push_back(add(name + " queries, keys, values", projections));
             add(name + " maps", product * (found.heads + found.logit_heads));
-            add(name + " projection", macs_of(*found.proj, found.tokens_out));
+            add(name + " projection", macs_of(*found.proj, windows * found.tokens_out));
         } else if (step.kind == layer_feed_forward) {
             const FeedForward &found = layers.feed_forward[size_t(step.index)];
             double count = macs_of(*found.first, found.tokens_out) + macs_of(*found.second, found.tokens_out);
+            if (found.convolution) count += double(found.convolution->weights.size()) * found.tokens_out;
             first.push_back(add(name + " feed-forward", count + (found.third ? macs_of(*found.third, found.tokens_out) : 0)));
+        } else if (step.kind == layer_downsample) {
+            const double tokens = layers.stages[size_t(step.stage) + 1].tokens;
+            first.push_back(add(name + " downsampling", macs_of(*layers.downsample[size_t(step.index)].linear, tokens)));
         } else {
             first.push_back(add(name + " norm", 0));
         }
@@ -62,44 +64,61 @@ Profile::Profile(const Layers &layers) {
     seconds = std::vector<std::atomic<double>>(names.size());
 }
 
-Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels) {
-    size_t codes = 0, hidden = 1, inner = 1, qkv = 1, mixed = 1, width = 1;
-    auto reaches = [](size_t &size, int count) { size = std::max(size, round_up(size_t(count) + 64, 64)); };
-    reaches(codes, std::max(layers.embed.linear->inputs, layers.channels));
+Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(most_chunk / kernels_.rows * kernels_.rows) {
+    size_t codes = 1, hidden = 1, inner = 1, width = 1, keys = 1, floats = 1;
+    auto reaches = [](size_t &size, int count) { size = std::max(size, stride_of(count)); };
+    reaches(codes, layers.embed.linear->inputs);
+    for (const Stage &stage : layers.stages) reaches(codes, stage.channels);
     for (const Attention &layer : layers.attention) {
-        reaches(qkv, layer.qkv->columns), reaches(mixed, layer.proj->inputs), reaches(codes, layer.proj->inputs);
+        reaches(codes, layer.proj->inputs);
+        if (layer.reduction) reaches(codes, layer.reduction->inputs), reaches(floats, layer.reduction->columns);
+        reaches(floats, layer.proj->columns);
         width = std::max(width, round_up(size_t(layer.width), size_t(kernels_.lanes)));
+        keys = std::max(keys, round_up(size_t(layer.tokens), 64));
         wide_ = wide_ || (layer.mode == 1 && layer.map_bits > 4);
     }
     for (const FeedForward &layer : layers.feed_forward) {
         reaches(hidden, layer.first->columns);
         if (layer.third) reaches(inner, layer.second->columns);
     }
-    x_stride_ = round_up(size_t(layers.channels), 64) + 64;
-    qkv_stride_ = qkv, mixed_stride_ = mixed, code_stride_ = codes, hidden_stride_ = hidden, inner_stride_ = inner;
-    float_stride_ = std::max({codes, hidden, inner, x_stride_});
-    size_t tokens = round_up(size_t(layers.tokens), 64);
-    keys_bytes_ = tokens * round_up(width, 4), values_bytes_ = tokens * width;
+    for (const Downsample &layer : layers.downsample) reaches(codes, layer.linear->inputs);
+    code_stride_ = codes, hidden_stride_ = hidden, inner_stride_ = inner;
+    float_stride_ = std::max({codes, hidden, inner, floats});
+    most_keys_ = keys, keys_bytes_ = keys * round_up(width, 4), values_bytes_ = keys * width;
 }
 
 Stream Forward::make_stream() const {
     Stream made;
-    size_t tokens = size_t(layers_.tokens);
-    bool dynamic = false;
-    for (const Attention &layer : layers_.attention) dynamic = dynamic || layer.proj->input.dynamic;
-    made.x.resize(tokens * x_stride_), made.qkv.resize(tokens * qkv_stride_), made.mixed.resize(tokens * mixed_stride_);
-    if (dynamic) made.mixed_floats.resize(tokens * mixed_stride_);
+    size_t x[2] = {}, qkv = 0, keys = 0, mixed = 0, floats = 0, hidden = 0;
+    for (size_t stage = 0; stage < layers_.stages.size(); stage++)
+        x[stage % 2] = std::max(x[stage % 2], size_t(layers_.stages[stage].tokens) * layers_.stages[stage].stride);
+    for (const Attention &layer : layers_.attention) {
+        const size_t rows = size_t(layer.windows) * size_t(layer.queries) + 2 * most_rows; // kernels read whole tiles
+        qkv = std::max(qkv, rows * layer.first.stride), keys = std::max(keys, size_t(layer.tokens) * layer.keys.stride);
+        mixed = std::max(mixed, rows * layer.mixed_stride);
+        if (layer.proj->input.dynamic) floats = std::max(floats, rows * layer.mixed_stride);
+    }
+    made.x[0].resize(x[0]), made.x[1].resize(x[1]), made.qkv.resize(qkv), made.mixed.resize(mixed), made.mixed_floats.resize(floats);
+    made.keys.resize(keys);
+    for (const FeedForward &layer : layers_.feed_forward)
+        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out + most_rows) * stride_of(layer.first->columns));
+    made.hidden.resize(hidden);
     return made;
 }
 
-size_t Forward::stream_bytes() const { return size_t(layers_.tokens) * (4 * x_stride_ + qkv_stride_ + mixed_stride_); }
+size_t Forward::stream_bytes() const {
+    const Stream made = make_stream();
+    return 4 * (made.x[0].size() + made.x[1].size() + made.mixed_floats.size()) + made.qkv.size() + made.keys.size() + made.mixed.size() +
+           made.hidden.size();
+}
 
 Worker Forward::make_worker() const {
     Worker made;
-    size_t rows = size_t(chunk), columns = round_up(size_t(layers_.tokens), 64), channels = values_bytes_ / columns;
+    size_t rows = size_t(chunk_), columns = most_keys_, channels = values_bytes_ / columns;
+    const size_t tile = size_t(kernels_.rows);
     made.codes.resize(rows * code_stride_), made.hidden.resize(rows * hidden_stride_), made.inner.resize(rows * inner_stride_);
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
-    made.sums.resize(size_t(most_rows) * size_t(kernels_.panel));
+    made.sums.resize(tile * size_t(kernels_.panel));
     made.keys.resize(keys_bytes_), made.values.resize(values_bytes_), made.key_start.resize(columns), made.value_sums.resize(channels);
     if (wide_) made.wide_values.resize(values_bytes_ + 2 * channels);
     for (const Attention &layer : layers_.attention)
@@ -109,25 +128,24 @@ Worker Forward::make_worker() const {
         if (layer.hallucinated) {
             logit_heads = std::max(logit_heads, layer.logit_heads), kernel = std::max(kernel, layer.kernel);
         }
-    made.pooled.resize(size_t(layers_.channels));
+    made.pooled.resize(size_t(layers_.stages.back().channels));
     const Linear *second = layers_.classifier.second;
     made.logits.resize(size_t(std::max(layers_.classifier.linear->columns, second ? second->columns : 0)));
     made.computed.resize(size_t(logit_heads)), made.query_zero.resize(size_t(logit_heads)), made.key_shift.resize(size_t(logit_heads));
     if (logit_heads) {
         made.keys.resize(keys_bytes_ * size_t(logit_heads)), made.key_start.resize(columns * size_t(logit_heads));
-        size_t most = size_t(most_rows + kernel);
+        size_t most = tile + size_t(kernel);
         made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
     }
-    made.scratch.logits.resize(most_rows * columns), made.scratch.planes.resize(2 * most_rows * columns);
-    made.scratch.sums.resize(4 * size_t(most_rows) * size_t(kernels_.panel));
-    if (wide_) made.scratch.wide.resize(most_rows * columns);
+    made.scratch.logits.resize(tile * columns), made.scratch.planes.resize(2 * tile * columns);
+    made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
+    if (wide_) made.scratch.wide.resize(tile * columns);
     return made;
 }
 
 size_t Forward::worker_bytes() const {
-    size_t columns = round_up(size_t(layers_.tokens), 64);
-    return size_t(chunk) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
-           most_rows * columns * 6;
+    return size_t(chunk_) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
+           size_t(kernels_.rows) * most_keys_ * 6;
 }
 
 // A worker's rows, whole tiles but for the last.
@@ -169,33 +187,43 @@ Forward::Input Forward::coded(const Linear &linear, const float *floats, size_t 
     return row_terms(linear, codes, stride, rows, worker);
 }
 
-Forward::Input Forward::normed(const NormedInput &input, const Linear &linear, const float *x, int rows, Worker &worker) const {
+Forward::Input Forward::normed(const NormedInput &input, const Linear &linear, const float *x, size_t stride, int rows, Worker &worker) const {
+    const Norm &norm = *input.norm;
+    const size_t out = stride_of(norm.channels);
     if (linear.input.dynamic) {
-        kernels_.norm(x, x_stride_, rows, layers_.channels, input.norm->epsilon, input.gain.data(), input.shift.data(), worker.floats.data(),
-                      float_stride_);
-        return coded(linear, worker.floats.data(), float_stride_, rows, worker.codes.data(), code_stride_, worker);
+        kernels_.norm(x, stride, rows, norm.channels, norm.epsilon, input.gain.data(), input.shift.data(), worker.floats.data(), out);
+        return coded(linear, worker.floats.data(), out, rows, worker.codes.data(), out, worker);
     }
-    kernels_.norm_codes(x, x_stride_, rows, layers_.channels, input.norm->epsilon, input.gain.data(), input.shift.data(), linear.input.highest(),
-                        worker.codes.data(), code_stride_);
-    return row_terms(linear, worker.codes.data(), code_stride_, rows, worker);
+    kernels_.norm_codes(x, stride, rows, norm.channels, norm.epsilon, input.gain.data(), input.shift.data(), linear.input.highest(),
+                        worker.codes.data(), out);
+    return row_terms(linear, worker.codes.data(), out, rows, worker);
+}
+
+void Forward::store(const Linear &linear, const Input &input, int rows, float *out, size_t stride, Worker &worker) const {
+    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Epilogue how;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.store = out, how.stride = stride;
+    kernels_.product(product, linear.packed, how, worker.sums.data());
 }
 
 // x += the linear layer.
-void Forward::add(const Linear &linear, const Input &input, int rows, float *x, Worker &worker) const {
+void Forward::add(const Linear &linear, const Input &input, int rows, float *x, size_t stride, Worker &worker) const {
     Product product = {input.codes, input.stride, rows, 0, input.terms};
     Epilogue how;
-    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.add = x, how.stride = x_stride_;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.add = x, how.stride = stride;
     kernels_.product(product, linear.packed, how, worker.sums.data());
 }
 
 void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows rows) const {
     const Embed &layer = layers_.embed;
     const Linear &linear = *layer.linear;
-    size_t channels = size_t(layers_.channels), across = size_t(layer.width / layer.patch_width);
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
+    const Stage &stage = layers_.stages.front();
+    const size_t flat_stride = stride_of(linear.inputs);
+    const size_t channels = size_t(stage.channels);
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last);
         for (int token = begin; token < end; token++) {
-            float *x = stream.x.data() + size_t(token) * x_stride_;
+            float *x = stream.rows(stage, 0, token);
             bool prefix = token < layer.prefix;
             const float *start = prefix                    ? layer.prefix_tokens.data() + size_t(token) * channels
                                  : layer.positions.empty() ? nullptr
@@ -203,102 +231,105 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
             if (start) std::memcpy(x, start, channels * sizeof(float));
             else std::memset(x, 0, channels * sizeof(float));
             if (prefix) continue;
-            size_t patch = size_t(token - layer.prefix), place = 0;
-            float *flat = worker.floats.data() + size_t(token - begin) * float_stride_;
+            const int patch = token - layer.prefix;
+            const int top = patch / layer.grid_width * layer.stride_height - layer.top,
+                      left = patch % layer.grid_width * layer.stride_width - layer.left;
+            const int skipped = std::max(-left, 0), right = std::min(left + layer.patch_width, layer.width);
+            float *flat = worker.floats.data() + size_t(token - begin) * flat_stride;
             for (int c = 0; c < layer.channels; c++)
-                for (int y = 0; y < layer.patch_height; y++, place += size_t(layer.patch_width)) {
-                    size_t down = patch / across * size_t(layer.patch_height) + size_t(y), right = patch % across * size_t(layer.patch_width);
-                    const float *from = pixels + (size_t(c) * size_t(layer.height) + down) * size_t(layer.width) + right;
-                    std::memcpy(flat + place, from, size_t(layer.patch_width) * sizeof(float));
+                for (int y = top; y < top + layer.patch_height; y++, flat += layer.patch_width) {
+                    const bool whole = y >= 0 && y < layer.height && !skipped && right == left + layer.patch_width;
+                    if (!whole) std::fill_n(flat, layer.patch_width, 0.0f);
+                    if (y < 0 || y >= layer.height) continue;
+                    const float *from = pixels + (size_t(c) * size_t(layer.height) + size_t(y)) * size_t(layer.width);
+                    std::memcpy(flat + skipped, from + left + skipped, size_t(right - left - skipped) * sizeof(float));
                 }
         }
         int first = std::max(begin, layer.prefix);
         if (first >= end) continue;
-        Input input = coded(linear, worker.floats.data() + size_t(first - begin) * float_stride_, float_stride_, end - first, worker.codes.data(),
-                            code_stride_, worker);
-        add(linear, input, end - first, stream.x.data() + size_t(first) * x_stride_, worker);
+        Input input = coded(linear, worker.floats.data() + size_t(first - begin) * flat_stride, flat_stride, end - first, worker.codes.data(),
+                            flat_stride, worker);
+        add(linear, input, end - first, stream.rows(stage, 0, first), stage.stride, worker);
     }
 }
 
-void Forward::queries(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const {
-    const Linear &linear = *layer.qkv;
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
-        Input input = normed(layer.input, linear, stream.x.data() + size_t(begin) * x_stride_, end - begin, worker);
-        Product product = {input.codes, input.stride, end - begin, 0, input.terms};
-        if (begin >= layer.tokens_out) product.first_column = layer.logit_heads * layer.width;
-        Epilogue how;
-        how.scale = layer.qkv_scale.data(), how.offset = layer.qkv_offset.data(), how.folded = true, how.highest = float((1 << layer.bits) - 1);
-        how.codes = stream.qkv.data() + size_t(begin) * qkv_stride_, how.stride = qkv_stride_;
-        kernels_.product(product, linear.packed, how, worker.sums.data());
-    }
+// The next layer's codes straight from the sums of this one.
+void Forward::code(const Linear &linear, const Input &input, int rows, const Quantizer &next, Activation activation, uint8_t *codes, size_t stride,
+                   Worker &worker) const {
+    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Epilogue how;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation, how.codes = codes, how.stride = stride;
+    how.inverse = next.inverse(), how.zero = next.zero, how.highest = next.highest();
+    kernels_.product(product, linear.packed, how, worker.sums.data());
 }
 
-void Forward::project(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const {
-    const Linear &linear = *layer.proj;
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last);
-        Input input = linear.input.dynamic
-                          ? coded(linear, stream.mixed_floats.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker.codes.data(),
-                                  code_stride_, worker)
-                          : row_terms(linear, stream.mixed.data() + size_t(begin) * mixed_stride_, mixed_stride_, end - begin, worker);
-        add(linear, input, end - begin, stream.x.data() + size_t(begin) * x_stride_, worker);
+// The next layer's codes, through floats where that layer takes each token's own range.
+Forward::Input Forward::through(const Linear &linear, const Linear &next, Activation activation, const Input &input, int rows, uint8_t *codes,
+                                Worker &worker) const {
+    const size_t stride = stride_of(linear.columns);
+    if (!next.input.dynamic) {
+        code(linear, input, rows, next.input, activation, codes, stride, worker);
+        return row_terms(next, codes, stride, rows, worker);
     }
+    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Epilogue how;
+    how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation;
+    how.store = worker.floats.data(), how.stride = stride;
+    kernels_.product(product, linear.packed, how, worker.sums.data());
+    return coded(next, worker.floats.data(), stride, rows, codes, stride, worker);
 }
 
-void Forward::feed_forward(const FeedForward &layer, Stream &stream, Worker &worker, Rows rows) const {
-    for (int begin = rows.first; begin < rows.last; begin += chunk) {
-        int end = std::min(begin + chunk, rows.last), count = end - begin;
-        float *x = stream.x.data() + size_t(begin) * x_stride_;
-        Input input = normed(layer.input, *layer.first, x, count, worker);
-        // The next layer's codes straight from the sums of this one, or floats where that layer takes each token's own range.
-        auto through = [&](const Linear &linear, const Linear &next, Activation activation, uint8_t *codes, size_t stride) {
-            Product product = {input.codes, input.stride, count, 0, input.terms};
-            Epilogue how;
-            how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation;
-            if (next.input.dynamic) {
-                how.store = worker.floats.data(), how.stride = float_stride_;
-                kernels_.product(product, linear.packed, how, worker.sums.data());
-                input = coded(next, worker.floats.data(), float_stride_, count, codes, stride, worker);
-                return;
-            }
-            how.codes = codes, how.stride = stride;
-            how.inverse = next.input.inverse(), how.zero = next.input.zero, how.highest = next.input.highest();
-            kernels_.product(product, linear.packed, how, worker.sums.data());
-            input = row_terms(next, codes, stride, count, worker);
-        };
-        through(*layer.first, *layer.second, layer.activation, worker.hidden.data(), hidden_stride_);
-        const Linear *last = layer.second;
-        if (layer.third) {
-            through(*layer.second, *layer.third, Activation::none, worker.inner.data(), inner_stride_);
-            last = layer.third;
+// What follows the activation is added to the stream.
+void Forward::add_hidden(const FeedForward &layer, Input input, int rows, float *x, size_t stride, Worker &worker) const {
+    const Linear *last = layer.second;
+    if (layer.third) {
+        input = through(*layer.second, *layer.third, Activation::none, input, rows, worker.inner.data(), worker);
+        last = layer.third;
+    }
+    add(*last, input, rows, x, stride, worker);
+}
+
+// All of it, or what comes before a convolution over the grid.
+void Forward::feed_forward(const FeedForward &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
+    const Stage &stage = layers_.stages[size_t(number)];
+    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
+        int end = std::min(begin + chunk_, rows.last), count = end - begin;
+        float *x = stream.rows(stage, number, begin);
+        Input input = normed(layer.input, *layer.first, x, stage.stride, count, worker);
+        if (layer.convolution) {
+            const size_t stride = stride_of(layer.first->columns);
+            uint8_t *const codes = stream.hidden.data() + size_t(begin) * stride;
+            code(*layer.first, input, count, layer.convolution->input, Activation::none, codes, stride, worker);
+            continue;
         }
-        add(*last, input, count, x, worker);
+        input = through(*layer.first, *layer.second, layer.activation, input, count, worker.hidden.data(), worker);
+        add_hidden(layer, input, count, x, stage.stride, worker);
     }
 }
 
 void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
     const Classifier &layer = layers_.classifier;
-    size_t channels = size_t(layers_.channels);
+    const Stage &stage = layers_.stages.back();
+    const size_t channels = size_t(stage.channels), stride = stage.stride;
+    Array<float> &x_rows = stream.x[(layers_.stages.size() - 1) % 2];
     auto normalize = [&](float *x) {
-        if (layer.norm)
-            kernels_.norm(x, x_stride_, 1, int(channels), layer.norm->epsilon, layer.norm->gamma.data(), layer.norm->beta.data(), x, x_stride_);
+        if (layer.norm) kernels_.norm(x, stride, 1, int(channels), layer.norm->epsilon, layer.norm->gamma.data(), layer.norm->beta.data(), x, stride);
     };
-    int tokens = layer.pooling == 1 ? layers_.tokens : layer.pooling == 2 ? 2 : 1;
+    int tokens = layer.pooling == 1 ? stage.tokens : layer.pooling == 2 ? 2 : 1;
     if (!layer.norm_last)
-        for (int token = 0; token < tokens; token++) normalize(stream.x.data() + size_t(token) * x_stride_);
-    float *pooled = stream.x.data();
+        for (int token = 0; token < tokens; token++) normalize(x_rows.data() + size_t(token) * stride);
+    float *pooled = x_rows.data();
     if (layer.pooling == 1) {
         Array<double> &sum = worker.pooled;
         std::fill(sum.begin(), sum.end(), 0.0);
         for (int token = layer.prefix; token < tokens; token++)
-            for (size_t c = 0; c < channels; c++) sum[c] += stream.x[size_t(token) * x_stride_ + c];
+            for (size_t c = 0; c < channels; c++) sum[c] += x_rows[size_t(token) * stride + c];
         for (size_t c = 0; c < channels; c++) pooled[c] = float(sum[c] / (tokens - layer.prefix));
     }
     if (layer.norm_last) normalize(pooled);
     std::fill_n(logits, layer.linear->outputs, 0.0f);
     auto head = [&](const Linear &linear, const float *x, float share) {
-        Input input = coded(linear, x, x_stride_, 1, worker.codes.data(), code_stride_, worker);
+        Input input = coded(linear, x, stride, 1, worker.codes.data(), code_stride_, worker);
         Array<float> &out = worker.logits;
         Product product = {input.codes, input.stride, 1, 0, input.terms};
         Epilogue how;
@@ -307,12 +338,12 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
         for (int c = 0; c < linear.outputs; c++) logits[c] += share * out[size_t(c)];
     };
     head(*layer.linear, pooled, layer.second ? 0.5f : 1.0f);
-    if (layer.second) head(*layer.second, stream.x.data() + x_stride_, 0.5f);
+    if (layer.second) head(*layer.second, x_rows.data() + stride, 0.5f);
 }
 
 void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &worker, int number, int count, Barrier &barrier,
                   Profile &profile) const {
-    Rows rows = rows_of(number, count, layers_.tokens);
+    Rows rows = rows_of(number, count, layers_.stages.front().tokens);
     {
         Timer timer(profile, profile.embedding);
         embed(pixels, stream, worker, rows);
@@ -321,9 +352,14 @@ void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &wo
         const Step &found = layers_.steps[step];
         if (found.kind == layer_attention) {
             const Attention &layer = layers_.attention[size_t(found.index)];
+            const bool windowed = !layer.order.empty();
+            // Windows take tokens that others wrote, and write to those of others; patches take them.
+            if (windowed || layer.reduced()) barrier.wait();
+            const Rows places = windowed ? rows_of(number, count, layer.windows * layer.queries) : rows;
             {
                 Timer timer(profile, profile.row(step, qkv_part));
-                queries(layer, stream, worker, rows);
+                queries(layer, found.stage, stream, worker, places);
+                if (layer.reduced()) keys(layer, found.stage, stream, worker, rows_of(number, count, layer.tokens));
             }
             barrier.wait();
             {
@@ -331,18 +367,38 @@ void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &wo
                 attend(layer, stream, worker, number, count);
             }
             barrier.wait();
-            Timer timer(profile, profile.row(step, projection_part));
-            rows = rows_of(number, count, layer.tokens_out);
-            project(layer, stream, worker, rows);
+            {
+                Timer timer(profile, profile.row(step, projection_part));
+                if (!windowed) rows = rows_of(number, count, layer.tokens_out);
+                project(layer, found.stage, stream, worker, windowed ? places : rows);
+            }
+            if (windowed) barrier.wait();
         } else if (found.kind == layer_feed_forward) {
             const FeedForward &layer = layers_.feed_forward[size_t(found.index)];
+            const Rows taken = rows_of(number, count, layer.tokens_out);
+            {
+                Timer timer(profile, profile.row(step, only_part));
+                feed_forward(layer, found.stage, stream, worker, taken);
+            }
+            if (layer.convolution) {
+                barrier.wait();
+                {
+                    Timer timer(profile, profile.row(step, only_part));
+                    convolve(layer, found.stage, stream, worker, taken);
+                }
+                barrier.wait();
+            }
+        } else if (found.kind == layer_downsample) {
+            barrier.wait();
+            rows = rows_of(number, count, layers_.stages[size_t(found.stage) + 1].tokens);
             Timer timer(profile, profile.row(step, only_part));
-            feed_forward(layer, stream, worker, rows_of(number, count, layer.tokens_out));
+            downsample(layers_.downsample[size_t(found.index)], found.stage, stream, worker, rows);
         } else {
             const Norm &norm = *layers_.norms[size_t(found.index)];
+            const Stage &stage = layers_.stages[size_t(found.stage)];
             Timer timer(profile, profile.row(step, only_part));
-            float *x = stream.x.data() + size_t(rows.first) * x_stride_;
-            kernels_.norm(x, x_stride_, rows.last - rows.first, norm.channels, norm.epsilon, norm.gamma.data(), norm.beta.data(), x, x_stride_);
+            float *x = stream.rows(stage, found.stage, rows.first);
+            kernels_.norm(x, stage.stride, rows.last - rows.first, norm.channels, norm.epsilon, norm.gamma.data(), norm.beta.data(), x, stage.stride);
         }
     }
     barrier.wait();

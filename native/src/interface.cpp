@@ -97,7 +97,7 @@ void run(vf_model &model, const float *pixels, size_t batch, float *logits) {
     Borrowed<Stream> stream(model, model.streams, size_t(streams), [&] { return model.forward.make_stream(); });
     Borrowed<Worker> worker(model, model.workers, size_t(threads), [&] { return model.forward.make_worker(); });
     Barrier alone(1), together(threads);
-    auto work = [&](int number) {
+    auto pictures = [&](int number) {
         for (size_t index = size_t(number); index < apart; index += size_t(threads))
             model.forward.run(pixels + index * picture, logits + index * classes, stream[number], worker[number], 0, 1, alone, model.profile);
         if (apart == batch) return;
@@ -107,6 +107,11 @@ void run(vf_model &model, const float *pixels, size_t batch, float *logits) {
                               model.profile);
             together.wait();
         }
+    };
+    auto work = [&](int number) {
+        layers.kernels->begin();
+        pictures(number);
+        layers.kernels->end();
     };
     if (threads == 1) work(0);
     else model.pool.run(work);
@@ -132,9 +137,15 @@ void vf_describe(const vf_model *model, vf_info *info) {
     const Layers &layers = model->layers;
     const int threads = const_cast<vf_model *>(model)->pool.threads();
     const size_t buffers = model->forward.stream_bytes() + size_t(threads) * model->forward.worker_bytes();
-    *info = {
-        layers.embed.channels,  layers.embed.height, layers.embed.width, layers.classes(), layers.tokens, int32_t(layers.steps.size()) + 2, threads,
-        layers.bytes + buffers, layers.kernels->name};
+    *info = {layers.embed.channels,
+             layers.embed.height,
+             layers.embed.width,
+             layers.classes(),
+             layers.stages.front().tokens,
+             int32_t(layers.steps.size()) + 2,
+             threads,
+             layers.bytes + buffers,
+             layers.kernels->name};
 }
 
 void vf_close(vf_model *model) { delete model; }
@@ -170,12 +181,14 @@ int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t dep
         Array<float> zero(weight_zero, weight_zero + wide), one(wide, 1.0f);
         Linear linear = make_linear(depth, columns, input, codes, one, zero, {}, kernels);
         const size_t stride = round_up(deep, 64), out_stride = size_t(linear.columns);
-        Array<uint8_t> padded(size_t(rows) * stride);
+        Array<uint8_t> padded((size_t(rows) + most_rows) * stride);
         for (size_t row = 0; row < size_t(rows); row++) std::copy_n(x + row * deep, deep, padded.data() + row * stride);
         Array<int32_t> made(size_t(rows) * out_stride);
         Product product;
         product.x = padded.data(), product.stride = stride, product.rows = rows;
+        kernels.begin();
         for (int32_t turn = 0; turn < repeat; turn++) kernels.product_sums(product, linear.packed, made.data(), out_stride);
+        kernels.end();
         for (size_t row = 0; row < size_t(rows); row++) {
             int32_t sum = 0;
             for (size_t k = 0; k < deep; k++) sum += x[row * deep + k];

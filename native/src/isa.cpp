@@ -7,6 +7,13 @@
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 
 #include "error.hpp"
 #include "kernels.hpp"
@@ -34,6 +41,9 @@ extern const Kernels table;
 namespace avx512vnni {
 extern const Kernels table;
 }
+namespace amx {
+extern const Kernels table;
+}
 #endif
 
 namespace {
@@ -51,17 +61,37 @@ bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
+#if defined(VITFROST_EMULATE_AMX)
+bool has_amx() { return has_avx512vnni(); }
+#else
+// The processor has tiles, and the operating system saves and allows them: asked for once, since Linux gives them to those alone that ask.
+bool has_amx() {
+    static const bool found = [] {
+        constexpr unsigned tile_bits = 1u << 24, int8_bits = 1u << 25; // of leaf 7, edx
+        constexpr uint64_t tile_state = 3u << 17;
+        unsigned a, b, c, d;
+        if (!has_avx512vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tile_bits) == 0 || (d & int8_bits) == 0) return false;
+        uint32_t low, high;
+        __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); // AVX-512 is there, so is this instruction
+        if ((low & tile_state) != tile_state) return false;
+#if defined(__linux__)
+        constexpr long request_permission = 0x1023, tile_data = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+        return false;
+#endif
+    }();
+    return found;
+}
+#endif
 #endif
 
 const Isa all[] = {
 #if defined(__x86_64__)
-    {&avx512vnni::table, has_avx512vnni},
-    {&avxvnni::table, has_avxvnni},
-    {&avx2::table, has_avx2},
+    {&amx::table, has_amx},     {&avx512vnni::table, has_avx512vnni}, {&avxvnni::table, has_avxvnni}, {&avx2::table, has_avx2},
 #endif
 #if defined(__aarch64__)
-    {&i8mm::table, has_i8mm},
-    {&dotprod::table, has_dotprod},
+    {&i8mm::table, has_i8mm},   {&dotprod::table, has_dotprod},
 #endif
     {&portable::table, always},
 };

@@ -82,6 +82,8 @@ struct Head {
     float value_scale = 1;
     const uint8_t *frozen = nullptr; // [queries, frozen_stride] map codes, 255 where computed
     size_t frozen_stride = 0;
+    const float *bias = nullptr, *mask = nullptr; // [queries, bias_stride] added to logits, in units of log2; no mask: null
+    size_t bias_stride = 0;
     // Frozen entries with a grid of their own: levels of even and odd codes, multiplied by frozen_scale and that / sqrt2; `frozen` has zero there.
     const uint8_t *frozen_even = nullptr, *frozen_odd = nullptr;           // [queries, frozen_stride]
     const int32_t *frozen_even_sums = nullptr, *frozen_odd_sums = nullptr; // [queries] sums of them
@@ -119,14 +121,27 @@ struct LocalHead {
 
 // Heads whose maps are made of the logits of computed heads: G = mix S + bias, G = G + conv(G), a softmax, all in units of log2.
 struct MixedHeads {
-    int tokens = 0, logit_heads = 0, count = 0;
-    const Head *computed = nullptr;                  // [logit_heads] queries, keys and scales
-    const int32_t *query_zero = nullptr;             // [logit_heads]
-    const int32_t *key_shift = nullptr;              // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
-    const Head *made = nullptr;                      // [count] maps' grids, values and outputs
-    const float *mix = nullptr, *mix_bias = nullptr; // [count][logit_heads], [count]; the bias in units of log2
+    int queries = 0, tokens = 0, logit_heads = 0, count = 0; // rows and columns of a map
+    const Head *computed = nullptr;                          // [logit_heads] queries, keys and scales
+    const int32_t *query_zero = nullptr;                     // [logit_heads]
+    const int32_t *key_shift = nullptr;                      // [logit_heads] what a stored code of keys lacks: (code - zero point) = stored + shift
+    const Head *made = nullptr;                              // [count] maps' grids, values and outputs
+    const float *mix = nullptr, *mix_bias = nullptr;         // [count][logit_heads], [count]; the bias in units of log2
     int kernel = 0, kernel_first = 0;
     const float *convolution = nullptr; // [count][kernel][kernel]
+};
+
+// A depthwise convolution of codes over a grid, zeros outside of it, an activation, and codes of the next layer: round(y inverse + zero) within 0..highest.
+struct DepthwiseProduct {
+    const uint8_t *codes = nullptr; // [height width][stride]
+    size_t stride = 0, weights_stride = 0, out_stride = 0;
+    int height = 0, width = 0, channels = 0, kernel_height = 0, kernel_width = 0;
+    float input_zero = 0;
+    const float *weights = nullptr; // [kernel_height kernel_width][weights_stride]
+    const float *scale = nullptr, *offset = nullptr;
+    Activation activation = Activation::none;
+    uint8_t *out = nullptr; // [last - first][out_stride]
+    float inverse = 1, zero = 0, highest = 255;
 };
 
 // Memory of one worker for attention.
@@ -140,6 +155,9 @@ struct Scratch {
 struct Kernels {
     const char *name;
     int lanes, rows, panel; // lanes of a vector, rows of a tile, columns of a panel
+    // A thread calls `begin` before it calls anything below, and `end` after that: a processor may have registers to set up.
+    void (*begin)();
+    void (*end)();
     void (*product)(const Product &, const Packed &, const Epilogue &, int32_t *sums);
     void (*product_sums)(const Product &, const Packed &, int32_t *sums, size_t sums_stride);
     // Codes [rows, stride] of normalized rows: (x - mean) rstd gain + shift, where gain and shift have the quantizer in them.
@@ -153,16 +171,18 @@ struct Kernels {
     void (*pack_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums);
     void (*pack_wide_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed);
     void (*attend)(const Head &, int first, int last, Scratch &);
+    void (*attend_biased)(const Head &, int first, int last, Scratch &); // with a bias
     void (*attend_mixed)(const MixedHeads &, int first, int last, Scratch &);
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
     void (*local)(const LocalHead &, int first, int last);
+    void (*depthwise)(const DepthwiseProduct &, int first, int last);
     // Values [tokens][stride] of codes, (code - zero) scale, and their sums over tokens first..last.
     void (*float_values)(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
                          int first, float *sums);
 };
 
 // The rows of a tile and the columns of its sums, at most.
-constexpr int most_rows = 6;
+constexpr int most_rows = 16;
 
 // The tables by name, best first; those that this processor runs.
 struct Isa {

@@ -47,47 +47,111 @@ struct Embed {
     int channels = 0, height = 0, width = 0, patch_height = 0, patch_width = 0, prefix = 0;
     const Linear *linear = nullptr;
     Array<float> prefix_tokens, positions;
-    int patches() const { return (height / patch_height) * (width / patch_width); }
+    int stride_height = 0, stride_width = 0, top = 0, left = 0, grid_height = 0,
+        grid_width = 0; // patches may overlap, and begin in zeros above and left
+    int patches() const { return grid_height * grid_width; }
 };
+
+// A product whose outputs are codes of queries, keys and values: their quantizers are in its scales and offsets.
+struct Projection {
+    const Linear *linear = nullptr;
+    NormedInput input;
+    Array<float> scale, offset;
+    size_t stride = 0; // of its rows of codes
+};
+
+// A depthwise convolution over a grid of tokens, zeros outside of it.
+struct Depthwise {
+    int channels = 0, height = 0, width = 0;
+    Quantizer input;
+    Array<float> weights;       // [height width][channels, to whole vectors] codes less zero points
+    Array<float> scale, offset; // to whole vectors; the scale of the input included
+};
+
+// The residual stream between two changes of its grid: prefix tokens, then patches in row-major order.
+struct Stage {
+    int tokens = 0, prefix = 0, height = 0, width = 0, channels = 0;
+    size_t stride = 0; // of its rows, in floats
+    int patches() const { return height * width; }
+};
+
+// Rows of a buffer, with room for whole vectors behind them.
+inline size_t stride_of(int count) { return round_up(size_t(count) + 64, 64); }
 
 struct HeadQuantizers {
     Array<float> query_scale, query_zero, key_scale, key_zero, value_scale, value_zero, map_step, map_zero;
 };
 
+constexpr float log2e = 1.4426950408889634f;
+
+// Windows over a grid that is shifted up and to the left, round its edges; windows may reach over the grid's end.
+struct Windows {
+    int grid_height = 0, grid_width = 0, height = 0, width = 0, down = 0, right = 0;
+    int rows() const { return (grid_height + height - 1) / height; }
+    int columns() const { return (grid_width + width - 1) / width; }
+    int area() const { return height * width; }
+    Array<int32_t> order() const; // [rows columns][area] token of the grid, or -1
+    // Appends a mask [area][stride] for every kind of window whose tokens are in several regions, `between` where two are not in the same one.
+    void add_masks(float between, size_t stride, Array<float> &masks, std::vector<int> &mask_of) const;
+};
+
 struct Attention {
     int layer = 0;
-    NormedInput input;
-    const Linear *qkv = nullptr, *proj = nullptr;
+    const Norm *norm = nullptr;
+    Projection first; // queries, keys and values; queries alone where keys are of fewer tokens, and nothing where no head has any
+    // Keys and values of patches of tokens: these side by side through `reduction` and the norm of `keys`; null: of the tokens themselves.
+    Projection keys;
+    const Linear *reduction = nullptr;
+    int reduction_height = 1, reduction_width = 1;
+    const Linear *proj = nullptr;
     int heads = 0, width = 0, logit_heads = 0, constant_heads = 0, hallucinated = 0, tokens_out = 0;
+    int queries = 0, tokens = 0, windows = 1; // of a map: queries and keys; how many maps a head has
     int mode = 0, map_bits = 8, zero_code = 255, bits = 8;
     float logit_scale = 1;
     HeadQuantizers quantizers;
-    Array<float> qkv_scale, qkv_offset; // of the product, with the quantizers of queries, keys and values in them
-    size_t map_stride = 0;
-    Array<uint8_t> frozen;    // [heads that move][tokens][map_stride], or empty
-    Array<float> frozen_step; // [heads that move] of entries with a grid of their own, or empty
+    size_t mixed_stride = 0, map_stride = 0;
+    int frozen_windows = 1, constant_windows = 1; // 1: all windows share them
+    Array<uint8_t> frozen;                        // [frozen windows][heads that move][queries][map_stride], or empty
+    Array<float> frozen_step;                     // [heads that move] of entries with a grid of their own, or empty
     Array<uint8_t> frozen_even, frozen_odd;
-    Array<int32_t> frozen_even_sums, frozen_odd_sums; // [heads that move][tokens]
-    Array<uint8_t> constants;                         // [constant heads][tokens][map_stride]
+    Array<int32_t> frozen_even_sums, frozen_odd_sums; // [frozen windows][heads that move][queries]
+    Array<uint8_t> constants;                         // [constant windows][constant heads][queries][map_stride]
     Array<float> row_scale, row_zero;
     Array<int32_t> row_sums;
     // Constant maps as kernels over the patch grid, where they are not whole.
     int grid_height = 0, grid_width = 0, local_height = 0, local_width = 0;
     Array<float> local_kernel, local_scale, local_shared, local_rows, local_columns;
+    // Windows: which token is where, and what is added to logits.
+    Windows grid;
+    Array<int32_t> order;             // [windows][tokens] token of the stream, or -1 where a window reaches over the grid; empty without windows
+    Array<float> bias;                // [heads with logits][queries][map_stride] in units of log2, far below all logits behind the keys
+    Array<float> masks;               // [kinds of windows][queries][map_stride] in units of log2
+    std::vector<int> mask_of;         // [windows] kind of a window; -1: no mask
     int kernel = 0, kernel_first = 0; // of the hallucination's convolution
     Array<float> mix, mix_bias, convolution;
     int moving() const { return heads - constant_heads; }
     int query_column(int head) const { return head * width; }
-    int key_column(int head) const { return (logit_heads + head) * width; }
-    int value_column(int head) const { return (2 * logit_heads + head) * width; }
+    bool reduced() const { return keys.linear != nullptr; }
+    int key_column(int head) const { return ((reduced() ? 0 : logit_heads) + head) * width; }
+    int value_column(int head) const { return ((reduced() ? 1 : 2) * logit_heads + head) * width; }
 };
 
 struct FeedForward {
     int layer = 0;
     NormedInput input;
     const Linear *first = nullptr, *second = nullptr, *third = nullptr;
+    const Depthwise *convolution = nullptr; // between the first layer and the activation
     Activation activation = Activation::gelu;
     int tokens_out = 0;
+};
+
+// A smaller grid: patches of kernel_height x kernel_width tokens, zeros outside of the grid, side by side through a linear layer.
+struct Downsample {
+    NormedInput input; // of the patch; without a norm its codes are those of the stream
+    const Linear *linear = nullptr;
+    const Norm *after = nullptr;
+    int kernel_height = 0, kernel_width = 0, stride_height = 0, stride_width = 0, top = 0, left = 0;
+    int patch() const { return kernel_height * kernel_width; }
 };
 
 struct Classifier {
@@ -100,18 +164,20 @@ struct Classifier {
 struct Step {
     LayerKind kind;
     int index; // into the layers of its kind
+    int stage; // of the stream that it reads
 };
 
 // Everything that is read while a model runs; never changed once it is made.
 struct Layers {
     const Kernels *kernels = nullptr;
-    int channels = 0, tokens = 0;
+    std::vector<Stage> stages;
     Embed embed;
     std::vector<std::unique_ptr<Linear>> linears; // by index of the layer table, or null
     std::vector<std::unique_ptr<Norm>> norms;
+    std::vector<std::unique_ptr<Depthwise>> depthwise;
     std::vector<Attention> attention;
     std::vector<FeedForward> feed_forward;
-    std::vector<int> norm_steps; // indices of norms
+    std::vector<Downsample> downsample;
     Classifier classifier;
     std::vector<Step> steps; // in order, without embedding and classifier
     size_t bytes = 0;

@@ -29,11 +29,12 @@ from .files import atomic_folder, sha256_of_file
 from .identity import Identity
 from .images.preprocessing import Preprocessing
 from .methods.frozen_entries import FrozenMaps
-from .methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer, UniformQuantizer
 from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
 from .model import Model
+from .outputs import OutputKind
 from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
@@ -42,6 +43,7 @@ from .strict import Count, Positive
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
 from .vit.load import create_model, refuse_larger
+from .vit.outputs import outputs_of
 from .vit.skeleton import Skeleton
 
 log = logging.getLogger("vitfrost")
@@ -100,10 +102,11 @@ class Artifact(Model):
     def _config(self, weights_sha256: str) -> dict[str, Any]:
         names = plain_names(self.class_names)
         model = {**self.identity.model_dump(mode="json"), "options": self.options, "preprocessing": self.preprocessing.plain()}
+        told = {} if outputs_of(self.module, self.name, self.classes) == self.outputs == "classes" else {"outputs": self.outputs}
         return {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
-            "model": model | ({} if names is None else {"class_names": names}) | ({} if self.registered else {"registered": False}),
+            "model": model | told | ({} if names is None else {"class_names": names}) | ({} if self.registered else {"registered": False}),
             "quantization": self.quantization,
             "statistics": self.statistics,
             "structure": self.structure,
@@ -173,6 +176,7 @@ def _about_model(about: _AboutModel, path: Path, build: Callable[[], nn.Module] 
         "class_names": class_names,
         "skeleton": Skeleton(module),
         "registered": about.registered,
+        "outputs": about.outputs or outputs_of(module, about.name, about.classes),
     }
 
 
@@ -206,6 +210,7 @@ class _AboutModel(_Lenient):
     preprocessing: _Reading
     class_names: str | list[str] | None = None
     registered: bool = True
+    outputs: OutputKind | None = None
 
 
 class _Config(_Lenient):
@@ -303,8 +308,11 @@ def _restore_layers(layers: dict[str, QuantizedLayer], tensors: dict[str, np.nda
             tensors[f"{name}.zero_point"] = tensors[f"{name}.zero_point"].astype(np.float32)
 
 
-def _take_shapes(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
-    """Give quantizers buffers of one number per head where the file has them."""
+def _take_quantizers(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
+    """Give maps a uniform grid, and quantizers buffers of one number per head, where the file has them."""
+    for name, module in model.named_modules():
+        if isinstance(module, MapAttention) and isinstance(module.map_quantizer, LogQuantizer) and f"{name}.map_quantizer.scale" in tensors:
+            module.map_quantizer = UniformMapQuantizer(module.map_quantizer.bits)
     for name, module in model.named_modules():
         if isinstance(module, UniformQuantizer | LogQuantizer):
             for key, buffer in list(module.named_buffers()):
@@ -320,7 +328,7 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
     try:
         _restore_frozen(model, plan, tensors)
         _restore_layers(layers, tensors)
-        _take_shapes(model, tensors)
+        _take_quantizers(model, tensors)
         frozen_keys = {key for key in model.state_dict() if ".frozen." in key}
         outcome = model.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()}, strict=False)
     except (KeyError, RuntimeError, ValueError) as error:

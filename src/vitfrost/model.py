@@ -21,11 +21,15 @@ from .errors import UnsupportedModel, VitfrostError, shown
 from .identity import Identity
 from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing, Reading
+from .outputs import OutputKind, described
 from .runtime.folder import EXPORT_FILE, is_export
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
-from .vit.families import find_sites
+from .vit.families import built_size, find_sites
+from .vit.foreign import build as build_timm
+from .vit.foreign import check_same, convert_module, folder_configuration, processor_reading
+from .vit.huggingface import Converted, convert
 from .vit.load import (
     RANDOM_WEIGHTS,
     create_model,
@@ -35,10 +39,13 @@ from .vit.load import (
     hash_state,
     load_state,
     memory_of_machine,
+    refuse_channels,
     refuse_cut_pixels,
     refuse_larger,
+    trained_size,
 )
 from .vit.options import check_options
+from .vit.outputs import chosen_outputs, has_classifier, outputs_of, without_head
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -50,6 +57,7 @@ log = logging.getLogger("vitfrost")
 MEMORY = "memory"
 LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
+TOKENS = {"num_classes": 0, "global_pool": ""}  # as timm is told to give all tokens
 Size = int | tuple[int, int] | None
 
 
@@ -74,6 +82,7 @@ class Model:
     class_names: tuple[str, ...] | None = None
     skeleton: Callable[[], nn.Module] | None = None
     registered: bool = True
+    outputs: OutputKind = "classes"
 
     @classmethod
     def of(
@@ -84,32 +93,57 @@ class Model:
         class_names: Sequence[str] | str | Path | None = None,
         name: str | None = None,
         build: Callable[[], nn.Module] | None = None,
+        image_processor: object = None,
+        outputs: OutputKind | None = None,
         **reading: Unpack[Reading],
     ) -> Model:
         """A module in memory, such as a timm model with a head of your own. It is copied: what happens to it afterwards changes nothing.
 
+        Modules of transformers (ViT, DeiT, Dinov2, DINOv3, Swin, SigLIP's and CLIP's vision models) and torchvision's ViTs become the same
+        architecture of timm with their weights; outputs are compared on random pixels first. `image_processor`: that of transformers, or
+        its folder, says how pictures are read; `config.id2label` names the classes.
+
         `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
         taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
         `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
-        itself.
+        itself. `outputs`: what the module gives, if not what it looks like (an embedding without a classifier, tokens without pooling).
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
         module = unwrapped(module)
+        if (converted := convert_module(module)) is not None:
+            if build is not None or name is not None:
+                raise VitfrostError(f"this {type(module).__name__} becomes timm's {converted.name}; leave out name and build")
+            return _of_foreign(module, converted, image_size, class_names, image_processor, outputs, reading)
+        if image_processor is not None:
+            reading = processor_reading(image_processor) | reading  # type: ignore[assignment]
         check_finite(module.state_dict(), f"the weights of this {type(module).__name__}")
         own: Any = copy.deepcopy(module).float().eval().requires_grad_(True)
         size = image_size_of(own, image_size)
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
+        refuse_channels(own)
         sites = find_sites(own)
         if sites.image_size != size:
             built_for = "x".join(map(str, sites.image_size))
             raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
         if (patch := cut_pixels(own, size)) is not None:
             log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
-        classes = _outputs(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
+        kind, classes = _kind_of_outputs(own, known, size, outputs, named=class_names is not None)
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
-        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, skeleton=build, registered=options is not None)
+        made = cls(
+            own,
+            known,
+            size,
+            MEMORY,
+            hash_state(own),
+            read,
+            classes,
+            options or {},
+            skeleton=build,
+            registered=options is not None,
+            outputs=kind,
+        )
         made.class_names = _names(class_names, made)
         return made
 
@@ -125,12 +159,15 @@ class Model:
         options: Mapping[str, Any] | None = None,
         device: str | None = None,
         seed: int = 0,
+        outputs: OutputKind | None = None,
         **reading: Unpack[Reading],
     ) -> Model:
         """A timm model by its name, the artifact in a folder, or the export in one (which its own runtime runs, on the CPU).
 
         `weights`: a safetensors file or a checkpoint (see vit.checkpoint); None for timm's own pretrained weights; "random" for weights
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
+        `outputs`: what the model gives: "classes", an "embedding", or "tokens", those of the last layer instead of a pooled vector. If not
+        given, an embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes.
         `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
         Raises VitfrostError in one line for anything that is not there or does not fit.
         """
@@ -145,7 +182,14 @@ class Model:
             module, function = _FOLDERS["export" if is_export(name) else "artifact"]
             made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
-            made = _open_timm(str(name), weights, image_size, classes, dict(options or {}), seed)
+            options = dict(options or {}) | (TOKENS if outputs == "tokens" else {})
+            made = _open_timm(str(name), weights, image_size, classes, options, seed)
+            made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
+            if outputs is None and made.outputs == "embedding" and made.classes:
+                log.info(
+                    "%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes
+                )
+        made.outputs = chosen_outputs(outputs, made.outputs, made.name, made.classes)
         made.preprocessing = made.preprocessing.changed(**reading)
         if class_names is not None:
             made.class_names = read_class_names(class_names, made.classes)
@@ -181,14 +225,43 @@ class Model:
             return create_model(self.name, self.image_size, **self.options)  # type: ignore[no-any-return]
         return Skeleton(self.module)()
 
-    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
-        """Logits of normalized pixels, on the model's device."""
+    def __call__(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, images * outputs]:
+        """Logits of normalized pixels (or an embedding, or tokens), on the model's device."""
         logits: Tensor = self.module(pixels.to(self.device))
         return logits
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.image_size))
-        return f"{type(self).__name__}({self.name}, {size} px, {self.classes} classes, weights {self.weight_tag} {self.state_hash[:8]})"
+        gives, weights = described(self.outputs, self.classes), f"weights {self.weight_tag} {self.state_hash[:8]}"
+        return f"{type(self).__name__}({self.name}, {size} px, {gives}, {weights})"
+
+
+def _of_foreign(
+    module: nn.Module,
+    converted: Converted,
+    image_size: Size,
+    class_names: Sequence[str] | str | Path | None,
+    image_processor: object,
+    outputs: OutputKind | None,
+    reading: Mapping[str, Any],
+) -> Model:
+    """timm's model of a module of transformers or torchvision, compared with it at the size it was made for, then at `image_size`."""
+    check_finite(converted.state, f"the weights of this {type(module).__name__}")
+    own = build_timm(converted, type(module).__name__)
+    check_same(module, own, converted)
+    log.info("%s is timm's %s with options %s", type(module).__name__, converted.name, converted.options)
+    if converted.left_out:
+        log.warning("%s of this %s is left out: outputs are what it reads", ", ".join(converted.left_out), type(module).__name__)
+    size = converted.image_size if image_size is None else image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if size != converted.image_size:
+        own = build_timm(replace(converted, image_size=size), type(module).__name__)
+    reading = (processor_reading(image_processor) if image_processor is not None else {}) | dict(reading)
+    read = _preprocessing(own, size).changed(**reading)
+    names = converted.class_names if class_names is None else class_names
+    kind, classes = _kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
+    made = Model(own, converted.name, size, MEMORY, hash_state(own), read, classes, dict(converted.options), outputs=kind)
+    made.class_names = None if names is None else read_class_names(names, made.classes)
+    return made
 
 
 def open_part(part: ModelPart, device: str | None = None, seed: int = 0) -> Model:
@@ -251,13 +324,20 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     if classes is not None:
         options["num_classes"] = classes
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
-    if options or image_size is not None:
-        refuse_larger(name, image_size, options, memory_of_machine() // 4, "more than fit into this machine's memory")
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
+    config = None if weights is None else folder_configuration(weights)
+    converted = None if config is None or state is None else convert(config, state)
+    if converted is not None:
+        state, options = converted.state, converted.options | options
+        image_size = converted.image_size if image_size is None else image_size
+    if options or image_size is not None:
+        refuse_larger(name, image_size, options, memory_of_machine() // 4, "more than fit into this machine's memory")
     module = create_model(name, image_size, pretrained=weights is None, seed=seed, **options)
+    refuse_channels(module)
+    size = image_size_of(module, None)
     if image_size is not None:
-        refuse_cut_pixels(module, image_size_of(module, None))
+        refuse_cut_pixels(module, size)
     config = module.pretrained_cfg
     tag = f"{config.get('architecture', name)}.{config.get('tag') or 'default'}"
     if random:
@@ -268,14 +348,17 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
             options["num_classes"] = found
             log.info("%s: its head has %d classes", weights, found)
             module = create_model(name, image_size, seed=seed, **options)
-        load_state(module, fit_state(module, state), str(weights))
+        load_state(module, without_head(module, fit_state(module, state), name), str(weights))
         tag = f"file:{Path(str(weights)).name}"
     elif "num_classes" in options and options["num_classes"] != config.get("num_classes"):
         log.warning("%s: timm's weights have no head of %s classes; it is untrained", name, options["num_classes"])
+    elif weights is None and image_size is not None and (trained := trained_size(name)) not in (size, None):
+        log.warning("%s: timm's weights are of %dx%d px; what depends on the size is interpolated to %dx%d", name, *trained, *size)
     module.eval()
-    size = image_size_of(module, None)
     made = Model(module, name, size, tag, hash_state(module), _preprocessing(module, size), int(module.num_classes), options)
-    made.class_names = _names(None, made)
+    made.class_names = _names(None if converted is None else converted.class_names, made)
+    if converted is not None:
+        made.preprocessing = made.preprocessing.changed(**processor_reading(str(weights)))
     return made
 
 
@@ -286,7 +369,7 @@ def image_size_of(module: Any, given: Size) -> tuple[int, int]:
     """
     if given is not None:
         return given if isinstance(given, tuple) else (given, given)
-    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    built_for = built_size(module)
     config = getattr(module, "pretrained_cfg", None) or {}
     found = built_for or tuple(config.get("input_size", ()))[1:]
     if len(found) != 2:
@@ -295,13 +378,24 @@ def image_size_of(module: Any, given: Size) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def _outputs(module: nn.Module, size: tuple[int, int]) -> int:
-    """How many numbers the module says of an image. Raises UnsupportedModel where it says anything but logits."""
+def _shape_of_outputs(module: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of what the module says of one image. Raises UnsupportedModel where that is no tensor with an axis of images."""
     said = module(torch.zeros(1, 3, *size, device=device_of(module)))
-    if not isinstance(said, Tensor) or said.ndim != 2:
+    if not isinstance(said, Tensor) or said.ndim < 2:
         found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
         raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
-    return said.shape[1]
+    return tuple(said.shape)
+
+
+def _kind_of_outputs(module: nn.Module, name: str, size: tuple[int, int], given: OutputKind | None, named: bool) -> tuple[OutputKind, int]:
+    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, and VitfrostError for others."""
+    shape = _shape_of_outputs(module, size)
+    found = outputs_of(module, name, shape[1], named=named)
+    if len(shape) != 2 and found != "tokens":
+        raise UnsupportedModel(
+            f"this {type(module).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported"
+        )
+    return chosen_outputs(given, found, f"this {type(module).__name__}", shape[1]), shape[1] if has_classifier(module) else 0
 
 
 def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:

@@ -77,8 +77,8 @@ def test_every_shared_prefix_gives_the_whole_models_outputs(models: Any, picture
     for memory in (MEMORY, 1):
 
         class Watched(verb.EffectMeter):
-            def __init__(self, *given: Any, memory: int = memory):
-                super().__init__(*given, memory=memory)
+            def __init__(self, *given: Any, memory: int = memory, **options: Any):
+                super().__init__(*given, memory=memory, **options)
 
             def measure(self, state: Any, near: Any) -> Any:
                 found = super().measure(state, near)
@@ -183,7 +183,7 @@ def unlabeled(pictures: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for picture in pictures.glob("*.png"):
-        (folder / picture.name).symlink_to(picture)
+        (folder / picture.name).hardlink_to(picture)
     return folder
 
 

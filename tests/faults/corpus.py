@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,19 @@ import vitfrost
 from vitfrost.errors import VitfrostError
 from vitfrost.files import sha256_of_file
 
-from .damage import Damage, damage_bytes, damage_csv, damage_json, damage_safetensors, damage_xml, damage_yaml, damage_zip
+from .damage import (
+    Damage,
+    damage_bytes,
+    damage_csv,
+    damage_json,
+    damage_native,
+    damage_safetensors,
+    damage_xml,
+    damage_yaml,
+    damage_zip,
+)
+
+ENGINE = find_spec("vitfrost_native") is not None
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,13 @@ def _read_export(path: Path, picture: Path) -> str:
     session = open_export(path, threads=1)
     session.predict(picture)
     return _digest(session.run(np.zeros((1, 3, *session.geometry.input_size), np.float32)))
+
+
+def _read_native(path: Path) -> str:
+    """As NumPy reads the engine's file, for this and other programs."""
+    from vitfrost.deploy.native.format import read_model, to_bytes
+
+    return hashlib.sha256(to_bytes(read_model(path))).hexdigest()
 
 
 def _agree_artifact(path: Path) -> None:
@@ -186,6 +206,9 @@ def make_corpus(folder: Path) -> list[Kind]:
     vitfrost.compress(model, made, **compress, out=folder / "run" / "artifact")
     for form in ("onnx", "openvino"):
         vitfrost.export(model, vitfrost.Export(form), out=folder / form)
+    if ENGINE:
+        vitfrost.export(model, vitfrost.Export("native", calibration_images=4), images=pictures, out=folder / "native")
+        shutil.copy(folder / "native" / "model.vfn", folder / "model.vfn")
     budget = vitfrost.Search(target_macs=0.9, images=4, over=("layers",))
     vitfrost.search(model, pictures, budget, statistics=statistics, out=folder / "searched.yaml", progress=False)
     row = vitfrost.evaluate(folder / "run" / "artifact", pictures, progress=False, json=folder / "row.json")
@@ -222,6 +245,13 @@ def make_corpus(folder: Path) -> list[Kind]:
         Kind("onnx export", folder / "onnx", {"export.json": damage_json, "model.onnx": damage_bytes}, read_export, _agree_export),
         Kind("openvino export", folder / "openvino",
              {"export.json": damage_json, "model.xml": damage_xml, "model.bin": damage_bytes}, read_export, _agree_export),
+        *(
+            (
+                Kind("native export", folder / "native", {"export.json": damage_json, "model.vfn": damage_native}, read_export,
+                     _agree_export),
+                Kind("native model file", folder / "model.vfn", {"": damage_native}, _read_native),
+            ) if ENGINE else ()
+        ),
         Kind("recipe", folder / "recipe.yaml", {"": damage_yaml}, _said(load_recipe)),
         Kind("grid recipe", folder / "study.yaml", {"": damage_yaml}, _said(load_study)),
         Kind("training recipe", folder / "training.yaml", {"": damage_yaml}, _said(load_training_recipe)),

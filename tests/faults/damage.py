@@ -180,6 +180,29 @@ def damage_xml(content: bytes, random: Random) -> bytes:
     return (text[: places[place] + 1] + value + text[places[place + 1] :]).encode()
 
 
+def damage_native(content: bytes, random: Random) -> bytes:
+    """A file of the native engine in which a number of its tables has changed: counts, shapes, places, layers and what they name."""
+    if random.random() < 0.3:
+        return damage_bytes(content, random)
+    tensors, layers = struct.unpack_from("<II", content, 12)
+    changed, first_layer = bytearray(content), 64 + 64 * tensors
+    for _ in range(random.choice((1, 1, 2, 3))):
+        part = random.random()
+        if part < 0.1:
+            form, place = random.choice((("<I", 8), ("<I", 12), ("<I", 16), ("<I", 20), ("<Q", 24)))
+        elif part < 0.4:
+            form, offset = random.choice((("<I", 0), ("<I", 4), ("<I", 8), ("<Q", 16), ("<Q", 24), ("<Q", 32), ("<Q", 48), ("<Q", 56)))
+            place = 64 + 64 * random.randrange(tensors) + offset
+        else:
+            form, offset = random.choice((("<I", 0), *[("<i", 8 + 4 * random.randrange(94))] * 5))
+            place = first_layer + 384 * random.randrange(layers) + offset
+        (old,) = struct.unpack_from(form, changed, place)
+        values = (0, 1, 2, 255, old + 1, old - 1, 2 * old, 64 * old, 2**16, 2**30, 2**31 - 1, 2**32 - 1, 2**62, -1, 0x7FC00000, 0x7F800000)
+        bits = 8 * struct.calcsize(form)
+        struct.pack_into(form.upper(), changed, place, random.choice(values) % 2**bits)
+    return bytes(changed)
+
+
 def damage_csv(content: bytes, random: Random) -> bytes:
     """A table in which a cell, a row or the header has changed."""
     if random.random() < 0.4:

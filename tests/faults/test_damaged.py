@@ -15,13 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .corpus import Kind, make_corpus
+from .corpus import ENGINE, Kind, make_corpus
 from .fuzz import OUTCOMES, Worker, fuzz, outcome_of, table
 
 KINDS = (
-    "plan", "statistics", "artifact", "onnx export", "openvino export", "recipe", "grid recipe", "training recipe", "results", "search",
-    "bench", "pack", "checkpoint", "weights (torch)", "weights (safetensors)", "labels", "class names", "picture (png)", "picture (jpg)",
-    "picture (webp)", "picture (tiff)", "picture (gif)", "picture (bmp)", "run folder",
+    "plan", "statistics", "artifact", "onnx export", "openvino export", *(("native export", "native model file") if ENGINE else ()),
+    "recipe", "grid recipe", "training recipe", "results", "search", "bench", "pack", "checkpoint", "weights (torch)",
+    "weights (safetensors)", "labels", "class names", "picture (png)", "picture (jpg)", "picture (webp)", "picture (tiff)",
+    "picture (gif)", "picture (bmp)", "run folder",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def many(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough pictures that a process is met while it reads them."""
     folder = tmp_path_factory.mktemp("many")
     for index in range(3000):
-        (folder / f"{index:05d}.png").symlink_to(pictures / f"{index % 40:04d}.png")
+        (folder / f"{index:05d}.png").hardlink_to(pictures / f"{index % 40:04d}.png")
     return folder
 
 

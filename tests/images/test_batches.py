@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import struct
 import threading
 import time
@@ -64,7 +65,7 @@ def mixed(tmp_path: Path) -> ImageSet:
     (tmp_path / "3.jpg").write_text("not an image at all")
     (tmp_path / "5.jpg").write_bytes(b"")
     huge_png(tmp_path / "7.png", 30_000, 30_000)
-    (tmp_path / "9.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "9.png")
     (tmp_path / "11.png").write_bytes(whole[:60] + b"\xff" * 40 + whole[100:])
     huge_png(tmp_path / "13.png", 1, 80_000_000)
     return ImageSet(tmp_path, open_images(tmp_path).files, None)
@@ -262,6 +263,28 @@ def test_floating_point_gray_is_not_read_as_black(tmp_path: Path) -> None:
             to_rgb(Image.fromarray(beyond))
 
 
+def _png_of_16_bits(path: Path, values: np.ndarray) -> None:
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    height, width, _ = values.shape
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
+    parts = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_16_bits_that_hold_8_or_12_are_not_read_as_black(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 400).reshape(20, 20)
+    for largest in (255, 4095, 65535):
+        values = (ramp * largest).round()
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"gray {largest}.png")
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / f"gray {largest}.tiff")
+        _png_of_16_bits(tmp_path / f"color {largest}.png", np.repeat(values[..., None], 3, axis=2))
+    for path in tmp_path.iterdir():
+        reason = decode_file(path, PREPROCESS).reason
+        assert reason == "" if "65535" in path.stem else "it would be black; convert it to 8 bits" in reason, path
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "night.png")
+    assert decode_file(tmp_path / "night.png", PREPROCESS).reason == ""
+
+
 def test_pictures_of_phones_are_read_without_pillows_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (13_000, 14_000), 200).save(tmp_path / "large.jpg")
     assert decode_file(tmp_path / "large.jpg", PREPROCESS).reason == ""
@@ -269,13 +292,25 @@ def test_pictures_of_phones_are_read_without_pillows_limit(tmp_path: Path, monke
     assert "13000 x 14000 pixels are more than the limit of 1000000" in decode_file(tmp_path / "large.jpg", PREPROCESS).reason
 
 
-def test_nothing_but_regular_files_is_opened(tmp_path: Path) -> None:
+def _socket(folder: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "socket"))
+    return folder / "socket"
+
+
+def test_nothing_but_regular_files_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for name, target in (("null", "/dev/null"), ("zero", "/dev/zero"), ("log", "/proc/kmsg"), ("memory", "/proc/self/mem")):
         (tmp_path / f"{name}.png").symlink_to(target)
     (tmp_path / "gone.png").symlink_to("nowhere")
     noise(0, 40).save(tmp_path / "real.bmp")
     (tmp_path / "link.png").symlink_to("real.bmp")
+    for name, target in (("pipe", tmp_path / "pipe.png"), ("socket", _socket(tmp_path))):
+        (tmp_path / f"linked {name}.png").symlink_to(target)
+    reasons = {path.stem: decode_file(path, PREPROCESS).reason for path in tmp_path.glob("*.png")}
+    assert reasons.pop("pipe") == "no regular file"
+    assert set(reasons.values()) == {"a symbolic link; set VITFROST_FOLLOW_LINKS=1 to follow links"}
+    monkeypatch.setenv("VITFROST_FOLLOW_LINKS", "1")
     reasons = {path.stem: decode_file(path, PREPROCESS).reason for path in tmp_path.glob("*.png")}
     assert reasons.pop("link") == ""
     assert reasons.pop("gone") == "No such file or directory"

@@ -38,6 +38,9 @@ def labels_of(root: Path, space: ClassSpace, *names: str) -> list[int]:
         (ANIMALS, ("dog", "cow", "cat", "polar-bear"), [1, 3, 0, 2]),
         (ANIMALS, ("a", "b", "c", "d"), [0, 1, 2, 3]),
         (ClassSpace.of(3), ("n10", "n2", "B"), [2, 1, 0]),
+        (ClassSpace.of(4), ("3", "1", "4", "2"), [2, 0, 3, 1]),
+        (ClassSpace.of(3), ("0", "01", "002"), [0, 1, 2]),
+        (ClassSpace.of(4, [["1"], ["2"], ["3"], ["4"]]), ("2", "4"), [1, 3]),  # the names of classes
     ],
 )
 def test_every_folder_gets_the_class_that_its_name_says(tmp_path: Path, space: ClassSpace, names: tuple[str, ...], expected) -> None:
@@ -54,6 +57,9 @@ def test_every_folder_gets_the_class_that_its_name_says(tmp_path: Path, space: C
         (ANIMALS, ("1", "dog"), "'1' and 'dog' of .* are both class 1"),
         (ClassSpace.of(4), ("cat", "dog"), "--class-names FILE"),
         (ANIMALS, ("ant", "cat", "cow", "dog"), "'cat' is its class 0.* 'ant' is not one of them"),
+        (ANIMALS, ("cat", "dog", "polar bear", "zebra"), "'cat' is its class 0.* 'zebra' is not one of them"),
+        (ClassSpace.of(4), ("0", "1", "2", "4"), "numbers from 0 to 4 with gaps"),
+        (ClassSpace.of(2), ("train", "Val"), "called like the parts of a data set"),
         (ANIMALS, ("1", "2", "3", "4", "5"), "5 class folders but the model has 4 classes"),
     ],
 )
@@ -73,6 +79,7 @@ def test_fewer_folders_than_classes_are_said(tmp_path: Path, messages) -> None:
         b"file,label\r\na/1.png,1\r\nb/2.png,0\r\n",
         b"\xef\xbb\xbfFile;Label\r\na/1.png;1\r\n\r\nb/2.png;0\r\n",
         "FILE\tLABEL\na\\1.png\t1\nb\\2.png\t0\n".encode("utf-16"),
+        b"file,label\na/1.png,1.0\nb/2.png,0.0\n",
         b'"file" , "label"\n"a/1.png","dog"\n./b/2.png,Cat\n',
     ],
 )

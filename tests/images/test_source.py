@@ -56,12 +56,45 @@ def test_without_need_any_folder_is_searched_and_labels_are_not_read(tmp_path: P
     assert open_images(tmp_path) == ImageSet(tmp_path, ("deep/a.BMP", "z.png"), None)
 
 
-def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with a picture, a link to one, a linked folder, and a loop."""
     pictures(tmp_path / "elsewhere", "1.png")
     root = pictures(tmp_path / "root", "a/0.png")
     (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "1.png")
     (root / "a" / "loop").symlink_to(root)
-    assert open_images(root).files == ("a/0.png", "b/1.png")
+    return root
+
+
+def test_links_are_left_out_by_name(linked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_images(linked).files == ("a/0.png",)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "3 symbolic links (a/2.png, a/loop, b) were left out; set VITFROST_FOLLOW_LINKS=1 to follow links" in line
+    with_csv(linked, "file,label\na/0.png,3\na/2.png,1\nb/1.png,0\n")
+    assert open_images(linked, need_labels=True).labels == (3,)
+
+
+def test_links_are_followed_where_it_is_asked_for_and_loops_end(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITFROST_FOLLOW_LINKS", "1")
+    assert open_images(linked).files == ("a/0.png", "a/2.png", "b/1.png")
+    with_csv(linked, "file,label\na/0.png,3\na/2.png,1\nb/1.png,0\n")
+    assert open_images(linked, need_labels=True).labels == (3, 1, 0)
+
+
+def test_a_folder_of_links_says_how_to_go_on(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", "0.png", "1.png")
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for name in ("0.png", "1.png"):
+        (subset / name).symlink_to(tmp_path / "images" / name)
+    with pytest.raises(VitfrostError, match=r"no images, but 2 symbolic links \(0.png, 1.png\); set VITFROST_FOLLOW_LINKS=1"):
+        open_images(subset)
+    (tmp_path / "top").symlink_to(tmp_path / "images")
+    assert open_images(tmp_path / "top").files == ("0.png", "1.png")
+    (tmp_path / "images" / "labels.csv").symlink_to("/etc/passwd")
+    with pytest.raises(VitfrostError, match=r"labels.csv is a symbolic link, which is not followed"):
+        open_images(tmp_path / "images", need_labels=True)
 
 
 def test_labels_csv_of_the_folder_and_elsewhere(tmp_path: Path) -> None:
@@ -85,7 +118,7 @@ def test_labels_csv_of_the_folder_and_elsewhere(tmp_path: Path) -> None:
         ("file,label\n", "misses an image of the folder: a.png and 1 more"),
         ("file,label\na.png,0\n", "misses an image of the folder: b.png;"),
         ("file,label\na.png,0\nb.png,1\n./a.png,0\n", r"names a file twice: './a.png' \(line 4\);"),
-        ("file,label\na.png,cat\nb.png,1.0\n", r"not an integer: 'cat' for 'a.png' \(line 2\) and 1 more"),
+        ("file,label\na.png,cat\nb.png,1.5\n", r"not an integer: 'cat' for 'a.png' \(line 2\) and 1 more"),
         ("file,label\na.png\nb.png,1\n", r"not an integer: '' for 'a.png' \(line 2\);"),
         ("file,label\na.png,-1\nb.png,1\n", r"out of range: -1 for 'a.png' \(line 2\); labels must be 0 to 9"),
         ("file,label\na.png,9\nb.png,10\n", r"out of range: 10 for 'b.png' \(line 3\);"),

@@ -16,6 +16,7 @@ TENSOR = np.dtype(
 )
 LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
 LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
+DEPTHWISE, WINDOW_ATTENTION, DOWNSAMPLE, OVERLAPPING_EMBED, REDUCED_ATTENTION, CONVOLVED_FEED_FORWARD = 3, 15, 16, 17, 18, 19
 _erf = np.vectorize(erf, otypes=[float])
 
 Array = np.ndarray
@@ -134,7 +135,22 @@ class Reference:
 
     def step(self, layer: np.void, stream: Array) -> Array:
         """What one layer of the table makes of the residual stream."""
-        kind, ints = int(layer["kind"]), layer["ints"]
+        kind, ints = int(layer["kind"]), [int(each) for each in layer["ints"]]
+        if kind == WINDOW_ATTENTION:
+            return stream + self._window_attention(layer, self.norm(ints[0], stream))
+        if kind == DOWNSAMPLE:
+            return self._downsample(ints, stream)
+        if kind == OVERLAPPING_EMBED:
+            self._grid = (ints[12], ints[13])
+            padded = np.pad(stream, ((0, 0), (ints[10], ints[3]), (ints[11], ints[4])))
+            starts = [(y * ints[8], x * ints[9]) for y in range(ints[12]) for x in range(ints[13])]
+            return self.linear(ints[5], np.stack([padded[:, y : y + ints[3], x : x + ints[4]].reshape(-1) for y, x in starts]))
+        if kind == REDUCED_ATTENTION:
+            return stream + self.attention(layer, self.norm(ints[0], stream))
+        if kind == CONVOLVED_FEED_FORWARD:
+            x = self._depthwise(ints[6], self.linear(ints[1], self.norm(ints[0], stream)))
+            x = self.linear(ints[2], ACTIVATIONS[ints[4]](x))
+            return stream + (x if ints[3] < 0 else self.linear(ints[3], x))
         if kind == EMBED:
             return self._embed(layer, stream)
         if kind == NORM_STEP:
@@ -149,6 +165,7 @@ class Reference:
 
     def _embed(self, layer: np.void, picture: Array) -> Array:
         channels, height, width, ph, pw, linear, prefix, _ = (int(each) for each in layer["ints"][:8])
+        self._grid = (height // ph, width // pw)
         cut = picture.reshape(channels, height // ph, ph, width // pw, pw).transpose(1, 3, 0, 2, 4)
         tokens = self.linear(linear, cut.reshape(-1, channels * ph * pw))
         positions, first = self.named(layer, 1), self.named(layer, 0)
@@ -161,25 +178,90 @@ class Reference:
         scale, zero = (self.named(layer, each).reshape(-1, 1, 1) for each in (place, place + 1))
         return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
 
-    def attention(self, layer: np.void, x: Array) -> Array:
-        """What is added to the stream, for all tokens."""
-        _, qkv, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
+    def _downsample(self, ints: list[int], stream: Array) -> Array:
+        """Patches of tokens, row by row, zeros outside of the grid."""
+        before, linear, after, high, wide, down, right, top, left = ints[:9]
+        (height, width), self._grid = self._grid, (ints[9], ints[10])
+        padded = np.zeros((height + high + top, width + wide + left, stream.shape[1]))
+        padded[top : top + height, left : left + width] = stream.reshape(height, width, -1)
+        starts = [(row * down, column * right) for row in range(ints[9]) for column in range(ints[10])]
+        x = np.stack([padded[y : y + high, x : x + wide].reshape(-1) for y, x in starts])
+        x = self.linear(linear, x if before < 0 else self.norm(before, x))
+        return x if after < 0 else self.norm(after, x)
+
+    def _depthwise(self, index: int, x: Array) -> Array:
+        layer = self.layers[index]
+        assert layer["kind"] == DEPTHWISE
+        channels, high, wide, bits = (int(each) for each in layer["ints"][:4])
+        scale, zero = (np.float64(each) for each in layer["floats"][:2])
+        codes = np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2**bits - 1) - zero
+        weights, w_scale, w_zero, bias = (self.named(layer, place) for place in range(4))
+        kernels = (weights - w_zero[:, None]).reshape(channels, high, wide)
+        sums = convolved(kernels, codes.T.reshape(channels, *self._grid, 1)).reshape(channels, -1).T
+        return sums * scale * w_scale + (0 if bias is None else bias)
+
+    def _projections(self, layer: np.void, x: Array, computed: int) -> list[Array]:
+        """Queries, keys and values [heads, N, D] from one product, or keys and values of patches of tokens from another."""
+        ints, width = [int(each) for each in layer["ints"]], int(layer["ints"][4])
+
+        def split(y: Array) -> list[Array]:
+            return list(y.reshape(len(y), -1, width).transpose(1, 0, 2))
+
+        if layer["kind"] != REDUCED_ATTENTION:
+            return split(self.linear(ints[1], x))
+        tokens = x
+        if ints[20] >= 0:
+            (height, across), (high, wide) = self._grid, ints[22:24]
+            rows, columns = height // high, across // wide
+            grid = x.reshape(height, across, -1)[: rows * high, : columns * wide]
+            patches = grid.reshape(rows, high, columns, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+            tokens = self.norm(ints[21], self.linear(ints[20], patches))
+        return (split(self.linear(ints[1], x)) if computed else []) + split(self.linear(ints[19], tokens))
+
+    def _window_attention(self, layer: np.void, x: Array) -> Array:
+        """What is added to the stream: the grid, shifted round its edges and filled up with zeros, goes through window by window."""
+        high, wide, down, right, own_entries, own_maps = (int(each) for each in layer["ints"][19:25])
+        (height, width), channels = self._grid, x.shape[1]
+        rows, columns = -(-height // high), -(-width // wide)
+        padded = np.zeros((rows * high, columns * wide, channels))
+        padded[:height, :width] = np.roll(x.reshape(height, width, channels), (-down, -right), (0, 1))
+        regions = np.zeros(padded.shape[:2], int)
+        for axis, (shift, side) in enumerate(((down, high), (right, wide))):
+            places = np.arange(padded.shape[axis])
+            number = (places >= len(places) - side).astype(int) + (places >= len(places) - shift)
+            regions += 3**axis * (np.expand_dims(number, 1 - axis) if shift else 0)
+
+        def cut(grid: Array) -> Array:
+            return grid.reshape(rows, high, columns, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * columns, high * wide, -1)
+
+        bias = self.named(layer, 21)
+        made = []
+        for window, (tokens, region) in enumerate(zip(cut(padded), cut(regions)[..., 0], strict=True)):
+            mask = np.where(region[:, None] != region, np.float64(layer["floats"][1]), 0.0) if down or right else 0.0
+            places = (window if own_entries else 0, window if own_maps else 0)
+            made.append(self.attention(layer, tokens, mask if bias is None else bias + mask, places))
+        grid = np.stack(made).reshape(rows, columns, high, wide, -1).transpose(0, 2, 1, 3, 4).reshape(rows * high, columns * wide, -1)
+        return np.roll(grid[:height, :width], (down, right), (0, 1)).reshape(height * width, -1)
+
+    def attention(self, layer: np.void, x: Array, bias: Array | float = 0.0, places: tuple[int, int] = (0, 0)) -> Array:
+        """What is added to the stream, for all tokens. `bias` of logits; `places`: which window's frozen entries and constant maps."""
+        _, _, proj, heads, width, computed = (int(each) for each in layer["ints"][:6])
         frozen, hallucinated = int(layer["ints"][11]), int(layer["ints"][12])
         assert computed + hallucinated + frozen == heads
-        parts = self.linear(qkv, x).reshape(len(x), 2 * computed + heads, width).transpose(1, 0, 2)
-        values = self.quantized(layer, 4, parts[2 * computed :])
-        outputs = np.zeros_like(values)
+        parts = self._projections(layer, x, computed)
+        values = self.quantized(layer, 4, np.stack(parts[2 * computed :]))
+        outputs = np.zeros((heads, len(x), width))
         moving = computed + hallucinated
         if moving:
-            q, k = self.quantized(layer, 0, parts[:computed]), self.quantized(layer, 2, parts[computed : 2 * computed])
+            q, k = self.quantized(layer, 0, np.stack(parts[:computed])), self.quantized(layer, 2, np.stack(parts[computed : 2 * computed]))
             logits = q @ k.transpose(0, 2, 1) * np.float64(layer["floats"][0])
             if hallucinated:
                 logits = np.concatenate([logits, self._hallucinate(layer, logits)])
-            outputs[:moving] = self.maps(layer, logits) @ values[:moving]
+            outputs[:moving] = self.maps(layer, logits + bias, places[0]) @ values[:moving]
         if frozen and layer["tensors"][15] >= 0:
             outputs[moving:] = self._local(layer, values[moving:])
         elif frozen:
-            codes, scale, zero = (self.named(layer, place) for place in (9, 10, 11))
+            codes, scale, zero = (self.named(layer, place)[places[1] * frozen : (places[1] + 1) * frozen] for place in (9, 10, 11))
             outputs[moving:] = ((codes - zero[..., None]) * scale[..., None]) @ values[moving:]
         return self.linear(proj, outputs.transpose(1, 0, 2).reshape(len(x), -1))
 
@@ -206,13 +288,14 @@ class Reference:
         made[:, first:, first:] = inner + convolved(kernels, inner[..., None])[..., 0]
         return made
 
-    def maps(self, layer: np.void, logits: Array) -> Array:
+    def maps(self, layer: np.void, logits: Array, window: int = 0) -> Array:
         """Quantized maps with frozen entries, of logits [heads, N, N]."""
         logits = self._disturbed(logits)
         mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
         constants, own = self.named(layer, 8), self.named(layer, 20)
+        constants = None if constants is None else constants[window * len(logits) : (window + 1) * len(logits)]
         if own is not None:
             own = np.where(constants < 16, np.exp2(-constants / 2), 0.0) * own.reshape(-1, 1, 1)
         if mode == 0:

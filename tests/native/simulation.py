@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
-from vitfrost.deploy.native.plain_vit import to_native
 from vitfrost.methods.quantize.modules import QuantizedLayer
 from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
 from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
+from vitfrost.vit.grids import image_size_of
 
 
 class PixelQuantizer(nn.Module):
@@ -38,7 +39,7 @@ def exact(module: nn.Module) -> nn.Module:
         if isinstance(layer, QuantizedLayer):
             shape = (-1,) + (1,) * (layer.codes.ndim - 1)
             layer.weight = uniform_values(layer.codes.double(), layer.scale.view(shape), layer.zero_point.view(shape))
-            if layer.is_convolution and layer.input_quantizer is not None:
+            if layer.is_convolution and layer.codes.shape[1] == 3 and layer.input_quantizer is not None:
                 layer.input_quantizer = PixelQuantizer(layer.input_quantizer)
     return made
 
@@ -49,13 +50,23 @@ def quantized(
     """A small ViT with random weights, quantized on noise."""
     name, size = options.pop("name", "vit_tiny_patch16_224"), options.pop("size", 48)
     given: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 7} | options
-    model = Model.open(name, weights="random", image_size=size, options=given, seed=seed).module
+    return quantized_model(name, size, given, QuantizationSettings(weight_bits, activation_bits, levels), seed)
+
+
+def stirred(name: str, size: Any, options: dict[str, Any], seed: int = 0) -> Model:
+    """A model with random weights in which all layers matter, and norms and scales are no ones."""
+    model = Model.open(name, weights="random", image_size=size, options=options, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # so that layers matter, and norms and scales are no ones
-        for each in model.parameters():
+    with torch.no_grad():
+        for each in model.module.parameters():
             spread = 0.3 if each.ndim > 1 else 0.2
             each.add_(spread * torch.randn(each.shape, generator=generator) * (each.ndim == 1 or 1 / each.shape[-1] ** 0.5 / 0.3))
-    settings = QuantizationSettings(weight_bits, activation_bits, levels)
+    return model
+
+
+def quantized_model(name: str, size: Any, options: dict[str, Any], settings: QuantizationSettings, seed: int = 0) -> nn.Module:
+    """A model of any family with random weights, quantized on noise."""
+    model = stirred(name, size, options, seed).module
     return quantize_model(model, find_sites(model), settings, noise(model, 4, seed=1))
 
 
@@ -71,7 +82,8 @@ def with_scales_of_heads(module: Any) -> nn.Module:
 
 def noise(model: Any, count: int, seed: int = 0) -> torch.Tensor:
     """Pixels of the model's size."""
-    return torch.randn(count, 3, *model.patch_embed.img_size, generator=torch.Generator().manual_seed(seed))
+    size = getattr(model.patch_embed, "img_size", None) or image_size_of(model)
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def write(module: nn.Module, path: Path) -> Path:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .simulation import quantized, write
+from vitfrost.methods.quantize.repq import QuantizationSettings
+
+from .simulation import quantized, quantized_model, write
 
 HEADER = {"version": 8, "tensors": 12, "layers": 16, "size": 24}
 
@@ -22,6 +24,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A file that is sound."""
     module = quantized(4, 4, size=32, depth=1, init_values=0.1)
     return write(module, tmp_path_factory.mktemp("file") / "model.vfn").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Sound files of other families: windows that reach over the grid, keys of patches."""
+    folder, settings = tmp_path_factory.mktemp("families"), QuantizationSettings(4, 8, "strict")
+    swin: dict[str, Any] = {"embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 3}
+    pvt: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
+    models = (("swin_tiny_patch4_window7_224", swin), ("pvt_v2_b0", pvt | {"num_classes": 3}))
+    return [write(quantized_model(name, 36, options, settings), folder / f"{name}.vfn").read_bytes() for name, options in models]
 
 
 def refused(engine: Any, data: bytes) -> str:
@@ -64,6 +76,20 @@ def test_bytes_of_the_tables_that_change(engine: Any, whole: bytes, data: st.Dat
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, 64 + 64 * tensors + 384 * layers - 4))
         value = data.draw(st.one_of(st.sampled_from((0, 1, -1, 2**31 - 1, -(2**31), 64, 255)), st.integers(-(2**31), 2**31 - 1)))
+        struct.pack_into("<i", damaged, place, value)
+    opened(engine, bytes(damaged))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_tables_of_other_families_that_change(engine: Any, families: list[bytes], data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from(families))
+    tensors, layers = struct.unpack_from("<II", whole, 12)
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        field = data.draw(st.integers(0, 29))
+        place = 64 + 64 * tensors + 384 * data.draw(st.integers(0, layers - 1)) + 8 + 4 * field
+        value = data.draw(st.one_of(st.integers(-2, 70), st.sampled_from((255, 4096, 65535, 2**31 - 1, -(2**31)))))
         struct.pack_into("<i", damaged, place, value)
     opened(engine, bytes(damaged))
 

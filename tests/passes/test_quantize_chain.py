@@ -17,9 +17,10 @@ from vitfrost.artifact import Artifact
 from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.quantize.layerwise import LayerOptions, LayerWise
-from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer, UniformQuantizer
 from vitfrost.methods.quantize.polish import PolishOptions
 from vitfrost.methods.quantize.repq import QuantizationSettings
+from vitfrost.methods.quantize.trainable import trainable
 from vitfrost.model import Model
 from vitfrost.passes.compress import start_work
 from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps
@@ -320,3 +321,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not path.exists()
     path.write_bytes(b"damaged")
     assert all(torch.equal(value, whole[name]) for name, value in states(path).items())
+
+
+def test_maps_of_eight_bits_may_have_a_uniform_grid(shallow: Any, tmp_path: Path) -> None:
+    """Also where entries are frozen, so that a part of the heads is quantized at a time."""
+    made = compressed(shallow, FreezeEntries(0.3), Quantize(4, 8, method="fast"), images=24)
+    found = install_map_attention(made.module).values()
+    kinds = [type(each.map_quantizer) for each in found]
+    assert UniformMapQuantizer in kinds
+    assert all(
+        each.map_quantizer.scale.shape == (each.moving_heads, 1, 1) for each in found if type(each.map_quantizer) is UniformMapQuantizer
+    )
+    made.save(tmp_path / "artifact")
+    again = Artifact.load(tmp_path / "artifact")
+    assert [type(each.map_quantizer) for each in install_map_attention(again.module).values()] == kinds
+    assert torch.equal(again(pixels(4)), made(pixels(4)))
+    with torch.no_grad():
+        assert torch.allclose(trainable(made.module)(pixels(4)), made(pixels(4)), atol=1e-4)

@@ -16,6 +16,7 @@ from vitfrost.images.decode import to_rgb
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.model import as_model
 from vitfrost.runtime import open_export
+from vitfrost.runtime.predict import text_of
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -134,12 +135,18 @@ def test_one_output_is_a_sigmoid(few: Callable[[int], Path], pictures: Path) -> 
     assert found.probabilities[0] != 1
 
 
-def test_features_are_exported_and_have_no_classes(few: Callable[[int], Path], pictures: Path) -> None:
+def test_a_model_without_classes_predicts_its_embedding(few: Callable[[int], Path], pictures: Path) -> None:
     session = open_export(few(0), threads=1)
     with Image.open(pictures / "0000.png") as image:
-        assert session.run(session.preprocess(image)[None]).shape[0] == 1
-    with pytest.raises(VitfrostError, match="gives features, no classes"):
-        session.predict(pictures / "0000.png")
+        (wanted,) = session.run(session.preprocess(image)[None])
+    (found,) = session.predict(pictures / "0000.png")
+    assert session.outputs == "embedding"
+    assert found.classes == ()
+    assert found.embedding == pytest.approx(wanted.tolist())
+    assert f"an embedding of {len(wanted)} numbers" in text_of([found], as_json=False)
+    assert json.loads(text_of([found], as_json=True))[0]["embedding"] == list(found.embedding)
+    with pytest.raises(VitfrostError, match="gives an embedding, no classes; leave top out"):
+        session.predict(pictures / "0000.png", top=1)
 
 
 def test_three_classes_need_no_top(few: Callable[[int], Path], pictures: Path) -> None:

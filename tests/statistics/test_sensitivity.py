@@ -17,13 +17,21 @@ from vitfrost.errors import VitfrostError
 from vitfrost.images.batches import BatchLoader
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
+from vitfrost.methods.output_distance import distances
 from vitfrost.methods.quantize.modules import LogQuantizer, UniformQuantizer
 from vitfrost.model import Model
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.collector import MapCollector, group_sites
 from vitfrost.statistics.histogram import BYTES_PER_ENTRY
 from vitfrost.statistics.record import Statistics
-from vitfrost.statistics.sensitivity import SENSITIVITY_ARRAYS, SENSITIVITY_BYTES, Sensitivity, SensitivitySums, drawn_log_likelihood
+from vitfrost.statistics.sensitivity import (
+    SENSITIVITY_ARRAYS,
+    SENSITIVITY_BYTES,
+    Sensitivity,
+    SensitivitySums,
+    drawn_log_likelihood,
+    drawn_score,
+)
 from vitfrost.statistics.site import SiteStatistics
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import allowed_pairs, find_sites
@@ -302,11 +310,28 @@ def test_what_is_not_finite_is_named(pictures):
         (maps.sum() * torch.tensor(float("inf"))).backward()
 
 
-def test_a_model_without_classes_is_refused(pictures):
+def test_a_model_with_one_class_is_refused(pictures):
     with pytest.raises(VitfrostError, match="it needs at least 2"):
         calibrate(
-            Model.open("vitfrost_digits", weights="random", options={"num_classes": 0}),
+            Model.open("vitfrost_digits", weights="random", options={"num_classes": 1}),
             pictures,
             Calibrate(limit=4, sensitivity=True),
             progress=False,
         )
+
+
+def test_sensitivity_of_features_is_the_curvature_of_their_relative_error(pictures):
+    """Half of the mean squared gradient along a change is the relative error that the change makes."""
+    loaded = Model.open("vitfrost_digits", weights="random", options={"num_classes": 0, "depth": 1})
+    outputs = loaded(torch.randn(3, 3, *loaded.image_size, generator=torch.Generator().manual_seed(0))).detach().double()
+    change = 1e-3 * torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for seed in range(400):
+        leaf = outputs.clone().requires_grad_()
+        drawn_score("embedding", leaf, (0, 1, 2), seed).backward()
+        sums += (leaf.grad * change).sum(1).square()
+    wanted = distances("embedding", outputs, outputs + change)
+    assert torch.allclose(0.5 * sums / 400, wanted, rtol=0.35)
+    found = calibrate(loaded, pictures, Calibrate(limit=4, sensitivity=True), progress=False)
+    assert np.isfinite(found.sites["blocks.0.attn"].sensitivity.gradient_zeroth).all()
+    assert found.sites["blocks.0.attn"].sensitivity.gradient_zeroth.max() > 0

@@ -20,7 +20,7 @@ def enliven(module: nn.Module, *inputs: Any, seed: int = 0) -> None:
         drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
         parameter.copy_(drawn / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.2 * drawn)
     for part in module.modules():
-        if isinstance(part, nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, nn.LayerNorm | nn.modules.batchnorm._BatchNorm) and part.weight is not None:
             part.weight.add_(1.0)
     normalized = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     for part in normalized:

@@ -75,3 +75,29 @@ def test_sizes_that_cut_pixels_off_are_refused(name: str, size, message: str) ->
 def test_a_module_that_cuts_pixels_off_is_warned_of(messages) -> None:
     Model.of(create_model("vit_tiny_patch16_224", 230, depth=1))
     assert "the rest of an image is cut off" in messages()
+
+
+def test_weights_of_another_resolution_are_carried_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(create_model("vit_tiny_patch16_384", depth=1).state_dict(), tmp_path / "large.safetensors")
+    Model.open("vit_tiny_patch16_224", weights=tmp_path / "large.safetensors", options={"depth": 1})
+    (said,) = [record for record in caplog.records if "resized" in record.message]
+    assert said.levelname == "WARNING"
+    assert said.message == "position embeddings of 24 x 24 patches are resized to 14 x 14"
+
+
+def test_relative_positions_of_another_resolution_are_carried_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"embed_dim": 48, "depth": 1, "num_heads": 2}
+    save_file(create_model("beit_base_patch16_224", 64, **options).state_dict(), tmp_path / "small.safetensors")
+    Model.open("beit_base_patch16_224", weights=tmp_path / "small.safetensors", image_size=96, options=options)
+    assert "relative position biases of 1 layers are resized to other windows" in caplog.text
+
+
+def test_a_projection_without_bias_is_a_head(tmp_path: Path) -> None:
+    """As CLIP has it."""
+    options = {"embed_dim": 48, "depth": 1, "num_heads": 2, "num_classes": 8}
+    state = create_model("vit_base_patch16_clip_224", 64, **options).state_dict()
+    weight = state["head.weight"]
+    save_file({name: value for name, value in state.items() if name != "head.bias"}, tmp_path / "clip.safetensors")
+    model = Model.open("vit_base_patch16_clip_224", weights=tmp_path / "clip.safetensors", image_size=64, options=options)
+    assert torch.equal(model.module.head.weight, weight)
+    assert not model.module.head.bias.any()

@@ -94,13 +94,16 @@ template <int R, int V> static void tile_pairs(const int16_t *x, size_t stride, 
     each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
 }
 
+// Rows whose sums of pairs fit the registers; tiles of other sums may have more.
+constexpr int pair_rows = tile_rows < 6 ? tile_rows : 6;
+
 using PairTile = void (*)(const int16_t *, size_t, const int16_t *, int, int32_t *, size_t);
 struct PairTiles {
-    PairTile table[tile_rows][tile_vectors];
+    PairTile table[pair_rows][tile_vectors];
     template <int R, int V> constexpr void fill() {
         table[R - 1][V - 1] = tile_pairs<R, V>;
         if constexpr (V < tile_vectors) fill<R, V + 1>();
-        else if constexpr (R < tile_rows) fill<R + 1, 1>();
+        else if constexpr (R < pair_rows) fill<R + 1, 1>();
     }
     constexpr PairTiles() : table() { fill<1, 1>(); }
 };
@@ -279,8 +282,12 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
         if (made.wide) {
             const int depth2 = (head.tokens + 1) / 2;
-            pair_tiles.table[made.rows - 1][vectors - 1](made.wide, made.stride, head.wide_values + size_t(column) * size_t(depth2) * 2, depth2, sums,
-                                                         panel_columns);
+            const int16_t *values = head.wide_values + size_t(column) * size_t(depth2) * 2;
+            for (int row = 0; row < made.rows; row += pair_rows) {
+                const int rows = made.rows - row < pair_rows ? made.rows - row : pair_rows;
+                pair_tiles.table[rows - 1][vectors - 1](made.wide + size_t(row) * made.stride, made.stride, values, depth2,
+                                                        sums + row * panel_columns, panel_columns);
+            }
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;

@@ -10,7 +10,7 @@ VF_INLINE void float_logits(const MixedHeads &mixed, int begin, int end, int col
         const Head &computed = mixed.computed[head];
         for (int row = begin; row < end; row++) {
             float *place = out + (size_t(row - begin) * size_t(mixed.logit_heads) + size_t(head)) * size_t(columns);
-            if (row < 0 || row >= tokens) {
+            if (row < 0 || row >= mixed.queries) {
                 std::memset(place, 0, size_t(columns) * sizeof(float));
                 continue;
             }
@@ -27,7 +27,7 @@ VF_INLINE void float_logits(const MixedHeads &mixed, int begin, int end, int col
 
 // One row of a hallucinated head before the convolution; zeros outside of the tokens that the convolution covers where `inside` is set.
 VF_INLINE void mixed_row(const MixedHeads &mixed, int head, int row, bool inside, const float *logits, int columns, float *out) {
-    if (row < 0 || row >= mixed.tokens || (inside && row < mixed.kernel_first)) {
+    if (row < 0 || row >= mixed.queries || (inside && row < mixed.kernel_first)) {
         std::memset(out, 0, size_t(columns) * sizeof(float));
         return;
     }

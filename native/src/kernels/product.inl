@@ -1,9 +1,6 @@
-// Products of codes with packed weights, and what is done with their sums.
+// Products of codes with packed weights, and what is done with their sums. Rows of codes lie in memory up to a whole tile, whatever they are.
 
 namespace vf::VF_NAMESPACE {
-
-constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
-static_assert(tile_rows <= most_rows);
 
 #if defined(VF_DOT_AVX2)
 // The same with sums of 16 bits for `chunk` steps: with x_max and w_max a step adds at most 2 x_max w_max to each, and chunk = 32,767 / (2 x_max w_max).
@@ -36,9 +33,12 @@ VF_INLINE void tile_in_chunks(const uint8_t *x, size_t stride, const int8_t *w, 
 template <int R, int V, Sums sums>
 static void tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, [[maybe_unused]] int chunk, const int32_t *start, int32_t *out,
                  size_t out_stride) {
-#if defined(VF_DOT_AVX2)
+#if defined(VF_TILES_AMX)
+    return amx_tile<V>(x, stride, w, depth4, start, R, out, out_stride);
+#elif defined(VF_DOT_AVX2)
     if constexpr (sums == Sums::chunked) return tile_in_chunks<R, V>(x, stride, w, depth4, chunk, start, out, out_stride);
 #endif
+#if !defined(VF_TILES_AMX)
     i32 sum[R][V];
     each<V>(VF_EACH(v) {
         i32 first = start ? load<i32>(start + v * lanes) : i32{};
@@ -53,6 +53,7 @@ static void tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, [
         });
     }
     each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
+#endif
 }
 
 using Tile = void (*)(const uint8_t *, size_t, const int8_t *, int, int, const int32_t *, int32_t *, size_t);
@@ -142,7 +143,9 @@ static void finish(const int32_t *sums, int row, int rows, int column, int vecto
                                            stride, inverse, zero, highest);
         };
         int r = 0;
-        for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
+        // Rows with terms of their own are finished one by one, which keeps the library small.
+        if constexpr (own != Rows::own)
+            for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
         for (; r < rows; r++) part(std::integral_constant<int, 1>{}, r);
     }
 }

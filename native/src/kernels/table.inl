@@ -7,19 +7,33 @@
 
 // clang-format off
 #include "vector.inl"
+namespace vf::VF_NAMESPACE {
+constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
+static_assert(tile_rows <= most_rows);
+} // namespace vf::VF_NAMESPACE
+#if defined(VF_TILES_AMX)
+#include "amx.inl"
+#else
+namespace vf::VF_NAMESPACE {
+static void begin_run() {}
+static void end_run() {}
+} // namespace vf::VF_NAMESPACE
+#endif
 #include "product.inl"
 #include "rows.inl"
 #include "attention.inl"
+#include "bias.inl"
 #include "hallucination.inl"
 #include "local.inl"
+#include "depthwise.inl"
 // clang-format on
 
 namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,  lanes,     tile_rows,   panel_columns,    product, product_sums, norm_codes, norm,  sum_rows,
-    quantize, pack_keys, pack_values, pack_wide_values, attend,  attend_mixed, constant,   local, float_values,
+    VF_NAME,  lanes,     tile_rows,   panel_columns,    begin_run, end_run,       product,      product_sums, norm_codes, norm,      sum_rows,
+    quantize, pack_keys, pack_values, pack_wide_values, attend,    attend_biased, attend_mixed, constant,     local,      depthwise, float_values,
 };
 
 } // namespace vf::VF_NAMESPACE

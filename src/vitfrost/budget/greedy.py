@@ -16,8 +16,8 @@ from .moves import Move, Moves, State
 # Moves in a row that would break --max-drop before the search ends.
 PATIENCE = 8
 
-Measure = Callable[[State, State, Move, int], Effect]
-"""(state after the move, state before it, move, steps taken before) -> its effect."""
+Measure = Callable[[State, State, Move, int], Effect | None]
+"""(state after the move, state before it, move, steps taken before) -> its effect; None where it cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Scored:
 
 @dataclass
 class GreedySearch:
-    """The state of a search: `steps` taken so far, moves `set_aside` because they would break the drop."""
+    """The state of a search: `steps` taken so far, moves `set_aside` because they would break the drop, and those that `failed`."""
 
     moves: Moves
     measure: Measure
@@ -75,6 +75,7 @@ class GreedySearch:
     rescore: Rescore = "lazy"
     steps: list[Step] = field(default_factory=list)
     set_aside: set[Move] = field(default_factory=set)
+    failed: set[Move] = field(default_factory=set)
     _scored: dict[Move, _Scored] = field(default_factory=dict)
     _begun: bool = False
 
@@ -132,7 +133,7 @@ class GreedySearch:
         share = self.cost(state) / self.cost(self.moves.start)
         step = Step(best.move, state, best.effect, best.effect.kl - self.effect.kl, share)
         self.steps.append(step)
-        possible = {move: order for order, move in enumerate(self.moves.possible(state)) if move not in self.set_aside}
+        possible = {move for _, move in self._possible(state)}
         self._scored = {move: known for move, known in self._scored.items() if move in possible}
         for known in self._scored.values():
             known.fresh, known.effect = False, None
@@ -143,18 +144,34 @@ class GreedySearch:
         return step
 
     def _score_all(self) -> None:
-        for order, move in enumerate(self.moves.possible(self.state)):
-            if move not in self.set_aside:
-                self._score(_Scored(move, order, (0.0, 0.0)))
+        for order, move in self._possible(self.state):
+            self._score(_Scored(move, order, (0.0, 0.0)))
+
+    def _possible(self, state: State) -> list[tuple[int, Move]]:
+        """Moves that may still be taken, with their place among all."""
+        return [
+            (order, move) for order, move in enumerate(self.moves.possible(state)) if move not in self.set_aside and move not in self.failed
+        ]
+
+    def take_back(self) -> Move:
+        """Take the last step back, and never take its move again; `run` then goes on from the state before."""
+        move = self.steps.pop().move
+        self.failed.add(move)
+        self._scored, self._begun = {}, False
+        return move
 
     def _score(self, known: _Scored) -> None:
-        """Measure a move from the current state; moves that save nothing are dropped."""
+        """Measure a move from the current state; moves that save nothing are dropped, and those that cannot be measured."""
         state = self.moves.applied(known.move, self.state)
         saved = (self.cost(self.state) - self.cost(state)) / self.cost(self.moves.start)
         if saved <= 0:
             self._scored.pop(known.move, None)
             return
         effect = self.measure(state, self.state, known.move, len(self.steps))
+        if effect is None:
+            self.failed.add(known.move)
+            self._scored.pop(known.move, None)
+            return
         increase = effect.kl - self.effect.kl
         known.score, known.effect, known.fresh = (max(increase, 0.0) / saved, increase), effect, True
         self._scored[known.move] = known

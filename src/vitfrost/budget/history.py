@@ -5,16 +5,19 @@ A measurement is known by the state that was measured, so a search that goes on,
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import VitfrostError
 from ..files import write_text
 from ..identity import Identity
+from ..outputs import OutputKind
 from ..records import Format
 from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
 
+log = logging.getLogger("vitfrost")
 FORMAT = Format("a search of vitfrost", "vitfrost search")
 SUFFIX = ".search.json"
 
@@ -41,12 +44,14 @@ class SearchSubject(Strict):
     images: SearchImages
     constants: dict[str, Any]
     compact: dict[str, Any]
+    outputs: OutputKind = "classes"
 
 
 class Measurement(Strict):
     """One measured state: the original (no `move`, empty `state`), or what `move` makes of the state after `step` steps.
 
-    `kl`: mean KL(original || changed) in nats with its standard error; agreement and top-1 in percent; `macs` per image.
+    `kl`: mean KL(original || changed) in nats, of features the relative error, with its standard error; agreement and top-1 in percent;
+    `macs` per image.
     `latency_share`: of the original's time, as the savings of its changes add up, where the search was for a latency.
     """
 
@@ -87,6 +92,16 @@ class Taken(Strict):
     latency_share: float | None = None
 
 
+class LeftOut(Strict):
+    """A state that could not be measured, or (with `setup`) not be timed there: `what` it is, and why. A search that goes on does not try
+    it again."""
+
+    state: str
+    what: str
+    why: str
+    setup: LatencySetup | None = None
+
+
 class SearchEnd(Strict):
     """How the search ended: whether within its budget, and with what."""
 
@@ -98,7 +113,7 @@ class SearchEnd(Strict):
 
 
 class SearchRecord(Strict):
-    """A whole search. `budget`: what was asked for last; `latencies`: what was timed, by setup."""
+    """A whole search. `budget`: what was asked for last; `latencies`: what was timed, by setup; `left_out`: what failed."""
 
     kind: Literal["vitfrost search"] = "vitfrost search"
     version: Literal[1] = 1
@@ -108,6 +123,7 @@ class SearchRecord(Strict):
     original_macs: Positive
     measurements: tuple[Measurement, ...] = ()
     latencies: tuple[Latencies, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     steps: tuple[Taken, ...] = ()
     outcome: SearchEnd | None = None
 
@@ -153,6 +169,15 @@ class SearchLog:
         self._known[measured.state] = measured
         self.change(measurements=tuple(measured if each.state == measured.state else each for each in self.record.measurements))
 
+    def left_out(self, state: str, setup: LatencySetup | None = None) -> LeftOut | None:
+        """Why this state cannot be measured, or be timed in this setup; None where that is not known."""
+        return next((each for each in self.record.left_out if (each.state, each.setup) == (state, setup)), None)
+
+    def leave_out(self, state: str, what: str, why: str, setup: LatencySetup | None = None) -> None:
+        """Note a state that failed, and write the file."""
+        log.warning("search: %s is left out: %s", what, why)
+        self.change(left_out=(*self.record.left_out, LeftOut(state=state, what=what, why=why, setup=setup)))
+
     def latencies(self, setup: LatencySetup) -> Latencies:
         """What was timed in this setup."""
         return next((each for each in self.record.latencies if each.setup == setup), Latencies(setup=setup))
@@ -184,4 +209,5 @@ def open_log(
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
         if ours != theirs:
             raise OtherSearch(f"{path} is of a search with another {field}; name another file with --record")
-    return SearchLog(path, fresh.model_copy(update={"measurements": found.measurements, "latencies": found.latencies}))
+    kept = {name: getattr(found, name) for name in ("measurements", "latencies", "left_out")}
+    return SearchLog(path, fresh.model_copy(update=kept))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from ..configs.verbs import Unit
+from ..errors import VitfrostError
 from ..model import Model
 from ..progress import say
 from ..timing.rounds import paired_ratio
@@ -93,7 +94,7 @@ class Latency:
     ):
         self.timer, self.model_of, self.moves, self.log, self.setup, self.progress = timer, model_of, moves, log, setup, progress
         self.apart = apart
-        self.corrections, self.given_back = 0, 0
+        self.corrections, self.given_back, self.failures = 0, 0, 0
         others = [each.setup for each in log.record.latencies if each.setup != setup]
         if others and not self.known.changes and progress:
             say(f"latency: what is known was timed on {others[0].said} ({others[0].versions}, {others[0].cpu}); it is timed again")
@@ -115,10 +116,19 @@ class Latency:
     def settle(self, search: GreedySearch, target: float, on_step: Callable[[Step], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
         predicted was more than what was saved, at most `CORRECTIONS` times. Where it takes less than was asked for, the last steps are
-        given back. Whether the target is met."""
+        given back. Where it cannot be timed, its last step is taken back and the search goes on, as often. Whether the target is met."""
         missed = 0
         while search.steps:
-            ratio, predicted = self.timed(search.state).ratio, self.share(search.state)
+            timed, predicted = self.timed(search.state), self.share(search.state)
+            if timed is None:
+                if self.failures == CORRECTIONS:
+                    return False
+                self.failures += 1
+                search.take_back()
+                self.log.change(steps=self.log.record.steps[:-1])
+                search.run(on_step)
+                continue
+            ratio = timed.ratio
             if ratio <= target:
                 self._give_back(search, target, missed)
                 return True
@@ -140,14 +150,14 @@ class Latency:
         """Take steps back that the target does not need; after `missed` steps it was not reached. Nothing is timed where the last step is
         needed if savings are as much more or less than predicted as those of all steps."""
         steps = len(search.steps)
-        ratio, (fewer, all_of_them) = self.timed(search.state).ratio, [self.share(each) for each in (search.before, search.state)]
+        ratio, (fewer, all_of_them) = self._ratio(search.state), [self.share(each) for each in (search.before, search.state)]
         if all_of_them < 1 and 1 - (1 - fewer) * (1 - ratio) / (1 - all_of_them) > target:
             return
-        kept = fewest_steps(lambda count: self.timed(search.steps[count - 1].state).ratio, target, missed, steps, SPARE)
+        kept = fewest_steps(lambda count: self._ratio(search.steps[count - 1].state), target, missed, steps, SPARE)
         self.given_back = steps - kept
         if self.given_back:
             if self.progress:
-                before, after = (self.timed(search.steps[count - 1].state).ratio for count in (steps, kept))
+                before, after = (self._ratio(search.steps[count - 1].state) for count in (steps, kept))
                 say(f"latency: {before:.3f} is more than was asked for; {self.given_back} of {steps} steps are given back, {after:.3f}")
             del search.steps[kept:]
             self.log.change(steps=self.log.record.steps[:kept])
@@ -162,11 +172,19 @@ class Latency:
             given_back=self.given_back,
         )
 
-    def timed(self, state: State) -> TimedModel:
-        """The whole model of a state beside the original."""
+    def _ratio(self, state: State) -> float:
+        """What is left of the time; infinite where the model cannot be timed."""
+        found = self.timed(state)
+        return float("inf") if found is None else found.ratio
+
+    def timed(self, state: State) -> TimedModel | None:
+        """The whole model of a state beside the original; None where it cannot be timed, which is noted."""
         found = self.known.model(state.key)
-        if found is None:
+        if found is None and self.log.left_out(state.key, self.setup) is None:
             timed = self.timer.time({"the plan's model": lambda: self.model_of(state)}, f"latency on {self.setup.said}", MODEL_SECONDS)
+            for what, why in timed.failed.items():
+                self.log.leave_out(state.key, what, why, self.setup)
+                return None
             (rounds,) = timed.models.values()
             ratio, low, high = paired_ratio(rounds, timed.original, 0)
             found = TimedModel(
@@ -187,18 +205,30 @@ class Latency:
                     heads[place] = filled(self.moves.attention[place].heads, saved)
                 else:
                     ranks[place] = saved
+        if wanted and not self.known.changes:
+            raise VitfrostError(f"no change can be timed on {self.setup.said}; the first: {self.log.record.left_out[-1].why}")
         return AdditiveLatency(tuple(heads), tuple(ranks))
 
     def _saved(self, group: Group, text: str, seconds: float) -> dict[int, float]:
-        """The share of the original's time that each change of a group saves at one site."""
-        missing = [amount for amount in group.amounts if self.known.change(group.kind, group.sites, amount) is None]
+        """The share of the original's time that each change of a group saves at one site; 0 where it cannot be timed, which is noted."""
+        keys = {amount: state_of(group, amount, self.moves).key for amount in group.amounts}
+        missing = [
+            amount
+            for amount in group.amounts
+            if self.known.change(group.kind, group.sites, amount) is None and self.log.left_out(keys[amount], self.setup) is None
+        ]
         if missing:
             names = {amount: _named(group.kind, amount) for amount in missing}
             where = f" at {group.sites[0]}" + ("" if len(group.sites) == 1 else f" and {len(group.sites) - 1} like it")
             timed = self.timer.time({name + where: self._making(group, amount) for amount, name in names.items()}, text, seconds)
-            original_ms = statistics.median(timed.original)
+            for amount in missing:
+                if (why := timed.failed.get(names[amount] + where)) is not None:
+                    self.log.leave_out(keys[amount], names[amount] + where, why, self.setup)
+            original_ms = statistics.median(timed.original) if timed.original else None
             made = []
-            for amount, rounds in zip(missing, timed.models.values(), strict=True):
+            for amount in missing:
+                if (rounds := timed.models.get(names[amount] + where)) is None or original_ms is None:
+                    continue
                 ratio, low, high = ((1 - value) / len(group.sites) for value in paired_ratio(rounds, timed.original, 0))
                 made.append(TimedChange(
                     kind=group.kind, sites=group.sites, amount=amount, saved=ratio, interval=(high, low), saved_ms=ratio * original_ms,
@@ -207,7 +237,7 @@ class Latency:
             known = self.known
             self.log.keep(known.model_copy(update={"changes": (*known.changes, *made), "original_ms": known.original_ms or original_ms}))
         found = {amount: self.known.change(group.kind, group.sites, amount) for amount in group.amounts}
-        return {amount: change.saved for amount, change in found.items() if change is not None}
+        return {amount: 0.0 if change is None else change.saved for amount, change in found.items()}
 
     def _making(self, group: Group, amount: int) -> Callable[[], Model]:
         return lambda: self.model_of(state_of(group, amount, self.moves))

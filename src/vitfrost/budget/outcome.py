@@ -6,6 +6,7 @@ from typing import Any
 
 from ..configs import Search
 from ..errors import VitfrostError
+from ..outputs import OutputKind, distance_text
 from ..progress import SECONDS_BETWEEN_LINES, TimeLeft, say
 from .greedy import GreedySearch, drop_of
 from .history import Taken
@@ -16,8 +17,9 @@ from .moves import UNITS
 class SearchProgress:
     """`moves` is how many the first round measures."""
 
-    def __init__(self, moves: int, enabled: bool = True):
+    def __init__(self, moves: int, enabled: bool = True, outputs: OutputKind = "classes"):
         self.moves, self.enabled = moves, enabled
+        self.outputs: OutputKind = outputs
         self._clock, self._last = TimeLeft(moves), 0.0
         self._step, self._count = 0, 0
 
@@ -41,7 +43,7 @@ class SearchProgress:
             top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
             latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f} predicted"
             say(
-                f"search: step {number}, {taken.move}: KL {taken.kl:.3g} nats, agreement {taken.agreement:.1f} %{top1}, "
+                f"search: step {number}, {taken.move}: {distance_text(self.outputs, taken.kl)}, agreement {taken.agreement:.1f} %{top1}, "
                 f"MACs {taken.macs_share:.3f}{latency} ({self._last:.0f} s)"
             )
 
@@ -84,7 +86,8 @@ def said(search: GreedySearch, labeled: bool, macs_share: float, latency: Latenc
         return f"MACs {macs_share:.3f} of the original {drop}"
     timed = latency.measured
     if timed is None:
-        return f"latency 1 of the original on {latency.setup.said}, {drop}"
+        ratio = "a model that cannot be timed" if search.steps else "latency 1 of the original"
+        return f"{ratio} on {latency.setup.said}, {drop}"
     low, high = timed.interval
     interval = f"95 % interval {low:.3f} to {high:.3f}; {latency.predicted:.3f} was predicted"
     return f"latency {timed.ratio:.3f} ({interval}) of the original on {latency.setup.said}, MACs {macs_share:.3f}, {drop}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..configs import Compact, FreezeHeads, Quantize
+from ..outputs import OutputKind, distance_text
 from ..plans.choose import StatisticsRecord
 from ..plans.compact import FeedForwardPlan
 from ..plans.freeze_heads import with_constants
@@ -102,7 +103,7 @@ def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str,
     heads: dict[tuple[str, int], str] = {}
     blocks: dict[str, str] = {}
     for number, taken in enumerate(record.steps, 1):
-        text = step_text(number, taken)
+        text = step_text(number, taken, record.subject.outputs)
         if taken.kind == "rank":
             blocks[taken.site] = text
             continue
@@ -112,11 +113,12 @@ def reasons(record: SearchRecord) -> tuple[dict[tuple[str, int], str], dict[str,
     return heads, blocks
 
 
-def step_text(number: int, taken: Taken) -> str:
+def step_text(number: int, taken: Taken, outputs: OutputKind = "classes") -> str:
     """ "step 3: KL +0.0021 nats, agreement 97.5 %, MACs 0.962", and the latency where the search was for one."""
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
     latency = "" if taken.latency_share is None else f", latency {taken.latency_share:.3f}"
-    return f"step {number}: KL {taken.increase:+.3g} nats, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}{latency}"
+    added = distance_text(outputs, taken.increase, "+.3g")
+    return f"step {number}: {added}, agreement {taken.agreement:.1f} %{top1}, MACs {taken.macs_share:.3f}{latency}"
 
 
 def _with_kept(layer: LayerPlan, alone: dict[tuple[str | None, int | None], Measurement], record: SearchRecord) -> LayerPlan:
@@ -142,4 +144,5 @@ def _blocks(sites: ModelSites, state: State, record: SearchRecord, why: dict[str
 def _kept(each: Measurement, record: SearchRecord) -> str:
     whole = "" if each.kind != "layer" else "with its layer, "
     latency = "" if each.latency_share is None else f", {100 * (1 - each.latency_share):.2f} % of the latency"
-    return f"{whole}alone KL {each.kl:+.3g} nats for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs{latency}"
+    added = distance_text(record.subject.outputs, each.kl, "+.3g")
+    return f"{whole}alone {added} for {100 * (1 - each.macs / record.original_macs):.2f} % of the MACs{latency}"

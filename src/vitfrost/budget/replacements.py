@@ -21,6 +21,7 @@ from ..plans.freeze_heads import choose_kind
 from ..plans.heads import HeadPlan, LayerPlan
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
+from ..vit.feed_forward import second_projection
 from ..vit.sites import ModelSites
 from .moves import State
 
@@ -46,7 +47,7 @@ class Replacements:
         self._blocks = [FeedForwardPlan(site=site.name, width=site.width, hidden=site.hidden) for site in sites.feed_forward]
         self._attention: list[MapAttention] = list(install_map_attention(model).values())
         self._allowed = [allowed_pairs(model, layer.site) for layer in self.layers]
-        self._projections: list[Any] = [model.get_submodule(f"{block.site}.fc2") for block in self._blocks]
+        self._projections: list[Any] = [model.get_submodule(second_projection(model, block.site)) for block in self._blocks]
         self._factorized: dict[tuple[int, int], nn.Module] = {}
         size = statistics.header.model.image_size
         self.frozen: list[list[HeadPlan]] = []
@@ -71,13 +72,16 @@ class Replacements:
         return [block.site for block in self._blocks]
 
     def install(self, state: State) -> None:
-        """Bring the model into a state."""
+        """Bring the model into a state; where a layer of it cannot be made, the model stays as it is."""
+        made: dict[str, nn.Module] = {}
         for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):
             if old != heads:
-                self.model.set_submodule(self.layers[place].site, self._attention_with(place, heads))
+                made[self.layers[place].site] = self._attention_with(place, heads)
         for place, (old_rank, rank) in enumerate(zip(self.state.ranks, state.ranks, strict=True)):
             if old_rank != rank:
-                self.model.set_submodule(f"{self._blocks[place].site}.fc2", self._projection_with(place, rank))
+                made[second_projection(self.model, self._blocks[place].site)] = self._projection_with(place, rank)
+        for name, module in made.items():
+            self.model.set_submodule(name, module)
         self.state = state
 
     def _attention_with(self, place: int, frozen: frozenset[int]) -> nn.Module:

@@ -45,7 +45,7 @@ from .outcome import SearchProgress, how_near, recorded, refuse_below, said, tar
 from .planned import bare_plan, planned
 from .replacements import Replacements
 from .runtimes import find_target
-from .timer import RuntimeTimer
+from .timer import RuntimeTimer, reason_of
 
 
 def search(
@@ -63,9 +63,9 @@ def search(
     """Search for the plan that changes the outputs least for the multiply-accumulates, or the time, that it saves.
 
     Step by step the change is taken whose KL(original || changed), the mean over the images, grows least for what it saves (see `moves`).
-    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed, and
-    where it misses the target the search goes on, at most three times, and where it saves more than was asked for, the last changes
-    are given back.
+    Of features it is their relative error, and what may be lost are points of agreement of nearest neighbors.
+    With a target latency, savings are timed first, once per shape of site, and taken to add up; last, the plan's whole model is timed;
+    where it misses the target the search goes on, at most three times, and where it saves more, the last changes are given back.
 
     Args:
         model: as of every verb, but no artifact.
@@ -118,16 +118,21 @@ def search(
             apart = None if target.runtime == "torch" else block_cut_short(loaded.module)
             latency = Latency(timer, model_of, moves, log, target.setup(), progress, apart)
             refuse_below(budget, latency.floor(over))
-        done = _Searching(EffectMeter(replacements, batches, batch.labels), moves, macs, latency, log, progress)
+        done = _Searching(EffectMeter(replacements, batches, batch.labels, outputs=loaded.outputs), moves, macs, latency, log, progress)
         found = done.run(budget)
     if not found.met:
-        raise VitfrostError(found.said)
+        raise VitfrostError(found.said + _failures(log))
     if progress:
         say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
     if out is not None:
         save_plan(made, out)
     return made
+
+
+def _failures(log: SearchLog) -> str:
+    failed = log.record.left_out
+    return f"; {len(failed)} changes failed and were left out, the first, {failed[0].what}: {failed[0].why}" if failed else ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class _Searching:
 
     def __init__(self, meter: EffectMeter, moves: Moves, macs: MacsOfStates, latency: Latency | None, log: SearchLog, progress: bool):
         self.meter, self.moves, self.macs, self.latency, self.log = meter, moves, macs, latency, log
-        self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress)
+        self.progress = SearchProgress(len(moves.possible(moves.start)), enabled=progress, outputs=meter.outputs)
         if log.known("") is None:
             log.add(self._measured(meter.original, moves.start, None, 0))
 
@@ -168,15 +173,27 @@ class _Searching:
         self.log.change(outcome=SearchEnd(met=met, said=ended, drop=drop, macs_share=share, latency=latency))
         return _Ended(search.state, met, ended if met else how_near(search, budget, ended, labeled, corrections))
 
-    def measure(self, state: State, near: State, move: Move, step: int) -> Effect:
-        """From the log where it is known, else from the model."""
+    def measure(self, state: State, near: State, move: Move, step: int) -> Effect | None:
+        """From the log where it is known, else from the model; None where that fails, which is noted."""
         earlier = self.log.known(state.key)
-        found = earlier or self._measured(self.meter.measure(state, near), state, move, step)
         if earlier is None:
+            if self.log.left_out(state.key) is not None:
+                return None
+            try:
+                effect = self.meter.measure(state, near)
+            except (VitfrostError, RuntimeError, ValueError, ArithmeticError) as error:  # linear algebra raises types of its own
+                self.log.leave_out(state.key, move.name, reason_of(error))
+                return None
+            found = self._measured(effect, state, move, step)
             self.log.add(found)
-        elif (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):
-            changed = {"macs": self.macs.total(state), "latency_share": self._latency_share(state)}  # another version, or another runtime
-            self.log.correct(earlier.model_copy(update=changed))
+        else:
+            found = earlier
+            if (earlier.macs, earlier.latency_share) != (self.macs.total(state), self._latency_share(state)):
+                changed = {
+                    "macs": self.macs.total(state),
+                    "latency_share": self._latency_share(state),
+                }  # another version, or another runtime
+                self.log.correct(earlier.model_copy(update=changed))
         self.progress.measured(step, known=earlier is not None)
         return Effect(found.kl, found.kl_error, found.agreement, found.top1, found.seconds)
 
@@ -227,7 +244,9 @@ def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: Freez
     """What the measurements depend on."""
     constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
     model = Identity.model_validate(loaded.identity)
-    return SearchSubject(model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init})
+    return SearchSubject(
+        model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init}, outputs=loaded.outputs
+    )
 
 
 def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:
@@ -257,8 +276,8 @@ def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
         )
     sites = find_sites(loaded.module)
     statistics.check_fits(loaded.identity, sites.signature())
-    if loaded.classes < 2:
-        raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier")
+    if loaded.outputs == "classes" and loaded.classes < 2:
+        raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier, or features")
     return sites
 
 
@@ -266,9 +285,12 @@ def _draw(
     images: ImagesLike, labels: str | Path | None, loaded: Model, preprocess: Preprocess, count: int, seed: int
 ) -> tuple[AnyImages, Batch]:
     """So many usable images of a seeded draw, with labels where there are some of this model's classes."""
-    if not isinstance(images, str | Path):
+    if loaded.outputs != "classes" and labels is not None:
+        raise VitfrostError(f"{loaded.name} gives features, whose distance from the original needs no labels; leave labels out")
+    if loaded.outputs != "classes" or not isinstance(images, str | Path):
         given = find_given(images).shuffled(seed)
-        return given, take_usable(given, preprocess, count)
+        batch = take_usable(given, preprocess, count)
+        return given, batch if loaded.outputs == "classes" else replace(batch, labels=None)
     found = find_images(images, labels, loaded.class_space, has_reference=True)
     drawn = found.shuffled(seed)
     return drawn, take_usable(drawn, preprocess, count)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from ..files import scratch_folder
 from ..images.given import ImagesLike
 from ..model import Model
 from ..progress import say
-from ..runtime.runtimes import OWN_BITS, RUNTIMES
+from ..runtime.runtimes import OWN_BITS, RUNTIMES, first_line
 from ..threads import torch_threads
-from ..timing.rounds import interleaved, tried_slot
+from ..timing.rounds import Slot, interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
 from .runtimes import Target
 
@@ -33,11 +33,15 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds of one image, the median of every round: of the original and of the models beside it in the same rounds."""
+    """Milliseconds of one image, the median of every round: of the original and of the models beside it in the same rounds.
+
+    `failed`: of models that could not be made, exported or run, the reason; where no other is left, nothing was timed.
+    """
 
     original: list[float]
     models: dict[str, list[float]]
     other_load: float | None
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class RuntimeTimer:
@@ -74,19 +78,33 @@ class RuntimeTimer:
         self._stack.close()
 
     def time(self, models: Mapping[str, Callable[[], Model]], text: str, seconds: float) -> Timed:
-        """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all."""
+        """Time models, each made when its turn to be exported comes, beside the original, in rounds that take about `seconds` in all.
+
+        Models that fail are left out. Raises VitfrostError where the original fails, or the disk is full.
+        """
         made: dict[str, Callable[[], Model]] = {ORIGINAL: lambda: self.original, **models}
+        pixels = Opening(self.target.runtime, self.original.image_size).pixels(1, self.seed)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            sessions = {}
+            sessions, slots, failed = {}, {}, {}
             try:
                 for number, (name, make) in enumerate(made.items()):
                     if self.progress:
                         say(f"{text}: [{number + 1}/{len(made)}] {name}")
-                    sessions[name] = self._open(name, make(), Path(folder) / str(number))
+                    try:
+                        sessions[name] = self._open(name, make(), Path(folder) / str(number))
+                        with torch_threads(self.target.threads):
+                            slots[name] = tried_slot(partial(sessions[name].run, pixels), self.clock)
+                    except Exception as error:  # compilers and runtimes raise types of their own
+                        if name == ORIGINAL or isinstance(error.__cause__ or error, OSError):
+                            raise
+                        failed[name] = reason_of(error)
+                if failed and len(slots) == 1:
+                    return Timed([], {}, None, failed)
                 with torch_threads(self.target.threads):
-                    return self._timed(sessions, text, seconds)
+                    return self._timed(slots, text, seconds, failed)
             finally:
                 sessions.clear()
+                slots.clear()
                 gc.collect()
 
     def _open(self, name: str, loaded: Model, folder: Path) -> Opened:
@@ -110,13 +128,15 @@ class RuntimeTimer:
         self._kept = path if name == ORIGINAL else self._kept
         return path
 
-    def _timed(self, sessions: Mapping[str, Opened], text: str, seconds: float) -> Timed:
-        pixels = Opening(self.target.runtime, self.original.image_size).pixels(1, self.seed)
-        slots = {name: tried_slot(partial(session.run, pixels), self.clock) for name, session in sessions.items()}
-
+    def _timed(self, slots: Mapping[str, Slot], text: str, seconds: float, failed: dict[str, str]) -> Timed:
         def rounds(taken: float) -> int:
             return min(max(round(seconds / taken), FEWEST_ROUNDS), MOST_ROUNDS)
 
         timed = interleaved(slots, rounds, self.seed, f"{text}: rounds", self.progress, self.clock)
         found = {name: [1e3 * statistics.median(taken) for taken in each] for name, each in timed.seconds.items()}
-        return Timed(found.pop(ORIGINAL), found, timed.other_load)
+        return Timed(found.pop(ORIGINAL), found, timed.other_load, failed)
+
+
+def reason_of(error: Exception) -> str:
+    """One line about what a model failed with."""
+    return str(error) if isinstance(error, VitfrostError) else f"{type(error).__name__} {first_line(error)}".strip()

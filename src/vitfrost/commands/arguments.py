@@ -13,6 +13,7 @@ from ..configs.base import options_of
 from ..configs.model import Colors, Crop, ModelPart, read_pairs
 from ..configs.words import read_size
 from ..errors import VitfrostError
+from ..outputs import OutputKind
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -43,6 +44,7 @@ class ModelFlags:
     crop_pct: Annotated[float | None, _model_flag("crop_pct")] = None
     crop_mode: Annotated[Crop | None, _model_flag("crop_mode")] = None
     class_names: Annotated[str | None, _model_flag("class_names")] = None
+    outputs: Annotated[OutputKind | None, _model_flag("outputs")] = None
     model_option: Annotated[tuple[str, ...], _model_flag("options")] = ()
     device: Device = "cpu"
 

@@ -23,8 +23,11 @@ def evaluate(
     reference: str | None = None,
     reference_weights: Weights = None,
     json: Path | None = None,
+    gallery: Path | None = None,
+    head: Path | None = None,
 ) -> None:
-    """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference.
+    """Measure accuracy with its interval; with a reference also agreement, KL and the paired difference. Of a model that gives features:
+    cosine and relative error, agreement of nearest neighbors, and with labels accuracy by prototypes and neighbors.
 
     Args:
         images: class folders, or a folder with labels.csv; without labels a reference is needed.
@@ -32,6 +35,8 @@ def evaluate(
         reference: timm name or artifact folder to compare with on the same images.
         reference_weights: weights of the reference; for an artifact, --weights is taken as well.
         json: write the result row to this file.
+        gallery: of a model that gives features: labeled images that prototypes and neighbors are taken from, else the images themselves.
+        head: of a model that gives features: an ONNX file that reads them (patches as a map, tokens, or the pooled vector).
     """
     config = given.config(Evaluate)
     from ..distributed import rank
@@ -51,7 +56,7 @@ def evaluate(
     loaded = model.open(artifact, exports=True)
     crops = {"crop_pct": model.crop_pct, "crop_mode": model.crop_mode}
     compared = None if reference is None else open_reference(reference, loaded, weights=reference_weights, device=model.device, **crops)
-    rows = evaluate_beside(loaded, images, compared, labels=labels, config=config)
+    rows = evaluate_beside(loaded, images, compared, labels=labels, config=config, gallery=gallery, head=head)
     if rank() == 0:
         if json is not None:
             write_json(json, rows[-1].model_dump(mode="json"))

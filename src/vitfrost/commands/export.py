@@ -36,7 +36,8 @@ def export(
     folder = verb(loaded, config, out=out, images=images, overwrite=overwrite)
     about = read_json(folder / EXPORT_FILE)
     parity = about["parity"]
-    print(
-        f"{folder}: {model_bytes(folder, about) / 1e6:.3f} MB; logits differ by at most {parity['max_abs_difference']:.2e}, "
-        f"best classes agree on {100 * parity['agreement']:.1f} % of {parity['images']} {parity['pixels']} ({about['checked']['runtime']})"
-    )
+    what, on = "logits", f"{parity['images']} {parity['pixels']} ({about['checked']['runtime']})"
+    same = f"best classes agree on {100 * parity['agreement']:.1f} % of {on}" if "agreement" in parity else None
+    if same is None:
+        what, same = "features", f"their cosine is {parity['cosine']:.6f} on {on}"
+    print(f"{folder}: {model_bytes(folder, about) / 1e6:.3f} MB; {what} differ by at most {parity['max_abs_difference']:.2e}, {same}")

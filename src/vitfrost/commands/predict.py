@@ -17,14 +17,14 @@ def predict(
     threads: int | None = None,
     json: bool = False,
 ) -> None:
-    """Say which classes an exported model sees in pictures, with their probabilities. Needs no torch.
+    """Say which classes an exported model sees in pictures, with their probabilities, or their embeddings. Needs no torch.
 
     Args:
         export: folder made by `vitfrost export`.
         images: picture files.
         top: how many classes; five, or all where there are fewer, if not given.
         threads: of a forward pass; OMP_NUM_THREADS or all cores if not given.
-        json: print JSON.
+        json: print JSON; of embeddings, all numbers.
     """
     from .. import predict as verb
     from ..runtime.predict import refuse_unread, text_of

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ..outputs import OutputKind
 from .base import PYTHON_ONLY, Flag, Positive, config
 
 Crop = Literal["center", "squash", "border"]
@@ -36,6 +37,9 @@ class ModelPart:
     """How the crop is made; 'squash' resizes both sides to the input size."""
     class_names: Annotated[str | None, Flag(metavar="FILE")] = None
     """Text file with the names of the classes, one a line, in order; ImageNet's are known."""
+    outputs: OutputKind | None = None
+    """What the outputs are: `classes`, an `embedding`, or `tokens`, those of the last layer instead of a pooled vector. If not given, an
+    embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes."""
     options: Annotated[dict[str, Any], Flag("model-option", "KEY=VALUE")] = Field(default_factory=dict)
     """Further options of timm's model, such as depth=6 or global_pool=avg."""
     whole_squares: Annotated[bool, PYTHON_ONLY] = False
@@ -45,7 +49,7 @@ class ModelPart:
     def settings(self) -> dict[str, Any]:
         """What tells a run's stages whether they were made of the same model; fields that later versions added only where they are set."""
         data = asdict(self)
-        since = ("classes", "mean", "std", "class_names", "options")
+        since = ("classes", "mean", "std", "class_names", "options", "outputs")
         return {name: value for name, value in data.items() if name not in since or value}
 
 

@@ -61,6 +61,10 @@ class Evaluate:
     """Seed of the draw."""
     batch_size: Positive = 16
     """Images per forward pass."""
+    neighbors: Annotated[Positive, Flag(metavar="COUNT")] = 20
+    """Of a model that gives features: how many of the nearest images vote for the class of an image."""
+    threshold: Annotated[float, Flag(metavar="VALUE")] = 0.5
+    """What of a task head's outputs counts as inside, for the intersection over union."""
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""

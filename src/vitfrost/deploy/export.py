@@ -18,6 +18,7 @@ from ..configs import Export, refuse_idle
 from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
 from ..evaluation.description import FULL_PRECISION_BITS, describe
+from ..evaluation.features import about_tokens
 from ..files import atomic_folder, refuse_existing, sha256_of_file
 from ..images.given import ImagesLike
 from ..methods.frozen_entries import FrozenMaps
@@ -27,7 +28,9 @@ from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, Native, first_line, import_runtime
 from ..runtime.session import Session, open_export
+from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
+from ..vit.outputs import has_classifier
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
@@ -40,17 +43,19 @@ from .int8 import (
     reduces_range,
 )
 from .native.eight_bits import bits_of, images_for, in_integers, needs_images
+from .native.families import check_family, to_native
 from .native.format import write_model
-from .native.plain_vit import check_family, to_native
 from .parity import BATCHES, Parity, compare, in_batches, refuse_difference
 from .pictures import draw, random_pixels
 
 _LOG = logging.getLogger(__name__)
 DEFAULTS = Export()
-INT8_CHECKS = 36
+# Pictures that an 8-bit export is compared on with the model: so many, and fewer where they have many tokens.
+INT8_CHECKS, FEWEST_INT8_CHECKS, CHECKED_TOKENS = 36, 8, 36 * 1024
 FEWEST_TO_CALIBRATE = 16
-# The least versions of runtimes that know all operators: of ONNX opset 23, and of OpenVINO's opset 16.
+# The least versions of runtimes that know all operators: of ONNX opset 23 (its quantizers came a version later), of OpenVINO's opset 16.
 NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
+NEEDS_INT8 = {"onnx": {"onnxruntime": "1.24"}}
 NATIVE = Native.name
 
 
@@ -73,7 +78,8 @@ def export(
 ) -> Path:
     """Write a model as an ONNX or OpenVINO graph, or as a file of our own engine; returns the folder `out`.
 
-    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes]. export.json says what was written:
+    The graph takes normalized pixels [B, 3, H, W] float32 with any B and gives logits [B, classes], or the model's features: an embedding
+    [B, C], or tokens [B, N, C] of a model opened so. export.json says what was written:
     where nothing could be left out, a lean graph is plain.
 
     Args:
@@ -119,11 +125,13 @@ def export_graph(
     if static and images is None:
         raise VitfrostError(f"{loaded.name} has activations in floating point; give images to calibrate 8 bits (--images DIR)")
     about = describe(loaded)
-    checks = INT8_CHECKS if precision == "int8" else sum(BATCHES)
+    checks = _int8_checks(loaded) if precision == "int8" else sum(BATCHES)
     doing(f"export to {format} {precision}: read images")
     wanted = config.calibration_images if static else 0
     wanted = min(wanted, images_for(loaded)) if wanted and format == NATIVE else wanted
     calibration, compared, record = _drawn(loaded, images, wanted, checks, seed)
+    if record is not None and not time_only:
+        _warn_few(record["images"], wanted, images)
     ready = inference_form(loaded)
     int8 = None
     if precision == "int8":
@@ -139,6 +147,7 @@ def export_graph(
             "precision": precision,
             "model": loaded.identity.model_dump(mode="json"),
             "classes": loaded.classes,
+            **_about_outputs(loaded),
             **({} if loaded.class_names is None else {"class_names": list(loaded.class_names)}),
             "preprocessing": loaded.preprocessing.plain(),
             "plan_hash": about.plan_hash,
@@ -148,7 +157,7 @@ def export_graph(
             **made,
             "macs": about.macs,
             "sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
-            "needs": NEEDS.get(format, {}),
+            "needs": NEEDS.get(format, {}) | (NEEDS_INT8.get(format, {}) if precision == "int8" else {}),
             "versions": _versions(format, precision),
         }
         _write_json(folder, fields)
@@ -169,10 +178,15 @@ def _check_images(config: Export, images: ImagesLike | None) -> None:
 
 
 def _check_model(loaded: Model, form: str) -> None:
-    """Refuse what the format has no form for: other families than plain ViTs in our own, simulated quantization in the others. Warn of
+    """Refuse what the format has no form for: families that our own does not know, simulated quantization in the others. Warn of
     frozen entries that save nothing."""
     if form == NATIVE:
         check_family(loaded.module, loaded.name)
+        if loaded.outputs == "tokens" or not has_classifier(loaded.module):
+            raise VitfrostError(
+                f"{loaded.name} gives features without a last projection, and the native engine ends with one; export it with "
+                "--format onnx or openvino"
+            )
         return
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(
@@ -184,18 +198,31 @@ def _check_model(loaded: Model, form: str) -> None:
         _LOG.warning("entry-wise frozen maps save no time: every logit is still computed, and the constants make the graph larger")
 
 
+def _int8_checks(loaded: Model) -> int:
+    tokens = max(site.queries * site.windows for site in find_sites(loaded.blank()).attention)
+    return max(FEWEST_INT8_CHECKS, min(INT8_CHECKS, CHECKED_TOKENS // tokens))
+
+
+def _about_outputs(loaded: Model) -> dict[str, Any]:
+    """What export.json says of outputs that are no classes."""
+    found = {} if loaded.outputs == "classes" else {"outputs": loaded.outputs}
+    return found | ({"tokens": about_tokens(loaded)} if loaded.outputs == "tokens" else {})
+
+
 def _drawn(
     loaded: Model, images: ImagesLike | None, wanted: int, checks: int, seed: int
 ) -> tuple[ndarray | None, ndarray, dict[str, Any] | None]:
     """Pixels to calibrate with, pixels to compare with, and the record of the former; see `pictures.draw`."""
     if images is None:
         return None, random_pixels(loaded, checks, seed), None
-    calibration, compared, record = draw(loaded, images, wanted, checks, seed)
-    if record is not None and record["images"] < FEWEST_TO_CALIBRATE:
-        _LOG.warning(f"int8 ranges are calibrated on {record['images']} images, which fit those and little else; give a few hundred")
-    elif record is not None and record["images"] < wanted:
-        _LOG.warning(f"{images} has only {record['images']} usable images to calibrate with; a few hundred give a better int8 model")
-    return calibration, compared, record
+    return draw(loaded, images, wanted, checks, seed)
+
+
+def _warn_few(found: int, wanted: int, images: object) -> None:
+    if found < FEWEST_TO_CALIBRATE:
+        _LOG.warning(f"int8 ranges are calibrated on {found} image{'s' * (found > 1)}, which fit those and little else; give a few hundred")
+    elif found < wanted:
+        _LOG.warning(f"{images} has only {found} usable images to calibrate with; a few hundred give a better int8 model")
 
 
 def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
@@ -255,7 +282,8 @@ def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, f
 def _compared(ready: Any, session: Session, pixels: ndarray, precision: str, what: str) -> Parity:
     expected = in_batches(lambda part: ready(torch.from_numpy(part)).numpy(), pixels)
     # bf16 that the CPU does not have is fp32, and must be as close.
-    return compare(expected, in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision, what)
+    found, bound = in_batches(session.run, pixels), "int8" if precision == "int8" else session.precision
+    return compare(expected, found, bound, what, features=session.outputs != "classes")
 
 
 def _plan_of(loaded: Model) -> dict[str, Any] | None:

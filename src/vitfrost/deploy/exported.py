@@ -24,8 +24,8 @@ class ExportedGraph(nn.Module):
         super().__init__()
         self.session = session
 
-    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images classes"]:
-        """Logits of normalized pixels."""
+    def forward(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, images * outputs]:
+        """Logits, or features, of normalized pixels."""
         return torch.from_numpy(self.session.run(pixels.cpu().contiguous().numpy()))
 
 
@@ -48,7 +48,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         return ExportedModel(
             ExportedGraph(session).eval(), model["name"], tuple(model["image_size"]), model["weight_tag"], model["state_hash"],
             Preprocessing.from_plain(about["preprocessing"]), about["classes"],
-            class_names=names_from_plain(about.get("class_names"), about["classes"]), about=about, session=session,
+            class_names=names_from_plain(about.get("class_names"), about["classes"]), outputs=session.outputs, about=about, session=session,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise VitfrostError(f"{path} is damaged: {type(error).__name__} {error}; export again") from error

@@ -64,7 +64,7 @@ def macs_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
         macs["map_value_product"] += logit_macs(site) * (site.heads - site.mixed_apart - site.windowed) // site.heads
         for part, count in site.source_macs:
             macs[part] += count
-    for linear in sites.linears:
+    for linear in (*sites.linears, *sites.kept):
         _share(macs, linear, linear.tokens * model.get_parameter(f"{linear.name}.weight").numel())
     return macs
 
@@ -83,7 +83,7 @@ def parameters_by_part(model: nn.Module, sites: ModelSites) -> dict[str, int]:
     "embeddings" are positions, class and register tokens, relative biases and layer scales; biases count with their layer.
     """
     counts = dict.fromkeys(PARAMETER_PARTS, 0)
-    linears = {linear.name: linear for linear in sites.linears}
+    linears = {linear.name: linear for linear in (*sites.linears, *sites.kept)}
     in_maps: dict[nn.Module, str] = {}
     for attention in model.modules():
         if isinstance(attention, MapAttention):

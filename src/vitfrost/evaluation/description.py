@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from ..vit.families import find_sites
 from ..vit.load import device_of
 from .cost import logit_macs, macs_by_part
 from .inspect import skeleton
+from .results import environment
 
 FULL_PRECISION_BITS = 32
 
@@ -64,6 +65,26 @@ def describe(loaded: Model) -> Description:
         runtime=runtime,
         threads=threads,
     )
+
+
+def about_model(loaded: Model) -> dict[str, Any]:
+    """What a result row says of a model, whatever it did."""
+    about = describe(loaded)
+    return {
+        "kind": about.kind,
+        "runtime": about.runtime,
+        "threads": about.threads,
+        "precision": about.precision,
+        "seeds": about.seeds,
+        "weight_tag": loaded.weight_tag,
+        "state_hash": loaded.state_hash,
+        "plan_hash": about.plan_hash,
+        "size_bytes": about.size_bytes,
+        "macs": about.macs,
+        "preprocessing": loaded.preprocessing.plain(),
+        "environment": environment(),
+        "outputs": loaded.outputs,
+    }
 
 
 def executed_macs(loaded: Model) -> int:

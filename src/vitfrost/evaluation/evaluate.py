@@ -17,11 +17,14 @@ from ..images.classes import ClassSpace
 from ..images.given import ImagesLike, find_given
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..model import Model, ModelLike, as_model
-from .description import describe
+from ..vit.outputs import chosen_outputs
+from .description import about_model
+from .evaluate_features import evaluate_features, refuse_for_classes
 from .intervals import mean, paired_difference, share
 from .label_hints import label_hint
 from .outcomes import Measured, Outcomes, measure_outcomes
-from .results import Interval, Row, environment
+from .results import Interval, Row
+from .task_head import HeadLike
 
 log = logging.getLogger("vitfrost")
 
@@ -36,13 +39,19 @@ def evaluate(
     name: str | None = None,
     json: str | Path | None = None,
     progress: bool = True,
+    gallery: ImagesLike | None = None,
+    head: HeadLike | None = None,
 ) -> Row:
     """Measure a model on images, against labels, a reference model, or both.
 
     `images`: a folder, or any iterable of tensors or (tensor, label) pairs (see images.given). `reference`: the model to compare with;
     one given by the same timm name is built for the same image size and sees the same pixels. An export runs by its own runtime.
     `labels`: a CSV for a folder without labels.csv. `name`: what the row calls the model. `json`: where to write the row, whose shares
-    and intervals are in percent. Under torchrun every process takes its share of the images and returns the row of the whole.
+    and intervals are in percent.
+    A model that gives features (`Model.outputs`) is measured by their likeness to the reference's, by nearest neighbors, and with labels
+    by prototypes and neighbors (see docs/features.md). `gallery`: labeled images that prototypes and neighbors are taken from, else from
+    the other images. `head`: a callable on the map of patches [B, C, rows, columns], a TaskHead or an ONNX file, whose outputs on both
+    models' features are compared. Under torchrun every process takes its share of the images and returns the row of the whole.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
     refuse_idle(config)
@@ -50,7 +59,9 @@ def evaluate(
         refuse_unwritable(json)
     loaded = as_model(model, exports=True)
     compared = None if reference is None else open_reference(reference, loaded)
-    row = evaluate_beside(loaded, images, compared, labels=labels, config=config, name=name, progress=progress)[-1]
+    row = evaluate_beside(loaded, images, compared, labels=labels, config=config, name=name, progress=progress, gallery=gallery, head=head)[
+        -1
+    ]
     if json is not None and rank() == 0:
         write_json(json, row.model_dump(mode="json"))
     return row
@@ -65,6 +76,8 @@ def evaluate_beside(
     config: Evaluate = Evaluate(),
     name: str | None = None,
     progress: bool = True,
+    gallery: ImagesLike | None = None,
+    head: HeadLike | None = None,
 ) -> list[Row]:
     """The row of a model, after the row of its reference where there is one. Raises VitfrostError as `evaluate` does."""
     name = name or model.name
@@ -72,7 +85,7 @@ def evaluate_beside(
     if reference is not None:
         label = reference.name if reference.name != name else f"{name} (reference)"
         models = {label: reference, name: model}
-    rows = evaluate_many(models, images, labels=labels, reference=reference, config=config, progress=progress)
+    rows = evaluate_many(models, images, labels=labels, reference=reference, config=config, progress=progress, gallery=gallery, head=head)
     return [*rows[:-1], rows[-1] if reference is None else rows[-1].model_copy(update={"reference": reference.name})]
 
 
@@ -84,6 +97,8 @@ def evaluate_many(
     labels: str | Path | None = None,
     config: Evaluate = Evaluate(),
     progress: bool = True,
+    gallery: ImagesLike | None = None,
+    head: HeadLike | None = None,
 ) -> list[Row]:
     """Measure several models in one pass over the images; one row per model in the order of `models`.
 
@@ -96,6 +111,11 @@ def evaluate_many(
             raise VitfrostError(f"the reference '{reference}' is not one of the models {', '.join(models)}")
         reference = models[reference]
     everyone = [*models.values(), *([] if reference is None else [reference])]
+    if any(loaded.outputs != "classes" for loaded in everyone):
+        return evaluate_features(
+            models, images, reference=reference, labels=labels, config=config, progress=progress, gallery=gallery, head=head
+        )
+    refuse_for_classes(everyone[0].name, config, gallery, head)
     classes = everyone[0].classes
     for loaded in everyone:
         if loaded.classes != classes or classes < 1:
@@ -130,19 +150,21 @@ def open_reference(reference: ModelLike, model: Model, **given: Any) -> Model:
     has other classes.
     """
     if isinstance(reference, str) and reference == model.name:
-        options = {key: value for key, value in model.options.items() if key != "num_classes"}  # which the weights tell
+        features = model.outputs != "classes"
+        options = {key: value for key, value in model.options.items() if key != "num_classes" or features}  # which the weights tell
         loaded = Model.open(reference, image_size=model.image_size, options=options, **given)
         loaded.preprocessing = model.preprocessing
+        loaded.outputs = chosen_outputs(model.outputs, loaded.outputs, loaded.name, loaded.classes)
     else:
         loaded = Model.open(reference, **given) if given and isinstance(reference, str | Path) else as_model(reference, exports=True)
-    if loaded.classes != model.classes:
+    if model.outputs == loaded.outputs == "classes" and loaded.classes != model.classes:
         raise VitfrostError(
             f"the reference {loaded.name} has {loaded.classes} classes, {model.name} has {model.classes}; they must have the same classes"
         )
     return loaded
 
 
-def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpace, has_reference: bool) -> ImageSet:
+def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpace | None, has_reference: bool) -> ImageSet:
     """Images with their labels; without labels only where a reference is there to compare with.
 
     A labels file is always read and must be right; folders that do not form classes then count as unlabeled.
@@ -158,7 +180,6 @@ def find_images(folder: str | Path, labels: str | Path | None, classes: ClassSpa
 
 def result_row(name: str, loaded: Model, outcomes: Outcomes, measured: Measured, reference: str | None) -> Row:
     """The row of one measured model; `reference` is the name of the model that it was compared with."""
-    about = describe(loaded)
     images = len(outcomes.positions)
     labeled = len(outcomes.correct1) > 0
     found: dict[str, Any] = {}
@@ -172,27 +193,9 @@ def result_row(name: str, loaded: Model, outcomes: Outcomes, measured: Measured,
         if labeled:
             value, interval = paired_difference(outcomes.correct1, measured.reference.correct1)
             found["top1_difference"] = {"value": value, "interval": interval}
-    return Row(
-        name=name,
-        kind=about.kind,
-        runtime=about.runtime,
-        threads=about.threads,
-        precision=about.precision,
-        images=images,
-        images_hash=measured.images_hash,
-        skipped=measured.skipped,
-        labeled=labeled,
-        seeds=about.seeds,
-        weight_tag=loaded.weight_tag,
-        state_hash=loaded.state_hash,
-        plan_hash=about.plan_hash,
-        size_bytes=about.size_bytes,
-        macs=about.macs,
-        seconds_per_image=float(np.median(outcomes.seconds)),
-        preprocessing=loaded.preprocessing.plain(),
-        environment=environment(),
-        **found,
-    )
+    seconds = float(np.median(outcomes.seconds))
+    seen = {"images": images, "images_hash": measured.images_hash, "skipped": measured.skipped}
+    return Row(name=name, labeled=labeled, seconds_per_image=seconds, **seen, **about_model(loaded), **found)
 
 
 def _percent(successes: np.ndarray) -> tuple[float, Interval | None]:

@@ -83,6 +83,16 @@ def mean(values: Float[ndarray, " images"]) -> Estimate:
     return Estimate(value, (max(0.0, value - half), value + half))
 
 
+def mean_likeness(values: Float[ndarray, " images"]) -> Estimate:
+    """Mean of many independent values of at most 1, such as cosines, with the normal interval, cut off at 1.
+
+    Raises VitfrostError for no values.
+    """
+    distance = mean(1 - values)
+    value, half = 1 - distance.value, 0.0 if distance.interval is None else distance.interval[1] - distance.value
+    return Estimate(value, None if distance.interval is None else (value - half, min(1.0, value + half)))
+
+
 def bootstrap_mean(values: Sequence[float], seed: int = 0, draws: int = 10_000) -> Estimate:
     """Mean of a few runs (calibration seeds) with the expanded percentile bootstrap interval (Hesterberg 2015).
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +54,21 @@ class Measured:
     skipped: int
 
 
+Done = TypeVar("Done")
+Made = TypeVar("Made")
+Measurement = Callable[[list[Batch]], list[Done]]
+"""What every model did with its form of the same images, one outcome per model."""
+
+
+@dataclass
+class Passed(Generic[Done]):
+    """The outcomes of models that saw the same images, in the order of the models, and which images they were."""
+
+    outcomes: list[Done]
+    images_hash: str
+    skipped: int
+
+
 @torch.inference_mode()
 def measure_outcomes(
     models: list[Model],
@@ -72,6 +88,35 @@ def measure_outcomes(
     Raises VitfrostError when no image is usable or a model's outputs are not finite.
     """
     everyone = models if reference is None or any(model is reference for model in models) else [*models, reference]
+
+    def measure(batches: list[Batch]) -> list[Outcomes]:
+        return _outcomes_of_batch(everyone, reference, batches, image_set)
+
+    passed = pass_images(everyone, image_set, batch_size, measure, _joined, progress, text=text, kept=kept)
+    by_identity = {id(loaded): outcomes for loaded, outcomes in zip(everyone, passed.outcomes, strict=True)}
+    return Measured(
+        models=[by_identity[id(model)] for model in models],
+        reference=None if reference is None else by_identity[id(reference)],
+        images_hash=passed.images_hash,
+        skipped=passed.skipped,
+    )
+
+
+def pass_images(
+    everyone: list[Model],
+    image_set: AnyImages,
+    batch_size: int,
+    measure: Measurement[Done],
+    joined: Callable[[list[Done]], Done],
+    progress: bool = True,
+    *,
+    text: str = "evaluate",
+    kept: dict[int, Decoded] | None = None,
+) -> Passed[Done]:
+    """Let the images pass once; `measure` gets each batch in every model's preprocessing, and `joined` makes one outcome of many.
+
+    Raises VitfrostError as `measure_outcomes` does.
+    """
     readings: list[Preprocessing] = []
     which: list[int] = []
     for loaded in everyone:
@@ -81,15 +126,15 @@ def measure_outcomes(
     if len(readings) > 1:
         kept = None
     loaders = [BatchLoader(image_set, Preprocess(reading), batch_size, rank=rank(), world=world(), kept=kept) for reading in readings]
-    parts: list[list[Outcomes]] = [[] for _ in everyone]
+    parts: list[list[Done]] = [[] for _ in everyone]
     digests: dict[int, str] = {}
     with shared_errors():
         for batch in track(aligned(loaders, batch_size), loaders[0].expected, text, progress and rank() == 0):
             digests |= {position: batch[0].digests[position] for position in batch[0].positions}
-            for part, outcomes in zip(parts, _outcomes_of_batch(everyone, reference, [batch[i] for i in which], image_set), strict=True):
+            for part, outcomes in zip(parts, measure([batch[i] for i in which]), strict=True):
                 part.append(outcomes)
     gathered = gather_objects(
-        ([_joined(part) for part in parts], digests, {p: why for loader in loaders for p, why in loader.skipped.items()})
+        ([joined(part) for part in parts], digests, {p: why for loader in loaders for p, why in loader.skipped.items()})
     )
     digests = {position: digest for _, some, _ in gathered for position, digest in some.items()}
     skipped = {position: why for _, _, some in gathered for position, why in some.items()}
@@ -97,14 +142,8 @@ def measure_outcomes(
         raise VitfrostError(f"none of the images of {image_set.root} is usable; give a folder with readable images")
     if rank() == 0:
         name_skipped(image_set, skipped, len(digests))
-    whole = [_joined([outcomes[index] for outcomes, _, _ in gathered]) for index in range(len(everyone))]
-    by_identity = {id(loaded): outcomes for loaded, outcomes in zip(everyone, whole, strict=True)}
-    return Measured(
-        models=[by_identity[id(model)] for model in models],
-        reference=None if reference is None else by_identity[id(reference)],
-        images_hash=images_hash(image_set, digests),
-        skipped=len(skipped),
-    )
+    whole = [joined([outcomes[index] for outcomes, _, _ in gathered]) for index in range(len(everyone))]
+    return Passed(whole, images_hash(image_set, digests), len(skipped))
 
 
 def aligned(loaders: list[BatchLoader], batch_size: int) -> Iterator[list[Batch]]:
@@ -146,22 +185,28 @@ def _outcomes_of_batch(models: list[Model], reference: Model | None, batches: li
         raise VitfrostError(
             f"{image_set.root} have labels up to {max(batches[0].labels)}, but {models[0].name} has {models[0].classes} classes"
         )
-    runs = [_timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
+    runs = [timed(loaded, batch.pixels) for loaded, batch in zip(models, batches, strict=True)]
     teacher = next((logits for loaded, (logits, _) in zip(models, runs, strict=True) if loaded is reference), None)
     for loaded, (logits, _) in zip(models, runs, strict=True):
         _check_finite(logits, loaded, batches[0], image_set)
     return [_outcomes(logits, teacher, batches[0], seconds) for logits, seconds in runs]
 
 
-def _timed(loaded: Model, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
+def timed(loaded: Model, pixels: Float[Tensor, "images 3 height width"]) -> tuple[Float[ndarray, "images classes"], float]:
     """Logits on the CPU and the seconds of the forward pass alone."""
+    logits, seconds = time_of(loaded, lambda found: loaded(found), pixels)
+    return logits.float().cpu().numpy(), seconds
+
+
+def time_of(loaded: Model, run: Callable[[Tensor], Made], pixels: Float[Tensor, "images 3 height width"]) -> tuple[Made, float]:
+    """What `run` makes of pixels on the model's device, and its seconds alone."""
     device = loaded.device
     pixels = pixels.to(device)
     _synchronize(device)
     start = time.perf_counter()
-    logits = loaded(pixels)
+    found = run(pixels)
     _synchronize(device)
-    return logits.float().cpu().numpy(), time.perf_counter() - start
+    return found, time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:

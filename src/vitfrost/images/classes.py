@@ -10,6 +10,7 @@ from ..errors import VitfrostError
 
 SYNSET = re.compile(r"(n\d{8})(?:[\s_-].*)?")
 NUMBER = re.compile(r"\d{1,9}")
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def classes_of_folders(names: Sequence[str], space: ClassSpace | None, root: obj
     """The class of every class folder; `names` are in timm's natural order.
 
     As many folders as classes: by their names where all are the model's (synsets, or names of classes), else 0, 1, ... in the order
-    given, as timm counts them. Fewer folders: each says its class by itself, as a synset, a number or a name. Without `space` they
-    are counted. Raises VitfrostError for more folders than classes, and for one whose class is not known, or is another's.
+    given, as timm counts them, where none is the model's. Fewer folders: each says its class by itself, as a synset, a number or a name;
+    names that are numbers, and all of classes, are names. Without `space` they are counted. Raises VitfrostError for more folders than
+    classes, for one whose class is not known, or is another's, for numbers with gaps, and for the folders of a split.
     """
+    if SPLITS.issuperset(map(str.casefold, names)):
+        raise VitfrostError(
+            f"the folders of {root} ({', '.join(names)}) are called like the parts of a data set, not like classes; name one"
+        )
     if space is None:
         return {name: number for number, name in enumerate(names)}
     if len(names) > space.count:
@@ -69,8 +75,9 @@ def classes_of_folders(names: Sequence[str], space: ClassSpace | None, root: obj
     if len(names) == space.count:
         return _all_classes(names, space, root, mend)
     found: dict[str, int] = {}
+    find = space.find if any(space.named(name) is None for name in names) else space.named
     for name in names:
-        number = space.find(name)
+        number = find(name)
         if number is None or number >= space.count:
             why = "is no class" if number is None else f"is above the last class, {space.count - 1}"
             raise VitfrostError(
@@ -87,12 +94,21 @@ def _all_classes(names: Sequence[str], space: ClassSpace, root: object, mend: st
     known = {name: number for name in names if (number := _by_name(name, space)) is not None}
     if len(set(known.values())) == len(names):
         return known
-    if wrong := [name for name in known if known[name] != counted[name]]:
-        unknown = next((name for name in names if name not in known), wrong[0])
+    if known:
+        first = next((name for name in known if known[name] != counted[name]), next(iter(known)))
+        unknown = next((name for name in names if name not in known), first)
         raise VitfrostError(
-            f"the class folders of {root} are not in the order of the model's classes ('{wrong[0]}' is its class {known[wrong[0]]}), "
-            f"and '{unknown}' is not one of them; {mend}"
+            f"the class folders of {root} are called like the model's classes ('{first}' is its class {known[first]}), but '{unknown}' is "
+            f"not one of them, or one of them twice; {mend}"
         )
+    if all(map(NUMBER.fullmatch, names)):
+        numbers = sorted(map(int, names))
+        if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
+            raise VitfrostError(
+                f"the class folders of {root} are numbers from {numbers[0]} to {numbers[-1]} with gaps, of {space.count} classes; "
+                f"call folders by their numbers (0 to {space.count - 1}), or give a labels CSV"
+            )
+        return {name: int(name) - numbers[0] for name in names}
     return counted
 
 

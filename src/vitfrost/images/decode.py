@@ -18,7 +18,9 @@ from .geometry import Geometry
 
 MOST_PIXELS = 256_000_000  # phones make pictures of 200 million
 LIMIT_VARIABLE = "VITFROST_MAX_PIXELS"
+LINKS_VARIABLE = "VITFROST_FOLLOW_LINKS"
 MOST_BYTES = 1 << 30
+FEWEST_OF_16_BITS = 4096
 _PILLOWS_LIMIT = 89_478_485
 _SIGNATURES = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile}
 
@@ -36,34 +38,45 @@ class Decoded:
     label: int | None = None
 
 
-class _Unusable(Exception):
-    pass
+class UnusableFile(Exception):
+    """Why a file is no picture that may be read."""
 
 
 def decode_file(path: Path, preprocess: Geometry) -> Decoded:
     """Read, decode, convert to RGB, resize and crop one file; EXIF rotation is ignored, as in timm.
 
-    Never raises for a bad file. Skipped: what is no regular file (a device, a pipe, what the kernel makes up), what cannot be read or
-    decoded completely, pictures with more pixels than the limit, and pictures so thin that resizing their short side would pass it.
+    Never raises for a bad file. Skipped: symbolic links, unless `follows_links`; what is no regular file (a device, a pipe, what the kernel
+    makes up); what cannot be read or decoded completely; pictures with more pixels than the limit, and pictures so thin that resizing
+    their short side would pass it.
     """
     try:
-        content = _content(path)
+        content = read_regular(path)
         with open_picture(io.BytesIO(content), preprocess) as image:
             return Decoded(preprocess.pixels(to_rgb(image)), hashlib.sha256(content).hexdigest(), "")
     except Exception as error:  # Pillow's decoders raise many types; a bad file must not end the run
         return Decoded(None, "", _reason(error))
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file. A link is followed; nothing that may block, or has no end, is read."""
+def follows_links() -> bool:
+    """Whether symbolic links among pictures are followed: where VITFROST_FOLLOW_LINKS is set, to anything but 0."""
+    return os.environ.get(LINKS_VARIABLE, "0") not in ("", "0")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; nothing that may block, or has no end, is opened.
+
+    Raises UnusableFile for anything else, for symbolic links unless `follows_links`, and for more than 1 GB; OSError as `open` does.
+    """
+    if path.is_symlink() and not follows_links():
+        raise UnusableFile(f"a symbolic link; set {LINKS_VARIABLE}=1 to follow links")
     if not _is_regular(path):
-        raise _Unusable("no regular file")
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        raise UnusableFile("no regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follows_links() else os.O_NOFOLLOW)), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):  # it was exchanged in between
-            raise _Unusable("no regular file")
+            raise UnusableFile("no regular file")
         if found.st_size > MOST_BYTES:
-            raise _Unusable(f"larger than {MOST_BYTES >> 20} MB")
+            raise UnusableFile(f"larger than {MOST_BYTES >> 20} MB")
         return file.read(found.st_size)
 
 
@@ -98,15 +111,21 @@ def open_picture(file: BinaryIO, preprocess: Geometry) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to 8-bit RGB: alpha is dropped, as in timm; of 16-bit gray the high byte is kept; floating-point gray runs
-    from 0 to 1, or to 255 where a value is above 1. Raises VitfrostError for values out of range.
+    from 0 to 1, or to 255 where a value is above 1. Of animations the first frame is taken. Raises VitfrostError for values out of
+    range, and for 16-bit gray whose high byte holds next to nothing.
     """
     if image.mode == "RGB":
+        deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # of which Pillow reads the high bytes
         image.load()
+        if deep and all(high < FEWEST_OF_16_BITS >> 8 for _, high in image.getextrema()):  # type: ignore[misc, union-attr]
+            raise VitfrostError("its colors of 16 bits hold next to nothing, so that it would be black; convert it to 8 bits")
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise VitfrostError("it has whole numbers outside of 0 to 65535; convert it to 8 or 16 bits")
+        if values.size and 0 < values.max() < FEWEST_OF_16_BITS:  # 8 or 12 bits in the place of 16, most likely
+            raise VitfrostError(f"its whole numbers go up to {values.max()} of 65535, so that it would be black; convert it to 8 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(_bytes_of_floats(np.asarray(image)))
@@ -126,9 +145,9 @@ def _refuse_huge(image: Image.Image, preprocess: Geometry) -> None:
     limit = limit_of_pixels()
     width, height = image.size
     if width * height > limit:
-        raise _Unusable(f"{width} x {height} pixels are more than the limit of {limit}; set {LIMIT_VARIABLE} to raise it")
+        raise UnusableFile(f"{width} x {height} pixels are more than the limit of {limit}; set {LIMIT_VARIABLE} to raise it")
     if preprocess.resized_pixels(width, height) > limit:
-        raise _Unusable(f"{width} x {height} pixels are too thin a picture: resized it would have more than {limit} pixels")
+        raise UnusableFile(f"{width} x {height} pixels are too thin a picture: resized it would have more than {limit} pixels")
 
 
 def _reason(error: Exception) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 
 from ..errors import VitfrostError, shown
 from .classes import ClassSpace
@@ -17,11 +18,14 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 _SEPARATORS = ",;\t"
 
 
-def read_labels(table: Path, root: Path, found: list[str], space: ClassSpace | None = None) -> dict[str, int]:
+def read_labels(
+    table: Path, root: Path, found: list[str], space: ClassSpace | None = None, left_out: Collection[str] = ()
+) -> dict[str, int]:
     """Read `file,label` rows (other columns are ignored) into {file: label} and check them against the folder.
 
     A label is a 0-based class index; with `space` also a synset or the name of a class. Columns may be separated by commas, semicolons
-    or tabs, the header may be in capitals, the text in UTF-8 or UTF-16, folders may end in a backslash.
+    or tabs, the header may be in capitals, the text in UTF-8 or UTF-16, folders may end in a backslash. Rows of what is `left_out` of the
+    folder, or lies below that, count for nothing.
     Raises VitfrostError naming the first offender and the number of others: no such header, a label that is no class, a file named
     twice, a row whose file is not in `root`, an image of `found` without a row.
     """
@@ -30,9 +34,11 @@ def read_labels(table: Path, root: Path, found: list[str], space: ClassSpace | N
     out_of_range: list[str] = []
     twice: list[str] = []
     absent: list[str] = []
-    known = set(found)
+    known, left_out = set(found), set(left_out)
     for line, name, text in _rows(table):
         file = _normal(name, known)
+        if left_out and any(part in left_out for part in (file, *map(str, PurePosixPath(file).parents))):
+            continue
         label = _label(text, space)
         if label is None:
             no_class.append(f"{shown(text)} for {_row(name, line)}")
@@ -77,6 +83,8 @@ def _normal(name: str, known: set[str]) -> str:
 
 
 def _label(text: str, space: ClassSpace | None) -> int | None:
+    if re.fullmatch(r"\d{1,9}\.0+", text):  # as tables with a gap somewhere are written
+        text = text.partition(".")[0]
     try:
         return int(text) if text.isascii() and len(text) < 20 else None if space is None else space.find(text)
     except ValueError:

@@ -15,7 +15,7 @@ from PIL import features
 
 from ..errors import VitfrostError
 from .classes import ClassSpace, classes_of_folders
-from .decode import Decoded, decode_file
+from .decode import LINKS_VARIABLE, Decoded, decode_file, follows_links
 from .geometry import Geometry
 from .labels import LABELS_FILE, listed, read_labels
 
@@ -26,7 +26,11 @@ EXTENSIONS = frozenset(
 )
 # Pictures of phones, cameras and drawing programs that Pillow does not read as they are.
 NOT_TAKEN = (
-    frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg", ".psd"}) - EXTENSIONS
+    frozenset(
+        {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+        | {".raw", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dcm", ".eps", ".mpo"}
+    )
+    - EXTENSIONS
 )
 
 
@@ -111,19 +115,21 @@ def open_images(
     root = Path(folder)
     if not root.is_dir():
         raise VitfrostError(f"no image folder {root}; name an existing folder")
-    others: Counter[str] = Counter()
-    found = sorted(_find(root, others), key=natural_key)
-    if others:
-        kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(others.items()))
-        log.warning("%s: pictures of kinds that are not read were left out (%s); convert them to JPEG or PNG", root, kinds)
+    search = _Search(root)
+    found = sorted(search, key=natural_key)
+    search.warn()
     if not found:
-        raise VitfrostError(f"the folder {root} holds no images; files ending in {', '.join(sorted(EXTENSIONS))} are taken as images")
+        others = f", but {_counted_links(search.links)}" if search.links else ""
+        kinds = f"files ending in {', '.join(sorted(EXTENSIONS))} are taken as images"
+        raise VitfrostError(f"the folder {root} holds no images{others}; {_FOLLOW if search.links else kinds}")
     if labels is None and not need_labels:
         return ImageSet(root, tuple(found), None)
     table = Path(labels) if labels is not None else root / LABELS_FILE
     space = ClassSpace(classes) if isinstance(classes, int) else classes
+    if labels is None and table.is_symlink() and not follows_links():
+        raise VitfrostError(f"{table} is a symbolic link, which is not followed; {_FOLLOW}, or name the file with --labels")
     if labels is not None or table.is_file():
-        label_of = read_labels(table, root, found, space)
+        label_of = read_labels(table, root, found, space, search.links)
         files = sorted(label_of, key=natural_key)
     else:
         label_of = _class_folder_labels(root, found, space)
@@ -135,7 +141,7 @@ def class_folders(root: str | Path) -> tuple[str, ...]:
     """The folders with images below `root`, in timm's natural order; none where images or a table of labels lie beside them."""
     if (Path(root) / LABELS_FILE).is_file():
         return ()
-    names = {file.partition("/")[0] if "/" in file else "" for file in _find(Path(root), Counter())}
+    names = {file.partition("/")[0] if "/" in file else "" for file in _Search(Path(root))}
     return () if "" in names else tuple(sorted(names, key=natural_key))
 
 
@@ -145,23 +151,57 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-def _find(root: Path, others: Counter[str]) -> Iterator[str]:
-    """Pictures below a folder; what is a picture of a kind that is not read is counted in `others`."""
+class _Search:
+    """Pictures below a folder, which may itself be a link. `others`: how many pictures are of a kind that is not read, by extension;
+    `links`: symbolic links to pictures and to folders that were not followed."""
 
-    def refuse(error: OSError) -> None:
-        raise VitfrostError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+    def __init__(self, root: Path):
+        self.root, self.others, self.links = root, Counter[str](), list[str]()
 
-    for place, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        here = Path(place).resolve()
-        folders[:] = [name for name in folders if not name.startswith(".") and not here.is_relative_to((here / name).resolve())]
-        for name in names:
-            extension = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if extension in EXTENSIONS:
-                yield Path(place, name).relative_to(root).as_posix()
-            elif extension in NOT_TAKEN:
-                others[extension] += 1
+    def __iter__(self) -> Iterator[str]:
+        follow = follows_links()
+
+        def refuse(error: OSError) -> None:
+            raise VitfrostError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+        for place, folders, names in os.walk(self.root, followlinks=follow, onerror=refuse):
+            here = Path(place)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            linked = [name for name in folders if (here / name).is_symlink()]
+            if follow:
+                folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+            else:
+                self.links += [self._relative(here / name) for name in linked]
+            for name in names:
+                extension = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
+                    continue
+                if extension in EXTENSIONS and not follow and (here / name).is_symlink():
+                    self.links.append(self._relative(here / name))
+                elif extension in EXTENSIONS:
+                    yield self._relative(here / name)
+                elif extension in NOT_TAKEN:
+                    self.others[extension] += 1
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def warn(self) -> None:
+        """Say how many were left out."""
+        if self.others:
+            kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(self.others.items()))
+            log.warning("%s: pictures of kinds that are not read were left out (%s); convert them to JPEG or PNG", self.root, kinds)
+        if self.links:
+            log.warning("%s: %s were left out; %s", self.root, _counted_links(self.links), _FOLLOW)
+
+
+_FOLLOW = f"set {LINKS_VARIABLE}=1 to follow links to regular files and folders"
+
+
+def _counted_links(links: list[str]) -> str:
+    """ "1 symbolic link (a.png)", or "12 symbolic links (a.png, b.png, c.png, ...)"."""
+    names = ", ".join(sorted(links, key=natural_key)[:3]) + (", ..." if len(links) > 3 else "")
+    return f"{len(links)} symbolic {'link' if len(links) == 1 else 'links'} ({names})"
 
 
 def _class_folder_labels(root: Path, files: list[str], space: ClassSpace | None) -> dict[str, int]:

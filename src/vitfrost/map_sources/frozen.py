@@ -115,13 +115,15 @@ def shape_of_site(site: AttentionSite) -> Shape | None:
 
 
 def shape_of(layer: LayerPlan, image_size: Sequence[int]) -> Shape | None:
-    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square); None where there
-    is none, as with spatially reduced keys."""
+    """The patch grid of a layer's queries and keys, which has the image's proportions (a window's grid is square where it can be); None
+    where there is none, as with spatially reduced keys."""
     windows, _, queries, keys = layer.maps
     patches = queries - layer.prefix_tokens
     if queries != keys or patches < 1:
         return None
-    height = isqrt(patches) if windows > 1 else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
+    side = isqrt(patches)
+    square = windows > 1 and side * side == patches
+    height = side if square else max(round(sqrt(patches * image_size[0] / image_size[1])), 1)
     if patches % height or height * (width := patches // height) != patches:
         return None
     return Shape((height, width), layer.prefix_tokens)

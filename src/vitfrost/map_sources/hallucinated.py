@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..plans.schema import Plan
     from ..statistics.record import Statistics
 
-NO_SWIN = "hallucination does not support Swin: every head has a relative position bias of its own in its windows"
+NO_SWIN = "hallucination does not support Swin, BEiT and their like: every head has a relative position bias of its own"
 
 
 class Hallucinated(MapSource):

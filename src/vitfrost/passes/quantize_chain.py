@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ..artifact import Artifact
 from ..configs import Quantize
 from ..errors import VitfrostError
+from ..methods.output_distance import distances
 from ..methods.quantize.layerwise import LayerOptions, LayerWise
 from ..methods.quantize.repq import QuantizationSettings
 from ..methods.quantize.token_weights import token_weights
+from ..outputs import OutputKind
 from ..progress import track
-from ..vit.families import find_sites
+from ..vit.families import find_sites, show_layers
 from ..vit.sites import ModelSites
 from .work import Record, Work
 
@@ -44,8 +46,9 @@ class Chain:
     options: LayerOptions
     batches: list[Float[Tensor, "_ 3 height width"]]
     held_out: list[Float[Tensor, "_ 3 height width"]]
-    wanted: list[Float[Tensor, "_ classes"]]
+    wanted: list[Float[Tensor, _ * outputs]]
     seed: int
+    outputs: OutputKind = "classes"
     progress: bool = False
     model: nn.Module | None = None
     weights: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -74,11 +77,11 @@ class Chain:
 
     @torch.no_grad()
     def divergence_of(self, model: nn.Module) -> float:
-        """Mean KL divergence in nats from the original's outputs on the images held out; infinite where outputs are not finite."""
+        """Mean distance from the original's outputs (KL in nats, or relative error) on the images held out; infinite where outputs are not
+        finite."""
         lost, count = 0.0, 0
         for pixels, wanted in zip(self.held_out, self.wanted, strict=True):
-            logits, aim = model(pixels).double().log_softmax(-1), wanted.double().log_softmax(-1)
-            lost += float((aim.exp() * (aim - logits)).sum())
+            lost += float(distances(self.outputs, wanted.double(), model(pixels).double()).sum())
             count += len(pixels)
         return lost / count if math.isfinite(lost) else math.inf
 
@@ -102,7 +105,7 @@ class Step(Protocol):
 @dataclass(frozen=True)
 class QuantizeInSteps:
     """`images` are drawn; one in five is held out to measure on. The record: bits, the draw, and for every step the divergence from the
-    original before and after, and whether it was kept."""
+    original (KL, of features the relative error) before and after, and whether it was kept."""
 
     method: str
     settings: QuantizationSettings
@@ -135,22 +138,25 @@ class QuantizeInSteps:
         settings = self.settings
         about = {"weight_bits": settings.weight_bits, "activation_bits": settings.activation_bits, "levels": settings.levels}
         held = sum(map(len, chain.held_out))
-        return {"method": self.method} | about | drawn | {"held_out": held, "steps": records}
+        features = {} if chain.outputs == "classes" else {"outputs": chain.outputs}
+        return {"method": self.method} | about | drawn | {"held_out": held, **features, "steps": records}
 
     def start(self, work: Work, pixels: Float[Tensor, "images 3 height width"]) -> Chain:
         """The chain before its first step. A single image is fitted to and held out."""
         held = len(pixels) // HELD_OUT or 1
         kept, held_out = (pixels[:-held], pixels[-held:]) if len(pixels) > 1 else (pixels, pixels)
         size = min(BATCH_SIZE, -(-len(kept) // 2))
+        outputs = work.original.outputs
         teacher = copy.deepcopy(work.original.module).cpu().eval()
         sites = work.sites if isinstance(work.original, Artifact) else find_sites(teacher)
+        show_layers(teacher)
         with torch.no_grad():
             wanted = [teacher(part) for part in held_out.split(BATCH_SIZE)]
         batches = list(kept.split(size))
-        weights = token_weights(teacher, sites, batches[: max(1, WEIGHT_IMAGES // size)], work.draws.seed)
+        weights = token_weights(teacher, sites, batches[: max(1, WEIGHT_IMAGES // size)], work.draws.seed, outputs)
         return Chain(
             work.model.eval(), teacher, work.sites, sites, LayerOptions(self.settings), batches, list(held_out.split(BATCH_SIZE)), wanted,
-            work.draws.seed, work.progress, weights=weights, scratch=work.scratch,
+            work.draws.seed, outputs, work.progress, weights=weights, scratch=work.scratch,
         )  # fmt: skip
 
     def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from ..configs import Repair
 from ..configs.base import plain
 from ..errors import VitfrostError
 from ..methods.repair.refit import Refit
+from ..vit.families import forward_pass
 from .work import Record, Work
 
 BATCH_SIZE = 25
@@ -25,9 +26,13 @@ class RepairLayers:
     name = "repair"
 
     def check(self, work: Work) -> None:
-        """Needs images."""
+        """Needs images, and layers that write to the stream themselves."""
         if not work.draws.given:
             raise VitfrostError("a repair is fitted to images, which need no labels; give --images DIR")
+        if forward_pass(work.original.module).norms_behind:
+            raise VitfrostError(
+                f"{work.original.name} has norms behind its layers, so none can be fitted to the stream; leave the repair out"
+            )
 
     def apply(self, work: Work) -> Record:
         """What has been done to the model by now is repaired; what comes later is not."""

@@ -23,6 +23,7 @@ from ..plans.schema import Plan
 from ..statistics.record import Statistics
 from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, find_sites, install_map_attention
+from ..vit.feed_forward import second_projection
 from ..vit.sites import AttentionSite, LinearSite, ModelSites
 
 Fitted = Mapping[str, Mapping[str, Any]]
@@ -42,8 +43,8 @@ def changed_sites(sites: ModelSites, plan: Plan) -> ModelSites:
     by_name = {site.name: site for site in attention}
     linears: list[LinearSite] = []
     for linear in sites.linears:
-        parent, _, last = linear.name.rpartition(".")
-        if parent in ranks and last == "fc2":
+        parent = linear.name.rpartition(".")[0]
+        if parent in ranks and linear.role == "fc2":
             linears += [replace(linear, name=f"{linear.name}.{part}") for part in ("down", "up")]
             continue
         count = logit_heads.get(parent)
@@ -100,7 +101,8 @@ def install_layer(
     """Give one attention layer the sources of its plan (see `install_sources`), in place; settings and what was fitted by source."""
     if any(source.of_logits for source in layer.sources) and (module.site.windows > 1 or module.has_relative_bias):
         raise VitfrostError(
-            f"{layer.site} has windows with a relative position bias (Swin), which hallucination does not support; leave its heads computed"
+            f"{layer.site} has windows, or a relative position bias in every head (Swin, BEiT), which hallucination does not support; "
+            "leave its heads computed"
         )
     made = [source.make(module.site, layer, settings.get(source.name), allowed, fitted.get(source.name)) for source in layer.sources]
     module.keep_logits(layer.order, len(layer.logit_heads))
@@ -122,7 +124,7 @@ def watch_inputs(model: nn.Module, blocks: Sequence[FeedForwardPlan]) -> Iterato
     for block in blocks:
         if block.rank is None:
             continue
-        layer = model.get_submodule(f"{block.site}.fc2")
+        layer = model.get_submodule(second_projection(model, block.site))
         moments = seen[block.site] = InputMoments(block.hidden, channels_first=isinstance(layer, nn.Conv2d))
         handles.append(layer.register_forward_pre_hook(lambda _, inputs, moments=moments: moments.add(inputs[0])))
     try:
@@ -152,12 +154,12 @@ def install_compaction(
         if block.rank is None:
             continue
         assert plan.compact is not None
-        parent = model.get_submodule(block.site)
-        layer = parent.get_submodule("fc2")
+        name = second_projection(model, block.site)
+        layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         moments = None if inputs is None or plan.compact.init == "weights" else inputs[block.site]
         made, error = compact_projection(layer, block, plan.compact, moments, training=training, fill=fill, seed=seed + number)
-        parent.fc2 = made.train(model.training).to(layer.weight.device)
+        model.set_submodule(name, made.train(model.training).to(layer.weight.device))
         if error is not None:
             errors[block.site] = error
     return errors

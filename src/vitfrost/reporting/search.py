@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..budget.history import Measurement, SearchRecord, Taken
 from ..budget.latency_record import Latencies, TimedChange
+from ..outputs import OutputKind, distance_name, distance_text
 from .curves import Axis, Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
 from .parts import RunParts
@@ -75,10 +76,13 @@ MACS, LATENCY = "multiply-accumulates left, %", "latency left as predicted, %"
 
 @dataclass(frozen=True)
 class SearchPart:
-    """The section's contents. `heads`: thousandths of a nat per head (None where heads were not measured alone)."""
+    """The section's contents. `measure`: the distance in words, `counted` what it is given in. `heads`: that per
+    head (None where heads were not measured alone)."""
 
     images: int
     labeled: bool
+    measure: str
+    counted: str
     outcome: str | None
     met: bool
     heads: HeatMap | None
@@ -96,6 +100,8 @@ def build_search(parts: RunParts) -> SearchPart | None:
     return SearchPart(
         images=record.subject.images.images,
         labeled=record.subject.images.labeled,
+        measure="KL(original ‖ changed)" if record.subject.outputs == "classes" else "the relative error",
+        counted=_thousandths(record),
         outcome=record.outcome.said if record.outcome else None,
         met=record.outcome is not None and record.outcome.met,
         heads=_heads(record),
@@ -113,7 +119,7 @@ def _heads(record: SearchRecord) -> HeatMap | None:
             by_site.setdefault(each.site, []).append(1000 * each.kl)
     if not by_site:
         return None
-    return heat_map("mean KL, thousandths of a nat (log)", list(by_site.values()), "cividis", ".2f", log=True)
+    return heat_map(f"mean {_thousandths(record)} (log)", list(by_site.values()), "cividis", ".2f", log=True)
 
 
 def _layers(record: SearchRecord) -> Table | None:
@@ -135,7 +141,7 @@ def _layers(record: SearchRecord) -> Table | None:
         own = blocks[number] if number < len(blocks) else []
         cells += [_alone(each, record, f"rank {each.rank}, ") for each in own] + [EMPTY] * (most - len(own))
         rows.append((f"L{number}", cells))
-    return Table("KL of each change alone, thousandths of a nat, and what it saves", "Layer", columns, rows)
+    return Table(f"{_thousandths(record)} of each change alone, and what it saves", "Layer", columns, rows)
 
 
 def _alone(each: Measurement, record: SearchRecord, what: str = "") -> Cell:
@@ -149,13 +155,17 @@ def _alone(each: Measurement, record: SearchRecord, what: str = "") -> Cell:
 
 def _charts(record: SearchRecord) -> list[Chart]:
     """Divergence, and agreement (with top-1, where there are labels), over the multiply-accumulates that are left, or the latency."""
-    original = record.measurements[0]
+    original, outputs = record.measurements[0], record.subject.outputs
+    title = "KL divergence from the original" if outputs == "classes" else "Relative error of the features"
     x = Axis(MACS if record.steps[0].latency_share is None else LATENCY)
 
     def readings(value: str, factor: float = 1.0) -> list[Reading]:
         start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
         steps = enumerate(record.steps, 1)
-        return [start, *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one)) for number, one in steps)]
+        return [
+            start,
+            *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one, outputs)) for number, one in steps),
+        ]
 
     shares = [Curve("agreement with the original", readings("agreement"), 1)]
     levels = []
@@ -163,26 +173,41 @@ def _charts(record: SearchRecord) -> list[Chart]:
         shares.append(Curve("top-1", readings("top1"), 2))
         levels.append(Level("top-1 of the original", original.top1, None))
     return [
-        line_chart("KL divergence from the original", [Curve("KL", readings("kl", 1000.0), 1)], x, Axis("KL, thousandths of a nat")),
+        line_chart(title, [Curve(distance_name(outputs), readings("kl", 1000.0), 1)], x, Axis(_thousandths(record))),
         line_chart("Agreement" if original.top1 is None else "Agreement and top-1", shares, x, Axis("images, %"), levels=levels),
     ]
+
+
+def _thousandths(record: SearchRecord) -> str:
+    """What the figures of changes are counted in."""
+    outputs = record.subject.outputs
+    return f"{distance_name(outputs)}, thousandths{' of a nat' if outputs == 'classes' else ''}"
 
 
 def _left(taken: Taken) -> float:
     return taken.macs_share if taken.latency_share is None else taken.latency_share
 
 
-def _title(number: int, taken: Taken) -> str:
+def _title(number: int, taken: Taken, outputs: OutputKind) -> str:
     top1 = "" if taken.top1 is None else f", top-1 {taken.top1:.1f} %"
     latency = "" if taken.latency_share is None else f", latency {100 * taken.latency_share:.1f} %"
-    title = f"step {number}, {taken.move}: KL {taken.kl:.4g} nats, agreement {taken.agreement:.1f} %{top1}"
+    moved = distance_text(outputs, taken.kl, ".4g")
+    title = f"step {number}, {taken.move}: {moved}, agreement {taken.agreement:.1f} %{top1}"
     return f"{title}, MACs {100 * taken.macs_share:.1f} %{latency}"
 
 
 def _steps(record: SearchRecord) -> Table:
-    labeled = record.subject.images.labeled
+    labeled, outputs = record.subject.images.labeled, record.subject.outputs
+    name, unit = distance_name(outputs), ", nats" if outputs == "classes" else ""
     latency = record.steps[0].latency_share is not None
-    columns = ["what was changed", "KL added, nats", "KL, nats", "agreement, %", *(["top-1, %"] if labeled else []), "MACs left, %"]
+    columns = [
+        "what was changed",
+        f"{name} added{unit}",
+        f"{name}{unit}",
+        "agreement, %",
+        *(["top-1, %"] if labeled else []),
+        "MACs left, %",
+    ]
     columns += [LATENCY] * latency
     rows = []
     for number, taken in enumerate(record.steps, 1):

@@ -167,7 +167,10 @@ def key_numbers(parts: RunParts) -> list[KeyNumber]:
     if compressed and compressed.agreement is not None:
         closing = "" if compressed.kl is None else f"KL divergence of its outputs {compressed.kl:.4f} nats."
         figure = Figure(f"{compressed.agreement:.2f} %", interval(compressed.agreement_interval), compressed.kind)
-        cards.append(KeyNumber("Same top-1 as the original", [figure], closing, compressed.kind if closing else None))
+        title = "Same nearest image as with the original" if compressed.features else "Same top-1 as the original"
+        for part, like in (compressed.features.likeness if compressed.features else {}).items():
+            closing += f"{' ' if closing else ''}Cosine of the {part.replace('_', ' ')} {like.cosine:.4f}."
+        cards.append(KeyNumber(title, [figure], closing, compressed.kind if closing else None))
     if parts.artifact_bytes is not None:
         before = [] if original is None or original.size_bytes is None else [original.size_bytes]
         figures = [Figure(megabytes(size), "fp32 parameters", "executed") for size in before]
@@ -214,9 +217,31 @@ def result_columns(rows: list[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
             for row in compared
         ],
         "KL, nats": plain([f"{row.kl:.4f}" if row and row.kl is not None else "" for row in compared]),
+        **dict(feature_columns(rows)),
         "Size, MB": plain(["" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}" for row in rows]),
     }
     return [(title, cells) for title, cells in columns.items() if any(value for value, _ in cells)]
+
+
+def feature_columns(rows: list[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Columns of models that give features."""
+
+    def cell(value: float | None, bounds: tuple[float, float] | None) -> tuple[str, str]:
+        if value is None:
+            return "", ""
+        return f"{value:.4f}", "" if bounds is None else f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+
+    found = [None if row.features is None or row.name == row.reference else row.features for row in rows]
+    parts = dict.fromkeys(part for each in found if each is not None for part in each.likeness)
+    columns = []
+    for part in parts:
+        likeness = [each.likeness.get(part) if each is not None else None for each in found]
+        cells = [("", "") if like is None else cell(like.cosine, like.cosine_interval) for like in likeness]
+        columns.append((f"Cosine, {part.replace('_', ' ')}", cells))
+    heads = [None if each is None else each.head for each in found]
+    errors = [("", "") if head is None else cell(head.absolute_error, head.absolute_error_interval) for head in heads]
+    overlaps = [("", "") if head is None else cell(head.overlap, head.overlap_interval) for head in heads]
+    return [*columns, ("Head: mean absolute error", errors), ("Head: intersection over union", overlaps)]
 
 
 def mac_bars(parts: RunParts) -> list[MacBar]:

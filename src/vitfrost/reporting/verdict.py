@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..budget.history import Taken
+from ..outputs import distance_text
 from ..timing.benchmark import BenchRow
 from .parts import RunParts
 from .summary import FULL_PRECISION, interval, megabytes, signed
@@ -50,8 +51,11 @@ def _accuracy(parts: RunParts) -> Answer:
         where = "RUN/deploy" if parts.exported else "RUN/artifact"
         command = f"vitfrost evaluate {where} --images EVALUATION_IMAGES --reference {_name(parts)} --json RUN/result.json"
         return Answer(question, "not measured", "No results in this folder.", command=command)
+    if row.agreement is None and row.top1 is None:
+        return Answer(question, "not compared", f"no original beside, on {row.images:,} images", row.kind)
     if row.top1 is None:
-        note = f"same top-1 as the original, {interval(row.agreement_interval)}, on {row.images:,} images without labels"
+        what = "same nearest image as with the original" if row.features else "same top-1 as the original"
+        note = f"{what}, {interval(row.agreement_interval)}, on {row.images:,} images{'' if row.features else ' without labels'}"
         return Answer(question, f"{row.agreement:.2f} %", note, row.kind)
     lost = row.top1_difference
     if lost is None:
@@ -135,7 +139,8 @@ def _give_back(parts: RunParts) -> list[tuple[str, str | None]]:
     if taken is not None:
         left = taken.macs_share if taken.latency_share is None else taken.latency_share
         what = "multiply-accumulates" if taken.latency_share is None else "time"
-        cost = f"KL {taken.increase:+.3g} nats; the search was then at {left:.2f} of the {what}"
+        added = distance_text(parts.search.subject.outputs if parts.search else "classes", taken.increase, "+.3g")
+        cost = f"{added}; the search was then at {left:.2f} of the {what}"
         text = f"Give back first what changed the outputs most for what it saves: {taken.move} ({cost})."
         found.append((f"{text} Set it to 'computed' in plan.yaml, or search with a looser budget.", None))
     elif (head := _most_sensitive(parts)) is not None:

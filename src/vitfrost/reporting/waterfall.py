@@ -37,6 +37,8 @@ class Waterfall:
 
     method: str
     held_out: int
+    measure: str
+    axis: str
     height: float
     bars: list[Bar]
     links: list[tuple[float, float, float]]
@@ -73,9 +75,13 @@ def build_waterfall(quantization: Mapping[str, Any] | None) -> Waterfall | None:
         (bar.name, [Cell(f"{step['before']:.4f}"), Cell(f"{step['after']:.4f}"), Cell("yes" if step["kept"] else "no, taken back")])
         for bar, step in zip(bars, steps, strict=False)
     ]
-    table = Table("Divergence from the original in nats, before and after each step", "Step", ["before", "after", "kept"], rows)
+    measure, axis, of = "KL(original ‖ quantized) of the outputs, in nats", "KL divergence, nats", "Divergence from the original in nats"
+    if quantization.get("outputs", "classes") != "classes":
+        measure, axis, of = "the relative error of the features", "relative error", "Relative error of the features"
+    table = Table(f"{of}, before and after each step", "Step", ["before", "after", "kept"], rows)
     labels = [(round(place(value), 2), f"{value:.4g}") for value in ticks]
-    return Waterfall(quantization["method"], quantization["held_out"], TOP + (len(steps) + 1) * ROW, bars, links, labels, table)
+    height = TOP + (len(steps) + 1) * ROW
+    return Waterfall(quantization["method"], quantization["held_out"], measure, axis, height, bars, links, labels, table)
 
 
 def _finite(value: float | None) -> bool:

@@ -92,7 +92,8 @@ class RecipeRun(ABC, Generic[R]):
         for folder in {self.recipe.calibration.images, self.compression_images}:
             open_images(folder)
         if (part := self.recipe.evaluation) is not None:
-            find_images(part.images, part.labels, self.original.class_space, has_reference=True)
+            classes = self.original.class_space if self.original.outputs == "classes" else None
+            find_images(part.images, part.labels, classes, has_reference=True)
 
     def calibrate(self, model: Model | Path, out: Path, maps: str, **options: Any) -> None:
         """Statistics of a model over the recipe's calibration images."""

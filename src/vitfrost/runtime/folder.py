@@ -60,6 +60,14 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_count(side) and 0 < side <= 2**16 for side in value)
 
 
+def _are_tokens(value: dict[str, Any]) -> bool:
+    """What export.json says of the tokens that a model gives."""
+    shape, grid = value.get("shape"), value.get("grid")
+    sides = isinstance(shape, list) and 2 <= len(shape) <= 3 and all(_is_count(side) and 0 < side <= MOST_CLASSES for side in shape)
+    flags = all(isinstance(value.get(name), bool) for name in ("class_token", "channels_first"))
+    return sides and flags and _is_count(value.get("prefix")) and (grid is None or _is_size(grid))
+
+
 def _is_record(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
@@ -83,6 +91,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "plan_hash": lambda value: isinstance(value, str),
+    "outputs": lambda value: value in ("classes", "embedding", "tokens"),
+    "tokens": lambda value: isinstance(value, dict) and _are_tokens(value),
     "needs": lambda value: isinstance(value, dict) and all(isinstance(least, str) for least in value.values()),
     "graph": lambda value: isinstance(value, str),
     "attention": lambda value: isinstance(value, str),
@@ -106,6 +116,8 @@ def _check_fields(path: Path, about: dict[str, Any]) -> None:
     for name, check in _OPTIONAL.items():
         if about.get(name) is not None and not check(about[name]):
             raise FORMAT.damaged(where, f"{name} is {shown(about[name])}")
+    if (about.get("outputs") == "tokens") != (about.get("tokens") is not None):
+        raise FORMAT.damaged(where, "outputs are tokens without tokens, or the other way round")
     names = about.get("class_names")
     if names is not None and len(names) != about["classes"]:
         raise FORMAT.damaged(where, f"it has {len(names)} class_names for {about['classes']} classes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .session import Prediction, open_export
 def predict(
     folder: str | Path, images: Sequence[str | Path] | str | Path, *, top: int | None = None, threads: int | None = None
 ) -> list[Prediction]:
-    """The `top` classes of every picture with their probabilities; a picture that cannot be read has a `problem`.
+    """The `top` classes of every picture with their probabilities, or its embedding; a picture that cannot be read has a `problem`.
 
     Raises VitfrostError as `open_export` and `Session.predict` do.
     """
@@ -27,15 +28,23 @@ def text_of(predictions: Sequence[Prediction], as_json: bool) -> str:
             {"file": found.file, "classes": list(found.classes), "probabilities": [round(share, 6) for share in found.probabilities]}
             | ({} if found.names is None else {"names": list(found.names)})
             | ({} if found.problem is None else {"problem": found.problem})
+            | ({} if found.embedding is None else {"embedding": list(found.embedding)})
             for found in predictions
         ]
         return json.dumps(rows, indent=2)
     return "\n".join(
         f"{found.file}: "
+        + (embedding_text(found.embedding) if found.embedding is not None else "")
         + ", ".join(f"{label} {100 * share:.2f} %" for label, share in zip(labels_of(found), found.probabilities, strict=True))
         for found in predictions
         if found.problem is None
     )
+
+
+def embedding_text(embedding: Sequence[float]) -> str:
+    """ "an embedding of 384 numbers, length 12.31: 0.113 -1.022 0.348 ... (--json prints all)"."""
+    length, shown = math.hypot(*embedding), " ".join(f"{value:.3f}" for value in embedding[:3])
+    return f"an embedding of {len(embedding)} numbers, length {length:.4g}: {shown} ... (--json prints all)"
 
 
 def refuse_unread(predictions: Sequence[Prediction]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import VitfrostError
+from .memory import bound_onnxruntime, refuse_large_tensors
 from .quiet import forbid_telemetry
 
 INPUT, OUTPUT = "pixels", "logits"
@@ -90,7 +91,9 @@ class OnnxRuntime(Runtime):
         options.inter_op_num_threads = 1
         # Threads that spin while they wait take the cores that decode pictures.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it cannot do, it raises
+        if bound_onnxruntime(runtime):
+            options.add_session_config_entry("session.use_env_allocators", "1")
         self._session = runtime.InferenceSession(
             str(folder / "model.onnx"),
             options,
@@ -123,7 +126,9 @@ class OpenVino(Runtime):
         ov = import_runtime("openvino")
         core = ov.Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": self._called[hint], "PERFORMANCE_HINT": "LATENCY"}
-        self._compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", settings)
+        graph = core.read_model(folder / "model.xml")
+        refuse_large_tensors(graph)
+        self._compiled = core.compile_model(graph, "CPU", settings)
         self._request = self._compiled.create_infer_request()
         self.inputs, self.outputs = (tuple(map(_openvino_port, ports)) for ports in (self._compiled.inputs, self._compiled.outputs))
         self.label = f"openvino {ov.__version__.partition('-')[0]} cpu"

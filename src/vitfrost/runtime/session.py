@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import VitfrostError
 from ..images.decode import decode_file, to_rgb
 from ..images.geometry import Geometry
+from ..outputs import OutputKind
 from .folder import model_bytes, read_export
 from .runtimes import FORMATS, INPUT, OUTPUT, RUNTIMES, Port, Runtime, default_threads, first_line, installed_version, start
 
@@ -27,6 +28,7 @@ class Prediction:
     """What the model says of one file: class indices, most probable first, with probabilities, and names where the export has them.
 
     Of a file that cannot be read it says nothing, and `problem` is the reason. The probability of a model with one output is its sigmoid.
+    A model that gives an embedding has that, and no classes.
     """
 
     file: str
@@ -34,6 +36,7 @@ class Prediction:
     probabilities: tuple[float, ...]
     names: tuple[str, ...] | None = None
     problem: str | None = None
+    embedding: tuple[float, ...] | None = None
 
 
 class Session:
@@ -49,9 +52,8 @@ class Session:
 
     def _check_graph(self) -> None:
         """Raise VitfrostError for a graph that reads or gives anything else than export.json says."""
-        classes = self.about["classes"]
         wanted_in = Port(INPUT, "float32", (None, 3, *self.geometry.input_size))
-        wanted_out = Port(OUTPUT, "float32", (None, classes or None))
+        wanted_out = Port(OUTPUT, "float32", (None, *self._sides))
         for found, wanted in ((self._opened.inputs, wanted_in), (self._opened.outputs, wanted_out)):
             if found is not None and not (len(found) == 1 and _fits(found[0], wanted)):
                 shown = ", ".join(f"{port.name} {port.type} {_sides(port.shape)}" for port in found) or "nothing"
@@ -59,6 +61,17 @@ class Session:
                     f"the graph in {self.folder} is not the one that export.json tells of: it has {shown} for {wanted.name} {wanted.type} "
                     f"{_sides(wanted.shape)}; export again"
                 )
+
+    @property
+    def outputs(self) -> OutputKind:
+        """What the model gives: "classes", an "embedding" or "tokens"."""
+        found: OutputKind = self.about.get("outputs") or ("classes" if self.about["classes"] else "embedding")
+        return found
+
+    @property
+    def _sides(self) -> tuple[int | None, ...]:
+        """The shape of an image's outputs; None for a number of channels that export.json does not tell."""
+        return tuple(self.about["tokens"]["shape"]) if self.outputs == "tokens" else (self.about["classes"] or None,)
 
     @property
     def threads(self) -> int:
@@ -81,7 +94,7 @@ class Session:
         return "int8" if self._opened.precision == "fp32" else f"int8+{self._opened.precision}"
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32.
+        """Logits [B, classes] float32 of normalized pixels [B, 3, H, W] float32; or an embedding [B, C], or tokens [B, N, C].
 
         Raises VitfrostError for another shape or type, and where the runtime fails.
         """
@@ -93,7 +106,8 @@ class Session:
             logits = self._opened.run(pixels)
         except Exception as error:  # the runtimes raise types of their own
             raise VitfrostError(f"{self.folder} cannot be run: {first_line(error)}") from error
-        if logits.ndim != 2 or len(logits) != len(pixels) or logits.shape[1] != (self.about["classes"] or logits.shape[1]):
+        wanted_sides = (len(pixels), *(side or found for side, found in zip(self._sides, logits.shape[1:], strict=False)))
+        if logits.shape != wanted_sides or logits.ndim != 1 + len(self._sides):
             raise VitfrostError(
                 f"{self.folder} gave {list(logits.shape)} for {len(pixels)} pictures and {self.about['classes']} classes; export again"
             )
@@ -110,23 +124,34 @@ class Session:
     def predict(self, paths: Sequence[str | Path] | str | Path, top: int | None = None) -> list[Prediction]:
         """The `top` classes of every file, in the order given: five, or all where there are fewer, if not given.
 
-        A file that is no readable picture has a `problem` and no classes. Raises VitfrostError where none can be read, for a model without
-        classes, and for outputs that are not finite.
+        A file that is no readable picture has a `problem` and no classes. A model that gives an embedding says that instead, without a
+        `top`. Raises VitfrostError where none can be read, for a model that gives tokens, and for outputs that are not finite.
         """
         files = [paths] if isinstance(paths, str | Path) else list(paths)
         if not files:
             raise VitfrostError("no picture to predict; name at least one")
-        classes = self.about["classes"]
-        if not classes:
-            raise VitfrostError(f"{self.folder} gives features, no classes; run it on normalized pixels in Python (Session.run)")
-        top = min(TOP, classes) if top is None else top
-        if not 1 <= top <= classes:
-            raise VitfrostError(f"top is {top}; the model has {classes} classes, give 1 to {classes}")
+        top = self._top(top)
         found = [found for start in range(0, len(files), BATCH_SIZE) for found in self._predict(files[start : start + BATCH_SIZE], top)]
         if all(each.problem is not None for each in found):
             more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
             raise VitfrostError(f"cannot read {found[0].file}: {found[0].problem}{more}")
         return found
+
+    def _top(self, top: int | None) -> int:
+        """How many classes to name; 0 of an embedding."""
+        classes = self.about["classes"]
+        if self.outputs == "tokens":
+            raise VitfrostError(
+                f"{self.folder} gives tokens, which are too many to print; run it on normalized pixels in Python (Session.run)"
+            )
+        if self.outputs == "embedding":
+            if top is not None:
+                raise VitfrostError(f"{self.folder} gives an embedding, no classes; leave top out")
+            return 0
+        top = min(TOP, classes) if top is None else top
+        if not 1 <= top <= classes:
+            raise VitfrostError(f"top is {top}; the model has {classes} classes, give 1 to {classes}")
+        return top
 
     def _predict(self, files: list[str | Path], top: int) -> Iterator[Prediction]:
         decoded = [decode_file(Path(file), self.geometry) for file in files]
@@ -140,6 +165,9 @@ class Session:
             row = next(logits)
             if not np.isfinite(row).all():
                 raise VitfrostError(f"the outputs of {self.folder} are not finite for {file}; export again")
+            if self.outputs == "embedding":
+                yield Prediction(str(file), (), (), embedding=tuple(map(float, row)))
+                continue
             if len(row) == 1:
                 yield Prediction(
                     str(file), (0,), (1 / (1 + math.exp(-max(float(row[0]), -700.0))),), None if known is None else tuple(known)

@@ -20,6 +20,7 @@ from ..images.batches import BatchLoader, images_hash, name_skipped
 from ..images.given import ImagesLike, find_given
 from ..images.preprocess import Preprocess
 from ..model import Model, ModelLike, as_model
+from ..outputs import OutputKind
 from ..plans.schema import structure_of
 from ..progress import track
 from ..vit.families import find_sites, install_map_attention
@@ -29,7 +30,7 @@ from .head_collector import HeadCollector, bytes_needed, images_at_a_time
 from .heads import HeadStatistics
 from .histogram import MAX_IMAGES
 from .record import ENTRIES_VERSION, FORMAT_VERSION, Statistics, StatisticsHeader
-from .sensitivity import drawn_log_likelihood
+from .sensitivity import drawn_score
 from .similarity import SimilaritySums, kept_bytes
 from .site import SiteStatistics
 
@@ -74,7 +75,7 @@ def calibrate(
     elif distributed.world() > 1:
         raise VitfrostError("calibrate in several processes needs a file to write; add out (--out FILE)")
     loaded = as_model(model)
-    if config.sensitivity and loaded.classes < 2:
+    if config.sensitivity and loaded.outputs == "classes" and loaded.classes < 2:
         raise VitfrostError(f"sensitivity is that of a prediction, but {loaded.name} has {loaded.classes} classes; it needs at least 2")
     feed_forward = [site.signature() | {"block": site.block} for site in find_sites(loaded.blank()).feed_forward]
     watched = _copied(loaded.module, config) if isinstance(model, Model) else loaded.module  # a caller's own stays as it is
@@ -93,7 +94,8 @@ def calibrate(
     with distributed.shared_errors():
         compared = SimilaritySums(sites) if config.similarity else None
         watch = _watcher(watched, config, compared, by_head)
-        collected = _collect(watched, watch, groups, loader, config.seed if config.sensitivity else None, progress)
+        drawn_by = (loaded.outputs, config.seed) if config.sensitivity else None
+        collected = _collect(watched, watch, groups, loader, drawn_by, progress)
     name_skipped(image_set, loader.skipped, len(loader.digests))
     quantization = getattr(loaded, "quantization", None)
     header = StatisticsHeader(
@@ -171,14 +173,14 @@ def _collect(
     watch: Watcher,
     groups: list[list[AttentionSite]],
     loader: BatchLoader,
-    draw_seed: int | None,
+    drawn_by: tuple[OutputKind, int] | None,
     progress: bool,
 ) -> Any:
-    """Let the images pass once per group of sites, and gradients back where there is a seed to draw the classes by.
+    """Let the images pass once per group of sites, and gradients back where there is a kind of outputs, with a seed to draw by.
 
     Heads of all sites are compared in the first pass.
     """
-    sensitivity = draw_seed is not None
+    sensitivity = drawn_by is not None
     if sensitivity:
         model.requires_grad_(False)  # gradients are only wanted from the outputs back to the first map
     collected: dict[str, SiteStatistics | HeadStatistics] = {}
@@ -189,10 +191,11 @@ def _collect(
         with watch(sites, number) as collector, torch.inference_mode(not sensitivity):
             for batch in track(loader, loader.expected, text, progress and distributed.rank() == 0):
                 pixels = batch.pixels.to(device)
-                if draw_seed is None:
+                if drawn_by is None:
                     model(pixels)
                 else:
-                    drawn_log_likelihood(model(pixels), batch.positions, draw_seed).backward()
+                    kind, seed = drawn_by
+                    drawn_score(kind, model(pixels), batch.positions, seed).backward()
         if digests is not None and digests != loader.digests:
             raise VitfrostError(
                 f"the images of {loader.image_set.root} changed, or came in another order, when they were read again; calibrate again, "

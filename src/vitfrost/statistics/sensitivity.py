@@ -1,8 +1,9 @@
 """How much a model's outputs depend on every attention weight: gradient and value sums beside the counters.
 
 With g = d log p(y) / d A, where the class y is drawn from the model's own prediction p, E[g^2] is the diagonal of the Fisher
-information; no labels are needed. The sums are float64, so sums of parts agree with those of the whole to rounding
-(1e-12 relative), not to the bit as counters do.
+information; no labels are needed. Of features, which predict nothing, g is the gradient of a random projection whose square is on average
+the curvature of their relative error (see methods.output_distance). The sums are float64, so sums of parts agree with those of the whole
+to rounding (1e-12 relative), not to the bit as counters do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import VitfrostError
+from ..methods.output_distance import curvature_factor
+from ..outputs import OutputKind
 from .histogram import jit
 
 SENSITIVITY_ARRAYS = ("gradient_zeroth", "gradient_first", "gradient_second", "value_zeroth", "value_first", "value_second")
@@ -163,3 +166,19 @@ def drawn_log_likelihood(logits: Float[Tensor, "images classes"], positions: Seq
     draws = torch.tensor([[np.random.default_rng((seed, position)).random()] for position in positions], dtype=torch.float64)
     above = torch.searchsorted(levels, draws.to(levels.device) * levels[:, -1:], right=True)
     return -F.cross_entropy(precise, above[:, 0].clamp_(max=logits.shape[1] - 1), reduction="sum")
+
+
+def drawn_score(kind: OutputKind, outputs: Float[Tensor, images * outputs], positions: Sequence[int], seed: int) -> Float[Tensor, ""]:
+    """What sensitivity is the squared gradient of: `drawn_log_likelihood` of classes, and of features their random projection.
+
+    The draw depends on `seed` and the image's position alone. Raises VitfrostError for outputs that are not finite.
+    """
+    if kind == "classes":
+        return drawn_log_likelihood(outputs, positions, seed)
+    precise = outputs.double()
+    if not bool(torch.isfinite(precise).all()):
+        raise VitfrostError("cannot calibrate: the model's outputs are not all finite")
+    size = outputs[0].numel()
+    drawn = np.stack([np.random.default_rng((seed, position)).integers(0, 2, size) for position in positions])
+    signs = torch.from_numpy(drawn * 2.0 - 1.0).view(precise.shape).to(precise.device)
+    return (curvature_factor(kind, precise.detach(), signs) * precise).sum()

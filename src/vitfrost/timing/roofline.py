@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -149,11 +150,16 @@ def _torch(precision: str, threads: int, device: str) -> Callable[[], object] | 
 
 
 def _native(precision: str, threads: int, device: str) -> Callable[[], object] | None:
-    if precision != "int8" or threads != 1:  # the engine's own products run on one thread
+    if precision != "int8":
         return None
     engine = import_runtime("vitfrost_native")
-    # Smaller ones, and more of them: the operands are packed once for all.
-    return lambda: engine.multiply(SIDE // 4, PRODUCTS * 4**3)
+    # Smaller ones, and more, since the operands are packed once for all. A product runs on one thread, so each thread has a share.
+    products = PRODUCTS * 4**3
+    shares = [products // threads + (number < products % threads) for number in range(threads)]
+    if threads == 1:
+        return lambda: engine.multiply(SIDE // 4, products)
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda share: engine.multiply(SIDE // 4, share), shares))
 
 
 _OPEN = {"openvino": _openvino, "onnxruntime": _onnxruntime, "torch": _torch, "native": _native}

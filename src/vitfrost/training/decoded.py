@@ -22,7 +22,7 @@ from ..errors import VitfrostError
 from ..files import atomic_file, read_json, sha256_of_file, write_json
 from ..images.batches import decode_in_order
 from ..images.classes import ClassSpace
-from ..images.decode import Decoded
+from ..images.decode import Decoded, UnusableFile, read_regular
 from ..images.labels import LABELS_FILE
 from ..images.preprocess import Preprocess
 from ..images.source import ImageSet, open_images
@@ -221,7 +221,9 @@ def _of_folder(path: Path, split: Split, labels: Labels, limit: int | None, seed
 
 def _content(path: Path) -> str:
     try:
-        return sha256_of_file(path) if path.is_file() else "no regular file"
+        return hashlib.sha256(read_regular(path)).hexdigest()
+    except UnusableFile as error:
+        return str(error)
     except OSError:
         return "unreadable"
 

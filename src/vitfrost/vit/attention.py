@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import VitfrostError
 from .by_head import HeadObserver, attend_by_head
 from .sites import AttentionSite
 
@@ -267,8 +268,13 @@ class MapAttention(nn.Module):
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
+        if v.shape[2] != self.site.keys and (self.apart or self.frozen is not None):
+            raise VitfrostError(
+                f"{self.site.name} has frozen maps of {self.site.keys} tokens, and this image has {v.shape[2]}; resize the artifact "
+                "(vitfrost resize) for images of another size"
+            )
         if q is not None and self.scale_queries_first:
-            q = q * self.scale
+            q = self.scaled(q)
         if q is not None and self.query_quantizer is not None:
             q = self.query_quantizer(q)
         if k is not None and self.key_quantizer is not None:
@@ -276,11 +282,15 @@ class MapAttention(nn.Module):
         if self.value_quantizer is not None:
             v = self.value_quantizer(v)
         if q is not None and not self.scale_queries_first:
-            q = q * self.scale
+            q = self.scaled(q)
         attended = self.attend(q, k, v, bias)
         if torch.compiler.is_exporting():  # a fused operator that is taken apart later leaves heads in another order of memory
             attended = attended.clone(memory_format=torch.contiguous_format)
         return attended.transpose(1, 2).flatten(2)
+
+    def scaled(self, q: Float[Tensor, "rows heads queries width"]) -> Float[Tensor, "rows heads queries width"]:
+        """Queries in the units of logits."""
+        return q * self.scale
 
     def heads_of(self, x: Float[Tensor, "rows tokens channels"]) -> Float[Tensor, "rows heads tokens width"]:
         """Channels cut into heads."""
@@ -334,13 +344,7 @@ class FusedAttention(MapAttention):
 
     def logit_bias(self, rows: int, mask: Tensor | None) -> Tensor | None:
         """Relative bias plus shift mask [W, N, M], broadcastable to [rows, H, N, M]; None where there is neither."""
-        bias = self.relative_bias()
-        if mask is None:
-            return bias
-        windows = mask.shape[0]
-        mask = mask.view(1, windows, 1, *mask.shape[1:]).expand(rows // windows, -1, -1, -1, -1)
-        mask = mask.reshape(rows, 1, *mask.shape[3:])
-        return mask if bias is None else bias + mask
+        return masked_bias(self.relative_bias(), mask, rows)
 
     def project(self, x: Float[Tensor, "rows queries channels"]) -> Projections:
         """Queries and keys [rows, g, N, D] (None where g is 0), values [rows, H, N, D]."""
@@ -367,6 +371,16 @@ class FusedAttention(MapAttention):
             raise ValueError("vitfrost's attention has no caller-given mask; it sees the whole image")
         x = self.mixed(*self.project(x), self.logit_bias(x.shape[0], mask) if self.logit_heads else None)
         return self.proj_drop(self.proj(self.norm(x)))
+
+
+def masked_bias(bias: Tensor | None, mask: Tensor | None, rows: int) -> Tensor | None:
+    """A bias of logits [1, H, N, M] and a mask of windows [W, N, M] for `rows` windows, broadcastable to [rows, H, N, M]."""
+    if mask is None:
+        return bias
+    windows = mask.shape[0]
+    mask = mask.view(1, windows, 1, *mask.shape[1:]).expand(rows // windows, -1, -1, -1, -1)
+    mask = mask.reshape(rows, 1, *mask.shape[3:])
+    return mask if bias is None else bias + mask
 
 
 def head_channels(heads: Sequence[int], width: int, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ log = logging.getLogger("vitfrost")
 AVERAGED, TRAINED = ("state_dict_ema", "model_ema", "ema"), ("state_dict", "model")  # in the order in which timm looks for them
 PREFIXES = ("module.", "_orig_mod.", "model.")
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AVERAGING = "n_averaged"  # a counter that torch's AveragedModel keeps beside the weights
 
 
@@ -39,7 +40,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     content = _read(path)
     taken, state = _find_state(content) if key is None else _under(content, key, path)
     if state is None:
-        raise VitfrostError(f"{path} holds no state dict of tensors{'' if key is None else f' under {key}'}")
+        keys = (
+            f"; its keys are {_shown(content)}, and {path}#KEY takes the weights under one" if key is None and _has_states(content) else ""
+        )
+        raise VitfrostError(f"{path} holds no state dict of tensors{f' under {key}' if key is not None else ''}{keys}")
     _refuse_odd(state, path)
     named, prefix = _without_prefixes(state)
     if taken or prefix:
@@ -48,8 +52,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
             "%s: %s taken%s%s", path, f"weights '{taken}'" if taken else "weights", f", without the prefix '{prefix}'" if prefix else "",
             f"; not used: {', '.join(others[:8])}" if others else "",
         )  # fmt: skip
-    check_finite(named, f"the weights {path}")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    check_finite(single, f"the weights {path}")  # also what 64 bits could hold, and 32 cannot
+    return single
 
 
 def _in_folder(folder: Path) -> Path:
@@ -105,6 +110,8 @@ def _refuse_odd(state: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex() or tensor.is_nested:
             raise VitfrostError(f"{path}: {name} is no dense tensor of real numbers; save the weights as such")
+        if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+            raise VitfrostError(f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}; save the weights with 16 or 32 bits")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise VitfrostError(f"{path}: {name} has {list(tensor.shape)} values, more than were saved; save it with .contiguous()")
 
@@ -131,10 +138,18 @@ def _find_state(content: Any) -> tuple[str, dict[str, torch.Tensor] | None]:
 
 def _under(content: Any, key: str, path: Path) -> tuple[str, dict[str, torch.Tensor] | None]:
     if not isinstance(content, dict) or key not in content:
-        keys = ", ".join(str(known)[:60] for known in list(content)[:8]) if isinstance(content, dict) else "none"
-        raise VitfrostError(f"{path} has no weights under {key}; its keys are {keys}")
+        raise VitfrostError(f"{path} has no weights under {key}; its keys are {_shown(content)}")
     inner, state = _find_state(content[key])
     return f"{key}.{inner}" if inner else key, state
+
+
+def _shown(content: Any) -> str:
+    """The keys of a checkpoint."""
+    return ", ".join(str(known)[:60] for known in list(content)[:8]) if isinstance(content, dict) else "none"
+
+
+def _has_states(content: Any) -> bool:
+    return isinstance(content, dict) and any(_find_state(value)[1] is not None for value in content.values())
 
 
 def _is_state(content: Any) -> bool:

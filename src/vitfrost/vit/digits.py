@@ -32,7 +32,8 @@ def vitfrost_digits(pretrained: bool = False, **options: Any) -> nn.Module:
     if pretrained:
         from safetensors.torch import load_file
 
+        from .outputs import without_head
         from .resize import fit_state
 
-        model.load_state_dict(fit_state(model, load_file(WEIGHTS)))
+        model.load_state_dict(without_head(model, fit_state(model, load_file(WEIGHTS)), "vitfrost_digits"))
     return model

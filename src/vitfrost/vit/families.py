@@ -12,25 +12,21 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from . import nextvit, plain, pvt_sites, swin
+from . import eva, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2
 from .attention import MapAttention
 from .forward import ForwardPass
-from .kinds import named
+from .kinds import is_kind, named
 from .sites import ModelSites
 
-_FAMILIES = (plain, swin, pvt_sites, nextvit)
+_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, maxvit)
 _NAMES = [name for family in _FAMILIES for name in family.NAMES]
 _SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
-    "Eva": "rotary position embedding (rope)",
     "Xcit": "cross-covariance (channel) attention",
     "Cait": "talking-heads attention",
     "NaFlexVit": "NaFlex inputs (dictionaries of patches)",
-    "SwinTransformerV2": "scaled cosine attention with a continuous position bias (Swin V2)",
-    "Beit": "relative position bias over global attention (BEiT)",
-    "VisionTransformerRelPos": "relative position bias over global attention",
     "VisionTransformerSAM": "decomposed relative positions (SAM)",
 }
 
@@ -68,6 +64,14 @@ def forward_pass(model: nn.Module) -> ForwardPass:
     return described
 
 
+def built_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the images that the patch embedding was built for; None for a model that takes any, or does not say it."""
+    if is_kind(model, *qwen.KINDS):
+        return None
+    holder = model if is_kind(model, *maxvit.KINDS) else getattr(model, "patch_embed", None)
+    return getattr(holder, "img_size", None)
+
+
 def has_class_token(model: nn.Module) -> bool:
     """Whether the first of the tokens before the patches is a class token."""
     return getattr(model, "cls_token", None) is not None
@@ -95,3 +99,12 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
         modules[site.name] = family.map_attention(model.get_submodule(site.name), site)
         model.set_submodule(site.name, modules[site.name])
     return modules
+
+
+def show_layers(model: nn.Module) -> None:
+    """Make every linear layer of `model` a call that hooks see, in place.
+
+    timm multiplies with the weights itself where biases stand apart from them (BEiT, EVA, Swin version 2).
+    """
+    if any(getattr(module, "q_bias", None) is not None for module in model.modules()):
+        install_map_attention(model)

@@ -39,3 +39,8 @@ class ForwardPass:
     head: Step
     after_attention: str = "norm2"
     channels_first: bool = False
+
+    @property
+    def norms_behind(self) -> bool:
+        """Whether norms stand behind the layers, so that no layer's outputs reach the stream as they are."""
+        return self.after_attention == "mlp"

@@ -49,7 +49,9 @@ def is_lean(model: nn.Module) -> bool:
 
 
 def tokens_read(vit: Any) -> int | None:
-    """How many of the first tokens the classifier reads; None where it reads them all."""
+    """How many of the first tokens the classifier reads; None where it reads them all, or norms stand behind layers."""
+    if not all(isinstance(block, plain.Block) for block in vit.blocks):
+        return None
     if isinstance(vit, plain.VisionTransformerDistilled):
         return 2
     return 1 if vit.global_pool == "token" and vit.attn_pool is None else None

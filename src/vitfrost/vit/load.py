@@ -89,9 +89,18 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: str | Pat
         problems.append(
             f"other shapes at {_names(shapes)} ({first}: {list(state[first].shape)} in the file, {list(own[first].shape)} in the model)"
         )
+    whole = {key for key in own.keys() & state.keys() if own[key].is_floating_point() and not state[key].is_floating_point()}
+    if whole:  # codes, whose scales are elsewhere
+        problems.append(f"whole numbers ({state[min(whole)].dtype}) for weights at {_names(whole)}")
     if problems:
         raise VitfrostError(f"the weights {path} do not fit the model: {'; '.join(problems)}")
     model.load_state_dict(state)
+
+
+def trained_size(name: str) -> tuple[int, int] | None:
+    """Height and width that timm's pretrained weights of a model are of; None where timm does not say it."""
+    config = timm.get_pretrained_cfg(name)
+    return None if config is None else tuple(config.input_size[1:])
 
 
 def _size_options(name: str, image_size: int | tuple[int, int]) -> dict[str, Any]:
@@ -122,6 +131,16 @@ def refuse_cut_pixels(module: nn.Module, size: tuple[int, int]) -> None:
         raise VitfrostError(f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}; give {shown}")
 
 
+def refuse_channels(module: nn.Module) -> None:
+    """Raise VitfrostError for a model that reads other images than RGB."""
+    first = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is not None and first.in_channels != 3:
+        raise VitfrostError(
+            f"this {type(module).__name__} reads images of {first.in_channels} channel{'s' * (first.in_channels != 1)}, and pictures are "
+            "read as RGB; give a model of three (timm makes one of other weights with in_chans=3)"
+        )
+
+
 def refuse_larger(name: str, image_size: int | tuple[int, int] | None, options: dict[str, Any], most: int, why: str) -> None:
     """Raise VitfrostError for a model of more than `most` numbers, before their memory is taken. `why`: what the bound is."""
     with torch.device("meta"):
@@ -147,12 +166,14 @@ def create_model(
 
     Weights that no file brings are drawn from `seed`; torch's generator stays as it is. A model that takes images of any size is not
     built for `image_size`, which then stands in its configuration only. Beside timm's own options plain ViTs take `attn_head_dim`, the
-    width of a head where it is not the model's width over the number of heads.
+    width of a head where it is not the model's width over the number of heads, and every model `norm_eps`, what LayerNorms add to the
+    variance.
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
 
-    check_options({name: value for name, value in options.items() if name != "attn_head_dim"})  # which says more of its values itself
+    eps = options.pop("norm_eps", None)
+    check_options({"norm_eps": eps} | {name: value for name, value in options.items() if name != "attn_head_dim"})
     if len(name) > LONGEST_NAME or not timm.is_model(name):
         import difflib
 
@@ -170,7 +191,11 @@ def create_model(
         if image_size is not None:
             options |= _size_options(name, image_size)
         with own_seed(seed):
-            return timm.create_model(name, pretrained=pretrained, **options)
+            made = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors raise anything where options do not go together
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
+    for module in made.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return made

@@ -46,10 +46,15 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias", "class_token", "no_embed_class", "pre_norm",
             "final_norm", "fc_norm", "pool_include_prefix", "dynamic_img_size", "dynamic_img_pad", "fix_init", "always_partition",
-            "strict_img_size", "linear",
+            "strict_img_size", "linear", "qkv_fused", "swiglu_mlp", "scale_mlp", "scale_attn_inner", "use_abs_pos_emb",
+            "use_rot_pos_emb", "rope_rotate_half", "use_post_norm", "use_pre_transformer_norm", "use_post_transformer_norm",
+            "use_fc_norm", "use_rel_pos_bias", "use_shared_rel_pos_bias", "shared_rel_pos",
         ),
     ),
-    "a whole number from 0 on": (_is_count, ("num_classes", "in_chans", "embed_dim", "reg_tokens", "head_dim")),
+    "a whole number from 0 on": (
+        _is_count,
+        ("num_classes", "in_chans", "embed_dim", "reg_tokens", "num_reg_tokens", "head_dim", "num_kv_heads", "swiglu_align_to"),
+    ),
     f"a whole number from 0 to {DEEPEST}": (_is_depth, ("depth",)),
     f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths",)),
     "whole numbers from 0 on": (
@@ -63,7 +68,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         _is_number,
         (
             "init_values", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
-            "mix_block_ratio",
+            "mix_block_ratio", "norm_eps",
         ),
     ),
     "numbers from 0 on": (_one_or_several(_is_number), ("mlp_ratio", "mlp_ratios")),

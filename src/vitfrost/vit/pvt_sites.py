@@ -11,10 +11,10 @@ from ..errors import UnsupportedModel
 from . import pvt
 from .attention import MapAttention
 from .compat import import_timm
+from .feed_forward import check_feed_forward, feed_forward
 from .forward import BlockCall, ForwardPass, Step
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .kinds import has_affine_norm, is_kind, named
-from .plain import check_feed_forward
 from .reduced_attention import PyramidAttention
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
@@ -66,11 +66,12 @@ def _attention(block: Any, name: str, index: int, grid: Grid, prefix: int) -> tu
 
 
 def _feed_forward(block: Any, name: str, index: int, tokens: int) -> tuple[FeedForwardSite, list[LinearSite]]:
+    norm = f"{name}.norm2" if has_affine_norm(block.norm2) else None
+    if not hasattr(block.mlp, "dwconv"):
+        return feed_forward(block.mlp, f"{name}.mlp", index, tokens, norm)
     site = FeedForwardSite(f"{name}.mlp", index, block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
-    linears = [LinearSite(f"{site.name}.fc1", "fc1", tokens, f"{name}.norm2" if has_affine_norm(block.norm2) else None)]
-    if hasattr(block.mlp, "dwconv"):
-        linears.append(LinearSite(f"{site.name}.dwconv", "convolution", tokens))
-    return site, [*linears, LinearSite(f"{site.name}.fc2", "fc2", tokens)]
+    layers = (LinearSite(f"{site.name}.fc1", "fc1", tokens, norm), LinearSite(f"{site.name}.dwconv", "convolution", tokens))
+    return site, [*layers, LinearSite(f"{site.name}.fc2", "fc2", tokens)]
 
 
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:

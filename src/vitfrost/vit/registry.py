@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import VitfrostError
+from .classifier import classifier_of
 from .compat import import_timm
 from .load import create_model
 
@@ -29,19 +30,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def _classifier(module: Any) -> tuple[str, nn.Linear] | None:
-    """Name and layer of the classifier; of a distilled model's two the first."""
-    getter = getattr(module, "get_classifier", None)
-    found = getter() if callable(getter) else getattr(module, "head", None)
-    found = found[0] if isinstance(found, tuple | list) else found
-    if not isinstance(found, nn.Linear):
-        return None
-    return next((name for name, each in module.named_modules() if each is found), ""), found
-
-
 def classes_of(module: Any, state: Mapping[str, torch.Tensor] | None = None) -> int:
     """How many outputs the head has; with `state`, how many that state dict has for it."""
-    head = _classifier(module)
+    head = classifier_of(module)
     if head is None:
         return int(getattr(module, "num_classes", 0))
     weight = None if state is None else state.get(f"{head[0]}.weight")

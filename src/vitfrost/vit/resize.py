@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain, swin
+from . import eva, plain, relative, swin
+from .classifier import classifier_of
 from .compat import import_timm
 from .position_grid import grid_of_positions
 
@@ -20,36 +21,50 @@ log = logging.getLogger("vitfrost")
 
 
 def fit_state(model: Any, state: dict[str, torch.Tensor], grid: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
-    """Interpolate position embeddings (ViT) and relative bias tables (Swin) to the model's own sizes.
+    """Interpolate position embeddings and relative bias tables (Swin, BEiT) to the model's own sizes.
 
-    `grid`: patches (height, width) of the embeddings that are given, where that is known; else they tell it (`grid_of_positions`).
-    What is done is logged. Nothing else is touched: every other misfit is for the strict loading that follows to name.
+    `grid`: patches (height, width) of the embeddings that are given, where that is known; else they tell it (`grid_of_positions`). A head
+    without bias, as CLIP's projection is, gets one of zeros. What is done is logged. Nothing else is touched: every other misfit is for
+    the strict loading that follows to name.
     """
     state = dict(state)
-    if plain.matches(model):
-        own, given = model.pos_embed, state.get("pos_embed")
+    if plain.matches(model) or eva.matches(model) or relative.matches(model):
+        own, given = getattr(model, "pos_embed", None), state.get("pos_embed")
         if own is not None and given is not None and given.ndim == 3 and len(given) == 1 and given.shape[2] == own.shape[2]:
             state["pos_embed"] = _fit_positions(model, given, grid)
-    elif swin.matches(model):
-        resized: list[str] = []
-        for name, module in model.named_modules():
-            key = f"{name}.relative_position_bias_table"
-            if isinstance(module, swin.WindowAttention) and key in state and state[key].shape != module.relative_position_bias_table.shape:
-                resized.append(name)
-                state[key] = resize_rel_pos_bias_table(
-                    state[key], new_window_size=module.window_size, new_bias_shape=module.relative_position_bias_table.shape
-                )
-        if resized:
-            log.info("relative position biases of %d layers are resized to other windows, the first of %s", len(resized), resized[0])
+    if swin.matches(model) or relative.matches(model):
+        _fit_tables(model, state)
+    if swin.matches(model):
         # Older files carry buffers that timm computes itself today.
         for key in [key for key in state if key.endswith(("relative_position_index", "attn_mask"))]:
             del state[key]
+    _add_bias(model, state)
     return state
+
+
+def _fit_tables(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Tables of relative positions, whose windows may be of another size."""
+    resized: list[str] = []
+    for name, module in model.named_modules():
+        key, own = f"{name}.relative_position_bias_table", getattr(module, "relative_position_bias_table", None)
+        if own is not None and key in state and state[key].shape != own.shape:
+            resized.append(name)
+            state[key] = resize_rel_pos_bias_table(state[key], new_window_size=module.window_size, new_bias_shape=own.shape)
+    if resized:
+        log.warning("relative position biases of %d layers are resized to other windows, the first of %s", len(resized), resized[0])
+
+
+def _add_bias(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """A bias of zeros for a classifier whose file has its weight alone."""
+    found = classifier_of(model)
+    if found is not None and found[1].bias is not None and f"{found[0]}.weight" in state and f"{found[0]}.bias" not in state:
+        state[f"{found[0]}.bias"] = torch.zeros(len(state[f"{found[0]}.weight"]))
+        log.info("%s has no bias in the weights; it is zero", found[0])
 
 
 def _fit_positions(model: Any, given: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """Position embeddings [1, tokens, channels] for the model's grid; as they are where their own grid is not known."""
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
     target: tuple[int, int] = tuple(model.patch_embed.grid_size)
     patches = given.shape[1] - prefix
     same = patches == target[0] * target[1]
@@ -59,5 +74,5 @@ def _fit_positions(model: Any, given: Tensor, grid: tuple[int, int] | None) -> T
         grid = grid_of_positions(given[0, prefix:], target if same else None)
     if grid is None or grid == target or grid[0] * grid[1] != patches:
         return given
-    log.info("position embeddings of %d x %d patches are resized to %d x %d", *grid, *target)
+    log.warning("position embeddings of %d x %d patches are resized to %d x %d", *grid, *target)
     return resample_abs_pos_embed(given, target, old_size=grid, num_prefix_tokens=prefix)  # type: ignore[no-any-return]

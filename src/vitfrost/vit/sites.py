@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 LinearRole = Literal["stem", "qkv", "query", "key", "value", "key_value", "proj", "fc1", "fc2",
@@ -77,7 +78,8 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class FeedForwardSite:
-    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width], linear or convolutions of 1 x 1.
+    """One feed-forward block: fc1 [width -> hidden], activation, fc2 [hidden -> width], linear or convolutions of 1 x 1. In a gated block
+    the first part makes gate and input, `hidden` wide each.
 
     `index` counts these blocks. `block` tells whether attention or a convolution comes before it in its block.
     """
@@ -96,13 +98,21 @@ class FeedForwardSite:
 
 @dataclass(frozen=True)
 class ModelSites:
-    """All sites of a model in the order in which data passes them."""
+    """All sites of a model in the order in which data passes them.
+
+    `kept`: layers of other parts, which nothing changes; they count in the costs.
+    """
 
     family: str
     image_size: tuple[int, int]
     attention: tuple[AttentionSite, ...]
     feed_forward: tuple[FeedForwardSite, ...]
     linears: tuple[LinearSite, ...] = field(default=())
+    kept: tuple[LinearSite, ...] = field(default=())
+
+    def keeping(self, layers: Iterable[LinearSite]) -> ModelSites:
+        """The same with more layers that nothing changes."""
+        return replace(self, kept=(*self.kept, *layers))
 
     def signature(self) -> list[dict[str, Any]]:
         """The part of the sites that statistics and plans are bound to."""

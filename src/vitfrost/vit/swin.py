@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Bool
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from .attention import FusedAttention, MapAttention
 from .compat import import_timm
+from .feed_forward import feed_forward
 from .forward import BlockCall, ForwardPass
 from .kinds import has_affine_norm, is_kind, named
-from .plain import check_feed_forward
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 
 import_timm()
@@ -24,6 +25,7 @@ from timm.models.swin_transformer import (  # noqa: E402  (timm must be imported
     WindowAttention,
 )
 
+Check = Callable[[Any, str], None]
 KINDS = (SwinTransformer,)
 NAMES = ("swin_*",)
 
@@ -45,7 +47,6 @@ def _check_block(block: Any, name: str) -> None:
             raise UnsupportedModel(f"{path} is a {named(module, kind)}; only Swin version 1 blocks are supported")
     if block.dynamic_mask:
         raise UnsupportedModel(f"{name} computes its shift mask per input size; give the model a fixed image size")
-    check_feed_forward(block.mlp, f"{name}.mlp")
 
 
 def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
@@ -55,6 +56,11 @@ def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
 
 def forward_pass(model: Any) -> ForwardPass:
     """How a Swin Transformer runs block by block; patches are merged before the first block of a stage."""
+    return stage_pass(model, "norm2")
+
+
+def stage_pass(model: Any, after_attention: str) -> ForwardPass:
+    """How stages of windowed blocks run."""
     return ForwardPass(
         image_size=tuple(model.patch_embed.img_size),
         stem=lambda pixels: model.layers[0].downsample(model.patch_embed(pixels)),
@@ -64,6 +70,7 @@ def forward_pass(model: Any) -> ForwardPass:
             for place in range(len(stage.blocks))
         ),
         head=lambda stream: model.forward_head(model.norm(stream)),
+        after_attention=after_attention,
     )
 
 
@@ -72,43 +79,53 @@ def find_sites(model: Any) -> ModelSites:
 
     Raises UnsupportedModel naming the first part that is not supported.
     """
-    image_size = tuple(model.patch_embed.img_size)
+    return stage_sites(model, "swin", _check_block, PatchMerging)
+
+
+def stage_sites(model: Any, family: str, check_block: Check, merging: type[nn.Module] | None) -> ModelSites:
+    """Sites of stages of windowed blocks. `check_block` raises UnsupportedModel for a block of another kind. `merging`: layers that merge
+    patches behind a LayerNorm; None where, as in version 2, all norms stand behind their layers.
+    """
     stem = tuple(model.patch_embed.grid_size)
     attention: list[AttentionSite] = []
-    feed_forward: list[FeedForwardSite] = []
+    blocks: list[FeedForwardSite] = []
     linears = [LinearSite("patch_embed.proj", "stem", stem[0] * stem[1])]
     for stage_index, stage in enumerate(model.layers):
-        if isinstance(stage.downsample, PatchMerging):
+        downsample: Any = stage.downsample
+        if not isinstance(downsample, nn.Identity):
             name = f"layers.{stage_index}.downsample"
             height, width = stage.output_resolution
-            norm = f"{name}.norm" if has_affine_norm(stage.downsample.norm) else None
-            linears.append(LinearSite(f"{name}.reduction", "reduction", height * width, norm))
+            before = merging is not None and is_kind(downsample, merging) and has_affine_norm(downsample.norm)
+            linears.append(LinearSite(f"{name}.reduction", "reduction", height * width, f"{name}.norm" if before else None))
         for block_index, block in enumerate(stage.blocks):
             name = f"layers.{stage_index}.blocks.{block_index}"
-            _check_block(block, name)
-            height, width = block.input_resolution
-            windows_high = math.ceil(height / block.window_size[0])
-            windows_wide = math.ceil(width / block.window_size[1])
-            padded = (windows_high * block.window_size[0], windows_wide * block.window_size[1]) != (height, width)
-            windows, area, tokens = windows_high * windows_wide, block.attn.window_area, height * width
-            head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
-            attention.append(
-                AttentionSite(
-                    f"{name}.attn", len(attention), block.attn.num_heads, head_dim, block.attn.qkv.in_features,
-                    area, area, 0, tuple(block.window_size), windows, tuple(block.shift_size), block.attn_mask is not None,
-                )
-            )  # fmt: skip
-            feed_forward.append(
-                FeedForwardSite(f"{name}.mlp", len(feed_forward), block.mlp.fc1.in_features, block.mlp.fc1.out_features, tokens)
-            )
+            check_block(block, name)
+            site, padded = _window_site(block, f"{name}.attn", len(attention))
+            attention.append(site)
+            tokens, rows = block.input_resolution[0] * block.input_resolution[1], site.windows * site.queries
+            norms: list[Any] = [getattr(block, each) for each in ("norm1", "norm2")]
+            norm1, norm2 = (f"{name}.norm{n}" if merging and has_affine_norm(norm) else None for n, norm in enumerate(norms, 1))
             # Zero padding happens between norm1 and qkv, so scales moved across it would change the padded tokens.
-            norm1 = f"{name}.norm1" if has_affine_norm(block.norm1) and not padded else None
             linears += [
-                LinearSite(f"{name}.attn.qkv", "qkv", windows * area, norm1),
-                LinearSite(f"{name}.attn.proj", "proj", windows * area),
-                LinearSite(f"{name}.mlp.fc1", "fc1", tokens, f"{name}.norm2" if has_affine_norm(block.norm2) else None),
-                LinearSite(f"{name}.mlp.fc2", "fc2", tokens),
+                LinearSite(f"{name}.attn.qkv", "qkv", rows, None if padded else norm1),
+                LinearSite(f"{name}.attn.proj", "proj", rows),
             ]
+            forward, layers = feed_forward(block.mlp, f"{name}.mlp", len(blocks), tokens, norm2)
+            blocks.append(forward)
+            linears += layers
     if isinstance(model.head.fc, nn.Linear):
         linears.append(LinearSite("head.fc", "head", 1))
-    return ModelSites("swin", image_size, tuple(attention), tuple(feed_forward), tuple(linears))
+    return ModelSites(family, tuple(model.patch_embed.img_size), tuple(attention), tuple(blocks), tuple(linears))
+
+
+def _window_site(block: Any, name: str, index: int) -> tuple[AttentionSite, bool]:
+    """The site of a block's attention, and whether its windows are padded."""
+    (height, width), (high, wide) = block.input_resolution, block.window_size
+    counts = math.ceil(height / high), math.ceil(width / wide)
+    attn, area = block.attn, high * wide
+    head_dim = attn.qkv.out_features // (3 * attn.num_heads)
+    site = AttentionSite(
+        name, index, attn.num_heads, head_dim, attn.qkv.in_features, area, area, 0, tuple(block.window_size),
+        counts[0] * counts[1], tuple(block.shift_size), block.attn_mask is not None,
+    )  # fmt: skip
+    return site, (counts[0] * high, counts[1] * wide) != (height, width)

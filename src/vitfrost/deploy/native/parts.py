@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -88,8 +88,11 @@ def check_bits(bits: int, where: str) -> None:
         raise refuse(where, f"it has {bits} bits", "plan with 2 to 8")
 
 
-def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | None = None) -> int:
-    """A linear layer or a patch convolution with integer weights. `stretch` [outputs]: a LayerScale behind it, folded into it."""
+def add_linear(
+    file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | None = None, order: Int[ndarray, inputs] | None = None
+) -> int:
+    """A linear layer or a patch convolution with integer weights. `stretch` [outputs]: a LayerScale behind it, folded into it. `order`: the
+    layer's input at each place of the engine's."""
     if not isinstance(layer, QuantizedLayer) or layer.bits == 32:
         raise refuse(
             where,
@@ -98,6 +101,7 @@ def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | 
         )
     check_bits(layer.bits, where)
     codes = layer.codes.cpu().numpy().reshape(len(layer.codes), -1)
+    codes = codes if order is None else codes[:, order]
     scale = to_array(layer.scale)
     bias = None if layer.bias is None else to_array(layer.bias)
     if stretch is not None:
@@ -113,8 +117,8 @@ def add_linear(file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | 
     return file.add_layer(Layer(LINEAR, (codes.shape[1], codes.shape[0], bits, mode), floats, tensors))
 
 
-def add_norm(file: ModelFile, norm: nn.Module, where: str) -> int:
-    """A LayerNorm; -1 for an identity."""
+def add_norm(file: ModelFile, norm: nn.Module, where: str, order: Int[ndarray, channels] | None = None) -> int:
+    """A LayerNorm; -1 for an identity. `order`: the norm's channel at each place of the engine's."""
     if isinstance(norm, nn.Identity):
         return NONE
     if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
@@ -122,6 +126,7 @@ def add_norm(file: ModelFile, norm: nn.Module, where: str) -> int:
     width = norm.normalized_shape[0]
     gamma = np.ones(width, np.float32) if norm.weight is None else to_array(norm.weight)
     beta = np.zeros(width, np.float32) if norm.bias is None else to_array(norm.bias)
+    gamma, beta = (each if order is None else each[order] for each in (gamma, beta))
     return file.add_layer(Layer(NORM, (width,), (norm.eps,), (file.add_tensor(gamma), file.add_tensor(beta))))
 
 
@@ -151,7 +156,7 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
 
 
 class FrozenEntries(NamedTuple):
-    """Codes [heads, N, N] of the entries that are constants, 255 elsewhere; each head's step where they are not on the maps' own grid."""
+    """Codes [windows heads, N, N] of the entries that are constants, 255 elsewhere; each head's step where they are not on the maps'."""
 
     codes: ndarray
     step: ndarray | None
@@ -163,7 +168,7 @@ def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) ->
     On the maps' own grid a constant that is exactly zero has the map's zero code. With 8 bits that code would be 255 or more; 254 then
     stands for 2^-127 of a step, which adds nothing in float32. On a grid of their own codes are at most 15, and 16 is zero.
     """
-    mask = frozen.mask.cpu().numpy()[0, :heads]
+    mask = frozen.mask.cpu().numpy()[:, :heads]
     if not mask.any():
         return None
     options = (
@@ -178,7 +183,7 @@ def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) ->
     for sound, why, mend in options:
         if not sound:
             raise refuse(where, why, mend)
-    steps, used = to_array(frozen.step)[:heads], mask.any(axis=(1, 2))
+    steps, used = to_array(frozen.step)[:heads], mask.any(axis=(0, 2, 3))
     shared = grid.mode == LOG_MAPS and grid.step is not None and frozen.bits == grid.bits
     shared = shared and np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used])  # type: ignore[arg-type]
     if not shared and frozen.bits > LARGEST_OWN_BITS:
@@ -188,18 +193,17 @@ def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) ->
         stored = np.where(stored >= zero_code(frozen.bits, frozen.levels), OWN_ZERO, stored)
     dense = np.full(frozen.mask.shape, COMPUTED_ENTRY, np.int16)
     dense[frozen.mask.cpu().numpy()] = np.minimum(stored, COMPUTED_ENTRY - 1)
-    return FrozenEntries(dense[0, :heads].astype(np.uint8), None if shared else steps)
+    return FrozenEntries(dense[:, :heads].reshape(-1, *dense.shape[2:]).astype(np.uint8), None if shared else steps)
 
 
-def constant_maps(constants: ConstantHeads, where: str) -> tuple[ndarray, ndarray, ndarray]:
-    """The maps of frozen heads in 8 bits of every row's range: codes [F, N, N], scale and zero point [F, N]; map = scale (code - zero)."""
-    whole = constants.maps().detach().cpu().double().numpy()
-    if len(whole) != 1:
-        raise refuse(where, "constant maps differ between windows", MEND)
-    low, high = np.minimum(whole[0].min(-1), 0), np.maximum(whole[0].max(-1), 0)
+def constant_maps(constants: ConstantHeads) -> tuple[ndarray, ndarray, ndarray]:
+    """The maps of frozen heads in 8 bits of every row's range: codes [windows F, N, N], scale and zero point [windows F, N], of one window
+    where all share them; map = scale (code - zero)."""
+    whole = constants.maps().detach().cpu().double().flatten(0, 1).numpy()
+    low, high = np.minimum(whole.min(-1), 0), np.maximum(whole.max(-1), 0)
     scale = np.where(high > low, (high - low) / (2**CONSTANT_BITS - 1), 1.0).astype(np.float32)
     zero = np.round(-low / scale)
-    codes = np.clip(np.round(whole[0] / scale[..., None]) + zero[..., None], 0, 2**CONSTANT_BITS - 1)
+    codes = np.clip(np.round(whole / scale[..., None]) + zero[..., None], 0, 2**CONSTANT_BITS - 1)
     return codes.astype(np.uint8), scale, zero.astype(np.float32)
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...vit.attention import MapAttention
-from .modules import LogQuantizer, UniformQuantizer
+from .modules import LogQuantizer, UniformMapQuantizer, UniformQuantizer
 from .quantizers import Levels
 from .search import integer_parameters, search_range, search_step
 
+# From so many bits on, maps get the grid with the smaller error: the log-sqrt2 grid becomes no finer with bits, it reaches further down.
+LEAST_UNIFORM_MAP_BITS = 6
 PARTS = ("query_quantizer", "key_quantizer", "map_quantizer", "value_quantizer")
 
 
@@ -54,6 +56,8 @@ def quantize_attention(attention: MapAttention, bits: int, levels: Levels, run: 
         setattr(attention, part, quantizer)
         if isinstance(quantizer, LogQuantizer):
             quantizer.step = search.step(quantizer)
+            if bits >= LEAST_UNIFORM_MAP_BITS:
+                search.uniform_maps(bits)
         elif isinstance(quantizer, UniformQuantizer) and values is not None:
             search.uniform(quantizer, values)
 
@@ -85,6 +89,16 @@ class _Search:
 
         ends = (values.amin(dim=(0, 2, 3)).reshape(-1, 1, 1), values.amax(dim=(0, 2, 3)).reshape(-1, 1, 1))
         quantizer.scale, quantizer.zero_point = integer_parameters(*search_range(*ends, error, rounds=1), quantizer.bits)
+
+    def uniform_maps(self, bits: int) -> None:
+        """Put maps on a uniform grid from zero on, if that leaves a smaller error than the quantizer that they have."""
+        former, heads = self.attention.map_quantizer, self.attention.moving_heads
+        wanted = float(self._error(heads).sum())
+        quantizer = UniformMapQuantizer(bits)
+        self.attention.map_quantizer = quantizer
+        self.uniform(quantizer, torch.tensor([0.0, 1.0]).expand(1, heads, 1, 2))
+        if float(self._error(heads).sum()) >= wanted:
+            self.attention.map_quantizer = former
 
     def step(self, quantizer: LogQuantizer) -> Tensor:
         """The step of each head's map."""

@@ -75,6 +75,17 @@ class LogQuantizer(nn.Module):
         return straight_through(fake_log, maps, step, self.bits, self.levels)
 
 
+class UniformMapQuantizer(UniformQuantizer):
+    """Fake-quantizes attention maps on a uniform grid, whose scale and zero point are [heads, 1, 1]."""
+
+    def forward(
+        self, maps: Float[Tensor, "*rows heads queries keys"], heads: list[int] | None = None
+    ) -> Float[Tensor, "*rows heads queries keys"]:
+        """`heads`: the places of those in `maps`; None: all."""
+        scale, zero_point = (each if heads is None or not each.ndim else each[heads] for each in (self.scale, self.zero_point))
+        return straight_through(fake_uniform, maps, scale, zero_point, self.bits)
+
+
 class QuantizedLayer(nn.Module):
     """A linear layer or convolution with integer weights per output channel and an optional input quantizer.
 

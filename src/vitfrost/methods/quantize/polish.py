@@ -1,7 +1,7 @@
 """A quantized model trained towards the original by gradient steps, all blocks at once; unlabeled images, no new parameters.
 
 The loss is the mean squared distance of the residual streams behind every block, each relative to how much the original's varies, and the
-KL divergence of the outputs. Features keep it from learning the outputs of a few images by heart.
+distance of the outputs (see methods.output_distance). Features keep it from learning the outputs of a few images by heart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...outputs import OutputKind
 from ...vit.families import forward_pass
+from ..output_distance import distances
 from .trainable import groups, take, trainable
 
 
@@ -65,15 +67,15 @@ class _Streams:
 
 
 def polish_loss(
-    logits: Float[Tensor, "images classes"],
-    wanted: Float[Tensor, "images classes"],
+    found: Float[Tensor, images * outputs],
+    wanted: Float[Tensor, images * outputs],
     streams: list[Tensor],
     aims: list[Tensor],
     share: float,
+    outputs: OutputKind = "classes",
 ) -> Float[Tensor, ""]:
-    """KL divergence plus `share` times the mean over blocks of the relative squared distance of the streams."""
-    aim = wanted.log_softmax(-1)
-    loss = (aim.exp() * (aim - logits.log_softmax(-1))).sum(-1).mean()
+    """Distance of the outputs plus `share` times the mean over blocks of the relative squared distance of the streams."""
+    loss = distances(outputs, wanted, found).mean()
     for own, other in zip(streams, aims, strict=True):
         spread = (other - other.mean(dim=tuple(range(other.ndim - 1)), keepdim=True)).square().mean().clamp_min(1e-12)
         loss = loss + share / len(aims) * (own - other).square().mean() / spread
@@ -100,7 +102,9 @@ class Polishing:
         pixels: Float[Tensor, "images 3 height width"],
         divergence: Callable[[nn.Module], float],
         options: PolishOptions,
+        outputs: OutputKind = "classes",
     ):
+        self.outputs: OutputKind = outputs
         self.model, self.teacher, self.pixels, self.divergence, self.options = model, teacher, pixels, divergence, options
         self.twin = trainable(model)
         rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts}
@@ -160,7 +164,7 @@ class Polishing:
         with torch.no_grad():
             wanted = self.teacher(batch)
         with torch.enable_grad():
-            loss = polish_loss(self.twin(batch), wanted, own.take(), aimed.take(), self.options.features)
+            loss = polish_loss(self.twin(batch), wanted, own.take(), aimed.take(), self.options.features, self.outputs)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss

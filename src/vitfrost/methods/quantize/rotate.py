@@ -22,8 +22,10 @@ def can_rotate(model: nn.Module, sites: ModelSites) -> bool:
     writes to it a linear layer without LayerScale."""
     if not plain.matches(model) or not any(site.role == "head" for site in sites.linears):
         return False
+    if not all(site.norm is not None for site in sites.linears if site.role in ("qkv", "fc1")) or sites.linears[0].role != "stem":
+        return False
     vit: Any = model
-    between = [vit.norm_pre, vit.fc_norm, vit.patch_embed.norm]
+    between = [vit.norm_pre, vit.fc_norm, getattr(vit.patch_embed, "norm", nn.Identity())]
     norms = [vit.norm]
     for block in vit.blocks:
         between += [block.ls1, block.ls2]

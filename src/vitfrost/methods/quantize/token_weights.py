@@ -1,7 +1,7 @@
 """How much the outputs depend on what a layer gives to prefix tokens and to patches: the Fisher information, from one backward pass.
 
-With probabilities p and signs e, v = sqrt(p) e - p sum(sqrt(p) e) has E[v v^T] = diag(p) - p p^T, the Fisher information of the logits, so
-the squared gradient of v . logits is on average that of the KL divergence's curvature. No labels are needed.
+The squared gradient of v . outputs, with v a random factor of the curvature of the outputs' distance (see methods.output_distance), is on
+average that curvature; of logits it is the Fisher information. No labels are needed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...outputs import OutputKind
 from ...vit.sites import ModelSites
+from ..output_distance import curvature_factor, random_signs
 
 LEAST = 1e-4  # of the prefix's weight, for patches that the outputs hardly depend on
 
 
 def token_weights(
-    model: nn.Module, sites: ModelSites, batches: Sequence[Float[Tensor, "_ 3 height width"]], seed: int
+    model: nn.Module,
+    sites: ModelSites,
+    batches: Sequence[Float[Tensor, "_ 3 height width"]],
+    seed: int,
+    outputs: OutputKind = "classes",
 ) -> dict[str, tuple[float, float]]:
     """What the row of a prefix token counts, and that of a patch, with mean one over all rows, by layer.
 
@@ -47,10 +53,9 @@ def token_weights(
     try:
         with torch.enable_grad():
             for pixels in batches if counts else ():
-                logits = model(pixels.clone().requires_grad_())
-                root = logits.detach().softmax(-1).sqrt()
-                signed = root * (torch.randint(0, 2, root.shape, generator=generator).to(root) * 2 - 1)
-                torch.autograd.backward([logits], [signed - root.square() * signed.sum(-1, keepdim=True)])
+                found = model(pixels.clone().requires_grad_())
+                signs = random_signs(found.detach(), generator)
+                torch.autograd.backward([found], [curvature_factor(outputs, found.detach(), signs)])
                 for name, output in seen.items():
                     assert output.grad is not None
                     by_token = output.grad.double().square().sum(-1).mean(0)

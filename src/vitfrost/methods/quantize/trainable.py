@@ -36,9 +36,11 @@ class TrainableQuantizer(nn.Module):
         self.log_scale = nn.Parameter(quantizer.scale.detach().clamp_min(SMALLEST).log())
         self.register_buffer("zero_point", quantizer.zero_point.detach().clone())
 
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        scale = self.log_scale.exp()
-        low = -self.zero_point
+    def forward(self, x: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
+        """`heads`: the places of those in `x`; None: all."""
+        scale, low = self.log_scale.exp(), -self.zero_point
+        if heads is not None and scale.ndim:
+            scale, low = scale[heads], low[heads]
         codes = torch.minimum(torch.maximum(rounded(x / scale), low), low + (2**self.bits - 1))
         return codes * scale
 

@@ -234,7 +234,8 @@ class Refit:
             with read_by(aim.get_submodule("proj")) as aimed:
                 self.original.through(index, streams.original[number], self.original.after_attention(index))
             values = seen[0]
-            wanted = aimed[0].unflatten(-1, (-1, constants.head_dim)).transpose(1, 2)[:, heads].to(values.device)
+            tokens = aimed[0].flatten(1, -2).unflatten(-1, (-1, constants.head_dim))
+            wanted = tokens.transpose(1, 2)[:, heads].to(values.device)
             spread.add(wanted.flatten(1)[:, None])
             values, wanted = (part.unflatten(0, (-1, len(maps))) for part in (values, wanted))
             sums.add(values, wanted - maps @ values)

@@ -40,7 +40,7 @@ class Polish:
         pixels = torch.cat(chain.batches)
         options = replace(self.options, seed=chain.seed, batch=min(self.options.batch, len(pixels)))
         key = _key(chain.model, pixels, options)
-        polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options)
+        polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options, chain.outputs)
         if (found := _saved(chain.scratch, key)) is not None:
             polishing.restore(found)
         for done in track(polishing.steps(), options.steps - polishing.done, "quantize: gradient steps", chain.progress):

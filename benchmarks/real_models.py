@@ -1,0 +1,104 @@
+"""CLIP's image tower with a share of its heads frozen by a search and repaired: cosine of embeddings, nearest of 200 prototypes, top-1.
+
+    python benchmarks/real_models.py --weights clip/model.safetensors --calibration DIR --images DIR --work DIR --json real_models.json
+
+Nothing is fetched: `--weights` are those of the architecture in timm. `--calibration` holds labeled images of ImageNet, one per class: they
+are calibrated, searched and repaired on, and those of every fifth class are the prototypes. `--images` are labeled too. What was done lies
+in `--work` and is not done again: statistics, the search (measurement by measurement), the artifacts, and a row for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import vitfrost as vf
+from vitfrost.evaluation.description import executed_macs
+from vitfrost.files import read_json, write_json
+from vitfrost.images.source import ImageSet, open_images
+from vitfrost.model import Model
+
+CLIP = "vit_base_patch16_clip_quickgelu_224"
+EVERY = 5  # of so many classes one has a prototype
+
+
+def prototypes(folder: Path) -> ImageSet:
+    """The labeled images of every fifth class."""
+    found = open_images(folder, need_labels=True, classes=1000)
+    assert found.labels is not None
+    kept = [(file, label) for file, label in zip(found.files, found.labels, strict=True) if label % EVERY == 0]
+    return replace(found, files=tuple(file for file, _ in kept), labels=tuple(label for _, label in kept))
+
+
+def plans(model: Model, options: argparse.Namespace) -> Iterator[tuple[str, vf.Plan]]:
+    """The share of heads with the least sensitivity, and as many by a search."""
+    work, statistics = options.work, options.work / "statistics.safetensors"
+    if not statistics.is_file():
+        config = vf.Calibrate(limit=options.calibration_images, sensitivity=True, batch_size=8)
+        vf.calibrate(model, options.calibration, config, out=statistics)
+    stats = vf.Statistics.load(statistics)
+    whole = vf.FreezeHeads(options.share, by="fisher", kind="dense")
+    by_fisher = vf.plan(stats, whole, out=work / "fisher.yaml")
+    yield "fisher", by_fisher
+    target = executed_macs(vf.compress(model, by_fisher, statistics=stats)) / executed_macs(model)
+    budget = vf.Search(target_macs=target + 1e-6, over=("heads",), images=options.search_images)
+    found = vf.search(
+        model, str(options.calibration), budget, vf.FreezeHeads(kind="dense"), statistics=stats, resume=True, out=work / "search.yaml"
+    )
+    yield "search", found
+
+
+def measure(model: Model, artifact: Path, options: argparse.Namespace) -> Any:
+    """The row of an artifact beside the original; the one that is there already."""
+    path = artifact.with_name(f"{artifact.name}.json")
+    if path.is_file():
+        return read_json(path)
+    config = vf.Evaluate(limit=options.limit)
+    row = vf.evaluate(artifact, options.images, reference=model, gallery=prototypes(options.calibration), config=config, name=artifact.name)
+    write_json(path, row.model_dump(mode="json"))
+    return read_json(path)
+
+
+def shown(name: str, row: dict[str, Any]) -> str:
+    """One line of figures with their intervals."""
+    found = row["features"]
+    likeness, told = found["likeness"]["pooled"], found["prototype"]
+    change = told["difference"]
+    same, bounds = found["prototype_agreement"], found["prototype_agreement_interval"]
+    return (
+        f"{name:16s} cosine {likeness['cosine']:.4f} {likeness['cosine_interval']}  same of {found['gallery_images']} prototypes "
+        f"{same:.1f} % {bounds}  top-1 {told['value']:.1f} % ({change['value']:+.1f} {change['interval']}, {found['told']} images)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default=CLIP)
+    for name in ("weights", "calibration", "images", "work", "json"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.25)
+    for name, count in (("calibration-images", 200), ("search-images", 50), ("repair-images", 200), ("limit", 650)):
+        parser.add_argument(f"--{name}", type=int, default=count)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    model = Model.open(options.model, weights=options.weights)
+    rows = {}
+    for name, plan in plans(model, options):
+        for repair in (None, vf.Repair(images=options.repair_images)):
+            title = f"{name}, repaired" if repair else name
+            artifact = options.work / title.replace(", ", "-")
+            if not artifact.is_dir():
+                statistics = options.work / "statistics.safetensors"
+                vf.compress(model, plan, statistics=statistics, images=options.calibration, repair=repair, progress=True, out=artifact)
+            rows[title] = measure(model, artifact, options)
+            print(shown(title, rows[title]), flush=True)
+            settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+            write_json(options.json, {"settings": {key: settings[key] for key in ("model", "share", "calibration_images", "search_images",
+                "repair_images", "limit")}, "weights": model.state_hash, "rows": rows})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Modules of transformers and of torchvision: the same architecture in timm with their weights, compared before it is used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModel, VitfrostError
+from .huggingface import Converted, State, convert, is_configuration, reading
+from .load import create_model, load_state
+from .resize import fit_state
+
+TOLERANCE = 1e-4  # of the largest output
+LARGEST_CONFIGURATION = 4 << 20
+CONFIGURATION, PROCESSOR = "config.json", "preprocessor_config.json"
+
+
+def convert_module(module: nn.Module) -> Converted | None:
+    """What a module of transformers or torchvision is in timm; None for any other. Raises UnsupportedModel for one without counterpart."""
+    homes = {each.__module__.partition(".")[0] for each in type(module).__mro__}
+    if "transformers" in homes and hasattr(module, "config"):
+        config = module.config.to_dict()  # type: ignore[union-attr, operator]
+        if isinstance(config.get("vision_config"), Mapping):
+            raise UnsupportedModel(f"this {type(module).__name__} has a text tower too; give its vision model (module.vision_model)")
+        return convert(config, module.state_dict())
+    if type(module).__module__ == "torchvision.models.vision_transformer":
+        return _torchvision(module)
+    return None
+
+
+def build(converted: Converted, what: str) -> Any:
+    """timm's module with the weights, in evaluation mode. Raises VitfrostError where they do not fit."""
+    made = create_model(converted.name, converted.image_size, **converted.options)
+    load_state(made, fit_state(made, converted.state), f"of this {what}")
+    return made.eval()
+
+
+@torch.inference_mode()
+def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None:
+    """Compare the outputs on random pixels. Raises UnsupportedModel where they differ."""
+    pixels = torch.randn(2, 3, *converted.image_size, generator=torch.Generator().manual_seed(0))
+    expected = converted.outputs(copy.deepcopy(module).cpu().float().eval()(pixels))
+    found: Tensor = made(pixels)
+    if found.shape != expected.shape:
+        raise UnsupportedModel(
+            f"this {type(module).__name__} gives {list(expected.shape)} for two images, and timm's {converted.name} {list(found.shape)}"
+        )
+    off = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)
+    if not off <= TOLERANCE:
+        raise UnsupportedModel(
+            f"this {type(module).__name__} gives other outputs than timm's {converted.name} with its weights ({off:.1e})"
+        )
+
+
+def folder_configuration(folder: str | Path) -> dict[str, Any] | None:
+    """The configuration in a folder of `save_pretrained`; None for any other folder, or a file."""
+    config = _read(Path(folder) / CONFIGURATION)
+    return config if config is not None and is_configuration(config) else None
+
+
+def processor_reading(processor: object) -> dict[str, Any]:
+    """How an image processor prepares pictures: one of transformers, its dictionary, its file, or a folder with one.
+
+    Raises VitfrostError for anything else.
+    """
+    if isinstance(processor, str | Path):
+        path = Path(processor)
+        found = _read(path / PROCESSOR if path.is_dir() else path)
+        return {} if found is None else reading(found)
+    if callable(getattr(processor, "to_dict", None)):
+        processor = processor.to_dict()  # type: ignore[attr-defined]
+    if not isinstance(processor, Mapping):
+        raise VitfrostError(f"a {type(processor).__name__} is no image processor; give one of transformers, or the folder it was saved to")
+    return reading(processor)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST_CONFIGURATION:
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _torchvision(module: Any) -> Converted:
+    """torchvision's VisionTransformer."""
+    layers, size = module.encoder.layers, int(module.image_size)
+    state: State = {}
+    names = {
+        "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "conv_proj.weight": "patch_embed.proj.weight",
+        "conv_proj.bias": "patch_embed.proj.bias", "encoder.ln.weight": "norm.weight", "encoder.ln.bias": "norm.bias",
+        "heads.head.weight": "head.weight", "heads.head.bias": "head.bias",
+    }  # fmt: skip
+    parts = {
+        "ln_1.": "norm1.", "ln_2.": "norm2.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
+        "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.", "mlp.linear_1.": "mlp.fc1.", "mlp.linear_2.": "mlp.fc2.",
+    }  # fmt: skip
+    for name, value in module.state_dict().items():
+        if inner := re.match(r"^encoder\.layers\.encoder_layer_(\d+)\.(.+)$", name):
+            part = next((part for part in parts if inner[2].startswith(part)), "")
+            name = f"blocks.{inner[1]}.{parts.get(part, '')}{inner[2].removeprefix(part)}"
+        state[names.get(name, name)] = value
+    options = {
+        "patch_size": int(module.patch_size), "embed_dim": int(module.hidden_dim), "depth": len(layers),
+        "num_heads": int(layers[0].num_heads), "mlp_ratio": module.mlp_dim / module.hidden_dim,
+        "num_classes": len(state["head.weight"]) if "head.weight" in state else 0, "norm_eps": float(module.encoder.ln.eps),
+    }  # fmt: skip
+    return Converted("vit_base_patch16_224", (size, size), options, state, lambda outputs: outputs)

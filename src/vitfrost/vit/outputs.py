@@ -1,0 +1,74 @@
+"""Whether what a model gives are classes, an embedding or tokens, where nobody says it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import VitfrostError
+from ..outputs import OutputKind
+from .compat import import_timm
+
+timm = import_timm()
+# Towers that were trained to meet a text: what timm calls their classes are the channels of the embedding.
+_TOWERS = ("clip", "vitamin", "pe_core")
+_LABELED = re.compile(r"in(1|12|21|22)k")
+
+
+@cache
+def embedding_widths(name: str) -> frozenset[int]:
+    """The widths of the embeddings that weights of this architecture project to; empty for architectures of classifiers.
+
+    They are the numbers of "classes" of timm's pretrained tags that were not fine-tuned on ImageNet.
+    """
+    architecture = name.partition(".")[0]
+    if not any(word in architecture for word in _TOWERS) or not timm.is_model(architecture):
+        return frozenset()
+    tags = timm.list_pretrained(f"{architecture}.*")
+    configs = [timm.get_pretrained_cfg(tag) for tag in tags if not _LABELED.search(tag.partition(".")[2])]
+    return frozenset(int(config.num_classes) for config in configs if config is not None and config.num_classes)
+
+
+def has_classifier(module: Any) -> bool:
+    """Whether a layer comes after pooling; models that do not tell are taken to have one."""
+    getter = getattr(module, "get_classifier", None)
+    head = getter() if callable(getter) else None
+    return not isinstance(head[0] if isinstance(head, tuple | list) else head, nn.Identity)
+
+
+def outputs_of(module: Any, name: str, classes: int, *, named: bool = False) -> OutputKind:
+    """`tokens` of a model that does not pool, `embedding` without a classifier and of a tower trained to meet a text, else `classes`.
+
+    `named`: the outputs have names, so they are classes.
+    """
+    if classes == 0 or not has_classifier(module):
+        return "tokens" if getattr(module, "global_pool", None) == "" else "embedding"
+    return "embedding" if not named and classes in embedding_widths(name) else "classes"
+
+
+def chosen_outputs(given: OutputKind | None, found: OutputKind, name: str, classes: int) -> OutputKind:
+    """What was asked for, where the model can give it. Raises VitfrostError where it cannot."""
+    if given is None or given == found:
+        return found
+    if "tokens" in (given, found):
+        raise VitfrostError(f"{name} gives {'one vector' if given == 'tokens' else 'tokens'} for an image, no {given}; leave outputs out")
+    if given == "classes" and classes < 1:
+        raise VitfrostError(f"{name} has no classifier, so its outputs are no classes; leave outputs out, or give the number of classes")
+    return given
+
+
+def without_head(module: Any, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Weights without those of a classifier, and of attention pooling, that the model does not have; others stay as they are.
+
+    Raises VitfrostError for tokens of a model whose last norm comes after pooling.
+    """
+    pools = getattr(module, "global_pool", None) != ""
+    if not pools and any(key.startswith("fc_norm.") for key in state):
+        raise VitfrostError(f"{name} has its last norm after pooling, so its tokens are no output of their own; leave outputs tokens out")
+    if has_classifier(module):
+        return state
+    own, left_out = module.state_dict().keys(), ("head.", "head_dist.") if pools else ("head.", "head_dist.", "attn_pool.")
+    return {key: value for key, value in state.items() if key in own or not key.startswith(left_out)}

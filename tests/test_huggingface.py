@@ -1,0 +1,138 @@
+"""Modules and folders of transformers and torchvision become timm's models, and give the outputs they gave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vitfrost
+from vitfrost.artifact import Artifact
+from vitfrost.configs import FreezeHeads, Quantize
+from vitfrost.errors import UnsupportedModel, VitfrostError
+from vitfrost.model import Model
+from vitfrost.vit.compat import import_timm
+from vitfrost.vit.huggingface import class_names, convert, reading
+
+import_timm()  # before transformers, which imports torchvision
+
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+FEW = {**SMALL, "intermediate_size": 96}
+SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "image_size": 32, "patch_size": 2, "window_size": 4}
+# class, configuration, what it is told; what the model's outputs are compared with
+MODELS: list[tuple[str, str, dict[str, Any], Callable[[Any], torch.Tensor]]] = [
+    ("ViTForImageClassification", "ViTConfig", {**FEW, "num_labels": 5}, lambda out: out.logits),
+    ("ViTModel", "ViTConfig", FEW, lambda out: out.last_hidden_state[:, 0]),
+    ("DeiTForImageClassificationWithTeacher", "DeiTConfig", {**FEW, "num_labels": 5}, lambda out: out.logits),
+    ("DeiTForImageClassification", "DeiTConfig", {**FEW, "num_labels": 5}, lambda out: out.logits),
+    ("Dinov2Model", "Dinov2Config", SMALL, lambda out: out.pooler_output),
+    ("Dinov2Model", "Dinov2Config", {**SMALL, "use_swiglu_ffn": True}, lambda out: out.pooler_output),
+    ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", SMALL, lambda out: out.pooler_output),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", {**FEW, "num_register_tokens": 4}, lambda out: out.pooler_output),
+    (
+        "DINOv3ViTModel", "DINOv3ViTConfig",
+        {**FEW, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu", "query_bias": False, "value_bias": False},
+        lambda out: out.pooler_output,
+    ),
+    ("SwinForImageClassification", "SwinConfig", {**SWIN, "num_labels": 5}, lambda out: out.logits),
+    ("SwinModel", "SwinConfig", SWIN, lambda out: out.pooler_output),
+    ("SiglipVisionModel", "SiglipVisionConfig", FEW, lambda out: out.pooler_output),
+    ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**FEW, "projection_dim": 16}, lambda out: out.image_embeds),
+    ("CLIPVisionModel", "CLIPVisionConfig", FEW, lambda out: out.pooler_output),
+]  # fmt: skip
+
+
+def made(name: str, configuration: str, options: dict[str, Any]) -> Any:
+    """A small module of transformers with weights that make maps and outputs vary; skips where transformers is not installed."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    module = getattr(transformers, name)(getattr(transformers, configuration)(**options)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.5 + 0.2 * drawn)
+    return module
+
+
+@pytest.mark.parametrize(("name", "configuration", "options", "outputs"), MODELS, ids=lambda value: value if isinstance(value, str) else "")
+@torch.no_grad()
+def test_a_module_gives_the_same_outputs(
+    name: str, configuration: str, options: dict[str, Any], outputs: Callable[[Any], torch.Tensor], tmp_path: Path
+) -> None:
+    module = made(name, configuration, options)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = outputs(module(pixels))
+    model = Model.of(module)
+    assert model.registered
+    assert model.image_size == (32, 32)
+    assert torch.allclose(model(pixels), expected, atol=1e-4 * float(expected.abs().max()))
+    # its folder is a file of weights
+    module.save_pretrained(tmp_path)
+    again = Model.open(model.name, weights=tmp_path)
+    assert again.state_hash == model.state_hash
+
+
+def test_an_artifact_of_such_a_model_is_loaded_without_transformers(pictures: Path, tmp_path: Path) -> None:
+    model = Model.of(made("ViTForImageClassification", "ViTConfig", {**FEW, "id2label": {0: "cat", 1: "dog"}}))
+    assert model.class_names == ("cat", "dog")
+    statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=2), progress=False)
+    changed = vitfrost.compress(
+        model, vitfrost.plan(statistics, FreezeHeads(0.5), Quantize(32, 32)), statistics=statistics, out=tmp_path / "artifact"
+    )
+    pixels = torch.randn(1, 3, 32, 32)
+    loaded = Artifact.load(tmp_path / "artifact")
+    assert torch.equal(loaded(pixels), changed(pixels))
+    assert loaded.class_names == ("cat", "dog")
+
+
+def test_a_module_whose_outputs_differ_is_refused() -> None:
+    module = made("ViTModel", "ViTConfig", FEW)
+    module.layers[0].register_forward_hook(lambda _, inputs, output: output * 2)
+    with pytest.raises(UnsupportedModel, match=r"this ViTModel gives other outputs than timm's vit_base_patch16_224 with its weights"):
+        Model.of(module)
+
+
+def test_what_has_no_counterpart_is_refused_in_one_line() -> None:
+    with pytest.raises(UnsupportedModel, match=r"reads the class token and the mean of the patches.*give the model without it"):
+        Model.of(made("Dinov2ForImageClassification", "Dinov2Config", {**SMALL, "num_labels": 5}))
+    with pytest.raises(UnsupportedModel, match=r"of the type 'beit' of transformers is not supported; supported are ViT, DeiT"):
+        convert({"model_type": "beit"}, {})
+
+
+def test_torchvision() -> None:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=48, mlp_dim=96, num_classes=5).eval()
+    nn.init.normal_(module.heads.head.weight)
+    model = Model.of(module)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(pixels), module(pixels), atol=1e-5)
+    larger = Model.of(module, image_size=48)
+    assert larger.image_size == (48, 48)
+    assert larger(torch.zeros(1, 3, 48, 48)).shape == (1, 5)
+
+
+def test_names_and_processors(tmp_path: Path) -> None:
+    assert class_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) is None
+    assert class_names({"id2label": {"1": "b", "0": "a", "10": "k"}}) == ("a", "b", "k")
+    processor = {
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 256}, "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+    }  # fmt: skip
+    assert reading(processor) == {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.875, "crop_mode": "center"}
+    assert reading({"size": {"height": 224, "width": 224}}) == {"crop_pct": 1.0, "crop_mode": "squash"}
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    module = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=48, mlp_dim=96, num_classes=5)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    for given in (processor, tmp_path):
+        read = Model.of(module, image_processor=given).preprocessing
+        assert (read.mean, read.std, read.crop_pct, read.crop_mode) == ((0.5,) * 3, (0.25,) * 3, 0.875, "center")
+    with pytest.raises(VitfrostError, match="a int is no image processor"):
+        Model.of(module, image_processor=3)
