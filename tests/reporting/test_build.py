@@ -236,7 +236,8 @@ MARKUP = """<img src=x onerror="document.body.innerHTML=''"></style></svg>"'><sc
 def _poisoned(value: Any) -> Any:
     """Every text of a file, but what it is checked by, with markup in it."""
     if isinstance(value, dict):
-        fixed = {"kind", "version", "state_hash", "plan_hash", "images_hash", "precision", "runtime", "crop_mode", "interpolation", "outputs"}
+        hashes = {"state_hash", "plan_hash", "images_hash"}
+        fixed = hashes | {"kind", "version", "precision", "runtime", "crop_mode", "interpolation", "outputs"}
         return {key: each if key in fixed else _poisoned(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_poisoned(each) for each in value]
