@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from vitfrost.statistics.record import FORMAT_VERSION
+from vitfrost.statistics.record import ENTRIES_VERSION
 from vitfrost.vit.digits import WEIGHTS
 
 MODEL = ("--model", "vitfrost_digits")
@@ -91,7 +91,7 @@ def test_damaged_statistics(refused, prepared, tmp_path: Path, write: Callable[[
 
 def _newer_statistics(source: Path, path: Path) -> None:
     with safe_open(source, framework="numpy") as file:
-        metadata = {key: value.replace(f'"version": {FORMAT_VERSION}', '"version": 99') for key, value in file.metadata().items()}
+        metadata = {key: value.replace(f'"version": {ENTRIES_VERSION}', '"version": 99') for key, value in file.metadata().items()}
         save_file({key: file.get_tensor(key) for key in file.keys()}, path, metadata)  # noqa: SIM118
 
 

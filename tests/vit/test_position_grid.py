@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,11 @@ def test_weights_of_another_resolution_are_carried_over_with_a_warning(tmp_path:
     assert said.message == "position embeddings of 24 x 24 patches are resized to 14 x 14"
 
 
-def test_relative_positions_of_another_resolution_are_carried_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_relative_positions_of_another_resolution_are_carried_over(tmp_path: Path, messages: Callable[[], str]) -> None:
     options = {"embed_dim": 48, "depth": 1, "num_heads": 2}
     save_file(create_model("beit_base_patch16_224", 64, **options).state_dict(), tmp_path / "small.safetensors")
     Model.open("beit_base_patch16_224", weights=tmp_path / "small.safetensors", image_size=96, options=options)
-    assert "relative position biases of 1 layers are resized to other windows" in caplog.text
+    assert "relative position biases of 1 layers are resized to other windows" in messages()
 
 
 def test_a_projection_without_bias_is_a_head(tmp_path: Path) -> None:

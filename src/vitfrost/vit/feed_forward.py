@@ -42,7 +42,8 @@ def feed_forward(mlp: Any, name: str, index: int, tokens: int, norm: str | None)
     second = getattr(mlp, last)
     alone = norm if len(firsts) == 1 else None
     linears = [LinearSite(f"{name}.{first}", "fc1", tokens, alone) for first in firsts]
-    return FeedForwardSite(name, index, second.out_features, second.in_features, tokens), [
+    width, hidden = (second.outputs, second.inputs) if hasattr(second, "inputs") else (second.out_features, second.in_features)  # compact
+    return FeedForwardSite(name, index, width, hidden, tokens), [
         *linears,
         LinearSite(f"{name}.{last}", "fc2", tokens),
     ]
