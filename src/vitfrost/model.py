@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .class_names import class_space, imagenet_names, read_class_names
 from .configs.model import ModelPart
-from .errors import UnsupportedModel, VitfrostError, shown
+from .errors import VitfrostError, shown
 from .identity import Identity
 from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing, Reading
@@ -45,7 +45,7 @@ from .vit.load import (
     trained_size,
 )
 from .vit.options import check_options
-from .vit.outputs import chosen_outputs, has_classifier, outputs_of, without_head
+from .vit.outputs import chosen_outputs, kind_of_outputs, outputs_of, without_head
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -128,7 +128,7 @@ class Model:
         if (patch := cut_pixels(own, size)) is not None:
             log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
-        kind, classes = _kind_of_outputs(own, known, size, outputs, named=class_names is not None)
+        kind, classes = kind_of_outputs(own, known, size, outputs, named=class_names is not None)
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
         made = cls(
@@ -258,7 +258,7 @@ def _of_foreign(
     reading = (processor_reading(image_processor) if image_processor is not None else {}) | dict(reading)
     read = _preprocessing(own, size).changed(**reading)
     names = converted.class_names if class_names is None else class_names
-    kind, classes = _kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
+    kind, classes = kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
     made = Model(own, converted.name, size, MEMORY, hash_state(own), read, classes, dict(converted.options), outputs=kind)
     made.class_names = None if names is None else read_class_names(names, made.classes)
     return made
@@ -375,27 +375,6 @@ def image_size_of(module: Any, given: Size) -> tuple[int, int]:
     if len(found) != 2:
         raise VitfrostError(f"this {type(module).__name__} does not say for which image size it is; give image_size")
     return int(found[0]), int(found[1])
-
-
-@torch.inference_mode()
-def _shape_of_outputs(module: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of what the module says of one image. Raises UnsupportedModel where that is no tensor with an axis of images."""
-    said = module(torch.zeros(1, 3, *size, device=device_of(module)))
-    if not isinstance(said, Tensor) or said.ndim < 2:
-        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; only logits [images, classes] are supported")
-    return tuple(said.shape)
-
-
-def _kind_of_outputs(module: nn.Module, name: str, size: tuple[int, int], given: OutputKind | None, named: bool) -> tuple[OutputKind, int]:
-    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, and VitfrostError for others."""
-    shape = _shape_of_outputs(module, size)
-    found = outputs_of(module, name, shape[1], named=named)
-    if len(shape) != 2 and found != "tokens":
-        raise UnsupportedModel(
-            f"this {type(module).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported"
-        )
-    return chosen_outputs(given, found, f"this {type(module).__name__}", shape[1]), shape[1] if has_classifier(module) else 0
 
 
 def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:

@@ -21,7 +21,30 @@ from .similarity import SimilaritySums
 from .site import VALUE_SCALE, SiteStatistics
 
 
-class MapCollector:
+class Collector:
+    """What collectors have in common: attention layers that are observed inside a `with` block, and what is collected of each site."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool, sensitivity: bool):
+        self._model, self._sites = model, sites
+        self._observe_quantized, self._sensitivity = observe_quantized, sensitivity
+        self._modules: dict[str, MapAttention] = {}
+        self._collected: dict[str, Any] = {}
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for module in self._modules.values():
+            module.observe()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(collected.nbytes for collected in self._collected.values())
+
+    def finish(self) -> dict[str, Any]:
+        """Statistics by site name; what was collected is given up one after the other, so memory does not rise."""
+        return {name: self._collected.pop(name).finish() for name in list(self._collected)}
+
+
+class MapCollector(Collector):
     """Observe the attention maps of some sites of a model inside a `with` block, then `finish`.
 
     Replaces the model's attention layers by MapAttention (outputs stay equal) and leaves no observer behind. Every layer
@@ -41,40 +64,22 @@ class MapCollector:
         sensitivity: bool = False,
         similarity: SimilaritySums | None = None,
     ):
-        self._model = model
-        self._observe_quantized = observe_quantized
-        self._sensitivity = sensitivity
+        super().__init__(model, sites, observe_quantized, sensitivity)
         self._similarity = similarity
-        self._sites = sites
-        self._modules: dict[str, MapAttention] = {}
-        self._counters: dict[str, _SiteCounters] = {}
 
     def __enter__(self) -> MapCollector:
         self._modules = install_map_attention(self._model)
         for site in self._sites:
             roots, allowed = head_roots(self._modules[site.name]), allowed_pairs(self._model, site.name)
-            self._counters[site.name] = _SiteCounters(site, roots, allowed, self._sensitivity)
+            self._collected[site.name] = _SiteCounters(site, roots, allowed, self._sensitivity)
         logits: dict[str, LogitObserver] = {}
         if self._similarity is not None:
             for number, site in enumerate(self._similarity.sites):
                 logits[site.name] = self._similarity.observer(number, allowed_pairs(self._model, site.name))
         for name, module in self._modules.items():
-            observer = self._counters[name].observe if name in self._counters else _look_away
+            observer = self._collected[name].observe if name in self._collected else _look_away
             module.observe(observer, logits.get(name), self._observe_quantized)
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for module in self._modules.values():
-            module.observe()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the counters."""
-        return sum(counters.nbytes for counters in self._counters.values())
-
-    def finish(self) -> dict[str, SiteStatistics]:
-        """Statistics by site name; the counters are given up one after the other, so memory does not rise."""
-        return {name: self._counters.pop(name).finish() for name in list(self._counters)}
 
 
 def _look_away(maps: Tensor, values: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import VitfrostError
 from ..map_sources.frozen import shape_of_site
-from ..vit.attention import MapAttention
 from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.sites import AttentionSite
 from . import sample
-from .collector import head_roots
+from .collector import Collector, head_roots
 from .head_sums import HeadSums, sums_shapes
 from .heads import SAMPLED, HeadStatistics, made_of
 from .histogram import BYTES_PER_ENTRY, Counters
@@ -42,7 +40,7 @@ def bytes_needed(sites: Sequence[AttentionSite], sensitivity: bool) -> int:
     return needed
 
 
-class HeadCollector:
+class HeadCollector(Collector):
     """Observe the maps of all sites of a model inside a `with` block, head by head, then `finish`.
 
     Replaces the model's attention layers by MapAttention (outputs stay equal up to rounding) and leaves no observer behind. Arguments as
@@ -50,10 +48,7 @@ class HeadCollector:
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite], observe_quantized: bool = False, sensitivity: bool = False):
-        self._model, self._sites = model, sites
-        self._observe_quantized, self._sensitivity = observe_quantized, sensitivity
-        self._modules: dict[str, MapAttention] = {}
-        self._watched: dict[str, _SiteSums] = {}
+        super().__init__(model, sites, observe_quantized, sensitivity)
 
     def __enter__(self) -> HeadCollector:
         self._modules = install_map_attention(self._model)
@@ -61,22 +56,9 @@ class HeadCollector:
         for site in self._sites:
             module = self._modules[site.name]
             watched = _SiteSums(site, head_roots(module), allowed_pairs(self._model, site.name), size, self._sensitivity)
-            self._watched[site.name] = watched
+            self._collected[site.name] = watched
             module.observe(quantized=self._observe_quantized, heads=watched.observe)
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for module in self._modules.values():
-            module.observe()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(watched.nbytes for watched in self._watched.values())
-
-    def finish(self) -> dict[str, HeadStatistics]:
-        """Statistics by site name."""
-        return {name: self._watched.pop(name).finish() for name in list(self._watched)}
 
 
 class _SiteSums:

@@ -6,9 +6,10 @@ import re
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import VitfrostError
+from ..errors import UnsupportedModel, VitfrostError
 from ..outputs import OutputKind
 from .compat import import_timm
 
@@ -58,6 +59,27 @@ def chosen_outputs(given: OutputKind | None, found: OutputKind, name: str, class
     if given == "classes" and classes < 1:
         raise VitfrostError(f"{name} has no classifier, so its outputs are no classes; leave outputs out, or give the number of classes")
     return given
+
+
+@torch.inference_mode()
+def _shape_of_outputs(module: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of what the module says of one image. Raises UnsupportedModel where that is no tensor with an axis of images."""
+    said = module(torch.zeros(1, 3, *size, device=next(module.parameters()).device))
+    if not isinstance(said, Tensor) or said.ndim < 2:
+        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise UnsupportedModel(f"this {type(module).__name__} gives {found} for an image; logits, an embedding or tokens are supported")
+    return tuple(said.shape)
+
+
+def kind_of_outputs(module: nn.Module, name: str, size: tuple[int, int], given: OutputKind | None, named: bool) -> tuple[OutputKind, int]:
+    """What a module gives for an image, and how many classes its head has. Raises UnsupportedModel, and VitfrostError for others."""
+    shape = _shape_of_outputs(module, size)
+    found = outputs_of(module, name, shape[1], named=named)
+    if len(shape) != 2 and found != "tokens":
+        raise UnsupportedModel(
+            f"this {type(module).__name__} gives {list(shape)} for an image; logits, an embedding or tokens are supported"
+        )
+    return chosen_outputs(given, found, f"this {type(module).__name__}", shape[1]), shape[1] if has_classifier(module) else 0
 
 
 def without_head(module: Any, state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
