@@ -25,23 +25,29 @@ HeadOutput output_of(const Linear &next, Stream &stream, size_t stride, size_t r
     return made;
 }
 
+// What a tile of all hallucinated heads takes, in tiles of a computed head: the computed heads' logits, mixes and convolutions, maps and values.
+int weight_of_mixed(const Attention &layer) {
+    return layer.hallucinated ? (layer.logit_heads + 1) / 2 + 2 * layer.hallucinated : 0;
+}
+
 } // namespace
 
-// Work is cut into tiles of queries of all heads, window after window; a hallucinated head counts as all of them together.
+// Work is cut into tiles of queries of all heads, window after window. Hallucinated heads come last and together, since they share logits.
 void Forward::attend(const Attention &layer, Stream &stream, Worker &worker, int number, int count) const {
-    int tiles = (layer.tokens_out + kernels_.rows - 1) / kernels_.rows;
-    int kinds = layer.heads - layer.hallucinated + (layer.hallucinated ? 1 : 0);
-    int64_t units = int64_t(tiles) * kinds * layer.windows;
-    int64_t first = units * number / count, last = units * (number + 1) / count;
-    while (first < last) {
-        int window = int(first / tiles / kinds), kind = int(first / tiles % kinds), tile = int(first % tiles);
-        int end = int(std::min<int64_t>(tiles, tile + (last - first)));
-        Rows rows = {tile * kernels_.rows, std::min(end * kernels_.rows, layer.tokens_out)};
-        int head = kind < layer.logit_heads || !layer.hallucinated ? kind : kind - 1 + layer.hallucinated;
-        bool mixed = layer.hallucinated && kind == layer.logit_heads;
-        attend_head(layer, window, mixed ? -1 : head, stream, worker, rows);
+    const int tiles = (layer.tokens_out + kernels_.rows - 1) / kernels_.rows, alone = layer.heads - layer.hallucinated;
+    const int64_t units = int64_t(tiles) * alone * layer.windows, all = units + int64_t(tiles) * weight_of_mixed(layer);
+    const int64_t begin = all * number / count, stop = all * (number + 1) / count;
+    auto rows_of_tiles = [&](int64_t from, int64_t to) { return Rows{int(from) * kernels_.rows, std::min(int(to) * kernels_.rows, layer.tokens_out)}; };
+    for (int64_t first = begin; first < std::min(stop, units);) {
+        const int window = int(first / tiles / alone), kind = int(first / tiles % alone), tile = int(first % tiles);
+        const int64_t end = std::min<int64_t>(tiles, tile + (std::min(stop, units) - first));
+        attend_head(layer, window, kind < layer.logit_heads ? kind : kind + layer.hallucinated, stream, worker, rows_of_tiles(tile, end));
         first += end - tile;
     }
+    if (!layer.hallucinated || stop <= units) return;
+    const int64_t weight = weight_of_mixed(layer);
+    const Rows rows = rows_of_tiles(std::max<int64_t>(begin - units, 0) / weight, (stop - units) / weight);
+    if (rows.first < rows.last) attend_mixed(layer, stream, worker, rows);
 }
 
 void Forward::attend_local(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const {
@@ -63,116 +69,146 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
     kernels_.local(made, rows.first, rows.last);
 }
 
-// One head, or all hallucinated ones (-1), of one window.
-void Forward::attend_head(const Attention &layer, int window, int head, Stream &stream, Worker &worker, Rows rows) const {
-    const HeadQuantizers &quantizers = layer.quantizers;
-    const int tokens = layer.tokens;
-    const size_t queries = size_t(layer.queries), first = size_t(window) * queries; // rows before the window's
-    const uint8_t *const query_rows = stream.qkv.data() + first * layer.first.stride;
-    const uint8_t *const key_rows = layer.reduced() ? stream.keys.data() : query_rows; // and values
-    const size_t key_stride = layer.reduced() ? layer.keys.stride : layer.first.stride;
-    auto output = [&](int index) { return output_of(*layer.proj, stream, layer.mixed_stride, first, index * layer.width); };
-    const size_t columns = round_up(size_t(tokens), 64);
-    auto values_of = [&](int index, Packed &packed, int &shift, float &scale, const int16_t **wide) {
-        const uint8_t *codes = key_rows + layer.value_column(index);
-        float zero = quantizers.value_zero[size_t(index)];
-        int taken = shift_of(zero, layer.bits);
-        shift = taken - int(zero), scale = quantizers.value_scale[size_t(index)];
-        if (wide) {
-            kernels_.pack_wide_values(codes, key_stride, tokens, layer.width, taken, worker.wide_values.data());
-            *wide = worker.wide_values.data();
-            return;
-        }
-        kernels_.pack_values(codes, key_stride, tokens, layer.width, taken, worker.values.data(), worker.value_sums.data());
-        packed.columns = int(round_up(size_t(layer.width), size_t(kernels_.lanes))), packed.depth4 = (tokens + 3) / 4;
-        packed.data = worker.values.data();
-        choose_sums(packed, index >= layer.moving() || layer.mode != 1 ? 255 : 128, std::max(taken, (1 << layer.bits) - 1 - taken));
-    };
-    if (head >= layer.moving() && layer.local_height) return attend_local(layer, head, stream, worker, rows);
-    if (head >= layer.moving()) {
-        const size_t shared = size_t(layer.constant_windows == 1 ? 0 : window) * size_t(layer.constant_heads);
-        const size_t at = (shared + size_t(head - layer.moving())) * queries;
+// What kernels are told of the heads of a window, and the packing of their keys and values into a worker's memory.
+class Forward::WindowHeads {
+  public:
+    WindowHeads(const Forward &forward, const Attention &layer, int window, Stream &stream, Worker &worker)
+        : forward_(forward), kernels_(forward.kernels_), layer_(layer), window_(size_t(window)), worker_(worker), stream_(stream),
+          first_(window_ * size_t(layer.queries)), query_rows_(stream.qkv.data() + first_ * layer.first.stride),
+          key_rows_(layer.reduced() ? stream.keys.data() : query_rows_), key_stride_(layer.reduced() ? layer.keys.stride : layer.first.stride) {}
+
+    ConstantHead constant(int head) const {
+        const size_t shared = (layer_.constant_windows == 1 ? 0 : window_) * size_t(layer_.constant_heads);
+        const size_t at = (shared + size_t(head - layer_.moving())) * size_t(layer_.queries);
         ConstantHead made;
-        made.tokens = tokens, made.width = layer.width;
-        made.map = layer.constants.data() + at * layer.map_stride, made.map_stride = layer.map_stride;
-        made.row_scale = layer.row_scale.data() + at, made.row_zero = layer.row_zero.data() + at, made.map_sums = layer.row_sums.data() + at;
-        values_of(head, made.values, made.value_shift, made.value_scale, nullptr);
-        made.value_sums = worker.value_sums.data();
+        made.tokens = layer_.tokens, made.width = layer_.width;
+        made.map = layer_.constants.data() + at * layer_.map_stride, made.map_stride = layer_.map_stride;
+        made.row_scale = layer_.row_scale.data() + at, made.row_zero = layer_.row_zero.data() + at, made.map_sums = layer_.row_sums.data() + at;
+        values(head, 0, made.values, made.value_shift, made.value_scale);
+        made.value_sums = worker_.value_sums.data();
         made.output = output(head);
-        kernels_.constant(made, rows.first, rows.last, worker.scratch);
-        return;
+        return made;
     }
-    const bool wide = layer.mode == 1 && layer.map_bits > 4;
-    auto moving = [&](int index) {
-        const size_t shared = size_t(layer.frozen_windows == 1 ? 0 : window) * size_t(layer.moving());
+
+    // A head whose map is made anew: its map's grid, values and output. `slot`: the place of its values in the worker's memory.
+    Head moving(int index, int slot) const {
+        const HeadQuantizers &quantizers = layer_.quantizers;
+        const size_t shared = (layer_.frozen_windows == 1 ? 0 : window_) * size_t(layer_.moving()), row = (shared + size_t(index)) * size_t(layer_.queries);
+        const bool wide = layer_.mode == 1 && layer_.map_bits > 4;
         Head made;
-        made.tokens = tokens, made.width = layer.width, made.mode = layer.mode, made.map_bits = layer.map_bits, made.zero_code = layer.zero_code;
+        made.tokens = layer_.tokens, made.width = layer_.width, made.mode = layer_.mode, made.map_bits = layer_.map_bits;
+        made.zero_code = layer_.zero_code;
         made.map_step = quantizers.map_step[size_t(index)], made.map_zero = quantizers.map_zero[size_t(index)];
         made.log2_step = std::log2(made.map_step);
-        if (!layer.frozen.empty())
-            made.frozen = layer.frozen.data() + (shared + size_t(index)) * queries * layer.map_stride, made.frozen_stride = layer.map_stride;
-        if (!layer.frozen_step.empty()) {
-            const size_t row = (shared + size_t(index)) * queries, at = row * layer.map_stride;
-            made.frozen_even = layer.frozen_even.data() + at, made.frozen_odd = layer.frozen_odd.data() + at;
-            made.frozen_even_sums = layer.frozen_even_sums.data() + row, made.frozen_odd_sums = layer.frozen_odd_sums.data() + row;
-            made.frozen_scale = layer.frozen_step[size_t(index)] / 128.0f;
+        if (!layer_.frozen.empty()) made.frozen = layer_.frozen.data() + row * layer_.map_stride, made.frozen_stride = layer_.map_stride;
+        if (!layer_.frozen_step.empty()) {
+            made.frozen_even = layer_.frozen_even.data() + row * layer_.map_stride, made.frozen_odd = layer_.frozen_odd.data() + row * layer_.map_stride;
+            made.frozen_even_sums = layer_.frozen_even_sums.data() + row, made.frozen_odd_sums = layer_.frozen_odd_sums.data() + row;
+            made.frozen_scale = layer_.frozen_step[size_t(index)] / 128.0f;
         }
-        if (!wide || made.frozen_even) values_of(index, made.values, made.value_shift, made.value_scale, nullptr);
-        if (wide) values_of(index, made.values, made.value_shift, made.value_scale, &made.wide_values);
-        made.value_sums = worker.value_sums.data();
-        // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most
-        // wide_scale their sums times values of at most 256 stay below 2^30.
-        if (wide) made.wide_scale = std::min(16384.0f, std::exp2(std::floor(std::log2(float(1 << 30) * made.map_step / (2.4f * 256.0f)))));
+        if (!wide || made.frozen_even) values(index, slot, made.values, made.value_shift, made.value_scale);
+        if (wide) wide_values(index, slot, made);
+        made.value_sums = worker_.value_sums.data() + size_t(slot) * forward_.value_channels();
         made.output = output(index);
         return made;
-    };
-    auto add_keys = [&](Head &made, int index, int slot, int &shift) {
-        int zero = int(quantizers.key_zero[size_t(index)]), taken = shift_of(float(zero), layer.bits);
-        int8_t *packed = worker.keys.data() + size_t(slot) * keys_bytes_;
-        int32_t *start = worker.key_start.data() + size_t(slot) * columns;
-        kernels_.pack_keys(key_rows + layer.key_column(index), key_stride, tokens, layer.width, taken, packed,
+    }
+
+    // Queries and keys; a stored code of keys lacks what is returned: (code - zero point) = stored + shift.
+    int add_keys(Head &made, int index, int slot) const {
+        const HeadQuantizers &quantizers = layer_.quantizers;
+        const int zero = int(quantizers.key_zero[size_t(index)]), taken = shift_of(float(zero), layer_.bits);
+        int8_t *packed = worker_.keys.data() + size_t(slot) * forward_.keys_bytes_;
+        int32_t *start = worker_.key_start.data() + size_t(slot) * round_up(size_t(layer_.tokens), 64);
+        kernels_.pack_keys(key_rows_ + layer_.key_column(index), key_stride_, layer_.tokens, layer_.width, taken, packed,
                            int(quantizers.query_zero[size_t(index)]), start);
-        made.keys.columns = int(round_up(size_t(tokens), size_t(kernels_.lanes))), made.keys.depth4 = (layer.width + 3) / 4;
+        made.keys.columns = int(round_up(size_t(layer_.tokens), size_t(kernels_.lanes))), made.keys.depth4 = (layer_.width + 3) / 4;
         made.keys.data = packed, made.keys.start = start;
-        choose_sums(made.keys, (1 << layer.bits) - 1, std::max(taken, (1 << layer.bits) - 1 - taken));
-        made.tokens = tokens, made.width = layer.width;
-        made.queries = query_rows + layer.query_column(index), made.query_stride = layer.first.stride;
-        made.logit_scale = quantizers.query_scale[size_t(index)] * quantizers.key_scale[size_t(index)] * layer.logit_scale * log2e;
-        shift = taken - zero;
-    };
-    int shift;
-    if (head >= 0) {
-        Head made = moving(head);
-        add_keys(made, head, 0, shift);
-        if (layer.bias.empty()) {
-            kernels_.attend(made, rows.first, rows.last, worker.scratch);
-            return;
-        }
-        made.bias = layer.bias.data() + size_t(head) * queries * layer.map_stride, made.bias_stride = layer.map_stride;
-        const int mask = layer.mask_of[size_t(window)];
-        if (mask >= 0) made.mask = layer.masks.data() + size_t(mask) * queries * layer.map_stride;
-        kernels_.attend_biased(made, rows.first, rows.last, worker.scratch);
+        choose_sums(made.keys, (1 << layer_.bits) - 1, largest_stored(taken));
+        made.tokens = layer_.tokens, made.width = layer_.width;
+        made.queries = query_rows_ + layer_.query_column(index), made.query_stride = layer_.first.stride;
+        made.logit_scale = quantizers.query_scale[size_t(index)] * quantizers.key_scale[size_t(index)] * layer_.logit_scale * log2e;
+        return taken - zero;
+    }
+
+  private:
+    HeadOutput output(int index) const { return output_of(*layer_.proj, stream_, layer_.mixed_stride, first_, index * layer_.width); }
+    int largest_stored(int taken) const { return std::max(taken, (1 << layer_.bits) - 1 - taken); }
+
+    void values(int index, int slot, Packed &packed, int &shift, float &scale) const {
+        const float zero = layer_.quantizers.value_zero[size_t(index)];
+        const int taken = shift_of(zero, layer_.bits);
+        int8_t *const place = worker_.values.data() + size_t(slot) * forward_.values_bytes_;
+        kernels_.pack_values(key_rows_ + layer_.value_column(index), key_stride_, layer_.tokens, layer_.width, taken, place,
+                             worker_.value_sums.data() + size_t(slot) * forward_.value_channels());
+        packed.columns = int(round_up(size_t(layer_.width), size_t(kernels_.lanes))), packed.depth4 = (layer_.tokens + 3) / 4;
+        packed.data = place;
+        choose_sums(packed, index >= layer_.moving() || layer_.mode != 1 ? 255 : 128, largest_stored(taken));
+        shift = taken - int(zero), scale = layer_.quantizers.value_scale[size_t(index)];
+    }
+
+    void wide_values(int index, int slot, Head &made) const {
+        const float zero = layer_.quantizers.value_zero[size_t(index)];
+        const int taken = shift_of(zero, layer_.bits);
+        int16_t *const place = worker_.wide_values.data() + size_t(slot) * forward_.wide_values_size();
+        kernels_.pack_wide_values(key_rows_ + layer_.value_column(index), key_stride_, layer_.tokens, layer_.width, taken, place);
+        made.wide_values = place;
+        made.value_shift = taken - int(zero), made.value_scale = layer_.quantizers.value_scale[size_t(index)];
+        // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most
+        // wide_scale their sums times values of at most 256 stay below 2^30.
+        made.wide_scale = std::min(16384.0f, std::exp2(std::floor(std::log2(float(1 << 30) * made.map_step / (2.4f * 256.0f)))));
+    }
+
+    const Forward &forward_;
+    const Kernels &kernels_;
+    const Attention &layer_;
+    size_t window_;
+    Worker &worker_;
+    Stream &stream_;
+    size_t first_; // rows before the window's
+    const uint8_t *query_rows_;
+    const uint8_t *key_rows_; // and values
+    size_t key_stride_;
+};
+
+// One head of one window that is not hallucinated.
+void Forward::attend_head(const Attention &layer, int window, int head, Stream &stream, Worker &worker, Rows rows) const {
+    if (head >= layer.moving() && layer.local_height) return attend_local(layer, head, stream, worker, rows);
+    const WindowHeads heads(*this, layer, window, stream, worker);
+    if (head >= layer.moving()) {
+        kernels_.constant(heads.constant(head), rows.first, rows.last, worker.scratch);
         return;
     }
-    std::vector<Head> &computed = worker.computed;
-    Array<int32_t> &query_zero = worker.query_zero, &key_shift = worker.key_shift;
+    Head made = heads.moving(head, 0);
+    heads.add_keys(made, head, 0);
+    if (layer.bias.empty()) {
+        kernels_.attend(made, rows.first, rows.last, worker.scratch);
+        return;
+    }
+    const size_t map = size_t(layer.queries) * layer.map_stride;
+    made.bias = layer.bias.data() + size_t(head) * map, made.bias_stride = layer.map_stride;
+    const int mask = layer.mask_of[size_t(window)];
+    if (mask >= 0) made.mask = layer.masks.data() + size_t(mask) * map;
+    kernels_.attend_biased(made, rows.first, rows.last, worker.scratch);
+}
+
+// All hallucinated heads at once: the logits that they are mixed of are taken once.
+void Forward::attend_mixed(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const {
+    const WindowHeads heads(*this, layer, 0, stream, worker);
     for (int index = 0; index < layer.logit_heads; index++) {
-        computed[size_t(index)] = Head();
-        add_keys(computed[size_t(index)], index, index, key_shift[size_t(index)]);
-        query_zero[size_t(index)] = int32_t(quantizers.query_zero[size_t(index)]);
+        worker.computed[size_t(index)] = Head();
+        worker.key_shift[size_t(index)] = int32_t(heads.add_keys(worker.computed[size_t(index)], index, index));
+        worker.query_zero[size_t(index)] = int32_t(layer.quantizers.query_zero[size_t(index)]);
     }
-    for (int index = 0; index < layer.hallucinated; index++) { // one by one, since values are packed for one head at a time
-        Head made = moving(layer.logit_heads + index);
-        const size_t at = size_t(index);
-        float bias = layer.mix_bias.empty() ? 0.0f : layer.mix_bias[at] * log2e;
-        MixedHeads mixed;
-        mixed.queries = layer.queries, mixed.tokens = tokens, mixed.logit_heads = layer.logit_heads, mixed.count = 1;
-        mixed.computed = computed.data(), mixed.query_zero = query_zero.data(), mixed.key_shift = key_shift.data(), mixed.made = &made;
-        mixed.mix = layer.mix.data() + at * size_t(layer.logit_heads), mixed.mix_bias = &bias;
-        mixed.kernel = layer.kernel, mixed.kernel_first = layer.kernel_first;
-        mixed.convolution = layer.convolution.data() + at * size_t(layer.kernel * layer.kernel);
-        kernels_.attend_mixed(mixed, rows.first, rows.last, worker.scratch);
+    for (int index = 0; index < layer.hallucinated; index++) {
+        worker.hallucinated[size_t(index)] = heads.moving(layer.logit_heads + index, index);
+        worker.mix_bias[size_t(index)] = layer.mix_bias.empty() ? 0.0f : layer.mix_bias[size_t(index)] * log2e;
     }
+    MixedHeads mixed;
+    mixed.queries = layer.queries, mixed.tokens = layer.tokens, mixed.logit_heads = layer.logit_heads, mixed.count = layer.hallucinated;
+    mixed.computed = worker.computed.data(), mixed.query_zero = worker.query_zero.data(), mixed.key_shift = worker.key_shift.data();
+    mixed.made = worker.hallucinated.data(), mixed.mix = layer.mix.data(), mixed.mix_bias = worker.mix_bias.data();
+    mixed.kernel = layer.kernel, mixed.kernel_first = layer.kernel_first, mixed.convolution = layer.convolution.data();
+    kernels_.attend_mixed(mixed, rows.first, rows.last, worker.scratch);
 }
 
 } // namespace vf

@@ -84,25 +84,26 @@ Worker Forward::make_worker() const {
     made.codes.resize(rows * code_stride_), made.hidden.resize(rows * hidden_stride_), made.inner.resize(rows * inner_stride_);
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
     made.sums.resize(tile * size_t(kernels_.panel));
-    made.keys.resize(keys_bytes_), made.values.resize(values_bytes_), made.key_start.resize(columns), made.value_sums.resize(channels);
-    if (wide_) made.wide_values.resize(values_bytes_ + 2 * channels);
     for (const Attention &layer : layers_.attention)
         if (layer.local_height) made.float_values.resize(columns * channels), made.float_sums.resize(channels);
-    int logit_heads = 0, kernel = 0;
-    for (const Attention &layer : layers_.attention)
-        if (layer.hallucinated) {
-            logit_heads = std::max(logit_heads, layer.logit_heads), kernel = std::max(kernel, layer.kernel);
-        }
+    size_t logit_heads = 1, hallucinated = 1;
+    for (const Attention &layer : layers_.attention) {
+        if (layer.hallucinated == 0) continue;
+        logit_heads = std::max(logit_heads, size_t(layer.logit_heads)), hallucinated = std::max(hallucinated, size_t(layer.hallucinated));
+        // A row of zeros, mixed rows, columns before the convolution, and logits of one head.
+        const size_t rows = tile + size_t(layer.kernel), row = columns + 2 * mixed_border;
+        const size_t mixed = row + rows * size_t(layer.hallucinated) * (row + size_t(layer.kernel_first)) + tile * columns;
+        made.scratch.mixed.resize(std::max(made.scratch.mixed.size(), mixed));
+    }
+    made.computed.resize(logit_heads), made.query_zero.resize(logit_heads), made.key_shift.resize(logit_heads);
+    made.hallucinated.resize(hallucinated), made.mix_bias.resize(hallucinated), made.scratch.mixed_weights.resize(logit_heads);
+    made.keys.resize(keys_bytes_ * logit_heads), made.key_start.resize(columns * logit_heads);
+    made.values.resize(values_bytes_ * hallucinated), made.value_sums.resize(channels * hallucinated);
+    if (wide_) made.wide_values.resize(wide_values_size() * hallucinated);
     made.pooled.resize(size_t(layers_.stages.back().channels));
     const Linear *second = layers_.classifier.second;
     made.logits.resize(size_t(std::max(layers_.classifier.linear->columns, second ? second->columns : 0)));
-    made.computed.resize(size_t(logit_heads)), made.query_zero.resize(size_t(logit_heads)), made.key_shift.resize(size_t(logit_heads));
-    if (logit_heads) {
-        made.keys.resize(keys_bytes_ * size_t(logit_heads)), made.key_start.resize(columns * size_t(logit_heads));
-        size_t most = tile + size_t(kernel);
-        made.scratch.mixed.resize(most * size_t(logit_heads) * columns + (most + 2) * (columns + 64));
-    }
-    made.scratch.logits.resize(tile * columns), made.scratch.planes.resize(2 * tile * columns);
+    made.scratch.logits.resize(tile * columns * logit_heads), made.scratch.planes.resize(2 * tile * columns);
     made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
     if (wide_) made.scratch.wide.resize(tile * columns);
     return made;

@@ -29,7 +29,8 @@ struct Worker {
     Array<int8_t> keys, values;
     Array<int16_t> wide_values;
     Array<int32_t> key_start, value_sums, query_zero, key_shift;
-    std::vector<Head> computed;
+    std::vector<Head> computed, hallucinated;
+    Array<float> mix_bias;
     Array<double> pooled;
     Array<float> logits;
     Scratch scratch;
@@ -61,6 +62,7 @@ class Forward {
     void run(const float *pixels, float *logits, Stream &stream, Worker &worker, int number, int count, Barrier &barrier, Profile &profile) const;
 
   private:
+    class WindowHeads;
     struct Rows {
         int first, last;
     };
@@ -86,6 +88,7 @@ class Forward {
     void attend(const Attention &layer, Stream &stream, Worker &worker, int number, int count) const;
     void attend_local(const Attention &layer, int head, Stream &stream, Worker &worker, Rows rows) const;
     void attend_head(const Attention &layer, int window, int head, Stream &stream, Worker &worker, Rows rows) const;
+    void attend_mixed(const Attention &layer, Stream &stream, Worker &worker, Rows rows) const;
     void project(const Attention &layer, int stage, Stream &stream, Worker &worker, Rows rows) const;
     void code(const Linear &linear, const Input &input, int rows, const Quantizer &next, Activation activation, uint8_t *codes, size_t stride,
               Worker &worker) const;
@@ -100,7 +103,9 @@ class Forward {
     const Kernels &kernels_;
     int chunk_;                                                        // rows that pass through the layers of a block together, whole tiles
     size_t code_stride_, hidden_stride_, inner_stride_, float_stride_; // the largest of all layers
-    size_t most_keys_, keys_bytes_, values_bytes_;
+    size_t most_keys_, keys_bytes_, values_bytes_; // of one head, at most
+    size_t value_channels() const { return values_bytes_ / most_keys_; }
+    size_t wide_values_size() const { return values_bytes_ + 2 * value_channels(); }
     bool wide_ = false;
 };
 

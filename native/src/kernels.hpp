@@ -147,7 +147,7 @@ struct DepthwiseProduct {
 // Memory of one worker for attention.
 struct Scratch {
     Array<int32_t> logits, sums;
-    Array<float> mixed;
+    Array<float> mixed, mixed_weights;
     Array<uint8_t> planes;
     Array<int16_t> wide;
 };
@@ -183,6 +183,8 @@ struct Kernels {
 
 // The rows of a tile and the columns of its sums, at most.
 constexpr int most_rows = 16;
+// Floats at both ends of a row of mixed logits, which a convolution reads.
+constexpr int mixed_border = 16;
 
 // The tables by name, best first; those that this processor runs.
 struct Isa {

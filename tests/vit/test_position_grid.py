@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def test_a_module_that_cuts_pixels_off_is_warned_of(messages) -> None:
 
 def test_weights_of_another_resolution_are_carried_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_file(create_model("vit_tiny_patch16_384", depth=1).state_dict(), tmp_path / "large.safetensors")
-    Model.open("vit_tiny_patch16_224", weights=tmp_path / "large.safetensors", options={"depth": 1})
+    with caplog.at_level(logging.WARNING, logger="vitfrost"):
+        Model.open("vit_tiny_patch16_224", weights=tmp_path / "large.safetensors", options={"depth": 1})
     (said,) = [record for record in caplog.records if "resized" in record.message]
     assert said.levelname == "WARNING"
     assert said.message == "position embeddings of 24 x 24 patches are resized to 14 x 14"

@@ -1,90 +1,152 @@
 // Heads whose maps are made of other heads' logits (hMHSA, arXiv 2306.10875): a mix over heads, a depthwise convolution over (query, key) that is
-// added to it, and a softmax of its own. Rows of logits around the queries are computed as they are needed; no map is ever whole.
+// added to it, and a softmax of its own. Rows of mixed logits pass through a window of a tile and what the convolution reaches; no map is ever whole.
 
 namespace vf::VF_NAMESPACE {
 
-// Logits of the computed heads for queries begin..end as floats [row][head][columns], zeros where there is no token.
-VF_INLINE void float_logits(const MixedHeads &mixed, int begin, int end, int columns, float *out, int32_t *sums) {
-    const int tokens = mixed.tokens;
-    for (int head = 0; head < mixed.logit_heads; head++) {
-        const Head &computed = mixed.computed[head];
-        for (int row = begin; row < end; row++) {
-            float *place = out + (size_t(row - begin) * size_t(mixed.logit_heads) + size_t(head)) * size_t(columns);
-            if (row < 0 || row >= mixed.queries) {
-                std::memset(place, 0, size_t(columns) * sizeof(float));
-                continue;
+// Mixed logits of a few queries, [row][head][stride] with zeros at both ends of a row.
+struct MixedRows {
+    float *rows = nullptr, *prefix = nullptr; // prefix [row][head][prefix_stride]: logits of the columns that the convolution does not cover
+    const float *zeros = nullptr;             // a row of nothing
+    size_t stride = 0, prefix_stride = 0;
+    int columns = 0, first = 0; // first: the query of row 0
+    float *row(const MixedHeads &mixed, int query, int head) const {
+        return rows + (size_t(query - first) * size_t(mixed.count) + size_t(head)) * stride + mixed_border;
+    }
+    float *prefix_of(const MixedHeads &mixed, int query, int head) const {
+        return prefix + (size_t(query - first) * size_t(mixed.count) + size_t(head)) * prefix_stride;
+    }
+};
+
+// One row of a hallucinated head: sums of the computed heads' codes, each with its weight, plus what belongs to the whole row.
+VF_INLINE void mix_row(const int32_t *sums, size_t heads_stride, int heads, const float *weights, float base, int columns, float *out) {
+    for (int c = 0; c < columns; c += lanes) {
+        f32 y = all(base);
+        for (int head = 0; head < heads; head++) y = y + to_floats(load<i32>(sums + size_t(head) * heads_stride + size_t(c))) * weights[head];
+        save(out + c, y);
+    }
+}
+
+// The rows of queries begin..end, at most a tile.
+static void mix_rows(const MixedHeads &mixed, int begin, int end, const MixedRows &made, Scratch &scratch) {
+    const int heads = mixed.logit_heads, columns = made.columns, covered = mixed.kernel ? mixed.kernel_first : 0;
+    const size_t heads_stride = size_t(tile_rows) * size_t(columns);
+    float *const weights = scratch.mixed_weights.data();
+    for (int head = 0; head < heads; head++)
+        scores(mixed.computed[head], begin, end - begin, scratch.logits.data() + size_t(head) * heads_stride, columns);
+    for (int made_head = 0; made_head < mixed.count; made_head++) {
+        for (int head = 0; head < heads; head++)
+            weights[head] = mixed.mix[size_t(made_head) * size_t(heads) + size_t(head)] * mixed.computed[head].logit_scale;
+        for (int query = begin; query < end; query++) {
+            float base = mixed.mix_bias ? mixed.mix_bias[made_head] : 0.0f;
+            for (int head = 0; head < heads; head++) {
+                if (mixed.key_shift[head] == 0) continue;
+                const Head &computed = mixed.computed[head];
+                int32_t codes = 0;
+                sum_rows(computed.queries + size_t(query) * computed.query_stride, 0, 1, computed.width, &codes);
+                base += float((codes - computed.width * mixed.query_zero[head]) * mixed.key_shift[head]) * weights[head];
             }
-            scores(computed, row, 1, sums, columns);
-            const uint8_t *codes = computed.queries + size_t(row) * computed.query_stride;
-            int32_t queries = -computed.width * mixed.query_zero[head];
-            for (int c = 0; c < computed.width; c++) queries += codes[c];
-            const i32 shift = all_ints(queries * mixed.key_shift[head]);
-            for (int c = 0; c < columns; c += lanes) save(place + c, to_floats(load<i32>(sums + c) + shift) * computed.logit_scale);
-            for (int c = tokens; c < columns; c++) place[c] = 0;
+            float *const row = made.row(mixed, query, made_head);
+            mix_row(scratch.logits.data() + size_t(query - begin) * size_t(columns), heads_stride, heads, weights, base, columns, row);
+            for (int c = mixed.tokens; c < columns; c++) row[c] = 0;
+            if (query < covered) continue; // what lies outside of the convolution is not read by it
+            float *const prefix = made.prefix_of(mixed, query, made_head);
+            for (int c = 0; c < covered; c++) prefix[c] = row[c], row[c] = 0;
         }
     }
 }
 
-// One row of a hallucinated head before the convolution; zeros outside of the tokens that the convolution covers where `inside` is set.
-VF_INLINE void mixed_row(const MixedHeads &mixed, int head, int row, bool inside, const float *logits, int columns, float *out) {
-    if (row < 0 || row >= mixed.queries || (inside && row < mixed.kernel_first)) {
-        std::memset(out, 0, size_t(columns) * sizeof(float));
-        return;
-    }
-    const float *mix = mixed.mix + size_t(head) * size_t(mixed.logit_heads);
-    const float bias = mixed.mix_bias ? mixed.mix_bias[head] : 0.0f;
+// R rows of y = x + conv(x), whose taps are rows of x around them.
+template <int K, int R> VF_INLINE void convolve(const float *const *taps, int columns, const float *kernel, float *out, size_t out_stride) {
     for (int c = 0; c < columns; c += lanes) {
-        f32 y = all(bias);
-        for (int h = 0; h < mixed.logit_heads; h++) y = y + load<f32>(logits + size_t(h) * size_t(columns) + c) * mix[h];
-        save(out + c, y);
+        f32 sum[R];
+        each<R>(VF_EACH(r) { sum[r] = load<f32>(taps[r + K / 2] + c); });
+        each<R + K - 1>(VF_EACH(tap) {
+            each<K>(VF_EACH(right) {
+                const f32 x = load<f32>(taps[tap] + c + right - K / 2);
+                each<R>(VF_EACH(r) {
+                    if constexpr (tap >= r && tap - r < K) sum[r] = sum[r] + x * kernel[(tap - r) * K + right];
+                });
+            });
+        });
+        each<R>(VF_EACH(r) { save(out + size_t(r) * out_stride + size_t(c), sum[r]); });
     }
-    for (int c = inside ? 0 : columns; c < mixed.kernel_first; c++) out[c] = 0;
-    for (int c = mixed.tokens; c < columns; c++) out[c] = 0;
+}
+
+constexpr int convolved_together = tile_rows < 4 ? tile_rows : 4;
+
+// Logits of a hallucinated head for `rows` queries, columns behind the tokens far below all others.
+static void mixed_logits(const MixedHeads &mixed, int head, int query, int rows, const MixedRows &made, float *out) {
+    const int half = mixed.kernel / 2;
+    const float *taps[tile_rows + 4];
+    for (int row = -half; row < rows + half; row++) {
+        const int from = query + row;
+        const bool inside = from >= (mixed.kernel ? mixed.kernel_first : 0) && from < mixed.queries;
+        taps[row + half] = inside ? made.row(mixed, from, head) : made.zeros;
+    }
+    const float *const kernel = mixed.convolution + size_t(head) * size_t(mixed.kernel * mixed.kernel);
+    const size_t stride = size_t(made.columns);
+    for (int row = 0; row < rows;) {
+        const bool several = rows - row >= convolved_together;
+        float *const place = out + size_t(row) * stride;
+        if (mixed.kernel == 3 && several) convolve<3, convolved_together>(taps + row, made.columns, kernel, place, stride);
+        else if (mixed.kernel == 3) convolve<3, 1>(taps + row, made.columns, kernel, place, stride);
+        else if (mixed.kernel == 5 && several) convolve<5, convolved_together>(taps + row, made.columns, kernel, place, stride);
+        else if (mixed.kernel == 5) convolve<5, 1>(taps + row, made.columns, kernel, place, stride);
+        else std::memcpy(place, taps[row], stride * sizeof(float));
+        row += mixed.kernel && several ? convolved_together : 1;
+    }
+    for (int row = 0; row < rows; row++) {
+        float *const place = out + size_t(row) * stride;
+        if (mixed.kernel && query + row < mixed.kernel_first) std::memcpy(place, made.row(mixed, query + row, head), stride * sizeof(float));
+        else if (mixed.kernel) std::memcpy(place, made.prefix_of(mixed, query + row, head), size_t(mixed.kernel_first) * sizeof(float));
+        for (int c = mixed.tokens; c < made.columns; c++) place[c] = -1e30f;
+    }
+}
+
+VF_INLINE float largest_float(const float *row, int columns) {
+    f32 largest = all(-1e30f);
+    for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<f32>(row + c));
+    float top = largest[0];
+    for (int lane = 1; lane < lanes; lane++) top = largest[lane] > top ? largest[lane] : top;
+    return top;
 }
 
 static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &scratch) {
-    const int columns = (mixed.tokens + lanes - 1) / lanes * lanes, half = mixed.kernel / 2, most = tile_rows + 2 * half;
-    const size_t row_size = size_t(columns), border = 16;
-    float *logits = scratch.mixed.data(), *rows_mixed = logits + size_t(most) * size_t(mixed.logit_heads) * row_size;
-    float *result = rows_mixed + size_t(most) * (row_size + 2 * border) + border;
+    const int half = mixed.kernel / 2, columns = (mixed.tokens + lanes - 1) / lanes * lanes;
+    const size_t heads = size_t(mixed.count), stride = size_t(columns) + 2 * mixed_border;
+    MixedRows made;
+    made.columns = columns, made.stride = stride, made.prefix_stride = size_t(mixed.kernel_first);
+    float *place = scratch.mixed.data();
+    made.zeros = place + mixed_border, made.rows = place + stride;
+    made.prefix = made.rows + size_t(tile_rows + 2 * half) * heads * stride;
+    float *const out = made.prefix + size_t(tile_rows + 2 * half) * heads * made.prefix_stride;
+    std::memset(place, 0, (1 + size_t(tile_rows + 2 * half) * heads) * stride * sizeof(float)); // the ends of rows stay so
+    int next = first - half > 0 ? first - half : 0; // the first query whose row is not there yet
     for (int query = first; query < last; query += tile_rows) {
-        const int rows = last - query < tile_rows ? last - query : tile_rows, begin = query - half, end = query + rows + half;
-        float_logits(mixed, begin, end, columns, logits, scratch.logits.data());
+        const int rows = last - query < tile_rows ? last - query : tile_rows;
+        const int begin = query - half > 0 ? query - half : 0, end = query + rows + half < mixed.queries ? query + rows + half : mixed.queries;
+        if (begin < next && begin != made.first) {
+            std::memmove(made.rows, made.rows + size_t(begin - made.first) * heads * stride, size_t(next - begin) * heads * stride * sizeof(float));
+            std::memmove(made.prefix, made.prefix + size_t(begin - made.first) * heads * made.prefix_stride,
+                         size_t(next - begin) * heads * made.prefix_stride * sizeof(float));
+        }
+        made.first = begin;
+        while (next < end) {
+            const int to = end - next < tile_rows ? end : next + tile_rows;
+            mix_rows(mixed, next, to, made, scratch);
+            next = to;
+        }
         for (int head = 0; head < mixed.count; head++) {
-            for (int row = begin; row < end; row++) {
-                float *place = rows_mixed + size_t(row - begin) * (row_size + 2 * border);
-                std::memset(place, 0, (row_size + 2 * border) * sizeof(float));
-                mixed_row(mixed, head, row, mixed.kernel > 0, logits + size_t(row - begin) * size_t(mixed.logit_heads) * row_size, columns,
-                          place + border);
-            }
             const Head &made_head = mixed.made[head];
-            MapTile made = map_tile(made_head, rows, columns, scratch);
+            mixed_logits(mixed, head, query, rows, made, out);
+            MapTile tile = map_tile(made_head, rows, columns, scratch);
             for (int row = 0; row < rows; row++) {
-                mixed_row(mixed, head, query + row, false, logits + size_t(row + half) * size_t(mixed.logit_heads) * row_size, columns, result);
-                if (mixed.kernel && query + row >= mixed.kernel_first) {
-                    const float *kernel = mixed.convolution + size_t(head) * size_t(mixed.kernel * mixed.kernel);
-                    int from = mixed.kernel_first / lanes * lanes;
-                    for (int c = from; c < columns; c += lanes) {
-                        f32 y = {};
-                        for (int down = 0; down < mixed.kernel; down++)
-                            for (int right = 0; right < mixed.kernel; right++)
-                                y = y + load<f32>(rows_mixed + size_t(row + down) * (row_size + 2 * border) + border + size_t(c) + size_t(right) -
-                                                  size_t(half)) *
-                                            kernel[down * mixed.kernel + right];
-                        f32 kept = load<f32>(result + c);
-                        save(result + c, kept + y);
-                        for (int lane = 0; lane < lanes && c + lane < mixed.kernel_first; lane++) result[c + lane] = kept[lane];
-                    }
-                }
-                for (int c = mixed.tokens; c < columns; c++) result[c] = -1e30f;
-                f32 largest = all(-1e30f);
-                for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<f32>(result + c));
-                float top = largest[0];
-                for (int lane = 1; lane < lanes; lane++) top = largest[lane] > top ? largest[lane] : top;
-                const float sum = exponentials(result, columns, made_head.mode == 1, [=](int c) { return load<f32>(result + c) - top; });
-                add_row(made, made_head, query + row, row, result, sum);
+                float *const logits = out + size_t(row) * size_t(columns);
+                const float top = largest_float(logits, columns);
+                const float sum = exponentials(logits, columns, made_head.mode == 1, [=](int c) { return load<f32>(logits + c) - top; });
+                add_row(tile, made_head, query + row, row, logits, sum);
             }
-            mix_values(made, made_head, query, scratch.sums.data());
+            mix_values(tile, made_head, query, scratch.sums.data());
         }
     }
 }
