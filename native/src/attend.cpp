@@ -26,9 +26,7 @@ HeadOutput output_of(const Linear &next, Stream &stream, size_t stride, size_t r
 }
 
 // What a tile of all hallucinated heads takes, in tiles of a computed head: the computed heads' logits, mixes and convolutions, maps and values.
-int weight_of_mixed(const Attention &layer) {
-    return layer.hallucinated ? (layer.logit_heads + 1) / 2 + 2 * layer.hallucinated : 0;
-}
+int weight_of_mixed(const Attention &layer) { return layer.hallucinated ? (layer.logit_heads + 1) / 2 + 2 * layer.hallucinated : 0; }
 
 } // namespace
 
@@ -37,7 +35,9 @@ void Forward::attend(const Attention &layer, Stream &stream, Worker &worker, int
     const int tiles = (layer.tokens_out + kernels_.rows - 1) / kernels_.rows, alone = layer.heads - layer.hallucinated;
     const int64_t units = int64_t(tiles) * alone * layer.windows, all = units + int64_t(tiles) * weight_of_mixed(layer);
     const int64_t begin = all * number / count, stop = all * (number + 1) / count;
-    auto rows_of_tiles = [&](int64_t from, int64_t to) { return Rows{int(from) * kernels_.rows, std::min(int(to) * kernels_.rows, layer.tokens_out)}; };
+    auto rows_of_tiles = [&](int64_t from, int64_t to) {
+        return Rows{int(from) * kernels_.rows, std::min(int(to) * kernels_.rows, layer.tokens_out)};
+    };
     for (int64_t first = begin; first < std::min(stop, units);) {
         const int window = int(first / tiles / alone), kind = int(first / tiles % alone), tile = int(first % tiles);
         const int64_t end = std::min<int64_t>(tiles, tile + (std::min(stop, units) - first));
@@ -93,7 +93,8 @@ class Forward::WindowHeads {
     // A head whose map is made anew: its map's grid, values and output. `slot`: the place of its values in the worker's memory.
     Head moving(int index, int slot) const {
         const HeadQuantizers &quantizers = layer_.quantizers;
-        const size_t shared = (layer_.frozen_windows == 1 ? 0 : window_) * size_t(layer_.moving()), row = (shared + size_t(index)) * size_t(layer_.queries);
+        const size_t shared = (layer_.frozen_windows == 1 ? 0 : window_) * size_t(layer_.moving()),
+                     row = (shared + size_t(index)) * size_t(layer_.queries);
         const bool wide = layer_.mode == 1 && layer_.map_bits > 4;
         Head made;
         made.tokens = layer_.tokens, made.width = layer_.width, made.mode = layer_.mode, made.map_bits = layer_.map_bits;
@@ -102,7 +103,8 @@ class Forward::WindowHeads {
         made.log2_step = std::log2(made.map_step);
         if (!layer_.frozen.empty()) made.frozen = layer_.frozen.data() + row * layer_.map_stride, made.frozen_stride = layer_.map_stride;
         if (!layer_.frozen_step.empty()) {
-            made.frozen_even = layer_.frozen_even.data() + row * layer_.map_stride, made.frozen_odd = layer_.frozen_odd.data() + row * layer_.map_stride;
+            made.frozen_even = layer_.frozen_even.data() + row * layer_.map_stride,
+            made.frozen_odd = layer_.frozen_odd.data() + row * layer_.map_stride;
             made.frozen_even_sums = layer_.frozen_even_sums.data() + row, made.frozen_odd_sums = layer_.frozen_odd_sums.data() + row;
             made.frozen_scale = layer_.frozen_step[size_t(index)] / 128.0f;
         }
@@ -121,7 +123,7 @@ class Forward::WindowHeads {
         int32_t *start = worker_.key_start.data() + size_t(slot) * round_up(size_t(layer_.tokens), 64);
         kernels_.pack_keys(key_rows_ + layer_.key_column(index), key_stride_, layer_.tokens, layer_.width, taken, packed,
                            int(quantizers.query_zero[size_t(index)]), start);
-        made.keys.columns = int(round_up(size_t(layer_.tokens), size_t(kernels_.lanes))), made.keys.depth4 = (layer_.width + 3) / 4;
+        made.keys.columns = int(round_up(size_t(layer_.tokens), size_t(kernels_.lanes))), made.keys.depth4 = depth4(layer_.width);
         made.keys.data = packed, made.keys.start = start;
         choose_sums(made.keys, (1 << layer_.bits) - 1, largest_stored(taken));
         made.tokens = layer_.tokens, made.width = layer_.width;
@@ -132,6 +134,7 @@ class Forward::WindowHeads {
 
   private:
     HeadOutput output(int index) const { return output_of(*layer_.proj, stream_, layer_.mixed_stride, first_, index * layer_.width); }
+    int depth4(int depth) const { return int(round_up(size_t(depth), size_t(kernels_.depth)) / 4); }
     int largest_stored(int taken) const { return std::max(taken, (1 << layer_.bits) - 1 - taken); }
 
     void values(int index, int slot, Packed &packed, int &shift, float &scale) const {
@@ -140,7 +143,7 @@ class Forward::WindowHeads {
         int8_t *const place = worker_.values.data() + size_t(slot) * forward_.values_bytes_;
         kernels_.pack_values(key_rows_ + layer_.value_column(index), key_stride_, layer_.tokens, layer_.width, taken, place,
                              worker_.value_sums.data() + size_t(slot) * forward_.value_channels());
-        packed.columns = int(round_up(size_t(layer_.width), size_t(kernels_.lanes))), packed.depth4 = (layer_.tokens + 3) / 4;
+        packed.columns = int(round_up(size_t(layer_.width), size_t(kernels_.lanes))), packed.depth4 = depth4(layer_.tokens);
         packed.data = place;
         choose_sums(packed, index >= layer_.moving() || layer_.mode != 1 ? 255 : 128, largest_stored(taken));
         shift = taken - int(zero), scale = layer_.quantizers.value_scale[size_t(index)];

@@ -29,7 +29,7 @@ class Timer {
 
 } // namespace
 
-Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(most_chunk / kernels_.rows * kernels_.rows) {
+Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(int(round_up(most_chunk, size_t(chunk_unit())))) {
     size_t codes = 1, hidden = 1, inner = 1, width = 1, keys = 1, floats = 1;
     auto reaches = [](size_t &size, int count) { size = std::max(size, stride_of(count)); };
     reaches(codes, layers.embed.linear->inputs);
@@ -49,7 +49,7 @@ Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kerne
     for (const Downsample &layer : layers.downsample) reaches(codes, layer.linear->inputs);
     code_stride_ = codes, hidden_stride_ = hidden, inner_stride_ = inner;
     float_stride_ = std::max({codes, hidden, inner, floats});
-    most_keys_ = keys, keys_bytes_ = keys * round_up(width, 4), values_bytes_ = keys * width;
+    most_keys_ = keys, keys_bytes_ = keys * round_up(width, size_t(kernels_.depth)), values_bytes_ = keys * width;
 }
 
 Stream Forward::make_stream() const {
@@ -58,7 +58,7 @@ Stream Forward::make_stream() const {
     for (size_t stage = 0; stage < layers_.stages.size(); stage++)
         x[stage % 2] = std::max(x[stage % 2], size_t(layers_.stages[stage].tokens) * layers_.stages[stage].stride);
     for (const Attention &layer : layers_.attention) {
-        const size_t rows = size_t(layer.windows) * size_t(layer.queries) + 2 * most_rows; // kernels read whole tiles
+        const size_t rows = size_t(layer.windows) * size_t(layer.queries) + 2 * rows_behind; // kernels read whole tiles
         qkv = std::max(qkv, rows * layer.first.stride), keys = std::max(keys, size_t(layer.tokens) * layer.keys.stride);
         mixed = std::max(mixed, rows * layer.mixed_stride);
         if (layer.proj->input.dynamic) floats = std::max(floats, rows * layer.mixed_stride);
@@ -66,7 +66,7 @@ Stream Forward::make_stream() const {
     made.x[0].resize(x[0]), made.x[1].resize(x[1]), made.qkv.resize(qkv), made.mixed.resize(mixed), made.mixed_floats.resize(floats);
     made.keys.resize(keys);
     for (const FeedForward &layer : layers_.feed_forward)
-        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out + most_rows) * stride_of(layer.first->columns));
+        if (layer.convolution) hidden = std::max(hidden, size_t(layer.tokens_out + rows_behind) * stride_of(layer.first->columns));
     made.hidden.resize(hidden);
     return made;
 }
@@ -91,8 +91,8 @@ Worker Forward::make_worker() const {
         if (layer.hallucinated == 0) continue;
         logit_heads = std::max(logit_heads, size_t(layer.logit_heads)), hallucinated = std::max(hallucinated, size_t(layer.hallucinated));
         // A row of zeros, mixed rows, columns before the convolution, and logits of one head.
-        const size_t rows = tile + size_t(layer.kernel), row = columns + 2 * mixed_border;
-        const size_t mixed = row + rows * size_t(layer.hallucinated) * (row + size_t(layer.kernel_first)) + tile * columns;
+        const size_t reached = tile + size_t(layer.kernel), row = columns + 2 * mixed_border;
+        const size_t mixed = row + reached * size_t(layer.hallucinated) * (row + size_t(layer.kernel_first)) + tile * columns;
         made.scratch.mixed.resize(std::max(made.scratch.mixed.size(), mixed));
     }
     made.computed.resize(logit_heads), made.query_zero.resize(logit_heads), made.key_shift.resize(logit_heads);
@@ -121,11 +121,18 @@ Forward::Rows Forward::rows_of(int number, int count, int tokens) const {
     return {std::min(first, tokens), std::min(last, tokens)};
 }
 
+// Rows that pass through the layers of a block together: as many in every chunk, as far as whole tiles allow.
+int Forward::chunk_of(Rows rows) const {
+    const int count = rows.last - rows.first, chunks = std::max(1, (count + chunk_ - 1) / chunk_);
+    return std::max(chunk_unit(), int(round_up(size_t((count + chunks - 1) / chunks), size_t(chunk_unit()))));
+}
+
 // What belongs to rows of codes besides them: sums where weights are shifted.
 Forward::Input Forward::row_terms(const Linear &linear, const uint8_t *codes, size_t stride, int rows, Worker &worker) const {
     Input made = {codes, stride, {}};
     if (linear.shifted) {
         kernels_.sum_rows(codes, stride, rows, linear.inputs, worker.row_sum.data());
+        for (int row = 0; row < rows; row++) worker.row_sum[size_t(row)] = pair_of_sum(worker.row_sum[size_t(row)]);
         made.terms.sum = worker.row_sum.data(), made.terms.column_shift = linear.column_shift.data();
     }
     if (linear.input.dynamic) {
@@ -186,8 +193,8 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
     const Stage &stage = layers_.stages.front();
     const size_t flat_stride = stride_of(linear.inputs);
     const size_t channels = size_t(stage.channels);
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        int end = std::min(begin + chunk_, rows.last);
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        int end = std::min(begin + chunk, rows.last);
         for (int token = begin; token < end; token++) {
             float *x = stream.rows(stage, 0, token);
             bool prefix = token < layer.prefix;
@@ -258,8 +265,8 @@ void Forward::add_hidden(const FeedForward &layer, Input input, int rows, float 
 // All of it, or what comes before a convolution over the grid.
 void Forward::feed_forward(const FeedForward &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
     const Stage &stage = layers_.stages[size_t(number)];
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        int end = std::min(begin + chunk_, rows.last), count = end - begin;
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        int end = std::min(begin + chunk, rows.last), count = end - begin;
         float *x = stream.rows(stage, number, begin);
         Input input = normed(layer.input, *layer.first, x, stage.stride, count, worker);
         if (layer.convolution) {

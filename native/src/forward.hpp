@@ -1,6 +1,7 @@
 // A forward pass: rows of tokens in chunks that stay in cache, attention head by head, with a barrier between them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <string>
 #include <vector>
@@ -72,6 +73,8 @@ class Forward {
         RowTerms terms;
     };
     Rows rows_of(int number, int count, int tokens) const;
+    int chunk_unit() const { return std::min(kernels_.rows, rows_behind); }
+    int chunk_of(Rows rows) const;
     Input row_terms(const Linear &linear, const uint8_t *codes, size_t stride, int rows, Worker &worker) const;
     Input coded(const Linear &linear, const float *floats, size_t floats_stride, int rows, uint8_t *codes, size_t stride, Worker &worker) const;
     Input normed(const NormedInput &input, const Linear &linear, const float *x, size_t stride, int rows, Worker &worker) const;
@@ -101,9 +104,9 @@ class Forward {
 
     const Layers &layers_;
     const Kernels &kernels_;
-    int chunk_;                                                        // rows that pass through the layers of a block together, whole tiles
+    int chunk_;                                                        // rows of a chunk, at most
     size_t code_stride_, hidden_stride_, inner_stride_, float_stride_; // the largest of all layers
-    size_t most_keys_, keys_bytes_, values_bytes_; // of one head, at most
+    size_t most_keys_, keys_bytes_, values_bytes_;                     // of one head, at most
     size_t value_channels() const { return values_bytes_ / most_keys_; }
     size_t wide_values_size() const { return values_bytes_ + 2 * value_channels(); }
     bool wide_ = false;

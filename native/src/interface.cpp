@@ -181,7 +181,7 @@ int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t dep
         Array<float> zero(weight_zero, weight_zero + wide), one(wide, 1.0f);
         Linear linear = make_linear(depth, columns, input, codes, one, zero, {}, kernels);
         const size_t stride = round_up(deep, 64), out_stride = size_t(linear.columns);
-        Array<uint8_t> padded((size_t(rows) + most_rows) * stride);
+        Array<uint8_t> padded((size_t(rows) + rows_behind) * stride);
         for (size_t row = 0; row < size_t(rows); row++) std::copy_n(x + row * deep, deep, padded.data() + row * stride);
         Array<int32_t> made(size_t(rows) * out_stride);
         Product product;
@@ -192,7 +192,7 @@ int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t dep
         for (size_t row = 0; row < size_t(rows); row++) {
             int32_t sum = 0;
             for (size_t k = 0; k < deep; k++) sum += x[row * deep + k];
-            for (size_t c = 0; c < wide; c++) sums[row * wide + c] = made[row * out_stride + c] - linear.column_shift[c] * sum;
+            for (size_t c = 0; c < wide; c++) sums[row * wide + c] = made[row * out_stride + c] + shift_of_pair(linear.column_shift[c]) * sum;
         }
     });
 }

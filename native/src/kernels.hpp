@@ -14,7 +14,7 @@ namespace vf {
 // How sums can be taken without a dot product in hardware; see Packed::sums.
 enum class Sums : int { split, direct, chunked };
 
-// A matrix of signed bytes in the order of a processor. `columns` is a multiple of the lanes, `depth4` the depth / 4, rounded up.
+// A matrix of signed bytes in the order of a processor. `columns` is a multiple of the lanes, `depth4` the depth / 4, rounded up to Kernels::depth.
 struct Packed {
     int columns = 0, depth4 = 0;
     const int8_t *data = nullptr;
@@ -29,10 +29,16 @@ enum class Activation : int { none = -1, gelu = 0, gelu_tanh = 1, relu = 2, quic
 struct RowTerms {
     const float *scale = nullptr;          // [rows] null: 1
     const int32_t *zero = nullptr;         // [rows] zero points; with `column_sums`
-    const int32_t *sum = nullptr;          // [rows] sums of codes; with `column_shift`
+    const int32_t *sum = nullptr;          // [rows] sums of codes, see pair_of_sum; with `column_shift`
     const int32_t *column_sums = nullptr;  // [columns]
-    const int32_t *column_shift = nullptr; // [columns]
+    const int32_t *column_shift = nullptr; // [columns] see pair_of_shift
 };
+
+// A sum of codes times a shift of at most 128 as the product of two pairs of 16 bits, which one instruction adds to a sum.
+constexpr int32_t most_summed = (1 << 22) - 1;
+inline int32_t pair_of_sum(int32_t sum) { return (sum & 127) | (sum >> 7) << 16; }
+inline int32_t shift_of_pair(int32_t pair) { return int16_t(pair & 0xFFFF); } // what is added for every code: the shift with its sign changed
+inline int32_t pair_of_shift(int32_t shift) { return int32_t(uint32_t(-shift) & 0xFFFF) | -128 * shift * (1 << 16); }
 
 // What is done with sums: y = sum scale + offset by column, an activation, and then one of three ends.
 struct Epilogue {
@@ -155,6 +161,7 @@ struct Scratch {
 struct Kernels {
     const char *name;
     int lanes, rows, panel; // lanes of a vector, rows of a tile, columns of a panel
+    int depth;              // codes of a row that a product takes at once; weights are zero behind the last one
     // A thread calls `begin` before it calls anything below, and `end` after that: a processor may have registers to set up.
     void (*begin)();
     void (*end)();
@@ -181,8 +188,8 @@ struct Kernels {
                          int first, float *sums);
 };
 
-// The rows of a tile and the columns of its sums, at most.
-constexpr int most_rows = 16;
+// Rows behind the last one that kernels may read.
+constexpr int rows_behind = 16;
 // Floats at both ends of a row of mixed logits, which a convolution reads.
 constexpr int mixed_border = 16;
 

@@ -15,7 +15,7 @@ constexpr int64_t most = INT32_MAX;
 // One column of weights, codes less `taken`, into its panel: four steps of the sum together.
 void fill_column(Linear &made, int column, const uint8_t *codes, int taken, const Kernels &kernels) {
     const int panel = column / kernels.panel * kernels.panel;
-    const size_t wide = size_t(std::min(kernels.panel, made.columns - panel)), depth4 = size_t(made.inputs + 3) / 4;
+    const size_t wide = size_t(std::min(kernels.panel, made.columns - panel)), depth4 = round_up(size_t(made.inputs), size_t(kernels.depth)) / 4;
     int8_t *place = made.weights.data() + size_t(panel) * depth4 * 4 + size_t(column - panel) * 4;
     int k = 0;
     for (; k + 4 <= made.inputs; k += 4, place += wide * 4)
@@ -36,7 +36,7 @@ Linear make_linear(int inputs, int outputs, const Quantizer &input, const Array<
     Linear made;
     made.inputs = inputs, made.outputs = outputs, made.input = input;
     made.columns = int(round_up(size_t(outputs), size_t(kernels.lanes)));
-    size_t columns = size_t(made.columns), depth4 = (size_t(inputs) + 3) / 4;
+    size_t columns = size_t(made.columns), depth4 = round_up(size_t(inputs), size_t(kernels.depth)) / 4;
     made.weights.resize(columns * depth4 * 4);
     made.start.resize(columns), made.column_sums.resize(columns), made.column_shift.resize(columns);
     made.scale.resize(columns), made.offset.resize(columns);
@@ -58,8 +58,9 @@ Linear make_linear(int inputs, int outputs, const Quantizer &input, const Array<
         const int64_t start = -x_zero * sum + depth * x_zero * shift, sums = sum - depth * shift;
         const int64_t bound = std::abs(start) + depth * x_max * (largest + std::abs(shift)) + (input.dynamic ? 255 * std::abs(sums) : 0);
         if (bound > most) fail("the model file is damaged: sums of a layer with %d inputs do not fit 32 bits; export it again", inputs);
-        made.start[j] = int32_t(start), made.column_sums[j] = int32_t(sums), made.column_shift[j] = int32_t(shift);
+        made.start[j] = int32_t(start), made.column_sums[j] = int32_t(sums), made.column_shift[j] = pair_of_shift(int32_t(shift));
         made.shifted = made.shifted || shift != 0;
+        if (shift != 0 && depth * x_max > most_summed) fail("the model file is damaged: a layer with %d inputs is too wide; export it again", inputs);
         made.scale[j] = scale[j] * (input.dynamic ? 1.0f : input.scale);
         made.offset[j] = bias.empty() ? 0.0f : bias[j];
     }

@@ -103,7 +103,7 @@ Array<uint8_t> Reader::padded_maps(int layer, int slot, int count, const Attenti
     int bits;
     Array<uint8_t> codes = file_.codes(layer, slot, {uint64_t(count), uint64_t(made.queries), tokens}, bits);
     if (bits != 8) fail("the model file is damaged: maps of layer %d are no 8-bit codes; export it again", layer);
-    Array<uint8_t> padded((rows + most_rows) * made.map_stride, fill); // kernels read whole tiles
+    Array<uint8_t> padded((rows + rows_behind) * made.map_stride, fill); // kernels read whole tiles
     for (size_t row = 0; row < rows; row++) std::copy_n(codes.data() + row * tokens, tokens, padded.data() + row * made.map_stride);
     made_.bytes += padded.size();
     return padded;

@@ -18,8 +18,8 @@ void Forward::queries(const Attention &layer, int number, Stream &stream, Worker
     if (!layer.first.linear) return;
     const Linear &linear = *layer.first.linear;
     const Stage &stage = layers_.stages[size_t(number)];
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        int end = std::min(begin + chunk_, rows.last);
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        int end = std::min(begin + chunk, rows.last);
         Input input = layer.order.empty() ? normed(layer.first.input, linear, stream.rows(stage, number, begin), stage.stride, end - begin, worker)
                                           : gathered(layer, stage, stream.rows(stage, number, 0), {begin, end}, worker);
         Product product = {input.codes, input.stride, end - begin, 0, input.terms};
@@ -39,8 +39,8 @@ void Forward::project_codes(const Attention &layer, const Projection &to, const 
 void Forward::keys(const Attention &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
     const Linear &linear = *layer.keys.linear;
     const Stage &stage = layers_.stages[size_t(number)];
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        const int end = std::min(begin + chunk_, rows.last);
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        const int end = std::min(begin + chunk, rows.last);
         Input input = layer.reduction ? reduced(layer, stage, stream.rows(stage, number, 0), {begin, end}, worker)
                                       : normed(layer.keys.input, linear, stream.rows(stage, number, begin), stage.stride, end - begin, worker);
         Product product = {input.codes, input.stride, end - begin, 0, input.terms};
@@ -79,8 +79,8 @@ void Forward::convolve(const FeedForward &layer, int number, Stream &stream, Wor
     made.weights = convolution.weights.data(), made.weights_stride = convolution.scale.size();
     made.scale = convolution.scale.data(), made.offset = convolution.offset.data(), made.activation = layer.activation;
     made.out = worker.hidden.data(), made.inverse = next.inverse(), made.zero = next.zero, made.highest = next.highest();
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        const int end = std::min(begin + chunk_, rows.last);
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        const int end = std::min(begin + chunk, rows.last);
         kernels_.depthwise(made, begin, end);
         Input input = row_terms(*layer.second, made.out, made.out_stride, end - begin, worker);
         add_hidden(layer, input, end - begin, stream.rows(stage, number, begin), stage.stride, worker);
@@ -116,8 +116,8 @@ Forward::Input Forward::gathered(const Attention &layer, const Stage &stage, con
 void Forward::project(const Attention &layer, int number, Stream &stream, Worker &worker, Rows rows) const {
     const Linear &linear = *layer.proj;
     const Stage &stage = layers_.stages[size_t(number)];
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        int end = std::min(begin + chunk_, rows.last);
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        int end = std::min(begin + chunk, rows.last);
         const size_t at = size_t(begin) * layer.mixed_stride;
         Input input = linear.input.dynamic
                           ? coded(linear, stream.mixed_floats.data() + at, layer.mixed_stride, end - begin, worker.codes.data(), code_stride_, worker)
@@ -142,8 +142,8 @@ void Forward::downsample(const Downsample &layer, int number, Stream &stream, Wo
     const Linear &linear = *layer.linear;
     const Stage &from = layers_.stages[size_t(number)], &to = layers_.stages[size_t(number) + 1];
     const size_t stride = stride_of(linear.inputs), channels = size_t(from.channels);
-    for (int begin = rows.first; begin < rows.last; begin += chunk_) {
-        const int end = std::min(begin + chunk_, rows.last), count = end - begin;
+    for (int begin = rows.first, chunk = chunk_of(rows); begin < rows.last; begin += chunk) {
+        const int end = std::min(begin + chunk, rows.last), count = end - begin;
         for (int token = begin; token < end; token++) {
             float *place = worker.floats.data() + size_t(token - begin) * stride;
             const int y = token / to.width * layer.stride_height - layer.top, x = token % to.width * layer.stride_width - layer.left;

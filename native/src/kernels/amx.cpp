@@ -2,8 +2,8 @@
 #define VF_NAMESPACE amx
 #define VF_NAME "amx"
 #define VF_LANES 16
-#define VF_ROWS 16
-#define VF_VECTORS 4
+#define VF_ROWS 32
+#define VF_VECTORS 2
 #define VF_DOT_VNNI512
 #define VF_TILES_AMX
 #include "table.inl"

@@ -1,7 +1,8 @@
-// Tiles of AMX: 16 rows of 64 codes times 64 steps of 16 columns, one instruction.
+// Tiles of AMX: 16 rows of 64 codes times 64 steps of 16 columns, one instruction. Two tiles of rows and two of columns are under way together, since
+// what tiles are loaded with is what bounds them.
 //
-// A panel's weights [depth / 4][columns][4] are what a tile of B takes as it is, and rows of codes are a tile of A. Registers 0 to 3 hold sums of up to
-// four vectors of columns, 4 and 5 whole tiles of A and B, 6 and 7 the last steps of a depth that is no multiple of 64.
+// A panel's weights [depth / 4][columns][4] are what a tile of B takes as it is, and rows of codes are a tile of A. Depths are whole tiles: weights are
+// zero behind the last code, whatever the codes there are. Registers 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns.
 
 #if defined(VITFROST_EMULATE_AMX)
 #include "amx_emulated.inl"
@@ -16,93 +17,65 @@
 
 namespace vf::VF_NAMESPACE {
 
-constexpr int steps_of_tile = 16, unconfigured = -1;
+constexpr int steps_of_tile = 16, rows_of_tile = 16;
 
-// The shape of the last steps that this thread's registers are configured for. Other libraries may configure them too, so each run begins anew.
-static thread_local int configured = unconfigured;
-
-static void begin_run() { configured = unconfigured; }
-static void end_run() {
-    if (configured != unconfigured) VF_TILE_RELEASE();
-    configured = unconfigured;
-}
-
-static void configure(int last_steps) {
+// Every run configures the registers anew, since other libraries may do so too.
+static void begin_run() {
     struct alignas(64) {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
         uint16_t bytes[16] = {};
         uint8_t rows[16] = {};
     } shape;
-    for (int tile = 0; tile < 6; tile++) shape.rows[tile] = 16, shape.bytes[tile] = 64;
-    shape.rows[6] = 16, shape.bytes[6] = uint16_t(4 * (last_steps ? last_steps : 1));
-    shape.rows[7] = uint8_t(last_steps ? last_steps : 1), shape.bytes[7] = 64;
+    for (int tile = 0; tile < 8; tile++) shape.rows[tile] = rows_of_tile, shape.bytes[tile] = 64;
+    __asm__ volatile("" ::"r"(&shape) : "memory"); // the intrinsic tells compilers of eight bytes alone
     VF_TILE_CONFIGURE(&shape);
-    configured = last_steps;
 }
+static void end_run() { VF_TILE_RELEASE(); }
 
-// The sums of `rows` rows; all 16 are read, so rows of codes have to lie in memory up to a whole tile.
-template <int V>
-__attribute__((noinline)) static void amx_tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, const int32_t *start, int rows,
-                                               int32_t *out, size_t out_stride) {
-    const int last_steps = depth4 % steps_of_tile;
-    if (configured == unconfigured || (last_steps && last_steps != configured)) configure(last_steps);
+// Sums of two tiles of rows, or of one, and V vectors of columns. Whole tiles of rows are read.
+template <int V, bool two>
+VF_INLINE void amx_sums(const uint8_t *x, size_t stride, const int8_t *w, int depth4, const int32_t *start, int32_t *out, size_t out_stride) {
     constexpr size_t weights_stride = size_t(V) * lanes * 4;
     if (start) { // the same row for all rows
         VF_TILE_LOAD(0, start, 0);
         if constexpr (V > 1) VF_TILE_LOAD(1, start + lanes, 0);
-        if constexpr (V > 2) VF_TILE_LOAD(2, start + 2 * lanes, 0);
-        if constexpr (V > 3) VF_TILE_LOAD(3, start + 3 * lanes, 0);
+        if constexpr (two) VF_TILE_LOAD(2, start, 0);
+        if constexpr (two && V > 1) VF_TILE_LOAD(3, start + lanes, 0);
     } else {
         VF_TILE_ZERO(0);
         if constexpr (V > 1) VF_TILE_ZERO(1);
-        if constexpr (V > 2) VF_TILE_ZERO(2);
-        if constexpr (V > 3) VF_TILE_ZERO(3);
+        if constexpr (two) VF_TILE_ZERO(2);
+        if constexpr (two && V > 1) VF_TILE_ZERO(3);
     }
-    const int8_t *from = w;
-    int step = 0;
-    for (; step + steps_of_tile <= depth4; step += steps_of_tile, from += steps_of_tile * weights_stride) {
-        VF_TILE_LOAD(4, x + 4 * size_t(step), stride);
-        VF_TILE_LOAD(5, from, weights_stride);
-        VF_TILE_DOT(0, 4, 5);
-        if constexpr (V > 1) {
-            VF_TILE_LOAD(5, from + 64, weights_stride);
-            VF_TILE_DOT(1, 4, 5);
-        }
-        if constexpr (V > 2) {
-            VF_TILE_LOAD(5, from + 128, weights_stride);
-            VF_TILE_DOT(2, 4, 5);
-        }
-        if constexpr (V > 3) {
-            VF_TILE_LOAD(5, from + 192, weights_stride);
-            VF_TILE_DOT(3, 4, 5);
-        }
+    for (int step = 0; step < depth4; step += steps_of_tile, x += 4 * steps_of_tile, w += steps_of_tile * weights_stride) {
+        VF_TILE_LOAD(4, x, stride);
+        VF_TILE_LOAD(6, w, weights_stride);
+        if constexpr (V > 1) VF_TILE_LOAD(7, w + 64, weights_stride);
+        if constexpr (two) VF_TILE_LOAD(5, x + rows_of_tile * stride, stride);
+        VF_TILE_DOT(0, 4, 6);
+        if constexpr (V > 1) VF_TILE_DOT(1, 4, 7);
+        if constexpr (two) VF_TILE_DOT(2, 5, 6);
+        if constexpr (two && V > 1) VF_TILE_DOT(3, 5, 7);
     }
-    if (last_steps) {
-        VF_TILE_LOAD(6, x + 4 * size_t(step), stride);
-        VF_TILE_LOAD(7, from, weights_stride);
-        VF_TILE_DOT(0, 6, 7);
-        if constexpr (V > 1) {
-            VF_TILE_LOAD(7, from + 64, weights_stride);
-            VF_TILE_DOT(1, 6, 7);
-        }
-        if constexpr (V > 2) {
-            VF_TILE_LOAD(7, from + 128, weights_stride);
-            VF_TILE_DOT(2, 6, 7);
-        }
-        if constexpr (V > 3) {
-            VF_TILE_LOAD(7, from + 192, weights_stride);
-            VF_TILE_DOT(3, 6, 7);
-        }
+    VF_TILE_STORE(0, out, out_stride * 4);
+    if constexpr (V > 1) VF_TILE_STORE(1, out + lanes, out_stride * 4);
+    if constexpr (two) VF_TILE_STORE(2, out + rows_of_tile * out_stride, out_stride * 4);
+    if constexpr (two && V > 1) VF_TILE_STORE(3, out + rows_of_tile * out_stride + lanes, out_stride * 4);
+}
+
+// The sums of `rows` rows, and of no others.
+template <int V>
+static void amx_tile(const uint8_t *x, size_t stride, const int8_t *w, int depth4, const int32_t *start, int rows, int32_t *out, size_t out_stride) {
+    if (rows % rows_of_tile == 0) {
+        if (rows > rows_of_tile) amx_sums<V, true>(x, stride, w, depth4, start, out, out_stride);
+        else amx_sums<V, false>(x, stride, w, depth4, start, out, out_stride);
+        return;
     }
-    int32_t all_rows[tile_rows * V * lanes];
-    int32_t *place = rows == tile_rows ? out : all_rows;
-    const size_t place_stride = rows == tile_rows ? out_stride : size_t(V) * lanes;
-    VF_TILE_STORE(0, place, place_stride * 4);
-    if constexpr (V > 1) VF_TILE_STORE(1, place + lanes, place_stride * 4);
-    if constexpr (V > 2) VF_TILE_STORE(2, place + 2 * lanes, place_stride * 4);
-    if constexpr (V > 3) VF_TILE_STORE(3, place + 3 * lanes, place_stride * 4);
-    if (rows == tile_rows) return;
-    for (int row = 0; row < rows; row++) std::memcpy(out + size_t(row) * out_stride, all_rows + size_t(row) * place_stride, place_stride * 4);
+    constexpr size_t whole = size_t(V) * lanes;
+    int32_t all_rows[2 * rows_of_tile * whole];
+    if (rows > rows_of_tile) amx_sums<V, true>(x, stride, w, depth4, start, all_rows, whole);
+    else amx_sums<V, false>(x, stride, w, depth4, start, all_rows, whole);
+    for (int row = 0; row < rows; row++) std::memcpy(out + size_t(row) * out_stride, all_rows + size_t(row) * whole, whole * 4);
 }
 
 } // namespace vf::VF_NAMESPACE

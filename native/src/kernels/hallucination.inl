@@ -121,7 +121,7 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
     made.prefix = made.rows + size_t(tile_rows + 2 * half) * heads * stride;
     float *const out = made.prefix + size_t(tile_rows + 2 * half) * heads * made.prefix_stride;
     std::memset(place, 0, (1 + size_t(tile_rows + 2 * half) * heads) * stride * sizeof(float)); // the ends of rows stay so
-    int next = first - half > 0 ? first - half : 0; // the first query whose row is not there yet
+    int next = first - half > 0 ? first - half : 0;                                             // the first query whose row is not there yet
     for (int query = first; query < last; query += tile_rows) {
         const int rows = last - query < tile_rows ? last - query : tile_rows;
         const int begin = query - half > 0 ? query - half : 0, end = query + rows + half < mixed.queries ? query + rows + half : mixed.queries;

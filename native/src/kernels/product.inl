@@ -107,10 +107,10 @@ VF_INLINE void finish_rows(const int32_t *sums, int row, int column, const RowTe
     each<N>(VF_EACH(r) {
         i32 sum = load<i32>(sums + r * panel_columns);
         f32 row_scale = scale;
-        if constexpr (own == Rows::shifted) sum -= shift * terms.sum[row + r];
+        if constexpr (own == Rows::shifted) sum = dot_pairs(sum, all_ints(terms.sum[row + r]), shift);
         if constexpr (own == Rows::own) {
             if (terms.zero) sum -= load<i32>(terms.column_sums + column) * terms.zero[row + r];
-            if (terms.sum) sum -= load<i32>(terms.column_shift + column) * terms.sum[row + r];
+            if (terms.sum) sum = dot_pairs(sum, all_ints(terms.sum[row + r]), load<i32>(terms.column_shift + column));
             if (terms.scale) row_scale = scale * terms.scale[row + r];
         }
         y[r] = to_floats(sum) * row_scale + offset;

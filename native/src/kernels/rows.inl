@@ -83,14 +83,26 @@ static void sum_rows(const uint8_t *codes, size_t stride, int rows, int count, i
     }
 }
 
-// round(x / scale) + zero within 0..highest, with a true division and ties to even before the zero point is added: pixels lie on a grid of their own, and
-// where that meets the quantizer's every single one is a tie.
+// Whether `quotient` rounds as a division does: not with a significand of ones alone, and not where inverses or rests leave the normal numbers.
+VF_INLINE bool has_exact_quotients(float scale) {
+    uint32_t bits;
+    std::memcpy(&bits, &scale, 4);
+    return (bits & 0x7FFFFF) != 0x7FFFFF && scale > 1e-20f && scale < 1e20f;
+}
+
+// round(x / scale) + zero within 0..highest, with the quotient of a true division and ties to even before the zero point is added: pixels lie on a grid of
+// their own, and where that meets the quantizer's every single one is a tie.
 static void quantize(const float *x, size_t count, float scale, float zero, float highest, uint8_t *codes) {
-    const f32 low = all(-zero), high = all(highest - zero);
+    const f32 low = all(-zero), high = all(highest - zero), scales = all(scale), inverse = all(1.0f / scale);
     const i32 shift = all_ints(int32_t(zero));
+    const bool dividing = !has_exact_quotients(scale);
     const size_t whole = count / lanes * lanes;
-    for (size_t i = 0; i < whole; i += lanes) save(codes + i, low_bytes(nearest(smaller(larger(load<f32>(x + i) / scale, low), high)) + shift));
-    for (size_t i = whole; i < count; i++) codes[i] = low_bytes(nearest(smaller(larger(all(x[i]) / scale, low), high)) + shift)[0];
+    auto codes_of = [=](f32 y) __attribute__((always_inline)) { return low_bytes(nearest(smaller(larger(y, low), high)) + shift); };
+    if (dividing)
+        for (size_t i = 0; i < whole; i += lanes) save(codes + i, codes_of(load<f32>(x + i) / scale));
+    else
+        for (size_t i = 0; i < whole; i += lanes) save(codes + i, codes_of(quotient(load<f32>(x + i), scales, inverse)));
+    for (size_t i = whole; i < count; i++) codes[i] = codes_of(all(x[i]) / scale)[0];
 }
 
 } // namespace vf::VF_NAMESPACE

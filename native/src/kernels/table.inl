@@ -9,7 +9,13 @@
 #include "vector.inl"
 namespace vf::VF_NAMESPACE {
 constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
-static_assert(tile_rows <= most_rows);
+#if defined(VF_TILES_AMX)
+constexpr int depth_unit = 64;
+#else
+constexpr int depth_unit = 4;
+static_assert(tile_rows <= rows_behind);
+#endif
+constexpr int padded_depth4(int depth) { return (depth + depth_unit - 1) / depth_unit * (depth_unit / 4); }
 } // namespace vf::VF_NAMESPACE
 #if defined(VF_TILES_AMX)
 #include "amx.inl"
@@ -32,8 +38,9 @@ namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,  lanes,     tile_rows,   panel_columns,    begin_run, end_run,       product,      product_sums, norm_codes, norm,      sum_rows,
-    quantize, pack_keys, pack_values, pack_wide_values, attend,    attend_biased, attend_mixed, constant,     local,      depthwise, float_values,
+    VF_NAME,      lanes,         tile_rows,    panel_columns, depth_unit, begin_run, end_run,      product,
+    product_sums, norm_codes,    norm,         sum_rows,      quantize,   pack_keys, pack_values,  pack_wide_values,
+    attend,       attend_biased, attend_mixed, constant,      local,      depthwise, float_values,
 };
 
 } // namespace vf::VF_NAMESPACE

@@ -71,6 +71,25 @@ VF_INLINE u8 low_bytes(i32 value) { return __builtin_convertvector(value, u8); }
 VF_INLINE Half low_halves(i32 value) { return __builtin_convertvector(value, Half); }
 VF_INLINE i32 from_bytes(u8 value) { return __builtin_convertvector(value, i32); }
 #endif
+// x / scale, rounded as a division rounds it, with `inverse` the nearest number to 1 / scale: what is left of x is taken twice (Markstein 1990).
+#if VF_LANES == 16 || VF_LANES == 8
+VF_INLINE f32 quotient(f32 x, f32 scale, f32 inverse) {
+    const f32 first = x * inverse;
+    f32 found = first;
+    for (int turn = 0; turn < 2; turn++) {
+#if VF_LANES == 16
+        const __m512 rest = _mm512_fnmadd_ps((__m512)found, (__m512)scale, (__m512)x);
+        found = (f32)_mm512_fmadd_ps(rest, (__m512)inverse, (__m512)found);
+#else
+        const __m256 rest = _mm256_fnmadd_ps((__m256)found, (__m256)scale, (__m256)x);
+        found = (f32)_mm256_fmadd_ps(rest, (__m256)inverse, (__m256)found);
+#endif
+    }
+    return found == found ? found : first; // infinite ones leave nothing that is a number
+}
+#else
+VF_INLINE f32 quotient(f32 x, f32 scale, f32) { return x / scale; }
+#endif
 // Codes of values that lie within 0..highest once rounded; 0 for what is no number.
 #if VF_LANES == 16
 VF_INLINE u8 to_codes(f32 value, f32 highest) {
@@ -154,6 +173,36 @@ template <Sums> VF_INLINE i32 dot(i32 sum, i32 x, i32 w) {
 #if !defined(VF_DOT_VNNI512) && !defined(VF_DOT_VNNI256) && !defined(VF_DOT_AVX2)
 VF_INLINE i32 dot_pairs(i32 sum, i32 x, i32 w) { return sum + ((w << 16) >> 16) * ((x << 16) >> 16) + (w >> 16) * (x >> 16); }
 #endif
+
+// Rows become columns.
+VF_INLINE void transpose(i32 (&rows)[lanes]) {
+#if VF_LANES == 16
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
+            b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            a[i + j] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0x88);
+            a[i + j + 4] = _mm512_shuffle_i32x4(b[i + j], b[i + j + 4], 0xDD);
+        }
+    for (int j = 0; j < 8; j++) {
+        rows[j] = (i32)_mm512_shuffle_i32x4(a[j], a[j + 8], 0x88);
+        rows[j + 8] = (i32)_mm512_shuffle_i32x4(a[j], a[j + 8], 0xDD);
+    }
+#else
+    int32_t taken[lanes][lanes];
+    for (int i = 0; i < lanes; i++) save(taken[i], rows[i]);
+    for (int i = 0; i < lanes; i++)
+        for (int j = 0; j < lanes; j++) rows[i][j] = taken[j][i];
+#endif
+}
 
 // table[i] for bytes i of at most 15, and 0 for 16; tables of 16 bytes.
 #if VF_LANES == 16
