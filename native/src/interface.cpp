@@ -1,5 +1,6 @@
 // The C interface.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -80,8 +81,15 @@ template <typename T> class Borrowed {
 };
 
 void check_finite(const float *pixels, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        if (!std::isfinite(pixels[i])) fail("the pixels are not finite (number %zu); give normalized pixels", i);
+    constexpr size_t together = 1024; // without a branch for each, compilers make vectors of them
+    for (size_t begin = 0; begin < count; begin += together) {
+        const size_t end = std::min(begin + together, count);
+        uint32_t highest = 0;
+        for (size_t i = begin; i < end; i++) highest = std::max(highest, std::bit_cast<uint32_t>(pixels[i]) & 0x7F800000u);
+        if (highest < 0x7F800000u) continue;
+        for (size_t i = begin; i < end; i++)
+            if (!std::isfinite(pixels[i])) fail("the pixels are not finite (number %zu); give normalized pixels", i);
+    }
 }
 
 void run(vf_model &model, const float *pixels, size_t batch, float *logits) {

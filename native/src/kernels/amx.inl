@@ -7,12 +7,13 @@
 #if defined(VITFROST_EMULATE_AMX)
 #include "amx_emulated.inl"
 #else
-#define VF_TILE_CONFIGURE(place) _tile_loadconfig(place)
-#define VF_TILE_RELEASE() _tile_release()
-#define VF_TILE_ZERO(tile) _tile_zero(tile)
-#define VF_TILE_LOAD(tile, place, stride) _tile_loadd(tile, place, stride)
-#define VF_TILE_STORE(tile, place, stride) _tile_stored(tile, place, stride)
-#define VF_TILE_DOT(sums, codes, weights) _tile_dpbusd(sums, codes, weights)
+// The intrinsics do not tell compilers what memory they read, so these say "memory" for themselves.
+#define VF_TILE_CONFIGURE(place) __asm__ volatile("ldtilecfg (%0)" ::"r"(place) : "memory")
+#define VF_TILE_RELEASE() __asm__ volatile("tilerelease" ::: "memory")
+#define VF_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
+#define VF_TILE_LOAD(tile, place, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(place), "r"(size_t(stride)) : "memory")
+#define VF_TILE_STORE(tile, place, stride) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(place), "r"(size_t(stride)) : "memory")
+#define VF_TILE_DOT(sums, codes, weights) __asm__ volatile("tdpbusd %%tmm" #weights ", %%tmm" #codes ", %%tmm" #sums ::)
 #endif
 
 namespace vf::VF_NAMESPACE {
@@ -27,7 +28,6 @@ static void begin_run() {
         uint8_t rows[16] = {};
     } shape;
     for (int tile = 0; tile < 8; tile++) shape.rows[tile] = rows_of_tile, shape.bytes[tile] = 64;
-    __asm__ volatile("" ::"r"(&shape) : "memory"); // the intrinsic tells compilers of eight bytes alone
     VF_TILE_CONFIGURE(&shape);
 }
 static void end_run() { VF_TILE_RELEASE(); }

@@ -198,7 +198,15 @@ static float map_row(const Head &head, int query, const float *row, float sum, i
         float inverse = 255.0f, zero = 0, highest = 255.0f;
         if (head.mode == 0) scale = 1.0f / (255.0f * sum);
         else inverse = 1.0f / (sum * head.map_step), zero = head.map_zero, highest = float((1 << head.map_bits) - 1);
-        for (int c = 0; c < columns; c += lanes) save(even + c, to_codes(load<f32>(row + c) * inverse + zero, all(highest)));
+        int done = 0;
+#if VF_LANES == 16
+        for (; done + 4 * lanes <= columns; done += 4 * lanes) {
+            f32 y[4];
+            each<4>(VF_EACH(n) { y[n] = load<f32>(row + done + n * lanes) * inverse + zero; });
+            save(even + done, four_codes(y, all(highest)));
+        }
+#endif
+        for (; done < columns; done += lanes) save(even + done, to_codes(load<f32>(row + done) * inverse + zero, all(highest)));
         if (frozen)
             for (int c = 0; c < columns; c += 4 * lanes)
                 save(even + c, load<Bytes>(frozen + c) == 255 ? load<Bytes>(even + c) : Bytes{} + uint8_t(zero));

@@ -85,7 +85,7 @@ template <typename Each> VF_INLINE void over_tiles(const Product &product, const
     for (int column = 0; column < w.columns; column += panel_columns) {
         int vectors = (w.columns - column < panel_columns ? w.columns - column : panel_columns) / lanes;
         if (column + vectors * lanes <= product.first_column) continue;
-        const int8_t *panel = w.data + size_t(column) * w.depth4 * 4;
+        const int8_t *panel = w.data + size_t(column) * size_t(w.depth4) * 4;
         const int32_t *start = w.start ? w.start + column : nullptr;
         for (int row = 0; row < product.rows; row += tile_rows) {
             int rows = product.rows - row < tile_rows ? product.rows - row : tile_rows;
@@ -94,89 +94,40 @@ template <typename Each> VF_INLINE void over_tiles(const Product &product, const
     }
 }
 
-enum class End { folded_codes, codes, add, store };
-enum class Rows { alike, shifted, own }; // what rows have of their own: nothing, sums of codes for shifted weights, anything of RowTerms
-
-// N rows of one vector of columns.
-template <Activation kind, End end, Rows own, int N>
-VF_INLINE void finish_rows(const int32_t *sums, int row, int column, const RowTerms &terms, f32 scale, f32 offset, uint8_t *codes, float *floats,
-                           size_t stride, f32 inverse, f32 zero, f32 highest) {
-    f32 y[N];
-    i32 shift = {};
-    if constexpr (own == Rows::shifted) shift = load<i32>(terms.column_shift + column);
-    each<N>(VF_EACH(r) {
-        i32 sum = load<i32>(sums + r * panel_columns);
-        f32 row_scale = scale;
-        if constexpr (own == Rows::shifted) sum = dot_pairs(sum, all_ints(terms.sum[row + r]), shift);
-        if constexpr (own == Rows::own) {
-            if (terms.zero) sum -= load<i32>(terms.column_sums + column) * terms.zero[row + r];
-            if (terms.sum) sum = dot_pairs(sum, all_ints(terms.sum[row + r]), load<i32>(terms.column_shift + column));
-            if (terms.scale) row_scale = scale * terms.scale[row + r];
-        }
-        y[r] = to_floats(sum) * row_scale + offset;
-    });
-    activate<kind>(y);
-    each<N>(VF_EACH(r) {
-        const size_t out = size_t(r) * stride;
-        if constexpr (end == End::folded_codes) save(codes + out, to_codes(y[r], highest));
-        if constexpr (end == End::codes) save(codes + out, to_codes(y[r] * inverse + zero, highest));
-        if constexpr (end == End::add) save(floats + out, load<f32>(floats + out) + y[r]);
-        if constexpr (end == End::store) save(floats + out, y[r]);
+template <Activation kind, End end, Rows own> static void finished(const Product &made, const Packed &w, const Epilogue &how, int32_t *sums) {
+    Finisher<kind, end, own> finisher(made, how);
+    over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
+        tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, sums, panel_columns);
+        finisher.block(sums, row, rows, column, vectors);
     });
 }
 
-// Everything is copied out of `how` first, since bytes that are stored might be any of it.
-template <Activation kind, End end, Rows own>
-static void finish(const int32_t *sums, int row, int rows, int column, int vectors, const Product &product, const Epilogue &how) {
-    const RowTerms terms = product.terms;
-    const float *const scales = how.scale + column, *const offsets = how.offset + column;
-    const size_t stride = how.stride, at = size_t(row) * stride + size_t(column);
-    uint8_t *const codes = how.codes + at;
-    float *const floats = (end == End::add ? how.add : how.store) + at;
-    const f32 highest = all(how.highest), inverse = all(how.inverse), zero = all(how.zero);
-    for (int v = 0; v < vectors; v++) {
-        const int place = v * lanes;
-        const f32 scale = load<f32>(scales + place), offset = load<f32>(offsets + place);
-        auto part = [&]<int N>(std::integral_constant<int, N>, int r) __attribute__((always_inline)) {
-            const size_t out = size_t(r) * stride + size_t(place);
-            finish_rows<kind, end, own, N>(sums + r * panel_columns + place, row + r, column + place, terms, scale, offset, codes + out, floats + out,
-                                           stride, inverse, zero, highest);
-        };
-        int r = 0;
-        // Rows with terms of their own are finished one by one, which keeps the library small.
-        if constexpr (own != Rows::own)
-            for (; r + together <= rows; r += together) part(std::integral_constant<int, together>{}, r);
-        for (; r < rows; r++) part(std::integral_constant<int, 1>{}, r);
-    }
-}
+using Finished = void (*)(const Product &, const Packed &, const Epilogue &, int32_t *);
 
-using Finish = void (*)(const int32_t *, int, int, int, int, const Product &, const Epilogue &);
-
-template <Activation kind, Rows own> static Finish finish_by_end(const Epilogue &how) {
+template <Activation kind, Rows own> static Finished finished_by_end(const Epilogue &how) {
     if constexpr (kind == Activation::none) {
-        if (how.codes && how.folded) return finish<kind, End::folded_codes, own>;
-        if (how.add) return finish<kind, End::add, own>;
+        if (how.codes && how.folded) return finished<kind, End::folded_codes, own>;
+        if (how.add) return finished<kind, End::add, own>;
     }
-    return how.codes ? finish<kind, End::codes, own> : finish<kind, End::store, own>;
+    return how.codes ? finished<kind, End::codes, own> : finished<kind, End::store, own>;
 }
 
-template <Rows own> static Finish finish_of(const Epilogue &how) {
+template <Rows own> static Finished finished_by(const Epilogue &how) {
     switch (how.activation) {
-    case Activation::gelu: return finish_by_end<Activation::gelu, own>(how);
-    case Activation::gelu_tanh: return finish_by_end<Activation::gelu_tanh, own>(how);
-    case Activation::relu: return finish_by_end<Activation::relu, own>(how);
-    case Activation::quick_gelu: return finish_by_end<Activation::quick_gelu, own>(how);
-    default: return finish_by_end<Activation::none, own>(how);
+    case Activation::gelu: return finished_by_end<Activation::gelu, own>(how);
+    case Activation::gelu_tanh: return finished_by_end<Activation::gelu_tanh, own>(how);
+    case Activation::relu: return finished_by_end<Activation::relu, own>(how);
+    case Activation::quick_gelu: return finished_by_end<Activation::quick_gelu, own>(how);
+    default: return finished_by_end<Activation::none, own>(how);
     }
 }
 
 static void product(const Product &made, const Packed &w, const Epilogue &how, int32_t *sums) {
     const RowTerms &terms = made.terms;
-    Finish end = terms.scale || terms.zero ? finish_of<Rows::own>(how) : terms.sum ? finish_of<Rows::shifted>(how) : finish_of<Rows::alike>(how);
-    over_tiles(made, w, [&](int row, int rows, int column, int vectors, const int8_t *panel, const int32_t *start) {
-        tile_of(rows, vectors, w.sums)(made.x + size_t(row) * made.stride, made.stride, panel, w.depth4, w.chunk, start, sums, panel_columns);
-        end(sums, row, rows, column, vectors, made, how);
-    });
+    const Finished made_by = terms.scale || terms.zero ? finished_by<Rows::own>(how)
+                             : terms.sum               ? finished_by<Rows::shifted>(how)
+                                                       : finished_by<Rows::alike>(how);
+    made_by(made, w, how, sums);
 }
 
 static void product_sums(const Product &made, const Packed &w, int32_t *sums, size_t sums_stride) {

@@ -2,6 +2,19 @@
 
 namespace vf::VF_NAMESPACE {
 
+// Codes of R rows of V vectors, all of which lie within 0..highest once rounded.
+template <int R, int V> VF_INLINE void save_codes(uint8_t *place, size_t stride, f32 (&y)[R * V], f32 highest) {
+#if VF_LANES == 16
+    if constexpr (R * V == 4) {
+        const Bytes codes = four_codes(y, highest);
+        if constexpr (R == 1) save(place, codes);
+        else each<R>(VF_EACH(r) { save(place + size_t(r) * stride, part_of<r, R>(codes)); });
+        return;
+    }
+#endif
+    each<R>(VF_EACH(r) { each<V>(VF_EACH(v) { save(place + size_t(r) * stride + v * lanes, to_codes(y[r * V + v], highest)); }); });
+}
+
 constexpr int rows_together = 4;
 
 // Means and inverse deviations of R rows, side by side so that their sums do not wait for each other.
@@ -33,14 +46,24 @@ template <int R> VF_INLINE Moments<R> moments(const float *x, size_t stride, int
     return made;
 }
 
-// Calls store(row, channel, y) with normalized rows. Rows of x, gain and shift reach to whole vectors; what is behind the channels is of no use.
+// Calls store(row, channel, vectors) with normalized rows. Rows of x, gain and shift reach to whole vectors; what is behind the channels is of no use.
+template <int R, int V, typename Store>
+VF_INLINE void normed_part(const float *x, size_t stride, const Moments<R> &found, const float *gain, const float *shift, int c, Store store) {
+    f32 by[V], plus[V];
+    each<V>(VF_EACH(v) { by[v] = load<f32>(gain + c + v * lanes), plus[v] = load<f32>(shift + c + v * lanes); });
+    each<R>(VF_EACH(r) {
+        f32 y[V];
+        each<V>(VF_EACH(v) { y[v] = (load<f32>(x + r * stride + c + v * lanes) - found.mean[r]) * found.inverse_deviation[r] * by[v] + plus[v]; });
+        store(r, c, y);
+    });
+}
 template <int R, typename Store>
 VF_INLINE void normed_rows(const float *x, size_t stride, int channels, float epsilon, const float *gain, const float *shift, Store store) {
     const Moments<R> found = moments<R>(x, stride, channels, epsilon);
-    for (int c = 0; c < channels; c += lanes) {
-        const f32 by = load<f32>(gain + c), plus = load<f32>(shift + c);
-        each<R>(VF_EACH(r) { store(r, c, (load<f32>(x + r * stride + c) - found.mean[r]) * found.inverse_deviation[r] * by + plus); });
-    }
+    int c = 0;
+    if constexpr (lanes == 16)
+        for (; c + 4 * lanes <= channels; c += 4 * lanes) normed_part<R, 4>(x, stride, found, gain, shift, c, store);
+    for (; c < channels; c += lanes) normed_part<R, 1>(x, stride, found, gain, shift, c, store);
 }
 
 template <typename Store>
@@ -49,26 +72,27 @@ VF_INLINE void norm_all(const float *x, size_t stride, int rows, int channels, f
     for (; row + rows_together <= rows; row += rows_together)
         normed_rows<rows_together>(
             x + size_t(row) * stride, stride, channels, epsilon, gain,
-            shift, [&](int r, int c, f32 y) __attribute__((always_inline)) { store(row + r, c, y); });
+            shift, [&](int r, int c, auto &y) __attribute__((always_inline)) { store(row + r, c, y); });
     for (; row < rows; row++)
         normed_rows<1>(
             x + size_t(row) * stride, stride, channels, epsilon, gain,
-            shift, [&](int, int c, f32 y) __attribute__((always_inline)) { store(row, c, y); });
+            shift, [&](int, int c, auto &y) __attribute__((always_inline)) { store(row, c, y); });
 }
 
 static void norm_codes(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float highest,
                        uint8_t *codes, size_t stride) {
     norm_all(
-        x, x_stride, rows, channels, epsilon, gain, shift, [=](int row, int c, f32 y) __attribute__((always_inline)) {
-            save(codes + size_t(row) * stride + size_t(c), to_codes(y, all(highest)));
+        x, x_stride, rows, channels, epsilon, gain, shift, [=]<int V>(int row, int c, f32(&y)[V]) __attribute__((always_inline)) {
+            save_codes<1, V>(codes + size_t(row) * stride + size_t(c), 0, y, all(highest));
         });
 }
 
 static void norm(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride) {
     norm_all(
-        x, x_stride, rows, channels, epsilon, gain,
-        shift, [=](int row, int c, f32 y) __attribute__((always_inline)) { save(out + size_t(row) * stride + size_t(c), y); });
+        x, x_stride, rows, channels, epsilon, gain, shift, [=]<int V>(int row, int c, f32(&y)[V]) __attribute__((always_inline)) {
+            each<V>(VF_EACH(v) { save(out + size_t(row) * stride + size_t(c + v * lanes), y[v]); });
+        });
 }
 
 // Sums of codes by row; codes behind `count` must not be counted, whatever they are.

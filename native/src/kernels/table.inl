@@ -25,8 +25,9 @@ static void begin_run() {}
 static void end_run() {}
 } // namespace vf::VF_NAMESPACE
 #endif
-#include "product.inl"
 #include "rows.inl"
+#include "finish.inl"
+#include "product.inl"
 #include "attention.inl"
 #include "bias.inl"
 #include "hallucination.inl"

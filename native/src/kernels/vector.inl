@@ -17,7 +17,8 @@ typedef uint8_t Bytes __attribute__((vector_size(lanes * 4))); // four bytes a l
 typedef int16_t i16 __attribute__((vector_size(lanes * 4)));
 typedef int16_t Half __attribute__((vector_size(lanes * 2))); // one 16-bit number a lane
 
-#define VF_INLINE static inline __attribute__((always_inline))
+#define VF_MEMBER inline __attribute__((always_inline))
+#define VF_INLINE static VF_MEMBER
 
 template <typename V> VF_INLINE V load(const void *from) {
     V value;
@@ -97,6 +98,22 @@ VF_INLINE u8 to_codes(f32 value, f32 highest) {
 }
 #else
 VF_INLINE u8 to_codes(f32 value, f32 highest) { return low_bytes(bits_of(smaller(larger(value, f32{}), highest) + magic)); }
+#endif
+
+#if VF_LANES == 16
+// Codes of four vectors, one behind the other; as to_codes.
+VF_INLINE Bytes four_codes(const f32 (&y)[4], f32 highest) {
+    __m512i rounded[4];
+    for (int n = 0; n < 4; n++) rounded[n] = _mm512_cvtps_epi32((__m512)smaller(highest, y[n]));
+    const __m512i by_lane = _mm512_packus_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), _mm512_packs_epi32(rounded[2], rounded[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return (Bytes)_mm512_permutexvar_epi32(order, by_lane);
+}
+// One of two equal parts of a vector.
+template <int part, int parts> VF_INLINE __m256i part_of(Bytes value) {
+    static_assert(parts == 2);
+    return _mm512_extracti64x4_epi64((__m512i)value, part);
+}
 #endif
 
 #if VF_LANES == 16
@@ -246,15 +263,15 @@ alignas(64) constexpr float roots_of_two[16] = {1.0f,        1.04427373f, 1.0905
                                                 1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
                                                 1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
 template <int N> VF_INLINE void powers_of_two(f32 (&x)[N]) {
-    i32 shifted[N];
-    f32 p[N];
+    f32 shifted[N], whole[N], p[N];
     each<N>(VF_EACH(n) { x[n] = larger(x[n], all(-126.0f)); });
-    each<N>(VF_EACH(n) { shifted[n] = bits_of(x[n] + sixteenths); });
-    each<N>(VF_EACH(n) { x[n] = x[n] - ((f32)shifted[n] - sixteenths); });
+    each<N>(VF_EACH(n) { shifted[n] = x[n] + sixteenths; });
+    each<N>(VF_EACH(n) { whole[n] = shifted[n] - sixteenths; });
+    each<N>(VF_EACH(n) { x[n] = x[n] - whole[n]; });
     each<N>(VF_EACH(n) { p[n] = x[n] * 0.240235349f + 0.693187816f; });
     next_term(p, x, 1.0f);
     each<N>(VF_EACH(n) { p[n] *= (f32)_mm512_permutexvar_ps((__m512i)shifted[n], _mm512_load_ps(roots_of_two)); });
-    each<N>(VF_EACH(n) { x[n] = (f32)(bits_of(p[n]) + ((shifted[n] & ~15) << 19)); }); // what `sixteenths` adds leaves at the top
+    each<N>(VF_EACH(n) { x[n] = (f32)_mm512_scalef_ps((__m512)p[n], (__m512)whole[n]); }); // times 2^floor(whole)
 }
 #else
 // 2^x for x <= 0, to 2e-7 of it: x = n + f with |f| <= 1/2, and 2^f by a polynomial.
@@ -294,6 +311,33 @@ alignas(64) constexpr float gelu_terms[5][16] = {
     {-0.00100086315f, -0.000741998898f, -0.000157815957f, 0.000360852573f, 0.000551534409f, 0.000434843911f, 0.000203710908f, 2.42673214e-05f,
      -5.25107935e-05f, -5.75684498e-05f, -3.71343085e-05f, -1.79775907e-05f, -7.00761348e-06f, -2.26913062e-06f, -6.20875369e-07f, 0.0f},
 };
+
+// The same for t = 2.85 x, as inverse gelu(x) + zero: with a polynomial for each of 31 pieces, that of piece n at n & 31.
+VF_INLINE void make_coded_gelu(float (&terms)[5][32], float inverse, float zero) {
+    for (int n = -15; n <= 15; n++) {
+        const int from = n < 0 ? -n : n, to = n & 31;
+        for (int degree = 0; degree < 5; degree++) {
+            const float term = gelu_terms[degree][from], line = degree == 0 ? float(n) : degree == 1 ? 1.0f : 0.0f;
+            const float own = (n < 0 && degree % 2 ? -term : term) + line * (0.5f / gelu_pieces);
+            terms[degree][to] = own * inverse + (degree == 0 ? zero : 0.0f);
+        }
+    }
+    for (auto &degree : terms) degree[16] = 0;
+}
+template <int N> VF_INLINE void coded_gelu(f32 (&t)[N], const float (&terms)[5][32]) {
+    f32 p[N];
+    i32 piece[N];
+    each<N>(VF_EACH(n) { piece[n] = larger(smaller(bits_of(t[n] + magic), all_ints(magic_bits + 15)), all_ints(magic_bits - 15)); });
+    each<N>(VF_EACH(n) { t[n] = t[n] - ((f32)piece[n] - magic); });
+    auto term = [&](int degree, int n) __attribute__((always_inline)) {
+        return (f32)_mm512_permutex2var_ps(_mm512_load_ps(terms[degree]), (__m512i)piece[n], _mm512_load_ps(terms[degree] + 16));
+    };
+    each<N>(VF_EACH(n) { p[n] = term(4, n); });
+    each<N>(VF_EACH(n) { p[n] = p[n] * t[n] + term(3, n); });
+    each<N>(VF_EACH(n) { p[n] = p[n] * t[n] + term(2, n); });
+    each<N>(VF_EACH(n) { p[n] = p[n] * t[n] + term(1, n); });
+    each<N>(VF_EACH(n) { t[n] = p[n] * t[n] + term(0, n); });
+}
 
 template <int N> VF_INLINE void gelu(f32 (&x)[N]) {
     f32 t[N], p[N];
