@@ -1,4 +1,4 @@
-"""Random weights are a function of their seed: whatever else draws, on any number of threads, in busy processes, whatever MKL makes of a processor."""
+"""Random weights are a function of their seed: whatever else draws, on any number of threads, on any processor, in busy processes."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@
 
 // clang-format off
 #include "vector.inl"
+#include "functions.inl"
 namespace vf::VF_NAMESPACE {
 constexpr int tile_rows = VF_ROWS, tile_vectors = VF_VECTORS, panel_columns = tile_vectors * lanes;
 #if defined(VF_TILES_AMX)
@@ -28,6 +29,7 @@ static void end_run() {}
 #include "rows.inl"
 #include "finish.inl"
 #include "product.inl"
+#include "packing.inl"
 #include "attention.inl"
 #include "bias.inl"
 #include "hallucination.inl"
