@@ -23,6 +23,8 @@ from vitfrost.timing.subjects import Subject, open_subjects
 
 from ..conftest import write_pictures
 
+pytestmark = pytest.mark.xdist_group("bench")  # its runs are made once
+
 EXTRA = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 EXPORTS = pytest.mark.skipif(any(find_spec(name) is None for name in EXTRA), reason="the extra export is not installed")
 
