@@ -42,7 +42,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("unchecked")  # but the fixture `whole`, the first run of everything
+pytestmark = [pytest.mark.xdist_group("stages"), pytest.mark.usefixtures("unchecked")]  # but the fixture `whole`, the first run of everything
 
 
 @pytest.fixture(scope="module")
