@@ -27,9 +27,16 @@ class Timer {
     std::chrono::steady_clock::time_point start_;
 };
 
+int most_rows(const Layers &layers) {
+    for (const FeedForward &layer : layers.feed_forward)
+        if (layer.first->weights.size() + layer.second->weights.size() > large_block) return most_chunk_of_large;
+    return most_chunk;
+}
+
 } // namespace
 
-Forward::Forward(const Layers &layers) : layers_(layers), kernels_(*layers.kernels), chunk_(int(round_up(most_chunk, size_t(chunk_unit())))) {
+Forward::Forward(const Layers &layers)
+    : layers_(layers), kernels_(*layers.kernels), chunk_(int(round_up(size_t(most_rows(layers)), size_t(chunk_unit())))) {
     size_t codes = 1, hidden = 1, inner = 1, width = 1, keys = 1, floats = 1;
     auto reaches = [](size_t &size, int count) { size = std::max(size, stride_of(count)); };
     reaches(codes, layers.embed.linear->inputs);
@@ -96,7 +103,7 @@ Worker Forward::make_worker() const {
         made.scratch.mixed.resize(std::max(made.scratch.mixed.size(), mixed));
     }
     made.computed.resize(logit_heads), made.query_zero.resize(logit_heads), made.key_shift.resize(logit_heads);
-    made.hallucinated.resize(hallucinated), made.mix_bias.resize(hallucinated), made.scratch.mixed_weights.resize(logit_heads);
+    made.hallucinated.resize(hallucinated), made.mix_bias.resize(hallucinated), made.scratch.mixed_weights.resize(logit_heads * (1 + tile));
     made.keys.resize(keys_bytes_ * logit_heads), made.key_start.resize(columns * logit_heads);
     made.values.resize(values_bytes_ * hallucinated), made.value_sums.resize(channels * hallucinated);
     if (wide_) made.wide_values.resize(wide_values_size() * hallucinated);

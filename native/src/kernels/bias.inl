@@ -2,16 +2,6 @@
 
 namespace vf::VF_NAMESPACE {
 
-// The largest lane: floats are in the order of their bits, those below zero once all but the sign are turned round.
-VF_INLINE float largest_of(f32 value) {
-    const i32 bits = bits_of(value);
-    int32_t most = largest_of(bits ^ ((bits >> 31) & 0x7FFFFFFF));
-    most ^= (most >> 31) & 0x7FFFFFFF;
-    float made;
-    std::memcpy(&made, &most, sizeof made);
-    return made;
-}
-
 // Sums of a row become logits, of which the largest is returned.
 VF_INLINE float biased_logits(const Head &head, int query, int32_t *sums, int columns) {
     const float t = head.logit_scale;

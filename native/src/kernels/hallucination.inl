@@ -17,12 +17,33 @@ struct MixedRows {
     }
 };
 
-// One row of a hallucinated head: sums of the computed heads' codes, each with its weight, plus what belongs to the whole row.
-VF_INLINE void mix_row(const int32_t *sums, size_t heads_stride, int heads, const float *weights, float base, int columns, float *out) {
+// Numbers of a row from `from` on become `value`; fewer than a vector of them.
+VF_INLINE void fill_end(float *row, int from, int columns, float value) {
+    if (from == columns) return;
+    float *const last = row + columns - lanes;
+    i32 lane;
+    for (int i = 0; i < lanes; i++) lane[i] = i;
+    save(last, lane < lanes - (columns - from) ? load<f32>(last) : all(value));
+}
+
+// Adds H heads' sums of codes, each with its weight, to a row that begins with `base` (or, after the first heads, as it is).
+template <int H>
+VF_INLINE void mix_heads(const int32_t *sums, size_t heads_stride, const float *weights, const float *base, int columns, float *row) {
+    f32 weight[H];
+    each<H>(VF_EACH(head) { weight[head] = all(weights[head]); });
     for (int c = 0; c < columns; c += lanes) {
-        f32 y = all(base);
-        for (int head = 0; head < heads; head++) y = y + to_floats(load<i32>(sums + size_t(head) * heads_stride + size_t(c))) * weights[head];
-        save(out + c, y);
+        f32 y = base ? all(*base) : load<f32>(row + c);
+        each<H>(VF_EACH(head) { y = y + to_floats(load<i32>(sums + size_t(head) * heads_stride + size_t(c))) * weight[head]; });
+        save(row + c, y);
+    }
+}
+VF_INLINE void mix_row(const int32_t *sums, size_t heads_stride, int heads, const float *weights, float base, int columns, float *row) {
+    for (int head = 0; head < heads; head += 4, sums += 4 * heads_stride, weights += 4) {
+        const float *const first = head == 0 ? &base : nullptr;
+        if (heads - head >= 4) mix_heads<4>(sums, heads_stride, weights, first, columns, row);
+        else if (heads - head == 3) mix_heads<3>(sums, heads_stride, weights, first, columns, row);
+        else if (heads - head == 2) mix_heads<2>(sums, heads_stride, weights, first, columns, row);
+        else mix_heads<1>(sums, heads_stride, weights, first, columns, row);
     }
 }
 
@@ -30,24 +51,25 @@ VF_INLINE void mix_row(const int32_t *sums, size_t heads_stride, int heads, cons
 static void mix_rows(const MixedHeads &mixed, int begin, int end, const MixedRows &made, Scratch &scratch) {
     const int heads = mixed.logit_heads, columns = made.columns, covered = mixed.kernel ? mixed.kernel_first : 0;
     const size_t heads_stride = size_t(tile_rows) * size_t(columns);
-    float *const weights = scratch.mixed_weights.data();
-    for (int head = 0; head < heads; head++)
-        scores(mixed.computed[head], begin, end - begin, scratch.logits.data() + size_t(head) * heads_stride, columns);
+    float *const weights = scratch.mixed_weights.data(), *const lacking = weights + heads; // lacking [head][row]: what a row's sums lack of logits
+    for (int head = 0; head < heads; head++) {
+        const Head &computed = mixed.computed[head];
+        scores(computed, begin, end - begin, scratch.logits.data() + size_t(head) * heads_stride, columns);
+        for (int query = begin; query < end; query++) {
+            int32_t codes = 0;
+            if (mixed.key_shift[head]) sum_rows(computed.queries + size_t(query) * computed.query_stride, 0, 1, computed.width, &codes);
+            lacking[head * tile_rows + query - begin] = float((codes - computed.width * mixed.query_zero[head]) * mixed.key_shift[head]);
+        }
+    }
     for (int made_head = 0; made_head < mixed.count; made_head++) {
         for (int head = 0; head < heads; head++)
             weights[head] = mixed.mix[size_t(made_head) * size_t(heads) + size_t(head)] * mixed.computed[head].logit_scale;
         for (int query = begin; query < end; query++) {
             float base = mixed.mix_bias ? mixed.mix_bias[made_head] : 0.0f;
-            for (int head = 0; head < heads; head++) {
-                if (mixed.key_shift[head] == 0) continue;
-                const Head &computed = mixed.computed[head];
-                int32_t codes = 0;
-                sum_rows(computed.queries + size_t(query) * computed.query_stride, 0, 1, computed.width, &codes);
-                base += float((codes - computed.width * mixed.query_zero[head]) * mixed.key_shift[head]) * weights[head];
-            }
+            for (int head = 0; head < heads; head++) base += lacking[head * tile_rows + query - begin] * weights[head];
             float *const row = made.row(mixed, query, made_head);
             mix_row(scratch.logits.data() + size_t(query - begin) * size_t(columns), heads_stride, heads, weights, base, columns, row);
-            for (int c = mixed.tokens; c < columns; c++) row[c] = 0;
+            fill_end(row, mixed.tokens, columns, 0);
             if (query < covered) continue; // what lies outside of the convolution is not read by it
             float *const prefix = made.prefix_of(mixed, query, made_head);
             for (int c = 0; c < covered; c++) prefix[c] = row[c], row[c] = 0;
@@ -99,16 +121,14 @@ static void mixed_logits(const MixedHeads &mixed, int head, int query, int rows,
         float *const place = out + size_t(row) * stride;
         if (mixed.kernel && query + row < mixed.kernel_first) std::memcpy(place, made.row(mixed, query + row, head), stride * sizeof(float));
         else if (mixed.kernel) std::memcpy(place, made.prefix_of(mixed, query + row, head), size_t(mixed.kernel_first) * sizeof(float));
-        for (int c = mixed.tokens; c < made.columns; c++) place[c] = -1e30f;
+        fill_end(place, mixed.tokens, made.columns, -1e30f);
     }
 }
 
 VF_INLINE float largest_float(const float *row, int columns) {
     f32 largest = all(-1e30f);
     for (int c = 0; c < columns; c += lanes) largest = larger(largest, load<f32>(row + c));
-    float top = largest[0];
-    for (int lane = 1; lane < lanes; lane++) top = largest[lane] > top ? largest[lane] : top;
-    return top;
+    return largest_of(largest);
 }
 
 static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &scratch) {
@@ -140,12 +160,14 @@ static void attend_mixed(const MixedHeads &mixed, int first, int last, Scratch &
             const Head &made_head = mixed.made[head];
             mixed_logits(mixed, head, query, rows, made, out);
             MapTile tile = map_tile(made_head, rows, columns, scratch);
+            float top[tile_rows], sum[tile_rows];
+            for (int row = 0; row < rows; row++) top[row] = largest_float(out + size_t(row) * size_t(columns), columns);
             for (int row = 0; row < rows; row++) {
                 float *const logits = out + size_t(row) * size_t(columns);
-                const float top = largest_float(logits, columns);
-                const float sum = exponentials(logits, columns, made_head.mode == 1, [=](int c) { return load<f32>(logits + c) - top; });
-                add_row(tile, made_head, query + row, row, logits, sum);
+                const float most = top[row];
+                sum[row] = exponentials(logits, columns, made_head.mode == 1, [=](int c) { return load<f32>(logits + c) - most; });
             }
+            for (int row = 0; row < rows; row++) add_row(tile, made_head, query + row, row, out + size_t(row) * size_t(columns), sum[row]);
             mix_values(tile, made_head, query, scratch.sums.data());
         }
     }

@@ -120,6 +120,7 @@ template <int part, int parts> VF_INLINE __m256i part_of(Bytes value) {
 VF_INLINE float sum_of(f32 value) { return _mm512_reduce_add_ps((__m512)value); }
 VF_INLINE int32_t sum_of(i32 value) { return _mm512_reduce_add_epi32((__m512i)value); }
 VF_INLINE int32_t largest_of(i32 value) { return _mm512_reduce_max_epi32((__m512i)value); }
+VF_INLINE float largest_of(f32 value) { return _mm512_reduce_max_ps((__m512)value); }
 #else
 // Halves that are folded onto each other, down to one lane.
 template <typename V, typename Fold> VF_INLINE auto folded(V value, Fold fold) {
@@ -138,6 +139,9 @@ VF_INLINE int32_t sum_of(i32 value) {
 }
 VF_INLINE int32_t largest_of(i32 value) {
     return folded(value, [](i32 a, i32 b) { return larger(a, b); });
+}
+VF_INLINE float largest_of(f32 value) {
+    return folded(value, [](f32 a, f32 b) { return larger(a, b); });
 }
 #endif
 
