@@ -183,6 +183,12 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
     }
     Head made = heads.moving(head, 0);
     heads.add_keys(made, head, 0);
+    if (head >= layer.logit_heads - layer.windowed_heads) {
+        made.window = layer.window, made.grid_height = layer.grid_height, made.grid_width = layer.grid_width;
+        made.prefix = layer.tokens - layer.grid_height * layer.grid_width;
+        kernels_.attend_windowed(made, rows.first, rows.last, worker.scratch);
+        return;
+    }
     if (layer.bias.empty()) {
         kernels_.attend(made, rows.first, rows.last, worker.scratch);
         return;

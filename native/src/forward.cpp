@@ -110,9 +110,17 @@ Worker Forward::make_worker() const {
     made.pooled.resize(size_t(layers_.stages.back().channels));
     const Linear *second = layers_.classifier.second;
     made.logits.resize(size_t(std::max(layers_.classifier.linear->columns, second ? second->columns : 0)));
-    made.scratch.logits.resize(tile * columns * logit_heads), made.scratch.planes.resize(2 * tile * columns);
+    size_t behind = 0;
+    for (const Attention &layer : layers_.attention) {
+        if (layer.windowed_heads == 0) continue;
+        const size_t row = columns + windowed_end; // whole vectors are read and written behind the last one
+        made.scratch.near_logits.resize(row), made.scratch.near_codes.resize(2 * row);
+        if (wide_) made.scratch.near_wide.resize(row);
+        behind = windowed_end;
+    }
+    made.scratch.logits.resize(tile * columns * logit_heads + behind), made.scratch.planes.resize(2 * tile * (columns + behind));
     made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
-    if (wide_) made.scratch.wide.resize(tile * columns);
+    if (wide_) made.scratch.wide.resize(tile * (columns + behind));
     return made;
 }
 

@@ -94,6 +94,7 @@ struct Head {
     const uint8_t *frozen_even = nullptr, *frozen_odd = nullptr;           // [queries, frozen_stride]
     const int32_t *frozen_even_sums = nullptr, *frozen_odd_sums = nullptr; // [queries] sums of them
     float frozen_scale = 0;
+    int window = 0, prefix = 0, grid_height = 0, grid_width = 0; // side of the window that patches look at; 0: all tokens
     HeadOutput output;
 };
 
@@ -156,6 +157,10 @@ struct Scratch {
     Array<float> mixed, mixed_weights;
     Array<uint8_t> planes;
     Array<int16_t> wide;
+    // One query's window: logits, two planes of codes, numbers of 16 bits.
+    Array<int32_t> near_logits;
+    Array<uint8_t> near_codes;
+    Array<int16_t> near_wide;
 };
 
 struct Kernels {
@@ -179,6 +184,7 @@ struct Kernels {
     void (*pack_wide_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed);
     void (*attend)(const Head &, int first, int last, Scratch &);
     void (*attend_biased)(const Head &, int first, int last, Scratch &); // with a bias
+    void (*attend_windowed)(const Head &, int first, int last, Scratch &);
     void (*attend_mixed)(const MixedHeads &, int first, int last, Scratch &);
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
     void (*local)(const LocalHead &, int first, int last);
@@ -190,6 +196,8 @@ struct Kernels {
 
 // Rows behind the last one that kernels may read.
 constexpr int rows_behind = 16;
+// Bytes behind a row of a windowed head's map, which whole vectors reach.
+constexpr int windowed_end = 64;
 // Floats at both ends of a row of mixed logits, which a convolution reads.
 constexpr int mixed_border = 16;
 

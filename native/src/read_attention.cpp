@@ -36,6 +36,7 @@ void Reader::attention(int layer, LayerKind kind) {
     fold(made);
     maps(layer, made);
     if (windowed) bias(layer, made);
+    if (kind == layer_attention) near(layer, made);
     add_step(layer_attention, made_.attention.size());
     made_.attention.push_back(std::move(made));
 }
@@ -176,6 +177,19 @@ void Reader::local(int layer, Attention &made) {
         made.local_rows = file_.floats(layer, 18, {heads, prefix, uint64_t(made.tokens)});
         made.local_columns = file_.floats(layer, 19, {heads, count, prefix});
     }
+}
+
+// Heads that look at a window of the patch grid.
+void Reader::near(int layer, Attention &made) {
+    made.windowed_heads = integer(layer, 19, 0, made.logit_heads, "windowed heads");
+    if (made.windowed_heads == 0) return;
+    const int patches = made.tokens - stage().prefix;
+    made.grid_height = integer(layer, 17, 1, patches, "grid height"), made.grid_width = integer(layer, 18, 1, patches, "grid width");
+    made.window = integer(layer, 20, 1, 1 << 20, "side of the window");
+    bool zero = false;
+    for (float each : made.quantizers.map_zero) zero = zero || each != 0;
+    if (made.grid_height * int64_t(made.grid_width) != patches || made.window % 2 == 0 || made.hallucinated || !made.frozen.empty() || zero)
+        fail("the model file is damaged: windowed heads of layer %d do not fit it; export it again", layer);
 }
 
 // The windows of a layer over the grid of its stage, and how it is shifted.

@@ -48,6 +48,7 @@ class Reader {
     void maps(int layer, Attention &made);
     void frozen_apart(int layer, Attention &made);
     void hallucination(int layer, Attention &made);
+    void near(int layer, Attention &made);
     void local(int layer, Attention &made);
     void feed_forward(int layer, bool convolved);
     void downsample(int layer);

@@ -265,6 +265,17 @@ class Reference:
             outputs[moving:] = ((codes - zero[..., None]) * scale[..., None]) @ values[moving:]
         return self.linear(proj, outputs.transpose(1, 0, 2).reshape(len(x), -1))
 
+    @staticmethod
+    def _leave_far(layer: np.void, logits: Array) -> None:
+        """No logits between patches of windowed heads that are further apart than half of the window's side."""
+        height, width, near, side = (int(each) for each in layer["ints"][17:21])
+        if int(layer["kind"]) != 11 or not near:
+            return
+        y, x = np.divmod(np.arange(height * width), width)
+        far = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x)) > side // 2
+        first = logits.shape[1] - height * width
+        logits[len(logits) - near :, first:, first:][:, far] = -np.inf
+
     def _local(self, layer: np.void, values: Array) -> Array:
         """Kernels over the patch grid, of values [heads, N, D]."""
         kernels, scale, shared, rows, columns = (self.named(layer, place) for place in range(15, 20))
@@ -291,6 +302,7 @@ class Reference:
     def maps(self, layer: np.void, logits: Array, window: int = 0) -> Array:
         """Quantized maps with frozen entries, of logits [heads, N, N]."""
         logits = self._disturbed(logits)
+        self._leave_far(layer, logits)
         mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
+from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads
 from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
 from vitfrost.methods.quantize.modules import UniformQuantizer
@@ -72,6 +72,9 @@ def test_every_kind_of_plain_vit(engine: Any, options: dict[str, Any], bits: tup
         [FreezeHeads(0.5, kind="dense"), STRICT],
         [FreezeHeads(0.5, kind="local", window=3), Quantize(8, 8, "strict")],
         [FreezeHeads(0.5, unit="layer"), STRICT],
+        [WindowHeads(0.5, window=3), STRICT],
+        [WindowHeads(0.5, window=5), FreezeHeads(0.25, kind="local", window=3), Quantize(4, 8, "strict")],
+        [WindowHeads(1.0, window=3), Quantize(32, 32)],
         [Hallucinate(0.5, by="first", mix="copy"), STRICT],
         [Hallucinate(0.5, by="first", mix="copy", intra_map="5x5", prefix="include"), STRICT],
         [Hallucinate(0.5, by="first", inter_map="copy", intra_map="none"), STRICT],

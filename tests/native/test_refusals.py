@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitfrost.configs import Compact, FreezeEntries, Hallucinate, Quantize
+from vitfrost.configs import Compact, FreezeEntries, Hallucinate, Quantize, WindowHeads
 from vitfrost.deploy.native.eight_bits import in_integers
 from vitfrost.deploy.native.families import to_native
 from vitfrost.errors import VitfrostError
@@ -81,6 +81,7 @@ def test_parts_of_a_model(change: Any, options: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
+        ([WindowHeads(0.5, 3, "mean"), STRICT], "windowed heads keep a mean of what is outside, .*; plan with WindowHeads.outside="),
         ([FreezeEntries(0.3, renormalize="mass"), STRICT], "rows are renormalized .mass., .*; plan with FreezeEntries.renormalize="),
         ([FreezeEntries(0.3, order="merge-quantize"), STRICT], "constants are merged before .*FreezeEntries.order=.quantize-merge"),
         ([FreezeEntries(0.3, bits=6), STRICT], "frozen entries have 6 bits and a grid of their own, .*; plan with FreezeEntries.bits=4"),

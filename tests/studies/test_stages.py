@@ -42,7 +42,10 @@ RECIPE: dict[str, Any] = {
 }
 
 
-pytestmark = [pytest.mark.xdist_group("stages"), pytest.mark.usefixtures("unchecked")]  # but the fixture `whole`, the first run of everything
+pytestmark = [
+    pytest.mark.xdist_group("stages"),  # one first run for all
+    pytest.mark.usefixtures("unchecked"),  # but the fixture `whole`, the first run of everything
+]
 
 
 @pytest.fixture(scope="module")

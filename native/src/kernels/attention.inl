@@ -164,7 +164,7 @@ struct MapTile {
 
 VF_INLINE MapTile map_tile(const Head &head, int rows, int columns, Scratch &scratch) {
     MapTile made;
-    made.rows = rows, made.columns = columns, made.stride = (size_t(columns) + 63) / 64 * 64;
+    made.rows = rows, made.columns = columns, made.stride = (size_t(columns) + 63) / 64 * 64 + (head.window ? windowed_end : 0);
     made.even = scratch.planes.data(), made.odd = made.even + size_t(tile_rows) * made.stride;
     made.wide = head.wide_values ? scratch.wide.data() : nullptr;
     return made;

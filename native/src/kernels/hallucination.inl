@@ -94,7 +94,7 @@ template <int K, int R> VF_INLINE void convolve(const float *const *taps, int co
     }
 }
 
-constexpr int convolved_together = tile_rows < 4 ? tile_rows : 4;
+constexpr int convolved_together = lanes == 16 ? 4 : 2;
 
 // Logits of a hallucinated head for `rows` queries, columns behind the tokens far below all others.
 static void mixed_logits(const MixedHeads &mixed, int head, int query, int rows, const MixedRows &made, float *out) {

@@ -87,12 +87,13 @@ static void norm_codes(const float *x, size_t x_stride, int rows, int channels, 
         });
 }
 
+// Floats are wanted where a layer takes each token's own range, or between stages: row by row, which keeps the library small.
 static void norm(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride) {
-    norm_all(
-        x, x_stride, rows, channels, epsilon, gain, shift, [=]<int V>(int row, int c, f32(&y)[V]) __attribute__((always_inline)) {
-            each<V>(VF_EACH(v) { save(out + size_t(row) * stride + size_t(c + v * lanes), y[v]); });
-        });
+    for (int row = 0; row < rows; row++, x += x_stride, out += stride)
+        normed_rows<1>(
+            x, 0, channels, epsilon, gain,
+            shift, [=]<int V>(int, int c, f32(&y)[V]) __attribute__((always_inline)) { each<V>(VF_EACH(v) { save(out + c + v * lanes, y[v]); }); });
 }
 
 // Sums of codes by row; codes behind `count` must not be counted, whatever they are.

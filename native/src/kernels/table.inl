@@ -33,6 +33,7 @@ static void end_run() {}
 #include "attention.inl"
 #include "bias.inl"
 #include "hallucination.inl"
+#include "windowed.inl"
 #include "local.inl"
 #include "depthwise.inl"
 // clang-format on
@@ -41,9 +42,9 @@ namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,      lanes,         tile_rows,    panel_columns, depth_unit, begin_run, end_run,      product,
-    product_sums, norm_codes,    norm,         sum_rows,      quantize,   pack_keys, pack_values,  pack_wide_values,
-    attend,       attend_biased, attend_mixed, constant,      local,      depthwise, float_values,
+    VF_NAME,         lanes,        tile_rows, panel_columns, depth_unit, begin_run,    end_run,          product, product_sums,
+    norm_codes,      norm,         sum_rows,  quantize,      pack_keys,  pack_values,  pack_wide_values, attend,  attend_biased,
+    attend_windowed, attend_mixed, constant,  local,         depthwise,  float_values,
 };
 
 } // namespace vf::VF_NAMESPACE

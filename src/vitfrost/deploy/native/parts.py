@@ -130,6 +130,26 @@ def add_norm(file: ModelFile, norm: nn.Module, where: str, order: Int[ndarray, c
     return file.add_layer(Layer(NORM, (width,), (norm.eps,), (file.add_tensor(gamma), file.add_tensor(beta))))
 
 
+class NearHeads(NamedTuple):
+    """The last heads with logits, whose patches look at a window: how many, its side, the patch grid."""
+
+    heads: int
+    side: int
+    grid: tuple[int, int]
+
+
+def near_heads(module: Any, maps: MapGrid, where: str) -> NearHeads:
+    """Windowed heads of a layer. Raises VitfrostError for what the engine does not run beside them."""
+    windowed = module.windowed
+    if module.frozen is not None:
+        raise refuse(where, "it has frozen entries beside windowed heads", "freeze whole heads, or leave the entries")
+    if bool(windowed.outside.any()):
+        raise refuse(where, "its windowed heads keep a mean of what is outside", 'plan with WindowHeads(outside="none")')
+    if maps.zero is not None and maps.zero.any():
+        raise refuse(where, "the zero point of its maps is not zero", "export it with --format onnx")
+    return NearHeads(module.windowed_heads, windowed.window, windowed.shape.grid)
+
+
 def layer_scale(module: Any, where: str) -> Tensor | None:
     """gamma of a LayerScale; None where there is none."""
     if isinstance(module, LayerScale):

@@ -115,7 +115,7 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
             raise refuse(where, f"{part} is a {type(getattr(module, part)).__name__}", MEND)
     heads, computed, moving = module.site.heads, module.logit_heads, module.moving_heads
     constant = heads - moving
-    if module.windowed is not None or any(source != "constants" for source, _ in module.apart):
+    if any(source != "constants" for source, _ in module.apart) or (module.windowed is not None and not local):
         raise refuse(where, "its maps come from a source that the engine does not have", "export it with --format onnx")
     grids = {"v": grid_of(module.value_quantizer, heads, f"the values of {where}")}
     if computed:
@@ -140,13 +140,15 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
     else:
         tensors += [NONE] * 3
     tensors += [NONE] * 3 if made is None else [file.add_tensor(each) for each in (made.mix, made.bias, made.convolution)]
-    kernel: tuple[int, ...] = (0, 0, 0, 0) if kernels is None else (*kernels.kernel.shape[1:], *kernels.grid)
+    near = parts.near_heads(module, maps, where) if module.windowed is not None else None
+    grid = kernels.grid if kernels is not None else near.grid if near is not None else (0, 0)
+    kernel: tuple[int, ...] = (*((0, 0) if kernels is None else kernels.kernel.shape[1:]), *grid)
     tensors += [NONE] * 5 if kernels is None else [file.add_tensor(each) for each in kernels[:5]]
     tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
-        constant, moving - computed, side, 0 if made is None else made.first, *kernel,
+        constant, moving - computed, side, 0 if made is None else made.first, *kernel, *(() if near is None else near[:2]),
     )  # fmt: skip
     return Heads(ints, tensors, frozen is not None and len(frozen.codes) > moving, own_maps)
 
