@@ -43,3 +43,48 @@ def test_what_does_not_need_a_failed_stage_is_done(tmp_path: Path) -> None:
     broken = False
     run_stages(made, tmp_path)
     assert (tmp_path / "e").read_text() == "made"
+
+
+def test_whatever_a_stage_raises_ends_itself_alone(tmp_path: Path) -> None:
+    """And what reads files as far as they are there goes on with the others."""
+    broken = True
+
+    def fail(path: Path) -> None:
+        if broken:
+            raise MemoryError("no\nroom")
+        write(path)
+
+    made = [
+        Stage("a", "a", (), 1, fail),
+        Stage("b", "b", (), 1, write),
+        Stage("c", "c", (), 1, write, optional=("a", "b")),
+        Stage("d", "d", (), 1, write, optional=("a",)),
+    ]
+    with pytest.raises(VitfrostError, match=r"^a failed: MemoryError no; room; mend it and go on with --resume$") as found:
+        run_stages(made, tmp_path)
+    assert isinstance(found.value.__cause__, MemoryError)
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "c", "stages.json"}  # d has nothing that it could read
+    before = (tmp_path / "c").stat().st_mtime_ns
+    broken = False
+    run_stages(made, tmp_path)
+    assert (tmp_path / "d").read_text() == "made"
+    assert (tmp_path / "c").stat().st_mtime_ns > before  # once more, with everything
+
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([Stage("e", "e", (), 1, interrupt), Stage("f", "f", (), 1, write)], tmp_path)
+    assert not (tmp_path / "f").exists()
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_what_could_not_be_made(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise VitfrostError("no luck")
+
+    write(tmp_path / "a")  # of other settings
+    with pytest.raises(VitfrostError, match=r"^no luck$"):
+        run_stages(
+            [Stage("a", "a", (), 1, fail), Stage("b", "b", (), 1, write), Stage("c", "c", (), 1, write, optional=("a", "b"))], tmp_path
+        )
+    assert not (tmp_path / "c").exists()

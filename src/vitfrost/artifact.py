@@ -39,6 +39,7 @@ from .passes.structure import install_structure
 from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .records import Format
+from .regular import is_file
 from .strict import Count, Positive
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
@@ -353,7 +354,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise VitfrostError(f"no artifact folder {path}")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
+        if not is_file(path / name):
             raise VitfrostError(f"{path} is no vitfrost artifact: it has no {name}")
     _refuse_hub_folder(path)
     config = FORMAT.read(path / CONFIG_FILE)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import VitfrostError
 from .images.classes import ClassSpace
+from .regular import open_regular
 
 IMAGENET = "imagenet-1k"
 MOST_BYTES = 16 << 20
@@ -35,7 +36,7 @@ def read_class_names(given: Sequence[str] | str | Path, classes: int) -> tuple[s
     if isinstance(given, str | Path):
         where = f"the class names file {given}"
         try:
-            with open(given, "rb") as file:
+            with open_regular(given) as file:
                 content = file.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
                 raise VitfrostError(f"{where} cannot be read: it is larger than {MOST_BYTES >> 20} MB; give one name a line")

@@ -52,6 +52,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def contained() -> type[Exception]:
+    """What a part of a run may raise without ending the other parts: anything; where several processes work together, what all of them
+    raise alike (see `shared_errors`), since none may wait for one that gave up."""
+    return Exception if world() == 1 else VitfrostError
+
+
 @contextmanager
 def shared_errors() -> Iterator[None]:
     """Raise a VitfrostError of any process in all of them at the end of the block, so that none waits for one that gave up.

@@ -19,6 +19,7 @@ from typing import Any
 
 from .errors import VitfrostError
 from .records import read_plain
+from .regular import open_regular
 
 _DAY = 86400  # seconds
 
@@ -234,5 +235,5 @@ def read_json(path: str | Path) -> Any:
 
 def sha256_of_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .errors import VitfrostError, field_path, shown
+from .regular import open_regular
 from .spelling import american
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ def _adapter(kind: type[T]) -> Any:
 def read_plain(path: str | Path, language: Language) -> Any:
     """Plain data of a file with today's spelling. Raises FileNotFoundError, and VitfrostError where it is unreadable or out of bounds."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MOST_BYTES[language] + 1)
     except FileNotFoundError:
         raise

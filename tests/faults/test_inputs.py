@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,17 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from vitfrost.budget.history import load_search
+from vitfrost.errors import VitfrostError
+from vitfrost.evaluation.results import load_results
+from vitfrost.evaluation.task_head import load_head
+from vitfrost.files import sha256_of_file
+from vitfrost.regular import NotRegular
 from vitfrost.statistics.record import ENTRIES_VERSION
+from vitfrost.timing.benchmark import load_benchmark
+from vitfrost.training.packs import Pack
 from vitfrost.vit.digits import WEIGHTS
+from vitfrost.vit.foreign import processor_reading
 
 MODEL = ("--model", "vitfrost_digits")
 
@@ -248,3 +258,33 @@ def test_folders_that_are_no_run(refused, tmp_path: Path) -> None:
     assert "no run folder" in refused("report", tmp_path / "file")
     assert "no recipe" in refused("run", tmp_path / "none.yaml", "--out", tmp_path / "run")
     assert "is not readable YAML" in refused("run", tmp_path, "--out", tmp_path / "run")
+
+
+@pytest.mark.timeout(60)  # what is opened would wait for ever
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "/proc/kmsg"])
+def test_what_is_no_regular_file_is_never_opened(refused, prepared, pictures: Path, tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    given = tmp_path / place
+    why = {"pipe": "a pipe", "/dev/zero": "a device", "/proc/kmsg": "made up by the kernel"}[place]
+    for words in (
+        ("inspect", "--plan", given),
+        ("inspect", *MODEL, "--weights", given),
+        ("inspect", *MODEL, "--class-names", given),
+        ("plan", "--statistics", given, "--out", tmp_path / "plan.yaml"),
+        ("evaluate", *MODEL, "--images", pictures, "--labels", given),
+        ("run", given, "--out", tmp_path / "run"),
+        ("train", given, "--out", tmp_path / "run"),
+    ):
+        assert f"is {why}, no regular file; save it as one" in refused(*words)
+    for read in (load_benchmark, load_head, load_results, load_search, processor_reading, Pack.open, sha256_of_file):
+        with pytest.raises((VitfrostError, NotRegular), match="no regular file"):
+            read(given)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_pipes_in_the_place_of_an_artifacts_files(refused, prepared, pictures: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(prepared.artifact, tmp_path / "artifact")
+    (tmp_path / "artifact" / name).unlink()
+    os.mkfifo(tmp_path / "artifact" / name)
+    line = refused("evaluate", tmp_path / "artifact", "--images", pictures)
+    assert f"{name} is a pipe" in line

@@ -12,6 +12,7 @@ import vitfrost
 from vitfrost.configs import Bench
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
+from vitfrost.timing.group import measure_group
 
 TINY = ("--model", "vit_tiny_patch16_224", "--weights", "random", "--model-option", "depth=1")
 
@@ -64,3 +65,30 @@ def test_a_cell_that_cannot_be_exported_is_left_out_and_not_tried_again(tmp_path
     files[0].write_text(files[0].read_text().replace("No conversion rule", "No such rule"))
     again = vitfrost.bench([model], config, out=tmp_path / "run", resume=True, progress=False)
     assert any("No such rule" in left.why for left in again.left_out)
+
+
+def test_a_group_that_fails_is_left_out_and_measured_by_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a cell whose exporter raises what nobody expects."""
+    measured = measure_group
+
+    def fails(cells, batch, *more):
+        if batch == 2:
+            raise MemoryError("no room for 2")
+        return measured(cells, batch, *more)
+
+    def exports(*given, **more):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("vitfrost.timing.bench.measure_group", fails)
+    monkeypatch.setattr("vitfrost.timing.exports.export_graph", exports)
+    model = Model.open("vitfrost_digits", weights="random", options={"depth": 1})
+    config = Bench(("onnxruntime", "torch"), batch=(1, 2), precision=("fp32",), rounds=2, memory=False)
+    made = vitfrost.bench([model], config, out=tmp_path / "run", progress=False)
+    assert {(row.runtime, row.batch) for row in made.rows} == {("torch", 1)}
+    why = " ".join(left.why for left in made.left_out)
+    assert "RecursionError too deep" in why
+    assert "32 px, batch 2, threads 1 could not be measured: MemoryError no room for 2" in why
+    monkeypatch.setattr("vitfrost.timing.bench.measure_group", measured)
+    again = vitfrost.bench([model], config, out=tmp_path / "run", resume=True, progress=False)
+    assert {(row.runtime, row.batch) for row in again.rows} == {("torch", 1), ("torch", 2)}
+    assert any("RecursionError too deep" in left.why for left in again.left_out)

@@ -15,6 +15,7 @@ from .errors import VitfrostError
 from .images.decode import decode_file
 from .images.geometry import Geometry
 from .model import Model
+from .regular import open_regular
 
 ABOUT_FILE, MODEL_FILE = "export.json", "model.vfn"
 LARGEST_ABOUT = 16 * 2**20
@@ -33,9 +34,11 @@ class Prediction:
 def read_about(folder: Path) -> dict[str, Any]:
     """What export.json says, after the model file was compared with its hash. Raises VitfrostError for any other folder."""
     try:
-        text = (folder / ABOUT_FILE).read_bytes()
+        with open_regular(folder / ABOUT_FILE) as file:
+            text = file.read(LARGEST_ABOUT + 1)
         about = json.loads(text) if len(text) <= LARGEST_ABOUT else None
-        digest = hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
+        with open_regular(folder / MODEL_FILE) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise VitfrostError(f"{folder} is no native export: there is no {error.filename}; vitfrost export --format native") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -30,6 +30,7 @@ from ..plans.compact import FeedForwardPlan
 from ..plans.file import save_plan
 from ..plans.schema import Plan
 from ..progress import doing, say
+from ..runtime.runtimes import reason_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
@@ -45,7 +46,7 @@ from .outcome import SearchProgress, how_near, recorded, refuse_below, said, tar
 from .planned import bare_plan, planned
 from .replacements import Replacements
 from .runtimes import find_target
-from .timer import RuntimeTimer, reason_of
+from .timer import RuntimeTimer
 
 
 def search(
@@ -181,7 +182,7 @@ class _Searching:
                 return None
             try:
                 effect = self.meter.measure(state, near)
-            except (VitfrostError, RuntimeError, ValueError, ArithmeticError) as error:  # linear algebra raises types of its own
+            except Exception as error:  # what one change raises, linear algebra's own types too, does not end the others
                 self.log.leave_out(state.key, move.name, reason_of(error))
                 return None
             found = self._measured(effect, state, move, step)

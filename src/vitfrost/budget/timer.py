@@ -19,7 +19,7 @@ from ..files import scratch_folder
 from ..images.given import ImagesLike
 from ..model import Model
 from ..progress import say
-from ..runtime.runtimes import OWN_BITS, RUNTIMES, first_line
+from ..runtime.runtimes import OWN_BITS, RUNTIMES, reason_of
 from ..threads import torch_threads
 from ..timing.rounds import Slot, interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
@@ -135,8 +135,3 @@ class RuntimeTimer:
         timed = interleaved(slots, rounds, self.seed, f"{text}: rounds", self.progress, self.clock)
         found = {name: [1e3 * statistics.median(taken) for taken in each] for name, each in timed.seconds.items()}
         return Timed(found.pop(ORIGINAL), found, timed.other_load, failed)
-
-
-def reason_of(error: Exception) -> str:
-    """One line about what a model failed with."""
-    return str(error) if isinstance(error, VitfrostError) else f"{type(error).__name__} {first_line(error)}".strip()

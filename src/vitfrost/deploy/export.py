@@ -26,7 +26,7 @@ from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
-from ..runtime.runtimes import FORMATS, Native, first_line, import_runtime
+from ..runtime.runtimes import FORMATS, Native, import_runtime, reason_of
 from ..runtime.session import Session, open_export
 from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
@@ -232,8 +232,7 @@ def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder:
     except (VitfrostError, OSError):
         raise
     except Exception as error:  # the tools raise types of their own
-        reason = f"{type(error).__name__} {first_line(error)}"
-        raise VitfrostError(f"{loaded.name} cannot be exported to {config.format} {config.precision}: {reason}") from error
+        raise VitfrostError(f"{loaded.name} cannot be exported to {config.format} {config.precision}: {reason_of(error)}") from error
 
 
 def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from ..methods.constant_heads.module import ConstantHeads
 from ..methods.quantize.modules import QuantizedLayer
 from ..model import Model
 from ..passes.structure import merge_structure
-from ..runtime.runtimes import INPUT, OUTPUT, first_line, import_runtime
+from ..runtime.runtimes import INPUT, OUTPUT, import_runtime, reason_of
 from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
@@ -46,7 +46,7 @@ def trace(model: nn.Module, image_size: tuple[int, int], name: str) -> torch.exp
         with quiet_tools(), torch.no_grad():
             return torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # the tracer raises many types; each means that this model has no such graph
-        raise VitfrostError(f"{name} cannot be traced for batches of any size: {_reason(error)}") from error
+        raise VitfrostError(f"{name} cannot be traced for batches of any size: {reason_of(error)}") from error
 
 
 def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
@@ -65,7 +65,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
     except OSError as error:
         raise VitfrostError(f"{name} cannot be written as ONNX: {error.strerror or error}") from error
     except Exception as error:  # as above
-        raise VitfrostError(f'{name} cannot be written as ONNX: {_reason(error)}; try Export(format="openvino")') from error
+        raise VitfrostError(f'{name} cannot be written as ONNX: {reason_of(error)}; try Export(format="openvino")') from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:
@@ -76,7 +76,7 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
             made = ov.convert_model(program)
             made.reshape([-1, 3, *image_size])
     except Exception as error:  # as above
-        raise VitfrostError(f"{name} cannot be written for OpenVINO: {_reason(error)}") from error
+        raise VitfrostError(f"{name} cannot be written for OpenVINO: {reason_of(error)}") from error
     made.inputs[0].get_tensor().set_names({INPUT})
     made.outputs[0].get_tensor().set_names({OUTPUT})
     return made
@@ -85,8 +85,3 @@ def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, in
 def save_openvino(model: Any, folder: Path) -> None:
     """Write model.xml and model.bin, weights as they are."""
     import_runtime("openvino", "export").save_model(model, folder / "model.xml", compress_to_fp16=False)
-
-
-def _reason(error: Exception) -> str:
-    """What a tool complains of, in one line; it colors its complaints and begins with places in its own source."""
-    return f"{type(error).__name__} {first_line(error)}"

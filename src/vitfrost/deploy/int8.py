@@ -113,8 +113,20 @@ def quantize_onnx_dynamic(source: Path, target: Path, reduced: bool) -> None:
     """ONNX Runtime's dynamic quantization of `source`'s products with weights into `target`: inputs get their ranges in every run, from the
     whole batch."""
     tools = import_runtime("onnxruntime.quantization", "export")
+    _forget_shapes_of_weights(source)
     with quiet_tools():
         tools.quantize_dynamic(
             source, target, op_types_to_quantize=list(PRODUCTS), per_channel=True, reduce_range=reduced, weight_type=tools.QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
+
+
+def _forget_shapes_of_weights(path: Path) -> None:
+    """ONNX Runtime (1.24 and 1.25) turns weights around and leaves their old shapes beside them, which it then finds contradictory."""
+    onnx = import_runtime("onnx", "export")
+    model = onnx.load(path, load_external_data=False)
+    weights = {each.name for each in model.graph.initializer}
+    kept = [each for each in model.graph.value_info if each.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.save(model, path)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import VitfrostError
+from ..regular import is_file
 from ..runtime.runtimes import first_line, import_runtime
 from .features import Features
 
@@ -81,7 +82,7 @@ def load_head(path: str | Path) -> TaskHead:
 
     Its first output counts. Raises VitfrostError for a file that is not there, cannot be loaded, or reads anything else.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise VitfrostError(f"no head {path}; name an ONNX file")
     runtime = import_runtime("onnxruntime")
     options = runtime.SessionOptions()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import VitfrostError
+from ..regular import NotRegular, open_regular
 from .geometry import Geometry
 
 MOST_PIXELS = 256_000_000  # phones make pictures of 200 million
@@ -69,22 +69,14 @@ def read_regular(path: Path) -> bytes:
     """
     if path.is_symlink() and not follows_links():
         raise UnusableFile(f"a symbolic link; set {LINKS_VARIABLE}=1 to follow links")
-    if not is_regular(path):
-        raise UnusableFile("no regular file")
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follows_links() else os.O_NOFOLLOW)), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):  # it was exchanged in between
-            raise UnusableFile("no regular file")
-        if found.st_size > MOST_BYTES:
-            raise UnusableFile(f"larger than {MOST_BYTES >> 20} MB")
-        return file.read(found.st_size)
-
-
-def is_regular(path: Path) -> bool:
-    """Whether there is a regular file on a disk; files below /proc and /sys say that they are regular and are made by the kernel."""
-    real = os.path.realpath(path)
-    made_up = real.startswith(("/proc/", "/sys/", "/dev/")) and not real.startswith("/dev/shm/")
-    return not made_up and stat.S_ISREG(os.stat(real).st_mode)
+    try:
+        with open_regular(path, follow=follows_links()) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise UnusableFile(f"larger than {MOST_BYTES >> 20} MB")
+            return file.read(size)
+    except NotRegular as error:
+        raise UnusableFile("no regular file") from error
 
 
 def limit_of_pixels() -> float:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from ..errors import VitfrostError, shown
+from ..regular import open_regular
 from .classes import ClassSpace
 
 LABELS_FILE = "labels.csv"
@@ -112,9 +113,7 @@ def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
 
 def _text(table: Path) -> str:
     try:
-        if table.exists() and not table.is_file():
-            raise VitfrostError(f"the labels CSV {table} is not readable: it is no regular file")
-        with open(table, "rb") as file:
+        with open_regular(table) as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
         raise VitfrostError(f"no labels CSV {table}; name an existing file") from error

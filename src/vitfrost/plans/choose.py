@@ -16,6 +16,7 @@ from ..configs.methods import FULL_PRECISION
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..identity import Identity
+from ..regular import is_file
 from .compact import FeedForwardPlan, compact_blocks
 from .file import save_plan
 from .freeze_entries import with_frozen_entries
@@ -128,7 +129,7 @@ def plan(
         refuse_unwritable(out)
     if hasattr(source, "head_moments"):
         made = _from_statistics(source, chosen).with_origin(source)  # type: ignore[arg-type]
-    elif isinstance(source, str | Path) and (Path(source).is_file() or Path(source).suffix == ".safetensors"):
+    elif isinstance(source, str | Path) and (is_file(source) or Path(source).suffix == ".safetensors"):
         from ..statistics.record import Statistics
 
         made = _from_statistics(Statistics.load(source), chosen)

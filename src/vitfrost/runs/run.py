@@ -65,7 +65,7 @@ class RecipeRun(ABC, Generic[R]):
         stages = self.stages()
         save_recipe(self.recipe, self.folder / RECIPE_FILE)
         made = tuple(stage.output for stage in stages)
-        run_stages([*stages, Stage("report", REPORT, made, {}, self.report)], self.folder, self.clock)
+        run_stages([*stages, Stage("report", REPORT, (), {}, self.report, optional=made)], self.folder, self.clock)
         return self.folder
 
     @cached_property

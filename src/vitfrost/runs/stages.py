@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..distributed import contained
 from ..errors import VitfrostError
 from ..files import read_json, write_json
 from ..keyed import file_key, hash_of
 from ..progress import TimeLeft, say
+from ..runtime.runtimes import reason_of
 
 STAGES_FILE = "stages.json"
 
@@ -23,6 +25,8 @@ STAGES_FILE = "stages.json"
 class Stage:
     """One arrow: a name, the file it makes, the files it reads, its part of the recipe, and what makes it.
 
+    `optional`: files that it reads as far as they are there, at least one where it has no other inputs; a stage that fails to make one does
+    not end it.
     `work` is how much it does, in forward passes of one image, where that is worth telling how long is left.
     """
 
@@ -32,6 +36,7 @@ class Stage:
     settings: Any
     make: Callable[[Path], object]
     work: int | float = 0
+    optional: tuple[str, ...] = ()
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = None) -> None:
@@ -43,10 +48,11 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
     failed: dict[str, VitfrostError] = {}
     missing: set[str] = set()
     for number, stage in enumerate(stages, 1):
-        if missing.intersection(stage.inputs):
+        read = _inputs(stage, missing, folder)
+        if read is None:
             missing.add(stage.output)
             continue
-        key, target = hash_of(stage.settings, {name: file_key(folder / name) for name in stage.inputs}), folder / stage.output
+        key, target = hash_of(stage.settings, {name: file_key(folder / name) for name in read}), folder / stage.output
         if target.exists() and done.get(stage.name) == key:
             say(f"[{number}/{len(stages)}] {stage.name}: already there")
             if clock is not None:
@@ -57,8 +63,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         before = 0.0 if clock is None else clock.left
         try:
             stage.make(target)
-        except VitfrostError as error:
-            failed[stage.name] = error
+        except contained() as error:
+            failed[stage.name] = _told(stage.name, error)
             missing.add(stage.output)
             continue
         if clock is not None:
@@ -70,6 +76,25 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         if len({str(error) for error in failed.values()}) == 1:
             raise failed[first]
         raise VitfrostError(f"{first} failed, and so did {', '.join(others)}; the first: {failed[first]}; mend it and go on with --resume")
+
+
+def _inputs(stage: Stage, missing: set[str], folder: Path) -> list[str] | None:
+    """The files that a stage reads; None where it cannot be done. What an earlier run left of a file that could not be made counts as
+    neither there nor missing."""
+    absent = missing.intersection(stage.optional)
+    there = [name for name in stage.optional if name not in absent]
+    left = any((folder / name).exists() for name in absent)
+    if missing.intersection(stage.inputs) or left or (absent and not there and not stage.inputs):
+        return None
+    return [*stage.inputs, *there]
+
+
+def _told(name: str, error: Exception) -> VitfrostError:
+    if isinstance(error, VitfrostError):
+        return error
+    told = VitfrostError(f"{name} failed: {reason_of(error)}; mend it and go on with --resume")
+    told.__cause__ = error
+    return told
 
 
 def _stages_done(path: Path) -> dict[str, str]:

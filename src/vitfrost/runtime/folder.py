@@ -9,9 +9,9 @@ from typing import Any
 
 from ..errors import VitfrostError, shown
 from ..files import sha256_of_file
-from ..images.decode import is_regular
 from ..images.geometry import Geometry
 from ..records import Format
+from ..regular import is_file
 from .runtimes import FORMATS, PRECISIONS
 
 FORMAT = Format("an exported model", "vitfrost export", mend="export again")
@@ -37,7 +37,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
     about = FORMAT.read(path / EXPORT_FILE)
     _check_fields(path, about)
     for name in dict.fromkeys((*FORMATS[about["format"]].files, *about["sha256"])):
-        if not ((path / name).is_file() and is_regular(path / name)):
+        if not is_file(path / name):
             raise VitfrostError(f"{path} has no {name}; export again")
         if sha256_of_file(path / name) != about["sha256"].get(name):
             raise VitfrostError(f"{path / name} is not the file that was exported (truncated or altered); export again")

@@ -251,6 +251,11 @@ def first_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
+def reason_of(error: Exception) -> str:
+    """One line about what something failed with, whatever it raised."""
+    return str(error) if isinstance(error, VitfrostError) else f"{type(error).__name__} {first_line(error)}".strip()
+
+
 def cores() -> int:
     """The cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

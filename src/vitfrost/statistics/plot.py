@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from ..errors import VitfrostError
+from ..images.decode import UnusableFile, read_regular, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ def plot_head(
     FigureCanvasAgg(figure)
     axes: Any = figure.add_subplot()
     if picture is not None:
-        below = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        below = picture if isinstance(picture, Image.Image) else _opened(picture)
         axes.imshow(np.asarray(below.convert("RGB")), extent=(0, 1, 1, 0))
     drawn = axes.imshow(shown, extent=(0, 1, 1, 0), alpha=1.0 if picture is None else 0.6, interpolation="nearest")
     figure.colorbar(drawn, ax=axes, shrink=0.8)
@@ -48,6 +50,13 @@ def plot_head(
     axes.set_title(f"{site}, head {head}: {of}, {reader}", fontsize=9)
     axes.set_axis_off()
     return figure
+
+
+def _opened(path: str | Path) -> Image.Image:
+    try:
+        return to_rgb(Image.open(BytesIO(read_regular(Path(path)))))
+    except (OSError, UnusableFile) as error:
+        raise VitfrostError(f"the picture {path} cannot be read: {error}") from error
 
 
 def over_keys(values: Float[np.ndarray, "queries keys"], prefix: int, image_size: tuple[int, int]) -> Float[np.ndarray, "height width"]:

@@ -19,6 +19,7 @@ from ..errors import VitfrostError
 from ..files import atomic_file
 from ..identity import Identity
 from ..records import Format, parse
+from ..regular import is_file
 from ..spelling import hashed
 from . import heads, histogram
 from .heads import HeadStatistics
@@ -164,7 +165,7 @@ class Statistics:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        if not path.is_file():
+        if not is_file(path):
             raise VitfrostError(f"no statistics file {path}; vitfrost calibrate writes one")
         try:
             with safe_open(path, framework="numpy") as file:

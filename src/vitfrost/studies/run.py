@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from ..configs import Run
+from ..distributed import contained
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..progress import say
 from ..reporting.build import REPORT
 from ..runs.run import with_paths
+from ..runtime.runtimes import reason_of
 from ..vit.load import find_device
 from .recipe import load_study, load_study_list
 from .several import report_several
@@ -46,9 +48,9 @@ def run_study(
         say(f"({number}/{len(listed)}) {path.name} -> {target}")
         try:
             made[path.stem] = run_one(path, target, resume=resume and target.is_dir())
-        except VitfrostError as error:
-            say(f"({number}/{len(listed)}) {path.name} cannot be run: {error}")
-            failed[path.stem] = str(error)
+        except contained() as error:
+            failed[path.stem] = reason_of(error)
+            say(f"({number}/{len(listed)}) {path.name} cannot be run: {failed[path.stem]}")
     if made:
         report_several(made, folder / REPORT)
     if failed:

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from ..configs import Evaluate
+from ..distributed import contained
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..evaluation.results import Results, save_results
@@ -23,6 +24,7 @@ from ..plans.criteria import CRITERIA
 from ..progress import TimeLeft, say
 from ..runs.run import RecipeRun
 from ..runs.stages import Stage
+from ..runtime.runtimes import reason_of
 from ..statistics.record import Statistics
 from .grid_page import report_study
 from .measure import Evaluation, measure_variants
@@ -124,19 +126,21 @@ class GridRun(RecipeRun[StudyRecipe]):
         return Stage(f"calibrate {source.observed}", _statistics_file(source), inputs, settings, make, work)
 
     def _measure(self, name: str, members: Sequence[Variant]) -> Stage:
-        inputs = {_statistics_file(variant.source) for variant in members if variant.freeze > 0}
-        if members[0].source.quantizes:
-            inputs.add(f"quantized/{name}")
+        inputs = (f"quantized/{name}",) if members[0].source.quantizes else ()
+        needed = tuple(sorted({_statistics_file(variant.source) for variant in members if variant.freeze > 0}))
         settings = [self.model, self.recipe.evaluation, [variant.key for variant in members]]
         work = float(len(members) * len(self.image_set))
         make = partial(self._make_outcomes, name, members)
-        return Stage(f"measure {name}", f"results/{name}.json", tuple(sorted(inputs)), settings, make, work)
+        return Stage(f"measure {name}", f"results/{name}.json", inputs, settings, make, work, needed)
 
     def _make_outcomes(self, name: str, members: Sequence[Variant], out: Path) -> None:
         images_hash = self._original_outcome().row.images_hash
         open_members = []
+        failed: dict[str, str] = {}
         for variant in members:
-            if self._is_measured(variant, images_hash):
+            if variant.freeze > 0 and not (self.folder / _statistics_file(variant.source)).exists():
+                failed[variant.title] = f"its statistics {_statistics_file(variant.source)} could not be made"
+            elif self._is_measured(variant, images_hash):
                 self.clock.skipped(len(self.image_set))
             else:
                 open_members.append(variant)
@@ -144,8 +148,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         # the original stays as it is
         base = self.open(self.folder / "quantized" / name) if quantizes else copy.deepcopy(self.original)
         statistics: dict[str, Statistics] = {}
-        measured = len(members) - len(open_members)
-        failed: dict[str, VitfrostError] = {}
+        measured = len(members) - len(open_members) - len(failed)
         for start in range(0, len(open_members), VARIANTS_PER_PASS):
             group = open_members[start : start + VARIANTS_PER_PASS]
             needed = {_statistics_file(variant.source) for variant in group if variant.freeze > 0}
@@ -166,13 +169,13 @@ class GridRun(RecipeRun[StudyRecipe]):
 
     def _measured(
         self, base: Model, chosen: Sequence[tuple[Variant, Statistics | None]], contexts: dict[str, str], text: str
-    ) -> dict[str, VitfrostError]:
+    ) -> dict[str, str]:
         """Measure variants together, or where that fails one by one; what failed, by title."""
         try:
             measure_variants(self.evaluation, base, chosen, contexts, text)
-        except VitfrostError as error:
+        except contained() as error:
             if len(chosen) == 1:
-                return {chosen[0][0].title: error}
+                return {chosen[0][0].title: reason_of(error)}
             failed = [self._measured(base, [one], contexts, f"{text}, {one[0].title}") for one in chosen]
             return {title: why for each in failed for title, why in each.items()}
         return {}

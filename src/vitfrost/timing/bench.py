@@ -18,7 +18,7 @@ from ..files import refuse_existing_run, refuse_unwritable, write_json
 from ..keyed import found_or_made, hash_of
 from ..model import Model
 from ..progress import TimeLeft, say, track
-from ..runtime.runtimes import OWN_BITS, RUNTIMES, cores, how_to_install
+from ..runtime.runtimes import OWN_BITS, RUNTIMES, cores, how_to_install, reason_of
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
 from .cells import Cell, plan_cells
@@ -126,7 +126,11 @@ class _Run:
             there = path.is_file()
             say(f"{text}: already there" if there else f"{text}: {len(here)} rows{clock.text()}")
             measure = partial(self._measured, here, batch, count, min(threads), text)
-            found.append(FORMAT.record(MeasuredGroup, found_or_made(path, measure), path))
+            try:
+                found.append(FORMAT.record(MeasuredGroup, found_or_made(path, measure), path))
+            except Exception as error:  # such as no memory for this batch; it is measured anew by a run that goes on
+                why = f"{text.partition('] ')[2]} could not be measured: {reason_of(error)}"
+                found.append(MeasuredGroup(rows=[], rates=[], left_out=[LeftOut(name=cell.name, why=why) for cell in here]))
             (clock.skipped if there else clock.done)(_work(size, batch))
         return found
 

@@ -18,7 +18,7 @@ from ..keyed import file_key, hash_of
 from ..progress import say
 from ..records import Format
 from ..runtime.folder import EXPORT_FILE, read_export
-from ..runtime.runtimes import RUNTIMES
+from ..runtime.runtimes import RUNTIMES, reason_of
 from .benchmark import LeftOut
 from .cells import Cell, described
 from .sessions import EAGER
@@ -56,10 +56,11 @@ def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int
                     say(f"[{number}/{len(cells)}] export {cell.name}")
                     _export(cell, path, folder, images, seed)
                 about = read_export(path)
-            except VitfrostError as error:
-                failed[path] = str(error)
-                if not known.is_file() and not isinstance(error.__cause__, OSError):  # a full disk may have room the next time
-                    write_json(known, {"kind": _Failed.kind, "version": _Failed.version, "why": str(error)})
+            except Exception as error:  # exporters raise types of their own; none of them ends the other cells
+                failed[path] = reason_of(error)
+                # a full disk, or memory, may have room the next time
+                if not known.is_file() and not isinstance(error.__cause__ or error, OSError | MemoryError):
+                    write_json(known, {"kind": _Failed.kind, "version": _Failed.version, "why": failed[path]})
         if path in failed:
             left_out.append(LeftOut(name=cell.name, why=failed[path]))
             continue

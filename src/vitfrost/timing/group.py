@@ -16,7 +16,7 @@ from ..evaluation.results import processor_name
 from ..progress import track
 from ..runtime import Session
 from ..runtime.folder import model_bytes, read_export
-from ..runtime.runtimes import PRECISIONS, first_line
+from ..runtime.runtimes import PRECISIONS, reason_of
 from ..threads import torch_threads
 from .benchmark import BenchRow, LeftOut, MeasuredGroup, ProfiledStep, Rate
 from .cells import Cell
@@ -51,7 +51,7 @@ def measure_group(
             try:
                 slots[cell.name] = tried_slot(partial(session.run, pixels))
             except Exception as error:  # runtimes raise types of their own; each means that this row cannot be had here
-                left_out.append(LeftOut(name=cell.name, why=f"it cannot be run: {type(error).__name__} {first_line(error)}"))
+                left_out.append(LeftOut(name=cell.name, why=f"it cannot be run: {reason_of(error)}"))
                 del sessions[cell]
         products = _products(cells, threads, device)
         slots |= {name: tried_slot(multiply) for name, multiply in products.items()}
@@ -99,7 +99,7 @@ def _open(cells: Sequence[Cell], threads: int, device: str, progress: bool, text
             left_out.append(LeftOut(name=cell.name, why=str(error)))
             continue
         except Exception as error:  # as above
-            left_out.append(LeftOut(name=cell.name, why=f"it cannot be opened: {type(error).__name__} {first_line(error)}"))
+            left_out.append(LeftOut(name=cell.name, why=f"it cannot be opened: {reason_of(error)}"))
             continue
         kind = f"{cell.precision} {cell.attention} {cell.graph} {cell.ranges} {cell.isa} {session.precision}"
         computed = (cell.subject.label, cell.runtime, kind)

@@ -20,6 +20,7 @@ from ..errors import VitfrostError
 from ..images.decode import Decoded, _reason, open_picture, to_rgb
 from ..images.geometry import Geometry
 from ..images.source import ImageSet
+from ..regular import is_file
 
 Split = Literal["train", "test", "all"]
 IMAGENET_CLASSES = 1000
@@ -46,7 +47,7 @@ class Pack:
         disagree, offsets that fall or lie beyond `buf`, and labels out of range.
         """
         path = Path(path)
-        if not path.is_file():
+        if not is_file(path):
             raise VitfrostError(f"no pack {path}; name an existing .npz file")
         try:
             if not zipfile.is_zipfile(path):

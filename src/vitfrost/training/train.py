@@ -18,6 +18,7 @@ from ..evaluation.outcomes import Measured
 from ..evaluation.results import Results, Row, save_results
 from ..files import refuse_existing_run
 from ..passes.structure import merge_structure
+from ..regular import is_file
 from ..strict import describe
 from ..threads import torch_threads
 from ..vit.load import hash_state
@@ -91,7 +92,7 @@ def _with_paths(recipe: TrainingRecipe, config: Train) -> TrainingRecipe:
 def _prepared(
     recipe: TrainingRecipe, folder: Path, device: torch.device, resume: bool, progress: bool
 ) -> tuple[Trainer, Start, EvaluationImages | None]:
-    held = resume and (folder / "checkpoint.pt").is_file()
+    held = resume and is_file(folder / "checkpoint.pt")
     start = load_start(recipe, fill=not held)
     teacher = load_teacher(recipe, start)
     images = open_training(recipe, start, progress)

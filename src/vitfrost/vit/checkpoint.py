@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import logging
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import VitfrostError
+from ..regular import is_file
 
 log = logging.getLogger("vitfrost")
 
@@ -35,7 +37,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path, key = _split(Path(path))
     if path.is_dir():
         path = _in_folder(path)
-    if not path.is_file():
+    if not is_file(path):
         raise VitfrostError(f"no weights file {path}")
     content = _read(path)
     taken, state = _find_state(content) if key is None else _under(content, key, path)
@@ -59,7 +61,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 def _in_folder(folder: Path) -> Path:
     """The weights in a folder as the hub has them."""
-    found = [folder / name for name in IN_FOLDERS if (folder / name).is_file()]
+    found = [folder / name for name in IN_FOLDERS if is_file(folder / name)]
     if not found:
         raise VitfrostError(f"the folder {folder} has no weights; name a file, or a folder with {' or '.join(IN_FOLDERS)}")
     return found[0]
@@ -78,7 +80,8 @@ def _read(path: Path) -> Any:
 
             return load_file(path)
         _refuse_bomb(path)
-        with torch.serialization.safe_globals(_beside_weights()):
+        with torch.serialization.safe_globals(_beside_weights()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what kinds of tensors torch is going to give up
             return torch.load(path, map_location="cpu", weights_only=True)
     except VitfrostError:
         raise

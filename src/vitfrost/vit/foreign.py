@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel, VitfrostError
+from ..regular import is_file
 from .huggingface import Converted, State, convert, is_configuration, reading
 from .load import create_model, load_state
 from .resize import fit_state
@@ -84,7 +85,7 @@ def processor_reading(processor: object) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none."""
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_CONFIGURATION:
+        if not is_file(path) or path.stat().st_size > LARGEST_CONFIGURATION:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

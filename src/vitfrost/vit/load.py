@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import VitfrostError, shown
+from ..regular import is_file
 from .compat import import_timm
 from .draws import own_seed
 from .options import check_options
@@ -64,7 +65,7 @@ def find_weights(path: Path, name: str) -> str:
         return str(path.resolve())
     for known in (name, name.partition(".")[0]):
         for file in (path / known / "model.safetensors", path / f"{known}.safetensors"):
-            if file.is_file():
+            if is_file(file):
                 return str(file.resolve())
     short = name.partition(".")[0]
     raise VitfrostError(f"the folder {path} has no weights of {name}; put them at {path / short / 'model.safetensors'}")

@@ -129,11 +129,19 @@ def forward_pass(model: Any) -> ForwardPass:
     assert first is not None
     into = first
     return ForwardPass(
-        image_size=tuple(model.img_size),
+        image_size=_size(model),
         stem=lambda pixels: into(model.stem(pixels)),
         blocks=tuple(calls),
         head=lambda stream: model.forward_head(model.norm(stream.permute(0, 3, 1, 2))),
     )
+
+
+def _size(model: Any) -> tuple[int, int]:
+    """Height and width in pixels that the partitions were made for."""
+    if getattr(model, "img_size", None) is None:
+        raise UnsupportedModel(f"this {type(model).__name__} does not say for which image size it was built; pip install -U timm")
+    height, width = model.img_size
+    return height, width
 
 
 def _check_block(block: Any, name: str) -> None:
@@ -150,7 +158,7 @@ def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites. Raises UnsupportedModel naming the first part that is not supported."""
     for name, block in _blocks(model):
         _check_block(block, name)
-    size = tuple(model.img_size)
+    size = _size(model)
     kept = convolutions(model, "", size)
     positions = {site.name: site.tokens for site in kept}
     attention: list[AttentionSite] = []

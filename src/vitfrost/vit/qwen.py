@@ -19,9 +19,13 @@ from .stacks import Stack, stack_sites
 import_timm()
 from timm.layers import AttentionRope  # noqa: E402  (timm must be imported through the guard)
 from timm.models.eva import EvaBlock  # noqa: E402
-from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder  # noqa: E402
 
-KINDS = (Qwen3VitEncoder, Qwen3VitClassifier)
+try:
+    from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
+except ImportError:  # an older timm
+    KINDS: tuple[type[nn.Module], ...] = ()
+else:
+    KINDS = (Qwen3VitEncoder, Qwen3VitClassifier)
 NAMES = ("qwen3_vit_*",)
 
 

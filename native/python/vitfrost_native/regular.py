@@ -1,0 +1,1 @@
+../../../src/vitfrost/regular.py
