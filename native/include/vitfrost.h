@@ -19,7 +19,7 @@ typedef struct vf_model vf_model;
 
 typedef struct {
     int32_t channels, height, width; /* of the pixels */
-    int32_t classes, tokens, layers;
+    int32_t classes, tokens, layers; /* classes: numbers that it gives for a picture, which may be features */
     int32_t threads;
     uint64_t memory_bytes; /* of unpacked weights and buffers */
     const char *isa;       /* the instructions that were chosen */
@@ -29,7 +29,7 @@ typedef struct {
 VF_API int vf_open(const char *path, int32_t threads, vf_model **model, char *message, size_t message_bytes);
 VF_API int vf_open_memory(const void *bytes, size_t count, int32_t threads, vf_model **model, char *message, size_t message_bytes);
 
-/* Logits [batch, classes] of normalized pixels [batch, channels, height, width]. */
+/* Logits (or features) [batch, classes] of normalized pixels [batch, channels, height, width]. */
 VF_API int vf_run(vf_model *model, const float *pixels, size_t batch, float *logits, char *message, size_t message_bytes);
 
 VF_API void vf_describe(const vf_model *model, vf_info *info);

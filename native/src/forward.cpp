@@ -109,7 +109,8 @@ Worker Forward::make_worker() const {
     if (wide_) made.wide_values.resize(wide_values_size() * hallucinated);
     made.pooled.resize(size_t(layers_.stages.back().channels));
     const Linear *second = layers_.classifier.second;
-    made.logits.resize(size_t(std::max(layers_.classifier.linear->columns, second ? second->columns : 0)));
+    const Linear *first = layers_.classifier.linear;
+    made.logits.resize(size_t(std::max(first ? first->columns : 0, second ? second->columns : 0)));
     size_t behind = 0;
     for (const Attention &layer : layers_.attention) {
         if (layer.windowed_heads == 0) continue;
@@ -303,11 +304,17 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
     auto normalize = [&](float *x) {
         if (layer.norm) kernels_.norm(x, stride, 1, int(channels), layer.norm->epsilon, layer.norm->gamma.data(), layer.norm->beta.data(), x, stride);
     };
-    int tokens = layer.pooling == 1 ? stage.tokens : layer.pooling == 2 ? 2 : 1;
+    const bool all = layer.pooling == Pooling::mean || layer.pooling == Pooling::none;
+    const int tokens = all ? stage.tokens : layer.pooling == Pooling::two ? 2 : 1;
     if (!layer.norm_last)
         for (int token = 0; token < tokens; token++) normalize(x_rows.data() + size_t(token) * stride);
     float *pooled = x_rows.data();
-    if (layer.pooling == 1) {
+    if (layer.pooling == Pooling::none) {
+        for (int token = 0; token < tokens; token++)
+            std::copy_n(x_rows.data() + size_t(token) * stride, channels, logits + size_t(token) * channels);
+        return;
+    }
+    if (layer.pooling == Pooling::mean) {
         Array<double> &sum = worker.pooled;
         std::fill(sum.begin(), sum.end(), 0.0);
         for (int token = layer.prefix; token < tokens; token++)
@@ -315,6 +322,10 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
         for (size_t c = 0; c < channels; c++) pooled[c] = float(sum[c] / (tokens - layer.prefix));
     }
     if (layer.norm_last) normalize(pooled);
+    if (!layer.linear) {
+        std::copy_n(pooled, channels, logits);
+        return;
+    }
     std::fill_n(logits, layer.linear->outputs, 0.0f);
     auto head = [&](const Linear &linear, const float *x, float share) {
         Input input = coded(linear, x, stride, 1, worker.codes.data(), code_stride_, worker);

@@ -95,8 +95,8 @@ void check_finite(const float *pixels, size_t count) {
 void run(vf_model &model, const float *pixels, size_t batch, float *logits) {
     const Layers &layers = model.layers;
     const Embed &embed = layers.embed;
-    const size_t picture = size_t(embed.channels) * size_t(embed.height) * size_t(embed.width), classes = size_t(layers.classes());
-    if (batch > SIZE_MAX / sizeof(float) / std::max(picture, classes)) fail("the batch of %zu pictures is too large", batch);
+    const size_t picture = size_t(embed.channels) * size_t(embed.height) * size_t(embed.width), outputs = size_t(layers.outputs());
+    if (batch > SIZE_MAX / sizeof(float) / std::max(picture, outputs)) fail("the batch of %zu pictures is too large", batch);
     check_finite(pixels, batch * picture);
     std::unique_lock owner(model.pool.owner(), std::try_to_lock);
     const int threads = owner.owns_lock() ? model.pool.threads() : 1;
@@ -107,11 +107,11 @@ void run(vf_model &model, const float *pixels, size_t batch, float *logits) {
     Barrier alone(1), together(threads);
     auto pictures = [&](int number) {
         for (size_t index = size_t(number); index < apart; index += size_t(threads))
-            model.forward.run(pixels + index * picture, logits + index * classes, stream[number], worker[number], 0, 1, alone, model.profile);
+            model.forward.run(pixels + index * picture, logits + index * outputs, stream[number], worker[number], 0, 1, alone, model.profile);
         if (apart == batch) return;
         together.wait(); // the first stream is everybody's from now on
         for (size_t index = apart; index < batch; index++) {
-            model.forward.run(pixels + index * picture, logits + index * classes, stream[0], worker[number], number, threads, together,
+            model.forward.run(pixels + index * picture, logits + index * outputs, stream[0], worker[number], number, threads, together,
                               model.profile);
             together.wait();
         }
@@ -148,7 +148,7 @@ void vf_describe(const vf_model *model, vf_info *info) {
     *info = {layers.embed.channels,
              layers.embed.height,
              layers.embed.width,
-             layers.classes(),
+             layers.outputs(),
              layers.stages.front().tokens,
              int32_t(layers.steps.size()) + 2,
              threads,

@@ -233,13 +233,15 @@ void Reader::norm_step(int layer) {
 void Reader::head(int layer) {
     Classifier &made = made_.classifier;
     const int channels = stage().channels;
-    made.linear = linear_of(layer, 1, channels, 0);
+    if (names(layer, 1)) made.linear = linear_of(layer, 1, channels, 0);
     if (names(layer, 0)) made.norm = norm_of(layer, 0, channels);
-    made.pooling = integer(layer, 2, 0, 2, "pooling");
+    made.pooling = Pooling(integer(layer, 2, 0, 3, "pooling"));
     made.prefix = integer(layer, 4, 0, stage().tokens - 1, "prefix tokens");
     made.norm_last = integer(layer, 5, 0, 1, "place of the norm") == 1;
-    if (made.pooling == 2) {
-        if (stage().tokens < 2) fail("the model file is damaged: it has one token, and two classifiers; export it again");
+    if (made.pooling == Pooling::none && made.linear) fail("the model file is damaged: it has a classifier of all tokens; export it again");
+    if (made.pooling == Pooling::two) {
+        if (stage().tokens < 2 || !made.linear)
+            fail("the model file is damaged: it has one token or no layer, and two classifiers; export it again");
         made.second = linear_of(layer, 3, channels, made.linear->outputs);
     }
 }

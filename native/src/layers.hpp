@@ -155,10 +155,14 @@ struct Downsample {
     int patch() const { return kernel_height * kernel_width; }
 };
 
+// What a model says in the end: of the first token, the mean of the patches, the first two tokens (with a layer each), or all tokens as they are.
+enum class Pooling { first, mean, two, none };
+
 struct Classifier {
     const Norm *norm = nullptr;
-    const Linear *linear = nullptr, *second = nullptr;
-    int pooling = 0, prefix = 0;
+    const Linear *linear = nullptr, *second = nullptr; // null: features
+    Pooling pooling = Pooling::first;
+    int prefix = 0;
     bool norm_last = false;
 };
 
@@ -183,7 +187,12 @@ struct Layers {
     std::vector<Step> steps; // in order, without embedding and classifier
     size_t bytes = 0;
 
-    int classes() const { return classifier.linear->outputs; }
+    // Numbers for a picture: classes, or those of its features.
+    int outputs() const {
+        const Stage &last = stages.back();
+        if (classifier.linear) return classifier.linear->outputs;
+        return classifier.pooling == Pooling::none ? last.tokens * last.channels : last.channels;
+    }
 };
 
 // Reads and checks all layers. Throws Error where the file is damaged.

@@ -38,7 +38,7 @@ Profile::Profile(const Layers &layers) {
             first.push_back(add(name + " norm", 0));
         }
     }
-    classifier = add("classifier", macs_of(*layers.classifier.linear, 1));
+    classifier = add("classifier", layers.classifier.linear ? macs_of(*layers.classifier.linear, 1) : 0);
     seconds = std::vector<std::atomic<double>>(names.size());
 }
 

@@ -336,13 +336,18 @@ class Reference:
     def _head(self, layer: np.void, stream: Array) -> Array:
         norm, linear, pooling, second, prefix, after = (int(each) for each in layer["ints"][:6])
 
+        def said(layer: int, x: Array) -> Array:
+            return x if layer < 0 else self.linear(layer, x)
+
         def normed(x: Array) -> Array:
             return x if norm < 0 else self.norm(norm, x)
 
         if pooling == 2:
             both = normed(stream[:2])
             return (self.linear(linear, both[0]) + self.linear(second, both[1])) / 2
+        if pooling == 3:
+            return normed(stream)
         if pooling == 0:
-            return self.linear(linear, normed(stream[:1])[0])
+            return said(linear, normed(stream[:1])[0])
         patches = stream[prefix:]
-        return self.linear(linear, normed(patches.mean(0)) if after else normed(patches).mean(0))
+        return said(linear, normed(patches.mean(0)) if after else normed(patches).mean(0))

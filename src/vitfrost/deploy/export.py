@@ -30,7 +30,6 @@ from ..runtime.runtimes import FORMATS, Native, import_runtime, reason_of
 from ..runtime.session import Session, open_export
 from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
-from ..vit.outputs import has_classifier
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
 from .int8 import (
@@ -182,11 +181,6 @@ def _check_model(loaded: Model, form: str) -> None:
     frozen entries that save nothing."""
     if form == NATIVE:
         check_family(loaded.module, loaded.name)
-        if loaded.outputs == "tokens" or not has_classifier(loaded.module):
-            raise VitfrostError(
-                f"{loaded.name} gives features without a last projection, and the native engine ends with one; export it with "
-                "--format onnx or openvino"
-            )
         return
     if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
         raise VitfrostError(

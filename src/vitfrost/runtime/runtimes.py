@@ -38,7 +38,8 @@ class Runtime(ABC):
     `files`, those of the graph in them. `hints`: what it can be asked to compute floating-point layers in. `int8`: options of `export`,
     one set for each way in which its int8 can be had.
     `label`: library, version and device, such as "openvino 2026.4.1 cpu"; `threads`: of a forward pass; `precision`: what floating-point
-    layers are truly computed in. `inputs` and `outputs`: what the graph says of itself, None where a runtime does not tell.
+    layers are truly computed in. `inputs` and `outputs`: what the graph says of itself, None where a runtime does not tell. `flat`: all
+    numbers of a picture come in one row, whatever the shape of its features.
     """
 
     name: ClassVar[str]
@@ -47,6 +48,7 @@ class Runtime(ABC):
     files: ClassVar[tuple[str, ...]]
     hints: ClassVar[tuple[str, ...]] = ("fp32",)
     int8: ClassVar[tuple[dict[str, str], ...]] = ({},)
+    flat: ClassVar[bool] = False
 
     label: str
     threads: int
@@ -164,6 +166,7 @@ class Native(Runtime):
     name = format = "native"
     package = "vitfrost_native"
     files = ("model.vfn",)
+    flat = True
 
     def __init__(self, folder: Path, threads: int, hint: str):
         engine = import_runtime("vitfrost_native")

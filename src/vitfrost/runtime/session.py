@@ -53,7 +53,8 @@ class Session:
     def _check_graph(self) -> None:
         """Raise VitfrostError for a graph that reads or gives anything else than export.json says."""
         wanted_in = Port(INPUT, "float32", (None, 3, *self.geometry.input_size))
-        wanted_out = Port(OUTPUT, "float32", (None, *self._sides))
+        sides = (math.prod(self.about["tokens"]["shape"]),) if self._flattened else self._sides
+        wanted_out = Port(OUTPUT, "float32", (None, *sides))
         for found, wanted in ((self._opened.inputs, wanted_in), (self._opened.outputs, wanted_out)):
             if found is not None and not (len(found) == 1 and _fits(found[0], wanted)):
                 shown = ", ".join(f"{port.name} {port.type} {_sides(port.shape)}" for port in found) or "nothing"
@@ -72,6 +73,11 @@ class Session:
     def _sides(self) -> tuple[int | None, ...]:
         """The shape of an image's outputs; None for a number of channels that export.json does not tell."""
         return tuple(self.about["tokens"]["shape"]) if self.outputs == "tokens" else (self.about["classes"] or None,)
+
+    @property
+    def _flattened(self) -> bool:
+        """Whether the runtime gives tokens as one row of numbers."""
+        return self._opened.flat and self.outputs == "tokens"
 
     @property
     def threads(self) -> int:
@@ -106,6 +112,8 @@ class Session:
             logits = self._opened.run(pixels)
         except Exception as error:  # the runtimes raise types of their own
             raise VitfrostError(f"{self.folder} cannot be run: {first_line(error)}") from error
+        if self._flattened:
+            logits = logits.reshape(len(pixels), *self.about["tokens"]["shape"])
         wanted_sides = (len(pixels), *(side or found for side, found in zip(self._sides, logits.shape[1:], strict=False)))
         if logits.shape != wanted_sides or logits.ndim != 1 + len(self._sides):
             raise VitfrostError(

@@ -46,6 +46,14 @@ def test_an_exact_map_is_recovered() -> None:
     assert found.after < 1e-12 < found.before
 
 
+def test_sums_are_exact_where_layers_are_computed_in_fewer_bits() -> None:
+    a, r = (part.float() for part in rows())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = summed(a, r)
+    assert torch.equal(found.products, summed(a, r).products)
+    assert torch.equal(found.crossed, summed(a, r).crossed)
+
+
 @pytest.mark.parametrize("penalty", [1e-3, 0.5, 20.0])
 def test_the_optimum_of_the_penalized_problem(penalty: float) -> None:
     """The gradient of E |D a + d - r|^2 + lambda |D|^2 is zero there."""

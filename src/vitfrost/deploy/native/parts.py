@@ -88,6 +88,11 @@ def check_bits(bits: int, where: str) -> None:
         raise refuse(where, f"it has {bits} bits", "plan with 2 to 8")
 
 
+def add_classifier(file: ModelFile, layer: nn.Module, where: str) -> int:
+    """The layer behind pooling; -1 for a model that gives features as they are."""
+    return NONE if isinstance(layer, nn.Identity) else add_linear(file, layer, where)
+
+
 def add_linear(
     file: ModelFile, layer: nn.Module, where: str, stretch: Tensor | None = None, order: Int[ndarray, inputs] | None = None
 ) -> int:

@@ -33,12 +33,13 @@ from .format import (
     Layer,
     ModelFile,
 )
-from .parts import MEND, add_linear, add_norm, grid_of, layer_scale, refuse
+from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, layer_scale, refuse
 
 import_timm()
 from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through the guard)
 
-FIRST_TOKEN, MEAN, TWO_TOKENS = 0, 1, 2
+FIRST_TOKEN, MEAN, TWO_TOKENS, ALL_TOKENS = 0, 1, 2, 3
+POOLING = {"token": FIRST_TOKEN, "avg": MEAN, "": ALL_TOKENS}
 MASK = -100.0  # between regions of a shifted window, as timm has it
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
 
@@ -227,12 +228,24 @@ def _head(file: ModelFile, vit: Any, prefix: int) -> None:
     if isinstance(vit, plain.VisionTransformerDistilled):
         norm, pooling, after = vit.norm, TWO_TOKENS, 0
     else:
-        if vit.attn_pool is not None or vit.global_pool not in ("token", "avg") or (vit.pool_include_prefix and prefix):
+        if vit.attn_pool is not None or vit.global_pool not in POOLING or (vit.pool_include_prefix and prefix):
             raise refuse("the head", f"it pools by {'attention' if vit.attn_pool is not None else vit.global_pool}", MEND)
-        pooling = FIRST_TOKEN if vit.global_pool == "token" else MEAN
+        pooling = POOLING[vit.global_pool]
+        if pooling == ALL_TOKENS:
+            _all_tokens(file, vit)
+            return
         norm, after = (vit.norm, 0) if isinstance(vit.fc_norm, nn.Identity) else (vit.fc_norm, 1)
         if after:
             add_norm_step(file, vit.norm, "norm")
-    index, linear = add_norm(file, norm, "norm"), add_linear(file, vit.head, "head")
+    index, linear = add_norm(file, norm, "norm"), add_classifier(file, vit.head, "head")
     second = add_linear(file, vit.head_dist, "head_dist") if pooling == TWO_TOKENS else NONE
     file.add_layer(Layer(HEAD, (index, linear, pooling, second, prefix, after)))
+
+
+def _all_tokens(file: ModelFile, vit: Any) -> None:
+    """Tokens as they are behind the last norm."""
+    if not isinstance(vit.head, nn.Identity):
+        raise refuse("the head", "it has classes for every token", MEND)
+    add_norm_step(file, vit.norm, "norm")
+    add_norm_step(file, vit.fc_norm, "fc_norm")
+    file.add_layer(Layer(HEAD, (NONE, NONE, ALL_TOKENS, NONE, 0, 0)))

@@ -17,7 +17,7 @@ from ...vit.grids import image_size_of
 from ...vit.reduced_attention import PyramidAttention
 from . import parts
 from .format import DEPTHWISE, DOWNSAMPLE, HEAD, NONE, OVERLAPPING_EMBED, REDUCED_ATTENTION, Layer, ModelFile
-from .parts import MEND, add_linear, add_norm, grid_of, refuse
+from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, refuse
 from .plain_vit import MEAN, add_feed_forward, add_heads, add_norm_before, add_norm_step
 
 import_timm()
@@ -45,7 +45,7 @@ def add_pvt(file: ModelFile, module: nn.Module) -> None:
         add_norm_step(file, stage.norm, f"stages.{number}.norm")
     if pvt.global_pool != "avg":
         raise refuse("the head", "it pools by nothing", MEND)
-    file.add_layer(Layer(HEAD, (NONE, add_linear(file, pvt.head, "head"), MEAN, NONE, 0, 0)))
+    file.add_layer(Layer(HEAD, (NONE, add_classifier(file, pvt.head, "head"), MEAN, NONE, 0, 0)))
 
 
 def _kernel(layer: Any, where: str, padded: bool) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...vit.compat import import_timm
 from .format import DOWNSAMPLE, EMBED, HEAD, NONE, Layer, ModelFile
-from .parts import MEND, add_linear, add_norm, refuse
+from .parts import MEND, add_classifier, add_linear, add_norm, refuse
 from .plain_vit import MASK, MEAN, add_attention, add_feed_forward, add_norm_step, add_patches
 
 import_timm()
@@ -59,5 +59,5 @@ def _head(file: ModelFile, swin: Any) -> None:
     pool = swin.head.global_pool.pool_type
     if pool != "avg":
         raise refuse("the head", f"it pools by {pool or 'nothing'}", MEND)
-    norm, linear = add_norm(file, swin.norm, "norm"), add_linear(file, swin.head.fc, "head.fc")
+    norm, linear = add_norm(file, swin.norm, "norm"), add_classifier(file, swin.head.fc, "head.fc")
     file.add_layer(Layer(HEAD, (norm, linear, MEAN, NONE, 0, 0)))

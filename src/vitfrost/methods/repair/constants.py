@@ -35,6 +35,7 @@ class MapSums:
         self.energy = 0.0
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # see ridge
     def add(
         self, values: Float[Tensor, "images windows heads keys width"], residuals: Float[Tensor, "images windows heads queries width"]
     ) -> None:

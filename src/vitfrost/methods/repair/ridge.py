@@ -90,6 +90,7 @@ class RidgeSums:
         return Correction(weight, bias, float(before.sum()), max(0.0, float(left.sum()) / self.weight))
 
 
+@torch.autocast("cpu", enabled=False)  # who repairs may compute the layers in fewer bits, but not the sums
 def _sums_of(inputs: Tensor, residuals: Tensor, weights: Tensor | None) -> RidgeSums:
     kind = torch.promote_types(inputs.dtype, torch.float32)
     inputs, residuals = inputs.to(kind), residuals.to(kind)
