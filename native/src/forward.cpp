@@ -310,8 +310,7 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
         for (int token = 0; token < tokens; token++) normalize(x_rows.data() + size_t(token) * stride);
     float *pooled = x_rows.data();
     if (layer.pooling == Pooling::none) {
-        for (int token = 0; token < tokens; token++)
-            std::copy_n(x_rows.data() + size_t(token) * stride, channels, logits + size_t(token) * channels);
+        for (int token = 0; token < tokens; token++) std::copy_n(x_rows.data() + size_t(token) * stride, channels, logits + size_t(token) * channels);
         return;
     }
     if (layer.pooling == Pooling::mean) {

@@ -240,8 +240,7 @@ void Reader::head(int layer) {
     made.norm_last = integer(layer, 5, 0, 1, "place of the norm") == 1;
     if (made.pooling == Pooling::none && made.linear) fail("the model file is damaged: it has a classifier of all tokens; export it again");
     if (made.pooling == Pooling::two) {
-        if (stage().tokens < 2 || !made.linear)
-            fail("the model file is damaged: it has one token or no layer, and two classifiers; export it again");
+        if (stage().tokens < 2 || !made.linear) fail("the model file is damaged: it has one token or no layer, and two classifiers; export it again");
         made.second = linear_of(layer, 3, channels, made.linear->outputs);
     }
 }
