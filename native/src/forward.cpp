@@ -29,7 +29,7 @@ class Timer {
 
 int most_rows(const Layers &layers) {
     for (const FeedForward &layer : layers.feed_forward)
-        if (layer.first->weights.size() + layer.second->weights.size() > large_block) return most_chunk_of_large;
+        if (layer.first->bytes() + layer.second->bytes() > large_block) return most_chunk_of_large;
     return most_chunk;
 }
 
@@ -91,6 +91,7 @@ Worker Forward::make_worker() const {
     made.codes.resize(rows * code_stride_), made.hidden.resize(rows * hidden_stride_), made.inner.resize(rows * inner_stride_);
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
     made.sums.resize(tile * size_t(kernels_.panel));
+    made.unpacked.resize(layers_.largest_panel);
     for (const Attention &layer : layers_.attention)
         if (layer.local_height) made.float_values.resize(columns * channels), made.float_sums.resize(channels);
     size_t logit_heads = 1, hallucinated = 1;
@@ -189,7 +190,7 @@ Forward::Input Forward::normed(const NormedInput &input, const Linear &linear, c
 }
 
 void Forward::store(const Linear &linear, const Input &input, int rows, float *out, size_t stride, Worker &worker) const {
-    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Product product = {input.codes, input.stride, rows, 0, input.terms, worker.unpacked.data()};
     Epilogue how;
     how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.store = out, how.stride = stride;
     kernels_.product(product, linear.packed, how, worker.sums.data());
@@ -197,7 +198,7 @@ void Forward::store(const Linear &linear, const Input &input, int rows, float *o
 
 // x += the linear layer.
 void Forward::add(const Linear &linear, const Input &input, int rows, float *x, size_t stride, Worker &worker) const {
-    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Product product = {input.codes, input.stride, rows, 0, input.terms, worker.unpacked.data()};
     Epilogue how;
     how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.add = x, how.stride = stride;
     kernels_.product(product, linear.packed, how, worker.sums.data());
@@ -245,7 +246,7 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
 // The next layer's codes straight from the sums of this one.
 void Forward::code(const Linear &linear, const Input &input, int rows, const Quantizer &next, Activation activation, uint8_t *codes, size_t stride,
                    Worker &worker) const {
-    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Product product = {input.codes, input.stride, rows, 0, input.terms, worker.unpacked.data()};
     Epilogue how;
     how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation, how.codes = codes, how.stride = stride;
     how.inverse = next.inverse(), how.zero = next.zero, how.highest = next.highest();
@@ -260,7 +261,7 @@ Forward::Input Forward::through(const Linear &linear, const Linear &next, Activa
         code(linear, input, rows, next.input, activation, codes, stride, worker);
         return row_terms(next, codes, stride, rows, worker);
     }
-    Product product = {input.codes, input.stride, rows, 0, input.terms};
+    Product product = {input.codes, input.stride, rows, 0, input.terms, worker.unpacked.data()};
     Epilogue how;
     how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.activation = activation;
     how.store = worker.floats.data(), how.stride = stride;
@@ -329,7 +330,7 @@ void Forward::classify(float *logits, Stream &stream, Worker &worker) const {
     auto head = [&](const Linear &linear, const float *x, float share) {
         Input input = coded(linear, x, stride, 1, worker.codes.data(), code_stride_, worker);
         Array<float> &out = worker.logits;
-        Product product = {input.codes, input.stride, 1, 0, input.terms};
+        Product product = {input.codes, input.stride, 1, 0, input.terms, worker.unpacked.data()};
         Epilogue how;
         how.scale = linear.scale.data(), how.offset = linear.offset.data(), how.store = out.data(), how.stride = out.size();
         kernels_.product(product, linear.packed, how, worker.sums.data());

@@ -29,7 +29,7 @@ struct Worker {
     Array<uint8_t> codes, hidden, inner;
     Array<float> floats, row_scale, float_values, float_sums;
     Array<int32_t> sums, row_zero, row_sum;
-    Array<int8_t> keys, values;
+    Array<int8_t> keys, values, unpacked;
     Array<int16_t> wide_values;
     Array<int32_t> key_start, value_sums, query_zero, key_shift;
     std::vector<Head> computed, hallucinated;

@@ -193,6 +193,8 @@ int vf_check_product(const char *isa, int32_t rows, int32_t columns, int32_t dep
         for (size_t row = 0; row < size_t(rows); row++) std::copy_n(x + row * deep, deep, padded.data() + row * stride);
         Array<int32_t> made(size_t(rows) * out_stride);
         Product product;
+        Array<int8_t> unpacked(linear.nibbles.empty() ? 0 : size_t(kernels.panel) * size_t(linear.packed.depth4) * 4);
+        product.unpacked = unpacked.data();
         product.x = padded.data(), product.stride = stride, product.rows = rows;
         kernels.begin();
         for (int32_t turn = 0; turn < repeat; turn++) kernels.product_sums(product, linear.packed, made.data(), out_stride);

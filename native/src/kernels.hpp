@@ -18,6 +18,9 @@ enum class Sums : int { split, direct, chunked };
 struct Packed {
     int columns = 0, depth4 = 0;
     const int8_t *data = nullptr;
+    // Large ones of at most 4 bits instead: two codes a byte, [panel][vector / 2], even vectors in the lower halves, and each column's zero point four times.
+    const uint8_t *nibbles = nullptr;
+    const int8_t *zeros = nullptr;
     const int32_t *start = nullptr; // [columns] what the sums start with; null: zeros
     Sums sums = Sums::split;
     int chunk = 1; // steps that sums of 16 bits hold
@@ -59,6 +62,7 @@ struct Product {
     int rows = 0;
     int first_column = 0; // panels that end before it are left out
     RowTerms terms;
+    int8_t *unpacked = nullptr; // room for a panel of weights, with `nibbles`
 };
 
 // Where the outputs y of a head go: codes round(y inverse + zero) within 0..highest, or the floats themselves.

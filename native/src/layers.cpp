@@ -73,8 +73,9 @@ void Reader::linear(int layer) {
     for (float value : zero) check_zero(value);
     made_.linears[size_t(layer)] = std::make_unique<Linear>(make_linear(inputs, outputs, input, codes, scale, zero, bias, *made_.kernels));
     Linear &made = *made_.linears[size_t(layer)];
-    made.packed.data = made.weights.data(), made.packed.start = made.start.data();
-    made_.bytes += made.weights.size() + 20 * made.start.size();
+    made.point();
+    if (made.packed.nibbles) made_.largest_panel = std::max(made_.largest_panel, size_t(made_.kernels->panel) * size_t(made.packed.depth4) * 4);
+    made_.bytes += made.weights.size() + made.nibbles.size() + made.zeros.size() + 20 * made.start.size();
 }
 
 void Reader::norm(int layer) {

@@ -24,11 +24,17 @@ struct Quantizer {
 struct Linear {
     int inputs = 0, outputs = 0, columns = 0;
     Quantizer input;
-    Array<int8_t> weights;
+    Array<int8_t> weights, zeros;
+    Array<uint8_t> nibbles; // instead of `weights`, see Packed
     Array<int32_t> start, column_sums, column_shift;
     Array<float> scale, offset; // [columns], the scale of a static input included
     bool shifted = false;
     Packed packed;
+    size_t bytes() const { return size_t(columns) * size_t(packed.depth4) * 4; } // of weights where they are multiplied
+    void point() {
+        packed.data = weights.data(), packed.start = start.data();
+        if (!nibbles.empty()) packed.nibbles = nibbles.data(), packed.zeros = zeros.data();
+    }
 };
 
 struct Norm {
@@ -184,8 +190,8 @@ struct Layers {
     std::vector<FeedForward> feed_forward;
     std::vector<Downsample> downsample;
     Classifier classifier;
-    std::vector<Step> steps; // in order, without embedding and classifier
-    size_t bytes = 0;
+    std::vector<Step> steps;             // in order, without embedding and classifier
+    size_t bytes = 0, largest_panel = 0; // largest_panel: bytes of a panel of weights that are kept in 4 bits
 
     // Numbers for a picture: classes, or those of its features.
     int outputs() const {

@@ -22,7 +22,7 @@ void Forward::queries(const Attention &layer, int number, Stream &stream, Worker
         int end = std::min(begin + chunk, rows.last);
         Input input = layer.order.empty() ? normed(layer.first.input, linear, stream.rows(stage, number, begin), stage.stride, end - begin, worker)
                                           : gathered(layer, stage, stream.rows(stage, number, 0), {begin, end}, worker);
-        Product product = {input.codes, input.stride, end - begin, 0, input.terms};
+        Product product = {input.codes, input.stride, end - begin, 0, input.terms, worker.unpacked.data()};
         if (layer.order.empty() && !layer.reduced() && begin >= layer.tokens_out) product.first_column = layer.logit_heads * layer.width;
         project_codes(layer, layer.first, product, stream.qkv.data() + size_t(begin) * layer.first.stride, worker);
     }
@@ -43,7 +43,7 @@ void Forward::keys(const Attention &layer, int number, Stream &stream, Worker &w
         const int end = std::min(begin + chunk, rows.last);
         Input input = layer.reduction ? reduced(layer, stage, stream.rows(stage, number, 0), {begin, end}, worker)
                                       : normed(layer.keys.input, linear, stream.rows(stage, number, begin), stage.stride, end - begin, worker);
-        Product product = {input.codes, input.stride, end - begin, 0, input.terms};
+        Product product = {input.codes, input.stride, end - begin, 0, input.terms, worker.unpacked.data()};
         project_codes(layer, layer.keys, product, stream.keys.data() + size_t(begin) * layer.keys.stride, worker);
     }
 }

@@ -98,9 +98,11 @@ def test_heads_with_scales_of_their_own(engine: Any, tmp_path: Path) -> None:
 
 def test_frozen_entries_among_uniform_maps(engine: Any, shallow: Any, tmp_path: Path) -> None:
     made = shallow.compress(tmp_path / "made", FreezeEntries(0.4, grid="head"), STRICT)
+    generator = torch.Generator().manual_seed(0)
     for layer in made.module.blocks:
         maps = UniformQuantizer(4)
-        maps.scale, maps.zero_point = torch.rand(len(layer.attn.frozen.step), 1, 1) * 0.02 + 0.01, torch.full((1, 1, 1), 2.0)
+        scale = torch.rand(len(layer.attn.frozen.step), 1, 1, generator=generator)
+        maps.scale, maps.zero_point = scale * 0.02 + 0.01, torch.full((1, 1, 1), 2.0)
         layer.attn.map_quantizer = maps
     close(engine, write(in_integers(made, None), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
 

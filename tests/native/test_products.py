@@ -54,6 +54,16 @@ def test_the_largest_codes_neither_saturate_nor_overflow(engine: Any, x_bits: in
         np.testing.assert_array_equal(sums_of(engine, isa, x, 0, x_bits, weights, zeros), exact(x, 0, weights, zeros), err_msg=isa)
 
 
+@pytest.mark.parametrize("shape", [(33, 1400, 768), (3, 16100, 65)], ids=str)
+def test_large_matrices_of_four_bits_are_exact(engine: Any, shape: tuple[int, int, int]) -> None:
+    rows, columns, depth = shape
+    generator = np.random.default_rng(0)
+    x, weights = (generator.integers(0, 2**bits, (count, depth), dtype=np.uint8) for bits, count in ((8, rows), (4, columns)))
+    zeros = generator.integers(0, 16, columns)
+    for isa in engine.isas():
+        np.testing.assert_array_equal(sums_of(engine, isa, x, 100, 8, weights, zeros), exact(x, 100, weights, zeros), err_msg=isa)
+
+
 def test_sums_that_do_not_fit_are_refused(engine: Any) -> None:
     x, weights = np.zeros((1, 16384), np.uint8), np.full((1, 16384), 255, np.uint8)
     with pytest.raises(Exception, match="do not fit 32 bits"):

@@ -80,12 +80,28 @@ static Tile tile_of(int rows, int vectors, Sums sums) {
     return split.table[rows - 1][vectors - 1];
 }
 
+// A panel of codes of 4 bits as signed bytes.
+__attribute__((noinline)) static void unpack(const Packed &w, int column, int vectors, int8_t *to) {
+    constexpr size_t bytes = 4 * size_t(lanes);
+    const uint8_t *from = w.nibbles + size_t(column / panel_columns) * ((size_t(w.depth4) * tile_vectors + 1) / 2 * bytes);
+    const int8_t *const zeros = w.zeros + size_t(column) * 4;
+    const int count = w.depth4 * vectors;
+    for (int n = 0, v = 0; n < count; n += 2, from += bytes, to += 2 * bytes) {
+        const Bytes both = load<Bytes>(from);
+        save(to, (both & 15) - load<Bytes>(zeros + size_t(v) * bytes));
+        v = v + 1 == vectors ? 0 : v + 1;
+        if (n + 1 < count) save(to + bytes, (both >> 4) - load<Bytes>(zeros + size_t(v) * bytes));
+        v = v + 1 == vectors ? 0 : v + 1;
+    }
+}
+
 // Calls each(row, rows, column, vectors, tile) over panels and tiles: weights of a panel stay in the first cache while rows pass.
 template <typename Each> VF_INLINE void over_tiles(const Product &product, const Packed &w, Each each) {
     for (int column = 0; column < w.columns; column += panel_columns) {
         int vectors = (w.columns - column < panel_columns ? w.columns - column : panel_columns) / lanes;
         if (column + vectors * lanes <= product.first_column) continue;
-        const int8_t *panel = w.data + size_t(column) * size_t(w.depth4) * 4;
+        if (w.nibbles) unpack(w, column, vectors, product.unpacked);
+        const int8_t *panel = w.nibbles ? product.unpacked : w.data + size_t(column) * size_t(w.depth4) * 4;
         const int32_t *start = w.start ? w.start + column : nullptr;
         for (int row = 0; row < product.rows; row += tile_rows) {
             int rows = product.rows - row < tile_rows ? product.rows - row : tile_rows;
