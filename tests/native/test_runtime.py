@@ -86,6 +86,7 @@ def test_predictions_with_and_without_vitfrost_are_the_same(
     deployed: Path, engine: Any, pictures: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitfrost_native.__main__ import main
+    from vitfrost_native.predict import shares_of
 
     files = [pictures / "0000.png", pictures / "0001.png"]
     wanted = vitfrost.predict(deployed, files, top=3, threads=1)
@@ -96,6 +97,7 @@ def test_predictions_with_and_without_vitfrost_are_the_same(
     assert main([str(deployed), str(files[0]), "--top", "1"]) == 0
     assert re.fullmatch(rf"{re.escape(str(files[0]))}: \d [\d.]+ %\n", capsys.readouterr().out)
     monkeypatch.setattr("vitfrost_native.predict.TOP", 99)  # a model with fewer classes
+    assert shares_of(np.array([0.5])) == pytest.approx([0.6225], abs=1e-4)  # one output is a sigmoid
     assert main([str(deployed), str(pictures / "none.png"), str(files[0])]) == 2
     printed = capsys.readouterr()
     assert printed.out.count("%") == 10

@@ -79,7 +79,16 @@ def _predicted(model: Model, geometry: Geometry, names: Sequence[str], picture: 
     if decoded.pixels is None:
         return Prediction(str(picture), (), (), (), decoded.reason)
     logits = model.run(geometry.normalized(decoded.pixels[None]))[0].astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise VitfrostError(f"the outputs are not finite for {picture}; export again")
     chosen = np.argsort(-logits, kind="stable")[:top]
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    shares = shares_of(logits)
     return Prediction(str(picture), tuple(chosen.tolist()), tuple(shares[chosen].tolist()), tuple(str(names[one]) for one in chosen))
+
+
+def shares_of(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes; of a single output its sigmoid."""
+    if len(logits) == 1:
+        return 1 / (1 + np.exp(-logits.clip(-700)))
+    shares = np.exp(logits - logits.max())
+    return np.asarray(shares / shares.sum())
