@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,3 +93,17 @@ def test_a_group_that_fails_is_left_out_and_measured_by_a_run_that_goes_on(tmp_p
     again = vitfrost.bench([model], config, out=tmp_path / "run", resume=True, progress=False)
     assert {(row.runtime, row.batch) for row in again.rows} == {("torch", 1), ("torch", 2)}
     assert any("RecursionError too deep" in left.why for left in again.left_out)
+
+
+def test_a_full_disk_is_said_whatever_a_tool_says_of_it_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given, **more):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    room = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr("vitfrost.deploy.export._write_graph", full)
+    monkeypatch.setattr("vitfrost.deploy.export.shutil.disk_usage", lambda path: room)
+    model = Model.open("vitfrost_digits", weights="random", options={"depth": 1})
+    config = Bench(("openvino", "torch"), precision=("fp32",), rounds=2, memory=False)
+    made = vitfrost.bench([model], config, out=tmp_path / "run", progress=False)
+    assert all("No space left on device" in left.why for left in made.left_out)
+    assert not list((tmp_path / "run" / "exports").iterdir())

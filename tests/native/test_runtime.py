@@ -82,8 +82,11 @@ def test_a_session_says_what_runs_it(deployed: Path, artifact: Path) -> None:
         open_export(deployed, runtime="onnxruntime")
 
 
-def test_predictions_with_and_without_vitfrost_are_the_same(deployed: Path, engine: Any, pictures: Path, capsys: Any) -> None:
+def test_predictions_with_and_without_vitfrost_are_the_same(
+    deployed: Path, engine: Any, pictures: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitfrost_native.__main__ import main
+    from vitfrost_native.predict import shares_of
 
     files = [pictures / "0000.png", pictures / "0001.png"]
     wanted = vitfrost.predict(deployed, files, top=3, threads=1)
@@ -93,6 +96,12 @@ def test_predictions_with_and_without_vitfrost_are_the_same(deployed: Path, engi
         assert (one.file, list(one.classes), list(one.probabilities)) == (other["file"], other["classes"], other["probabilities"])
     assert main([str(deployed), str(files[0]), "--top", "1"]) == 0
     assert re.fullmatch(rf"{re.escape(str(files[0]))}: \d [\d.]+ %\n", capsys.readouterr().out)
+    monkeypatch.setattr("vitfrost_native.predict.TOP", 99)  # a model with fewer classes
+    assert shares_of(np.array([0.5])) == pytest.approx([0.6225], abs=1e-4)  # one output is a sigmoid
+    assert main([str(deployed), str(pictures / "none.png"), str(files[0])]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.count("%") == 10
+    assert re.fullmatch(r"vitfrost: 1 of 2 pictures cannot be read \(.*none.png: No such file or directory\)\n", printed.err)
     for words, message in (
         ([deployed, pictures / "none.png"], "cannot read .*none.png: No such file"),
         ([pictures, files[0]], "is no native export: there is no .*export.json"),

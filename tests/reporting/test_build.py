@@ -244,13 +244,25 @@ def _poisoned(value: Any) -> Any:
     return value + MARKUP if isinstance(value, str) else value
 
 
-@pytest.mark.browser
-def test_names_full_of_markup_stay_text(run_folder: Path, browser: Any) -> None:
+def _with_markup(folder: Path) -> Page:
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(_poisoned(results)))
+    return Page(report(folder).read_text(encoding="utf-8"))  # refuses scripts and what is not closed
+
+
+def test_names_full_of_markup_stay_text(run_folder: Path) -> None:
     """Names that a file may bring: of models, rows, weights, and of the machine."""
-    results = json.loads((run_folder / "results.json").read_text())
+    plain = Page(report(run_folder).read_text(encoding="utf-8"))
+    page = _with_markup(run_folder)
+    assert (page.images, page.references, page.ids) == (plain.images, plain.references, plain.ids)
+    assert " ".join(MARKUP.split()) in page.text
+    assert "default-src 'none'" in page.source
+
+
+@pytest.mark.browser
+def test_a_browser_shows_markup_as_text(run_folder: Path, browser: Any) -> None:
     plain = browser.look_at(report(run_folder), 1280)
-    (run_folder / "results.json").write_text(json.dumps(_poisoned(results)))
-    page = report(run_folder)
-    Page(page.read_text(encoding="utf-8"))  # refuses scripts and what is not closed
-    assert "&lt;script&gt;" in page.read_text(encoding="utf-8")
-    assert browser.look_at(page, 1280)["images"] == plain["images"] > 0
+    _with_markup(run_folder)
+    seen = browser.look_at(run_folder / "report.html", 1280)
+    assert seen["images"] == plain["images"] > 0
+    assert (seen["fetched"], seen["refused"]) == (0, 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import vitfrost
 from vitfrost.errors import VitfrostError
+from vitfrost.files import sha256_of_file
 from vitfrost.images.decode import to_rgb
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.model import as_model
@@ -93,6 +95,22 @@ def test_bad_input_is_one_line(exported: dict[str, Path], pictures: Path, call: 
 def test_other_shapes_and_types_are_refused(exported: dict[str, Path], pixels: np.ndarray) -> None:
     with pytest.raises(VitfrostError, match=r"float32 \[B, 3, 32, 32\]"):
         open_export(exported["onnx"], threads=1).run(pixels)
+
+
+def test_a_runtime_older_than_a_graph_asks_for_is_said(exported: dict[str, Path], tmp_path: Path, messages: Callable[[], str]) -> None:
+    folder = Path(shutil.copytree(exported["onnx"], tmp_path / "export"))
+    about = json.loads((folder / "export.json").read_text())
+    assert about["needs"] == {"onnxruntime": "1.23"}
+    about["needs"] = {"onnxruntime": "99.1"}
+    (folder / "export.json").write_text(json.dumps(about))
+    open_export(folder, threads=1)
+    said = "export needs onnxruntime 99.1 or newer, and here is "
+    assert said in messages()
+    (folder / "model.onnx").write_bytes(b"of an opset to come")
+    about["sha256"] = {"model.onnx": sha256_of_file(folder / "model.onnx")}
+    (folder / "export.json").write_text(json.dumps(about))
+    with pytest.raises(VitfrostError, match=said):
+        open_export(folder, threads=1)
 
 
 def test_hints_are_for_openvino(exported: dict[str, Path]) -> None:

@@ -44,3 +44,11 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
         report_several({"One": tmp_path}, tmp_path / "page.html")
     with pytest.raises(VitfrostError, match="no runs to report"):
         report_several({}, tmp_path / "page.html")
+
+
+def test_names_full_of_markup_stay_text(finished_grid: Path, tmp_path: Path, parse_page: Callable[[str], Any]) -> None:
+    name = """<img src=x onerror=alert(1)></style>"'><script>alert(1)</script>{{ 7 * 7 }}"""
+    page = parse_page(report_several({name: finished_grid}, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert name in page.text
+    assert page.images == []
+    assert "default-src 'none'" in page.source

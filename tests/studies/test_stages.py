@@ -162,6 +162,7 @@ def test_a_list_runs_what_it_can_and_names_the_rest(recipe: Path, tmp_path: Path
     data = yaml.safe_load(recipe.read_text()) | {"quick": None}
     data["calibration"]["images"] = data["evaluation"]["images"] = str(recipe.parent / "images")
     data["grid"] = {"blocks": [{"name": "EAM", "freeze": 0.2}]}
+    data["model"] |= {"weights": "random", "options": {"depth": 2}}
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(data))
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(data | {"model": {"name": "xcit_nano_12_p16_224", "weights": "random"}}))
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"kind": "vitfrost recipes", "version": 1, "recipes": ["bad.yaml", "good.yaml"]}))

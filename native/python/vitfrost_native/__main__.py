@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitfrost_native", description="What a native export says of pictures.")
     parser.add_argument("deploy", type=Path, help="folder made by vitfrost export --format native")
     parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE", help="picture files")
-    parser.add_argument("--top", type=int, default=5, help="how many classes")
+    parser.add_argument("--top", type=int, help="how many classes; five, or all where there are fewer, if not given")
     parser.add_argument("--threads", type=int, default=1, help="of a forward pass")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
@@ -28,11 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if given.json:
         print(json.dumps([asdict(each) for each in found], indent=2))
-        return 0
-    for each in found:
+    for each in found if not given.json else ():
+        if each.problem is not None:
+            continue
         shown = ", ".join(f"{name} {100 * share:.2f} %" for name, share in zip(each.names, each.probabilities, strict=True))
         print(f"{each.file}: {shown}")
-    return 0
+    unread = [f"{each.file}: {each.problem}" for each in found if each.problem is not None]
+    if unread:
+        print(f"vitfrost: {len(unread)} of {len(found)} pictures cannot be read ({'; '.join(unread[:5])})", file=sys.stderr)
+    return 2 if unread else 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 import os
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +58,7 @@ FEWEST_TO_CALIBRATE = 16
 NEEDS = {"onnx": {"onnxruntime": "1.23"}, "openvino": {"openvino": "2025.2"}}
 NEEDS_INT8 = {"onnx": {"onnxruntime": "1.24"}}
 NATIVE = Native.name
+NO_ROOM = 1 << 20  # bytes that are free on a disk that is full
 
 
 class Int8(NamedTuple):
@@ -220,13 +223,24 @@ def _warn_few(found: int, wanted: int, images: object) -> None:
 
 
 def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
-    """Write the model's files; see `_write_graph`. Raises VitfrostError where the tools cannot."""
+    """Write the model's files; see `_write_graph`. Raises VitfrostError where the tools cannot, OSError where there is no room."""
     try:
         return _write_native(loaded, int8, folder) if config.format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
-    except (VitfrostError, OSError):
+    except OSError:
         raise
-    except Exception as error:  # the tools raise types of their own
+    except Exception as error:  # the tools raise types of their own, also where the disk is full
+        if _no_room(folder, loaded, error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        if isinstance(error, VitfrostError):
+            raise
         raise VitfrostError(f"{loaded.name} cannot be exported to {config.format} {config.precision}: {reason_of(error)}") from error
+
+
+def _no_room(folder: Path, loaded: Model, error: Exception) -> bool:
+    """Whether the disk was too full. Some tools do not say it, and some take back what they have written."""
+    free = shutil.disk_usage(folder).free
+    weights = sum(each.nbytes for each in (*loaded.module.parameters(), *loaded.module.buffers()))
+    return free < NO_ROOM or (free < weights + NO_ROOM and "stream" in str(error))
 
 
 def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, str | None]:

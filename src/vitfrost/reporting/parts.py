@@ -123,7 +123,7 @@ class RunParts:
             return None
         if self.artifact and not self.artifact["model"].get("registered", True):
             return None
-        options = self.artifact["model"].get("options", {}) if self.artifact else {}
+        options = self.artifact["model"].get("options", {}) if self.artifact else self.recipe.model.options if self.recipe else {}
         model = create_model(self.identity.name, self.identity.image_size, **options)
         sites = find_sites(model)
         for statistics in (self.statistics, self.quantized):

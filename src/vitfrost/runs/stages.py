@@ -45,7 +45,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
     A stage that fails does not end those that do not need what it makes. Raises VitfrostError at the end, which names what failed.
     """
     done = _stages_done(folder / STAGES_FILE)
-    failed: dict[str, VitfrostError] = {}
+    failed: dict[str, Exception] = {}
     missing: set[str] = set()
     for number, stage in enumerate(stages, 1):
         read = _inputs(stage, missing, folder)
@@ -64,7 +64,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         try:
             stage.make(target)
         except contained() as error:
-            failed[stage.name] = _told(stage.name, error)
+            failed[stage.name] = error
             missing.add(stage.output)
             continue
         if clock is not None:
@@ -72,10 +72,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, clock: TimeLeft | None = N
         done[stage.name] = key
         write_json(folder / STAGES_FILE, done)
     if failed:
-        first, *others = failed
-        if len({str(error) for error in failed.values()}) == 1:
-            raise failed[first]
-        raise VitfrostError(f"{first} failed, and so did {', '.join(others)}; the first: {failed[first]}; mend it and go on with --resume")
+        raise _told(failed)
 
 
 def _inputs(stage: Stage, missing: set[str], folder: Path) -> list[str] | None:
@@ -89,12 +86,16 @@ def _inputs(stage: Stage, missing: set[str], folder: Path) -> list[str] | None:
     return [*stage.inputs, *there]
 
 
-def _told(name: str, error: Exception) -> VitfrostError:
-    if isinstance(error, VitfrostError):
+def _told(failed: dict[str, Exception]) -> VitfrostError:
+    """What ends a run of which something failed; one reason is told as it is where it was written to be read."""
+    (first, error), others = next(iter(failed.items())), list(failed)[1:]
+    reasons = [reason_of(each) for each in failed.values()]
+    if len(set(reasons)) == 1 and isinstance(error, VitfrostError):
         return error
-    told = VitfrostError(f"{name} failed: {reason_of(error)}; mend it and go on with --resume")
-    told.__cause__ = error
-    return told
+    told = f"{first} failed, and so did {', '.join(others)}; the first: {reasons[0]}" if others else f"{first} failed: {reasons[0]}"
+    made = VitfrostError(f"{told}; mend it and go on with --resume")
+    made.__cause__ = error
+    return made
 
 
 def _stages_done(path: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ..outputs import OutputKind
 from .folder import model_bytes, read_export
 from .runtimes import FORMATS, INPUT, OUTPUT, RUNTIMES, Port, Runtime, default_threads, first_line, installed_version, start
 
+log = logging.getLogger("vitfrost")
 BATCH_SIZE = 16
 TOP = 5
 
@@ -214,15 +216,24 @@ def open_export(folder: str | Path, threads: int | None = None, precision_hint: 
     kind = FORMATS[about["format"]] if runtime is None else RUNTIMES[runtime]
     if kind.format != about["format"]:
         raise VitfrostError(f"{path} is exported as {about['format']}, which {kind.name} does not read")
+    older = _older_than_needed(path, about, kind)
     try:
-        return Session(path, about, start(kind, path, threads or default_threads(), hint))
+        session = Session(path, about, start(kind, path, threads or default_threads(), hint))
     except VitfrostError as error:
-        needed, found = (about.get("needs") or {}).get(kind.package), installed_version(kind.package)
-        if needed is not None and found is not None and _numbers(found) < _numbers(needed):
-            raise VitfrostError(
-                f"{path} needs {kind.package} {needed} or newer, and here is {found}; pip install -U {kind.package}"
-            ) from error
+        if older is not None:
+            raise VitfrostError(older) from error
         raise
+    if older is not None:
+        log.warning("%s; it could be loaded all the same", older)
+    return session
+
+
+def _older_than_needed(path: Path, about: dict[str, Any], kind: type[Runtime]) -> str | None:
+    """What to say where a runtime is older than the graph asks for."""
+    needed, found = (about.get("needs") or {}).get(kind.package), installed_version(kind.package)
+    if needed is None or found is None or _numbers(found) >= _numbers(needed):
+        return None
+    return f"{path} needs {kind.package} {needed} or newer, and here is {found}; pip install -U {kind.package}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -148,7 +148,9 @@ class GridParts:
         kept = [one for one in (self.statistics, self.quantized[1] if self.quantized else None) if one is not None]
         header = kept[0].header.model if kept else None
         size = header.image_size if header else self.recipe.model.image_size
-        model = create_model(header.name if header else self.recipe.model.name, size)
+        part = self.recipe.model
+        options = part.options if part.classes is None else {**part.options, "num_classes": part.classes}
+        model = create_model(header.name if header else part.name, size, **options)
         sites = find_sites(model)
         for one in kept:
             assert header is not None
