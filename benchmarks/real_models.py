@@ -4,19 +4,24 @@
 
 Nothing is fetched: `--weights` are those of the architecture in timm. `--calibration` holds labeled images of ImageNet, one per class: they
 are calibrated, searched and repaired on, and those of every fifth class are the prototypes. `--images` are labeled too. What was done lies
-in `--work` and is not done again: statistics, the search (measurement by measurement), the artifacts, and a row for each.
+in `--work` and is not done again: statistics, the search (measurement by measurement), the artifacts, and a row for each. Statistics and
+repairs are in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vitfrost as vf
 from vitfrost.evaluation.description import executed_macs
+from vitfrost.evaluation.evaluate import evaluate_many
 from vitfrost.files import read_json, write_json
 from vitfrost.images.source import ImageSet, open_images
 from vitfrost.model import Model
@@ -37,7 +42,7 @@ def plans(model: Model, options: argparse.Namespace) -> Iterator[tuple[str, vf.P
     """The share of heads with the least sensitivity, and as many by a search."""
     work, statistics = options.work, options.work / "statistics.safetensors"
     if not statistics.is_file():
-        config = vf.Calibrate(limit=options.calibration_images, sensitivity=True, detail="entries", batch_size=8, memory_limit=1.5)
+        config = vf.Calibrate(limit=options.calibration_images, sensitivity=True, detail="entries", batch_size=8, memory_limit=3.0)
         vf.calibrate(model, options.calibration, config, out=statistics)
     stats = vf.Statistics.load(statistics)
     whole = vf.FreezeHeads(options.share, by="fisher", kind="dense")
@@ -45,21 +50,29 @@ def plans(model: Model, options: argparse.Namespace) -> Iterator[tuple[str, vf.P
     yield "fisher", by_fisher
     target = executed_macs(vf.compress(model, by_fisher, statistics=stats)) / executed_macs(model)
     budget = vf.Search(target_macs=target + 1e-6, over=("heads",), images=options.search_images)
-    found = vf.search(
-        model, str(options.calibration), budget, vf.FreezeHeads(kind="dense"), statistics=stats, resume=True, out=work / "search.yaml"
-    )
+    out = work / "search.yaml"
+    with products(options):
+        found = vf.search(model, str(options.calibration), budget, vf.FreezeHeads(kind="dense"), statistics=stats, resume=True, out=out)
     yield "search", found
 
 
-def measure(model: Model, artifact: Path, options: argparse.Namespace) -> Any:
-    """The row of an artifact beside the original; the one that is there already."""
-    path = artifact.with_name(f"{artifact.name}.json")
-    if path.is_file():
-        return read_json(path)
-    config = vf.Evaluate(limit=options.limit)
-    row = vf.evaluate(artifact, options.images, reference=model, gallery=prototypes(options.calibration), config=config, name=artifact.name)
-    write_json(path, row.model_dump(mode="json"))
-    return read_json(path)
+def measure(model: Model, artifacts: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """The rows of artifacts beside the original; those that are not there yet are measured in one pass."""
+    path = options.work / f"rows_{options.limit}{'_bf16' * options.bf16}.json"
+    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    left: dict[str, Model] = {title: vf.Artifact.load(artifact) for title, artifact in artifacts.items() if title not in known}
+    if left:
+        config = vf.Evaluate(limit=options.limit)
+        with products(options):
+            made = evaluate_many(left, options.images, reference=model, gallery=prototypes(options.calibration), config=config)
+        known |= {title: row.model_dump(mode="json") for title, row in zip(left, made, strict=True)}
+        write_json(path, known)
+    return {title: known[title] for title in artifacts}
+
+
+def products(options: argparse.Namespace) -> Any:
+    """Within it, products are in bfloat16 where they are wanted so."""
+    return torch.autocast("cpu", torch.bfloat16) if options.bf16 else nullcontext()
 
 
 def shown(name: str, row: dict[str, Any]) -> str:
@@ -80,24 +93,26 @@ def main() -> None:
     for name in ("weights", "calibration", "images", "work", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--bf16", action="store_true", help="search and evaluate with products in bfloat16, the original as well")
     for name, count in (("calibration-images", 200), ("search-images", 50), ("repair-images", 200), ("limit", 650)):
         parser.add_argument(f"--{name}", type=int, default=count)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     model = Model.open(options.model, weights=options.weights)
-    rows = {}
+    artifacts: dict[str, Path] = {}
     for name, plan in plans(model, options):
         for repair in (None, vf.Repair(images=options.repair_images)):
             title = f"{name}, repaired" if repair else name
-            artifact = options.work / title.replace(", ", "-")
+            artifacts[title] = artifact = options.work / title.replace(", ", "-")
             if not artifact.is_dir():
                 statistics = options.work / "statistics.safetensors"
                 vf.compress(model, plan, statistics=statistics, images=options.calibration, repair=repair, progress=True, out=artifact)
-            rows[title] = measure(model, artifact, options)
-            print(shown(title, rows[title]), flush=True)
-            settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-            write_json(options.json, {"settings": {key: settings[key] for key in ("model", "share", "calibration_images", "search_images",
-                "repair_images", "limit")}, "weights": model.state_hash, "rows": rows})  # fmt: skip
+    rows = measure(model, artifacts, options)
+    for title, row in rows.items():
+        print(shown(title, row), flush=True)
+    names = ("model", "share", "bf16", "calibration_images", "search_images", "repair_images", "limit")
+    settings = {name: getattr(options, name) for name in names}
+    write_json(options.json, {"settings": settings, "weights": model.state_hash, "rows": rows})
 
 
 if __name__ == "__main__":
