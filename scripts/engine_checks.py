@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLANS = {
     "computed": (vf.Quantize(4, 4, "strict"),),
     "frozen": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
+    "windowed": (vf.WindowHeads(0.7, 3), vf.Quantize(4, 8, "strict")),
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
     "entries_of_their_own": (vf.FreezeEntries(0.3, grid="head"), vf.Quantize(4, 4, "strict")),
