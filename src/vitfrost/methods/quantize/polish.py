@@ -36,7 +36,7 @@ class PolishOptions:
     scales: float = 0.001
     shifts: float = 0.0003
     features: float = 1.0
-    every: int = 25
+    every: int = 100
     seed: int = 0
 
 
