@@ -79,7 +79,7 @@ class Compress:
 
     seed: Seed = 0
     """Seed of the draws of images."""
-    calibration_images: Annotated[Images | None, Flag(metavar="COUNT", default="32 with repq, 192 with fast, 384 with best")] = None
+    calibration_images: Annotated[Images | None, Flag(metavar="COUNT", default="32 with repq, 192 with fast, 1000 with best")] = None
     """How many images are drawn to quantize activations."""
     compact_images: Annotated[Images, Flag(metavar="COUNT")] = 256
     """How many images are drawn to fit compact blocks and to compare hallucinated heads with the original's."""

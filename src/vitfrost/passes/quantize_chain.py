@@ -27,7 +27,7 @@ from ..vit.sites import ModelSites
 from .work import Record, Work
 
 BATCH_SIZE, WEIGHT_IMAGES = 32, 64
-HELD_OUT = 5  # of so many images one is held out
+HELD_OUT, MOST_HELD_OUT = 5, 128  # of so many images one is held out, and not more in all
 
 
 @dataclass
@@ -35,8 +35,8 @@ class Chain:
     """A model on its way through the steps.
 
     `float_model` has everything but quantizers; `teacher` is the original, rotated as `float_model` is. `model` is the quantized one, None
-    before the first step. `options` say what is done at each layer; steps change them and quantize anew. `scratch` is a file for the state
-    of a step that takes long, if there is a place for it.
+    before the first step. `options` say what is done at each layer; steps change them and quantize anew. The closed form is fitted to the
+    first `fitted` images (None: all). `scratch` is a file for the state of a step that takes long, if there is a place for it.
     """
 
     float_model: nn.Module
@@ -52,10 +52,11 @@ class Chain:
     progress: bool = False
     model: nn.Module | None = None
     weights: dict[str, tuple[float, float]] = field(default_factory=dict)
+    fitted: int | None = None
     scratch: Path | None = None
 
     def quantize(self, images: int | None) -> Record:
-        """Quantize the float model layer by layer on the first so many images (None: all), as `options` say. Returns the penalties."""
+        """Quantize the float model layer by layer on the first so many images (None: `fitted`), as `options` say. Returns the penalties."""
         self.model = copy.deepcopy(self.float_model)
         steps = LayerWise(self.model, self.teacher, self.sites, self.options, self.weights)
         for _ in track(steps.run(self._first(images)), steps.count, "quantize: layers", self.progress):
@@ -69,6 +70,7 @@ class Chain:
         return copy.deepcopy(self.model)
 
     def _first(self, images: int | None) -> list[Tensor]:
+        images = self.fitted if images is None else images
         return self.batches if images is None else self.batches[: max(2, images // BATCH_SIZE)]
 
     def divergence(self) -> float:
@@ -104,24 +106,26 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class QuantizeInSteps:
-    """`images` are drawn; one in five is held out to measure on. The record: bits, the draw, and for every step the divergence from the
-    original (KL, of features the relative error) before and after, and whether it was kept."""
+    """`images` are drawn; one in five is held out to measure on, 128 at most. The closed form takes the first `fitted` of the others
+    (None: all). The record: bits, the draw, and for every step the divergence from the original (KL, of features the relative error)
+    before and after, and whether it was kept."""
 
     method: str
     settings: QuantizationSettings
     steps: tuple[Step, ...]
     images: int
+    fitted: int | None = None
     name = "quantization"
 
     @classmethod
-    def of(cls, method: str, config: Quantize, steps: Sequence[Step], images: int) -> QuantizeInSteps:
+    def of(cls, method: str, config: Quantize, steps: Sequence[Step], images: int, fitted: int | None = None) -> QuantizeInSteps:
         """The steps that the configuration leaves. Raises VitfrostError for one that the method has not."""
         known = [step.name for step in steps if not step.needed]
         for name in config.steps or ():
             if name not in known:
                 raise VitfrostError(f"Quantize.steps has {name}, which is no step of {method}; its steps are {', '.join(known)}")
         chosen = tuple(step for step in steps if step.needed or config.steps is None or step.name in config.steps)
-        return cls(method, QuantizationSettings(config.weights, config.activations, config.levels), chosen, images)
+        return cls(method, QuantizationSettings(config.weights, config.activations, config.levels), chosen, images, fitted)
 
     def check(self, work: Work) -> None:
         """Needs images, also for weights alone: it fits what is left to them."""
@@ -143,7 +147,7 @@ class QuantizeInSteps:
 
     def start(self, work: Work, pixels: Float[Tensor, "images 3 height width"]) -> Chain:
         """The chain before its first step. A single image is fitted to and held out."""
-        held = len(pixels) // HELD_OUT or 1
+        held = min(len(pixels) // HELD_OUT, MOST_HELD_OUT) or 1
         kept, held_out = (pixels[:-held], pixels[-held:]) if len(pixels) > 1 else (pixels, pixels)
         size = min(BATCH_SIZE, -(-len(kept) // 2))
         outputs = work.original.outputs
@@ -156,7 +160,7 @@ class QuantizeInSteps:
         weights = token_weights(teacher, sites, batches[: max(1, WEIGHT_IMAGES // size)], work.draws.seed, outputs)
         return Chain(
             work.model.eval(), teacher, work.sites, sites, LayerOptions(self.settings), batches, list(held_out.split(BATCH_SIZE)), wanted,
-            work.draws.seed, outputs, work.progress, weights=weights, scratch=work.scratch,
+            work.draws.seed, outputs, work.progress, weights=weights, fitted=self.fitted, scratch=work.scratch,
         )  # fmt: skip
 
     def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:

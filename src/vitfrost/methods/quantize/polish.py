@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...outputs import OutputKind
 from ...vit.families import forward_pass
@@ -24,7 +25,10 @@ from .trainable import groups, take, trainable
 
 @dataclass(frozen=True)
 class PolishOptions:
-    """Rates are those of Adam at the start; they fall to zero as a cosine. `features`: what the streams count beside the divergence."""
+    """Rates are those of Adam at the start; they fall to zero as a cosine. `codes` is in levels, `scales` is of logarithms.
+
+    `features`: what the streams count beside the outputs.
+    """
 
     steps: int = 300
     batch: int = 16
@@ -32,17 +36,19 @@ class PolishOptions:
     scales: float = 0.001
     shifts: float = 0.0003
     features: float = 1.0
-    every: int = 25
+    every: int = 100
     seed: int = 0
 
 
 @dataclass
 class PolishEnd:
-    """How it ended: the step whose state was kept, its divergence on the images held out, and the step at which a loss was not finite."""
+    """How it ended: the step whose state was kept, its divergence on the images held out, the step at which a loss was not finite, and all
+    divergences that were measured, by step."""
 
     best_step: int
     best: float
     broke_at: int | None = None
+    measured: dict[int, float] = field(default_factory=dict)
 
 
 class _Streams:
@@ -77,8 +83,8 @@ def polish_loss(
     """Distance of the outputs plus `share` times the mean over blocks of the relative squared distance of the streams."""
     loss = distances(outputs, wanted, found).mean()
     for own, other in zip(streams, aims, strict=True):
-        spread = (other - other.mean(dim=tuple(range(other.ndim - 1)), keepdim=True)).square().mean().clamp_min(1e-12)
-        loss = loss + share / len(aims) * (own - other).square().mean() / spread
+        spread = other.var(dim=tuple(range(other.ndim - 1)), correction=0).mean().clamp_min(1e-12)
+        loss = loss + share / len(aims) * F.mse_loss(own, other) / spread
     return loss
 
 
@@ -86,6 +92,11 @@ def flipped(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the images mirrored."""
     mirror = torch.rand(len(pixels), generator=generator) < 0.5
     return torch.where(mirror.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+
+
+def best_precision() -> torch.dtype:
+    """bfloat16 where the processor multiplies it itself, else float32."""
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 class Polishing:
@@ -103,17 +114,22 @@ class Polishing:
         divergence: Callable[[nn.Module], float],
         options: PolishOptions,
         outputs: OutputKind = "classes",
+        precision: torch.dtype = torch.float32,
     ):
         self.outputs: OutputKind = outputs
+        self.precision = precision
+        self.names = [call.name for call in forward_pass(teacher).blocks]
         self.model, self.teacher, self.pixels, self.divergence, self.options = model, teacher, pixels, divergence, options
         self.twin = trainable(model)
         rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts}
-        self.optimizer = torch.optim.Adam([{"params": found, "lr": rates[kind]} for kind, found in groups(self.twin).items() if found])
+        grouped = [{"params": found, "lr": rates[kind]} for kind, found in groups(self.twin).items() if found]
+        self.optimizer = torch.optim.Adam(grouped, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, total=options.steps))
         self.generator = torch.Generator().manual_seed(options.seed)
         self.order: list[int] = []
         self.done = 0
-        self.end = PolishEnd(0, divergence(model))
+        start = divergence(model)
+        self.end = PolishEnd(0, start, measured={0: start})
         self.best = self._weights()
 
     def _weights(self) -> dict[str, Tensor]:
@@ -134,12 +150,11 @@ class Polishing:
 
     def steps(self) -> Iterator[int]:
         """Train to the end; a loss that is not finite is the end, and `end` has its step."""
-        names = [call.name for call in forward_pass(self.teacher).blocks]
-        own, aimed = _Streams(self.twin, names), _Streams(self.teacher, names)
+        own, aimed = _Streams(self.twin, self.names), _Streams(self.teacher, self.names)
         try:
             while self.done < self.options.steps:
                 loss = self._loss(own, aimed)
-                if not math.isfinite(float(loss.detach())):
+                if not math.isfinite(float(loss)):
                     self.end.broke_at = self.done + 1
                     break
                 self.optimizer.step()
@@ -161,16 +176,20 @@ class Polishing:
             self.order += torch.randperm(len(self.pixels), generator=self.generator).tolist()
         chosen, self.order = self.order[: self.options.batch], self.order[self.options.batch :]
         batch = flipped(self.pixels[chosen], self.generator)
-        with torch.no_grad():
-            wanted = self.teacher(batch)
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            with torch.no_grad():
+                wanted = self.teacher(batch)
+            with torch.enable_grad():
+                found = self.twin(batch)
+        streams, aims = ([each.float() for each in seen.take()] for seen in (own, aimed))
         with torch.enable_grad():
-            loss = polish_loss(self.twin(batch), wanted, own.take(), aimed.take(), self.options.features, self.outputs)
+            loss = polish_loss(found.float(), wanted.float(), streams, aims, self.options.features, self.outputs)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return loss.detach()
 
     def _keep_best(self) -> None:
-        lost = self.divergence(self.twin)
+        lost = self.end.measured[self.done] = self.divergence(self.twin)
         if lost < self.end.best:
             self.end.best_step, self.end.best = self.done, lost
             self.best = self._weights()

@@ -7,6 +7,7 @@ Rounding lets gradients straight through (Bengio, Leonard and Courville 2013), s
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -15,14 +16,89 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...vit.kinds import has_affine_norm
-from .modules import QuantizedLayer, UniformQuantizer
+from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .quantizers import zero_code
 
 SMALLEST = 1e-8
 
 
-def rounded(x: Tensor) -> Tensor:
-    """round(x) with the gradient of x."""
-    return x + (x.round() - x).detach()
+def _planes(x: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Views of a tensor by its groups along the third last axis; the tensor itself where there is one group."""
+    return (x,) if groups == 1 else x.unbind(-3)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """clamp(round(x / s), low, high) s, with few passes over memory, in the type of x.
+
+    The gradient by x is one between the ends; that by log s is the sum of g (y - x) between the ends, and of g y beyond them (LSQ).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: Tensor, steps: int) -> Tensor:
+        scales = log_scale.exp().flatten().tolist()
+        lows = low.expand(log_scale.shape).flatten().tolist()
+        made = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for scale, least, own, out in zip(scales, lows, _planes(x, len(scales)), _planes(made, len(scales)), strict=True):
+            torch.mul(own, 1 / scale if scale else math.inf, out=out)  # a rate that is too large ends in scales of zero
+            out.round_().clamp_(least, least + steps).mul_(scale)
+        ctx.save_for_backward(x, made)
+        ctx.ends = [(scale * (least - 0.5), scale * (least + steps + 0.5)) for scale, least in zip(scales, lows, strict=True)]
+        ctx.shape = log_scale.shape
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, made = ctx.saved_tensors
+        count, by_x, by_scale = len(ctx.ends), [], []
+        planes = (_planes(each, count) for each in (gradients[0], x, made))
+        for ends, gradient, own, out in zip(ctx.ends, *planes, strict=True):
+            inside = torch.ops.aten.hardtanh_backward(gradient, own, *ends)
+            by_x.append(inside)
+            by_scale.append((gradient * out).addcmul_(inside, own, value=-1).sum(-1).sum(dtype=torch.float32))
+        return by_x[0] if count == 1 else torch.stack(by_x, -3), torch.stack(by_scale).view(ctx.shape), None, None
+
+
+class _FakeLog(torch.autograd.Function):
+    """Maps on the log-sqrt2 grid, as fake_log gives them to the last bits; the gradient is one.
+
+    round(2 log2(x / d)) is the exponent of the number sqrt2 (x / d)^2, so no logarithm is taken.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, steps: Tensor, last: int) -> Tensor:
+        made = maps * maps
+        made.mul_(2**0.5 / steps.square()).clamp_(max=1)
+        made.view(torch.int32).bitwise_and_(0x7F800000)
+        made = F.threshold(made, 2.0 ** (0.5 - last), 0.0, inplace=True)
+        return made.sqrt_().mul_(steps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+class _Dequantized(torch.autograd.Function):
+    """(clamp(round(codes), 0, most) - z) s by row, from codes that are real numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, log_scale: Tensor, zero_point: Tensor, most: int) -> Tensor:
+        shape = (-1,) + (1,) * (codes.ndim - 1)
+        scale = log_scale.exp().view(shape)
+        made = codes.clamp(0, most).round_().sub_(zero_point.view(shape)).mul_(scale)
+        ctx.save_for_backward(codes, scale, made)
+        ctx.most = most
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        codes, scale, made = ctx.saved_tensors
+        by_codes = torch.ops.aten.hardtanh_backward(gradients[0], codes, -0.5, ctx.most + 0.5).mul_(scale)
+        return by_codes, (gradients[0] * made).flatten(1).sum(1), None, None
+
+
+def reduced(x: Tensor) -> Tensor:
+    """x in the type of the products: bfloat16 under autocast."""
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
 
 
 class TrainableQuantizer(nn.Module):
@@ -38,11 +114,29 @@ class TrainableQuantizer(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
         """`heads`: the places of those in `x`; None: all."""
-        scale, low = self.log_scale.exp(), -self.zero_point
-        if heads is not None and scale.ndim:
-            scale, low = scale[heads], low[heads]
-        codes = torch.minimum(torch.maximum(rounded(x / scale), low), low + (2**self.bits - 1))
-        return codes * scale
+        log_scale: Tensor = self.log_scale
+        low = -self.zero_point
+        if heads is not None and log_scale.ndim:
+            log_scale, low = log_scale[heads], low[heads]
+        made: Tensor = _FakeQuantize.apply(reduced(x), log_scale, low, 2**self.bits - 1)
+        return made
+
+
+class TrainableMaps(nn.Module):
+    """A LogQuantizer that lets gradients through; its steps stay."""
+
+    step: Tensor
+
+    def __init__(self, quantizer: LogQuantizer):
+        super().__init__()
+        self.last = zero_code(quantizer.bits, quantizer.levels)
+        self.register_buffer("step", quantizer.step.detach().clone())
+
+    def forward(self, maps: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
+        """`heads`: the places of those in `maps`; None: all."""
+        step = self.step if heads is None or not self.step.ndim else self.step[heads]
+        made: Tensor = _FakeLog.apply(maps.float(), step, self.last)
+        return reduced(made)
 
 
 class TrainableLayer(nn.Module):
@@ -67,9 +161,8 @@ class TrainableLayer(nn.Module):
         """The dequantized weight."""
         if self.bits == 32:
             return self.codes
-        shape = (-1,) + (1,) * (self.codes.ndim - 1)
-        codes = rounded(self.codes.clamp(0, 2**self.bits - 1))
-        return (codes - self.zero_point.view(shape)) * self.log_scale.exp().view(shape)
+        made: Tensor = _Dequantized.apply(self.codes, self.log_scale, self.zero_point, 2**self.bits - 1)
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.input_quantizer is None else self.input_quantizer(x)
@@ -87,6 +180,8 @@ def trainable(model: nn.Module) -> nn.Module:
     for name, module in list(twin.named_modules()):
         if isinstance(module, UniformQuantizer):
             twin.set_submodule(name, TrainableQuantizer(module))
+        elif isinstance(module, LogQuantizer):
+            twin.set_submodule(name, TrainableMaps(module))
     twin.requires_grad_(False)
     for parameters in groups(twin).values():
         for parameter in parameters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...files import atomic_file
-from ...methods.quantize.polish import Polishing, PolishOptions
+from ...methods.quantize.polish import Polishing, PolishOptions, best_precision
 from ...progress import track
 from ..quantize_chain import Chain
 from ..work import Record
@@ -39,8 +40,9 @@ class Polish:
         chain.model = chain.copied()
         pixels = torch.cat(chain.batches)
         options = replace(self.options, seed=chain.seed, batch=min(self.options.batch, len(pixels)))
-        key = _key(chain.model, pixels, options)
-        polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options, chain.outputs)
+        precision = best_precision()
+        key = _key(chain.model, pixels, options, precision)
+        polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options, chain.outputs, precision)
         if (found := _saved(chain.scratch, key)) is not None:
             polishing.restore(found)
         for done in track(polishing.steps(), options.steps - polishing.done, "quantize: gradient steps", chain.progress):
@@ -52,12 +54,14 @@ class Polish:
         end = polishing.end
         if end.broke_at is not None:
             log.warning("the loss was not finite at gradient step %d; the state of step %d is kept", end.broke_at, end.best_step)
-        return {"options": asdict(options), "best_step": end.best_step} | ({} if end.broke_at is None else {"broke_at": end.broke_at})
+        record = {"options": asdict(options), "precision": str(precision).removeprefix("torch."), "best_step": end.best_step}
+        measured = {str(step): lost if math.isfinite(lost) else None for step, lost in end.measured.items()}
+        return record | {"measured": measured} | ({} if end.broke_at is None else {"broke_at": end.broke_at})
 
 
-def _key(model: nn.Module, pixels: Tensor, options: PolishOptions) -> str:
+def _key(model: nn.Module, pixels: Tensor, options: PolishOptions, precision: torch.dtype) -> str:
     """SHA-256 of everything that the training starts from."""
-    digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
+    digest = hashlib.sha256((json.dumps(asdict(options), sort_keys=True) + str(precision)).encode())
     for name, value in [*model.state_dict().items(), ("pixels", pixels)]:
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
