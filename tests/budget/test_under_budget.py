@@ -114,7 +114,7 @@ def test_the_plan_says_why(models: Any, pictures: Path, tmp_path: Path) -> None:
     assert found.steps[-1].kl == pytest.approx(sum(step.increase for step in found.steps))
 
 
-class _Killed(Exception):
+class _Killed(BaseException):
     pass
 
 
