@@ -92,6 +92,7 @@ def test_every_form_of_images_gives_the_same_statistics(pixels: torch.Tensor, la
         "dataset": Pairs(pixels, labels),
         "tensor dataset": TensorDataset(pixels, labels),
         "loader": DataLoader(Pairs(pixels, labels), batch_size=5),
+        "loader without labels": DataLoader(TensorDataset(pixels), batch_size=5),
         "generator": generated(),
     }
     config = vf.Calibrate(limit=None, batch_size=4)

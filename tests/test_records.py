@@ -139,7 +139,7 @@ def test_what_yaml_alone_can_say_is_bounded() -> None:
     )
     for text, message in (
         (laughs, "holds too many values"), ("&a [*a]", "nested too deeply"), ("a: {b: 1, b: 2}", "'b' stands twice"),
-        ("a: 2020-01-01", "a is of the type date"), ("a: !!set {b}", "a is of the type set"),
+        ('a: "\\0"', "a null character"), ("a: 2020-01-01", "a is of the type date"), ("a: !!set {b}", "a is of the type set"),
         ("a: !!binary aGk=", "a is of the type bytes"),
         ("a: !!python/object:os.system {}", "could not determine a constructor"), ("a: 0x" + "f" * 9000, "64 bits"),
     ):  # fmt: skip

@@ -153,6 +153,8 @@ def _problem(value: Any) -> str | None:
     if isinstance(value, int):
         return None if SMALLEST_NUMBER <= value <= LARGEST_NUMBER else "a number of more than 64 bits"
     if isinstance(value, str):
+        if "\0" in value:
+            return f"{shown(value)}, text with a null character, which no name of a file has"
         halves = not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
         return f"{shown(value)}, half of a pair of UTF-16" if halves else None
     return None if value is None else f"of the type {type(value).__name__}, which no file of vitfrost has; write text in quotes"

@@ -165,6 +165,8 @@ def _single(items: Iterator[Any]) -> Iterator[Any]:
 def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
+    if isinstance(item, tuple | list) and len(item) == 1:  # a TensorDataset of pixels alone gives those
+        return item[0], None
     return item, None
 
 
