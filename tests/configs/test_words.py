@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import vitfrost
@@ -17,6 +17,7 @@ from vitfrost.cli import main
 from vitfrost.configs import Calibrate, Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair, Search, WindowHeads
 from vitfrost.configs.base import idle_fields, options_of
 from vitfrost.configs.words import as_flags, default_text, metavar, read, words_of
+from vitfrost.errors import VitfrostError
 from vitfrost.plans.criteria import CRITERIA
 from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import methods_in
@@ -69,8 +70,7 @@ def methods(draw: Any) -> tuple[Any, ...]:
     """Any methods of one plan that have an effect together."""
     chosen = [
         draw(st.one_of(st.none(), ENTRIES, HEADS)),
-        draw(st.one_of(st.none(), WINDOWED)),
-        draw(st.one_of(st.none(), HALLUCINATED)),
+        draw(st.one_of(st.none(), WINDOWED, HALLUCINATED)),  # not beside each other in a layer
         draw(st.one_of(st.none(), COMPACTED)),
     ]
     made = [effective(method) for method in chosen if method is not None]
@@ -99,7 +99,11 @@ def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=60)
 def test_the_printed_command_makes_the_plan_again(folder: Path, chosen: tuple[Any, ...]) -> None:
     statistics, again = folder / "statistics.safetensors", folder / "again.yaml"
-    made = vitfrost.plan(statistics, *chosen)
+    try:
+        made = vitfrost.plan(statistics, *chosen)
+    except VitfrostError as error:  # more heads in all than there are
+        assume("can be; give less" not in str(error))
+        raise
     again.unlink(missing_ok=True)
     words = shlex.split(plan_command(made).replace("\\\n", " "))
     place = {"STATISTICS": str(statistics), "plan.yaml": str(again)}
