@@ -4,7 +4,7 @@
         --cases fast-w4a4 fast-w4a8 fast-w4a4-frozen repq-w4a4 --draws 3
 
 Images with labels are needed to measure on; calibration images need none. Settings must not be chosen on the images that are measured on.
-A case's outcome for a draw is a file of its own in --out, so a killed run goes on; times are of the process, on one thread.
+`-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized. A case's outcome for a draw is a file of its own in --out, so a killed run goes on; times are of the process, on one thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import vitfrost
-from vitfrost.configs import Calibrate, Compress, FreezeEntries, FreezeHeads, Quantize
+from vitfrost.configs import Calibrate, Compress, FreezeEntries, FreezeHeads, Quantize, Repair
 from vitfrost.evaluation.intervals import bootstrap_over_seeds, divergences, mean, paired_difference
 from vitfrost.files import read_json, write_json
 from vitfrost.images.batches import take_usable
@@ -44,7 +44,7 @@ def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tu
     if not statistics.is_file():
         vitfrost.calibrate(loaded, calibration, Calibrate(limit=200, sensitivity=True), progress=False, out=statistics)
     known = Statistics.load(statistics)
-    freeze = FreezeHeads(0.2) if case.endswith("-heads") else FreezeEntries(0.2, by="fisher", scope="model")
+    freeze = FreezeHeads(0.2, kind="dense") if case.endswith("-heads") else FreezeEntries(0.2, by="fisher", scope="model")
     return vitfrost.plan(known, freeze, quantize), known
 
 
@@ -65,7 +65,10 @@ def outcome(case: str, draw: int, options: argparse.Namespace, loaded: Model, se
     start = time.process_time()
     config = Compress(draw, options.calibration_images)
     folder = options.out / "artifacts" / f"{case}-{draw}"
-    made = vitfrost.compress(loaded, plan, statistics=statistics, images=options.calibration, config=config, out=folder, overwrite=True)
+    repair = Repair() if case.endswith("-heads") else None
+    made = vitfrost.compress(
+        loaded, plan, statistics=statistics, images=options.calibration, repair=repair, config=config, out=folder, overwrite=True
+    )
     seconds = time.process_time() - start
     logits, reference, labels = logits_of(made.module, seen.pixels), seen.reference, np.array(seen.labels)
     right, wanted = logits.argmax(1) == labels, reference.argmax(1) == labels

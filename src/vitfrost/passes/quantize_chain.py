@@ -26,6 +26,7 @@ from ..vit.families import find_sites, show_layers
 from ..vit.sites import ModelSites
 from .work import Record, Work
 
+SURE = 2.0  # standard errors
 BATCH_SIZE, WEIGHT_IMAGES = 32, 64
 HELD_OUT, MOST_HELD_OUT = 5, 128  # of so many images one is held out, and not more in all
 
@@ -73,19 +74,21 @@ class Chain:
         images = self.fitted if images is None else images
         return self.batches if images is None else self.batches[: max(2, images // BATCH_SIZE)]
 
-    def divergence(self) -> float:
-        """That of the model as it is now, see `divergence_of`."""
-        return self.divergence_of(self.float_model if self.model is None else self.model)
+    def divergences(self) -> Float[Tensor, " images"]:
+        """Those of the model as it is now, see `divergences_of`."""
+        return self.divergences_of(self.float_model if self.model is None else self.model)
 
-    @torch.no_grad()
     def divergence_of(self, model: nn.Module) -> float:
         """Mean distance from the original's outputs (KL in nats, or relative error) on the images held out; infinite where outputs are not
         finite."""
-        lost, count = 0.0, 0
-        for pixels, wanted in zip(self.held_out, self.wanted, strict=True):
-            lost += float(distances(self.outputs, wanted.double(), model(pixels).double()).sum())
-            count += len(pixels)
-        return lost / count if math.isfinite(lost) else math.inf
+        lost = float(self.divergences_of(model).mean())
+        return lost if math.isfinite(lost) else math.inf
+
+    @torch.no_grad()
+    def divergences_of(self, model: nn.Module) -> Float[Tensor, " images"]:
+        """The distance of each image that is held out."""
+        parts = zip(self.held_out, self.wanted, strict=True)
+        return torch.cat([distances(self.outputs, wanted.double(), model(pixels).double()) for pixels, wanted in parts])
 
 
 @runtime_checkable
@@ -133,7 +136,7 @@ class QuantizeInSteps:
             raise VitfrostError(f"the quantizer {self.method} is fitted to images, which need no labels; give --images DIR, or take repq")
 
     def apply(self, work: Work) -> Record:
-        """Apply the steps in order; one that makes the divergence larger is taken back."""
+        """Apply the steps in order; one that surely makes the divergence larger is taken back."""
         pixels, drawn = work.draws.batch("calibration", self.images)
         chain = self.start(work, pixels)
         records = list(self._steps(chain))
@@ -164,18 +167,29 @@ class QuantizeInSteps:
         )  # fmt: skip
 
     def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:
-        before = chain.divergence()
+        before = chain.divergences()
         for step in self.steps:
             was = dict(vars(chain))
             record = step.apply(chain)
-            after = chain.divergence()
-            kept = step.needed or after <= before
+            after = chain.divergences()
+            kept = step.needed or not surely_less(before, after)
             if not kept:
                 vars(chain).update(was)
             yield {"step": step.name, "before": _plain(before), "after": _plain(after), "kept": kept, **record}
             before = after if kept else before
 
 
-def _plain(divergence: float) -> float | None:
-    """For a file, which has no infinite numbers."""
+def surely_less(these: Float[Tensor, " images"], others: Float[Tensor, " images"]) -> bool:
+    """Whether these divergences are smaller than others of the same images by more than chance: the mean difference is above `SURE`
+    standard errors. Single differences of quantized models are mostly noise."""
+    if not bool(these.isfinite().all()) or not bool(others.isfinite().all()):
+        return bool(these.isfinite().all())
+    gain = others - these
+    error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return float(gain.mean()) > SURE * error
+
+
+def _plain(divergences: Float[Tensor, " images"]) -> float | None:
+    """The mean for a file, which has no infinite numbers."""
+    divergence = float(divergences.mean())
     return divergence if math.isfinite(divergence) else None

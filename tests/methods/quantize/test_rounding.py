@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitfrost.methods.quantize.halves import penalty_by_halves
 from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
-from vitfrost.methods.quantize.rounding import round_with_propagation
+from vitfrost.methods.quantize.rounding import Rounding
 from vitfrost.methods.quantize.search import weight_parameters
 from vitfrost.methods.repair.ridge import RidgeSums
 
@@ -19,7 +21,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 def losses(weight: torch.Tensor, inputs: torch.Tensor, bits: int) -> tuple[float, float]:
     """Squared error at the outputs with propagation, and with nearest levels."""
     scale, zero_point = weight_parameters(weight, bits)
-    codes = round_with_propagation(weight, inputs.T @ inputs, scale, zero_point, bits)
+    codes = Rounding(inputs.T @ inputs, bits).propagated(weight, scale, zero_point)
     assert bool(((codes >= 0) & (codes <= 2**bits - 1) & (codes == codes.round())).all())
     nearest = uniform_codes(weight, scale[:, None], zero_point[:, None], bits)
     made = [uniform_values(each, scale[:, None], zero_point[:, None]) - weight for each in (codes, nearest)]
@@ -32,6 +34,20 @@ def test_correlated_inputs_lose_less(bits: int, width: int) -> None:
     inputs = drawn(500, 5, seed=1) @ drawn(5, width, seed=2) + 0.1 * drawn(500, width, seed=3)
     propagated, nearest = losses(drawn(8, width), inputs, bits)
     assert propagated < 0.6 * nearest
+
+
+@given(st.integers(1, 9), st.integers(1, 150), st.sampled_from([2, 3, 4, 8]), st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_codes_and_scales_improved_in_turn_lose_no_more(outputs: int, width: int, bits: int, seed: int) -> None:
+    weight, inputs = drawn(outputs, width, seed=seed), drawn(40, 3, seed=seed + 1) @ drawn(3, width, seed=seed + 2)
+    scale, zero_point = weight_parameters(weight, bits)
+    rounding = Rounding(inputs.T @ inputs, bits)
+    codes, scales, zeros = rounding.best(weight, scale, zero_point)
+    assert bool(((codes >= 0) & (codes <= 2**bits - 1) & (codes == codes.round())).all())
+    assert bool((scales > 0).all())
+    plain = uniform_values(rounding.propagated(weight, scale, zero_point), scale[:, None], zero_point[:, None])
+    made = uniform_values(codes, scales[:, None], zeros[:, None])
+    assert bool((rounding.error(weight, made) <= rounding.error(weight, plain) * (1 + 1e-5) + 1e-9).all())
 
 
 def test_dead_inputs_and_no_inputs_at_all() -> None:

@@ -21,6 +21,8 @@ from ...errors import UnsupportedModel
 from ...vit.attention import MapAttention
 from ...vit.sites import LinearSite, ModelSites
 from ...vit.stream import Landing, ResidualStream, first_read_by, read_by, tokens_of
+from ..repair.constants import MapSums, best_penalty
+from ..repair.head_constants import DenseConstants
 from ..repair.ridge import RidgeSums
 from .attention_ranges import quantize_attention
 from .halves import penalty_by_halves
@@ -29,7 +31,7 @@ from .quantizers import uniform_codes
 from .ranges import tail_quantiles
 from .reparameterize import reparameterize
 from .repq import STEM_INPUT_BITS, QuantizationSettings
-from .rounding import round_with_propagation
+from .rounding import Rounding
 from .search import input_range, integer_parameters, weight_parameters
 
 Run = Callable[[ResidualStream, Tensor], Tensor]
@@ -110,6 +112,7 @@ class LayerWise:
                 with torch.no_grad():
                     if linear.role == "proj":
                         self._quantize_attention(segment, own[0], linear.name.rpartition(".")[0])
+                        self._fit_constants(segment, own, aims, linear.name.rpartition(".")[0])
                     self._quantize_layer(_Place(segment, linear, own, aims, aimed, reads.get(linear.name)))
                 yield linear.name
             with torch.no_grad():
@@ -134,6 +137,30 @@ class LayerWise:
         if isinstance(attention, MapAttention) and settings.activations:
             images = batch[:ATTENTION_IMAGES]
             quantize_attention(attention, settings.activation_bits, settings.levels, lambda: segment.run(self.changed, images))
+
+    def _fit_constants(self, segment: Segment, own: list[Tensor], aims: list[Tensor], name: str) -> None:
+        """Fit dense constants of frozen heads to what the original's heads put out, from quantized values."""
+        known = dict(self.teacher.model.named_modules())
+        if not self.options.ridge or segment.block is None or name not in known:
+            return
+        found, block = DenseConstants.of(self.changed.model.get_submodule(name), known[name]), segment.block
+        if found is None:
+            return
+        halves = MapSums(), MapSums()
+        until, aimed_until = self.changed.after_attention(block), self.teacher.after_attention(block)
+        for number, (x, aim) in enumerate(zip(own, aims, strict=True)):
+            found.add(
+                halves[2 * number >= len(own)],
+                lambda x=x: self.changed.through(block, x, until),  # type: ignore[misc]
+                lambda aim=aim: self.teacher.through(block, aim, aimed_until),  # type: ignore[misc]
+            )
+        if not all(half.images for half in halves):
+            return
+        penalty = best_penalty(*halves)
+        self.penalties[f"{name}.constants"] = penalty
+        if penalty is not None:
+            halves[0].merge(halves[1])
+            found.take(halves[0].solve(penalty))
 
     def _quantize_layer(self, place: _Place) -> None:
         settings, name = self.options.settings, place.linear.name
@@ -263,7 +290,7 @@ class LayerWise:
             importance = None
         scale, zero_point = weight_parameters(rows, bits, importance)
         if self.options.rounding and total is not None:
-            codes = round_with_propagation(rows, total.products, scale, zero_point, bits)
+            codes, scale, zero_point = Rounding(total.products, bits).best(rows, scale, zero_point)
         else:
             codes = uniform_codes(rows, scale[:, None], zero_point[:, None], bits)
         made.set_codes(codes.reshape(layer.weight.shape), scale, zero_point)

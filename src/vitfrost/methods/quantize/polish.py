@@ -25,7 +25,8 @@ from .trainable import groups, take, trainable
 
 @dataclass(frozen=True)
 class PolishOptions:
-    """Rates are those of Adam at the start; they fall to zero as a cosine. `codes` is in levels, `scales` is of logarithms.
+    """Rates are those of Adam at the start; they fall to zero as a cosine. `codes` is in levels, `scales` is of logarithms, `constants` in
+    entries of maps.
 
     `features`: what the streams count beside the outputs.
     """
@@ -35,6 +36,7 @@ class PolishOptions:
     codes: float = 0.01
     scales: float = 0.001
     shifts: float = 0.0003
+    constants: float = 0.00001
     features: float = 1.0
     every: int = 100
     seed: int = 0
@@ -121,7 +123,7 @@ class Polishing:
         self.names = [call.name for call in forward_pass(teacher).blocks]
         self.model, self.teacher, self.pixels, self.divergence, self.options = model, teacher, pixels, divergence, options
         self.twin = trainable(model)
-        rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts}
+        rates = {"codes": options.codes, "scales": options.scales, "shifts": options.shifts, "constants": options.constants}
         grouped = [{"params": found, "lr": rates[kind]} for kind, found in groups(self.twin).items() if found]
         self.optimizer = torch.optim.Adam(grouped, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, partial(_rate, total=options.steps))

@@ -90,7 +90,8 @@ def _rotate_heads(attention: nn.Module, generator: torch.Generator) -> None:
     bias = None if attention.qkv.bias is None else attention.qkv.bias.double()
     columns = attention.proj.weight.double()
     bare = isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
-    for head in range(attention.site.heads):
+    for original in range(attention.site.heads):  # in this order, so that the same heads of another model are turned alike
+        head = attention.order.index(original)
         turn = rotation(width, generator).to(rows.device)
         places = [2 * moving + head]
         if head < moving and bare:

@@ -1,4 +1,5 @@
-"""A quantized model with what can be trained in it: codes of weights before they are rounded, scales, biases, gains of LayerNorms.
+"""A quantized model with what can be trained in it: codes of weights before they are rounded, scales, biases, gains of LayerNorms, and
+constants of frozen heads.
 
 Rounding lets gradients straight through (Bengio, Leonard and Courville 2013), so a scale gets the gradient of LSQ (arXiv 1902.08153). What
 `trainable` starts with computes what the quantized model does, and `take` puts what was learned back on its grids.
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...vit.kinds import has_affine_norm
+from ..constant_heads.module import ConstantHeads, HeadConstant
 from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer
 from .quantizers import zero_code
 
@@ -182,6 +184,9 @@ def trainable(model: nn.Module) -> nn.Module:
             twin.set_submodule(name, TrainableQuantizer(module))
         elif isinstance(module, LogQuantizer):
             twin.set_submodule(name, TrainableMaps(module))
+    for module in twin.modules():
+        if isinstance(module, ConstantHeads):
+            module.train()  # it folds its constants anew each time, with gradients
     twin.requires_grad_(False)
     for parameters in groups(twin).values():
         for parameter in parameters:
@@ -190,8 +195,9 @@ def trainable(model: nn.Module) -> nn.Module:
 
 
 def groups(twin: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """What is trained, by kind: codes (in units of a level), scales (logarithms), and shifts: biases, gains of LayerNorms."""
-    found: dict[str, list[nn.Parameter]] = {"codes": [], "scales": [], "shifts": []}
+    """What is trained, by kind: codes (in units of a level), scales (logarithms), shifts (biases, gains of LayerNorms), and constants of
+    frozen heads."""
+    found: dict[str, list[nn.Parameter]] = {"codes": [], "scales": [], "shifts": [], "constants": []}
     for module in twin.modules():
         if isinstance(module, TrainableLayer):
             found["codes" if module.bits != 32 else "shifts"].append(module.codes)
@@ -199,6 +205,8 @@ def groups(twin: nn.Module) -> dict[str, list[nn.Parameter]]:
             found["shifts"] += [] if module.bias is None else [module.bias]
         elif isinstance(module, TrainableQuantizer):
             found["scales"].append(module.log_scale)
+        elif isinstance(module, HeadConstant):
+            found["constants"] += list(module.parameters())
         elif has_affine_norm(module):
             found["shifts"] += [module.weight, module.bias]  # type: ignore[list-item]
     return found
@@ -219,5 +227,5 @@ def take(model: nn.Module, twin: nn.Module) -> None:
                 module.bias.data = other.bias.detach().clone()
         elif isinstance(module, UniformQuantizer) and isinstance(other, TrainableQuantizer):
             module.scale = other.log_scale.detach().exp()
-        elif has_affine_norm(module):
+        elif has_affine_norm(module) or isinstance(module, HeadConstant):
             module.load_state_dict(other.state_dict())

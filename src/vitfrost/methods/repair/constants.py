@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
+
 
 @dataclass(frozen=True)
 class MapCorrection:
@@ -47,6 +49,21 @@ class MapSums:
         self.energy += float(residuals.double().square().sum())
         self.images += len(values)
 
+    def merge(self, other: MapSums) -> None:
+        """Add the sums of other images."""
+        if other.products is None or other.crossed is None:
+            return
+        self.products = other.products if self.products is None else self.products + other.products
+        self.crossed = other.crossed if self.crossed is None else self.crossed + other.crossed
+        self.energy += other.energy
+        self.images += other.images
+
+    def left(self, change: Float[Tensor, "windows heads queries keys"]) -> float:
+        """The squared residual of these images after a change of the maps."""
+        assert self.products is not None
+        assert self.crossed is not None
+        return self.energy - 2 * float((change * self.crossed).sum()) + float(((change @ self.products) * change).sum())
+
     def solve(self, penalty: float) -> MapCorrection:
         """The correction for lambda = `penalty` times the mean square of a value; 0 takes the least squares of least norm.
 
@@ -59,5 +76,12 @@ class MapSums:
         scale = self.products.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         ridge = penalty * scale * torch.eye(self.products.shape[-1]).to(self.products)
         maps = self.crossed @ torch.linalg.pinv(self.products + ridge, hermitian=True)
-        left = self.energy - 2 * float((maps * self.crossed).sum()) + float(((maps @ self.products) * maps).sum())
-        return MapCorrection(maps, self.energy / self.images, max(0.0, left / self.images))
+        return MapCorrection(maps, self.energy / self.images, max(0.0, self.left(maps) / self.images))
+
+
+def best_penalty(first: MapSums, second: MapSums, penalties: tuple[float, ...] = PENALTIES) -> float | None:
+    """The penalty (see MapSums.solve) with the smallest squared residual on the half that it was not fitted to; None where the maps are
+    best left as they are."""
+    lost = {penalty: first.left(second.solve(penalty).maps) + second.left(first.solve(penalty).maps) for penalty in penalties}
+    found = min(lost, key=lost.__getitem__)
+    return found if lost[found] < first.energy + second.energy else None

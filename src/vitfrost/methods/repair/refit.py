@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from ...configs import Repair
 from ...errors import VitfrostError
 from ...progress import track
-from ...vit.attention import FusedAttention, MapAttention
 from ...vit.sites import LinearSite, ModelSites
 from ...vit.stream import Landing, ResidualStream, output_in_place_of, read_by, tokens_of
-from ..constant_heads.module import ConstantHeads
 from .constants import MapSums
+from .head_constants import DenseConstants
 from .ridge import Correction, RidgeSums
 
 ROLES = ("proj", "fc2")
@@ -100,19 +99,6 @@ def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: in
 
 def _is_last_factor(linear: LinearSite, options: Repair) -> bool:
     return linear.role in options.roles and not linear.name.endswith(".down")
-
-
-def _has_dense_constants(attention: nn.Module) -> bool:
-    """Whether all frozen heads have maps of free numbers; masked windows, where some are zero, are left alone."""
-    constants = getattr(attention, "constants", None)
-    return (
-        isinstance(constants, ConstantHeads) and constants.allowed is None and all(head.kind == "dense" for head in constants.constants())
-    )
-
-
-def _goes_straight_to_proj(attention: nn.Module) -> bool:
-    """Whether `proj` reads the heads side by side as they are, and not normalized."""
-    return not isinstance(attention, FusedAttention) or isinstance(attention.norm, nn.Identity)
 
 
 class Refit:
@@ -219,31 +205,20 @@ class Refit:
 
     def _fit_constants(self, index: int, path: str, streams: _Streams, penalty: float) -> None:
         """Dense constants of an attention, from all batches, to the outputs of the original's heads for the original's stream."""
-        attention, aim = self.changed.blocks[index].get_submodule(path), self.original.blocks[index].get_submodule(path)
-        if not _has_dense_constants(attention) or not _goes_straight_to_proj(attention):
+        found = DenseConstants.of(self.changed.blocks[index].get_submodule(path), self.original.blocks[index].get_submodule(path))
+        if found is None:
             return
-        assert isinstance(attention, MapAttention)
-        constants: ConstantHeads = attention.constants
-        maps, sums, spread = constants.maps(), MapSums(), _Spread()
-        places = aim.order if isinstance(aim, MapAttention) else tuple(range(attention.site.heads))
-        first = attention.moving_heads
-        heads = [places.index(head) for head in attention.order[first : first + len(constants.heads)]]
-        for number, stream in enumerate(streams.changed):
-            with read_by(constants) as seen:
-                self.changed.through(index, stream, self.changed.after_attention(index))
-            with read_by(aim.get_submodule("proj")) as aimed:
-                self.original.through(index, streams.original[number], self.original.after_attention(index))
-            values = seen[0]
-            tokens = aimed[0].flatten(1, -2).unflatten(-1, (-1, constants.head_dim))
-            wanted = tokens.transpose(1, 2)[:, heads].to(values.device)
+        sums, spread = MapSums(), _Spread()
+        for changed, original in zip(streams.changed, streams.original, strict=True):
+            wanted = found.add(
+                sums,
+                lambda stream=changed: self.changed.through(index, stream, self.changed.after_attention(index)),  # type: ignore[misc]
+                lambda stream=original: self.original.through(index, stream, self.original.after_attention(index)),  # type: ignore[misc]
+            )
             spread.add(wanted.flatten(1)[:, None])
-            values, wanted = (part.unflatten(0, (-1, len(maps))) for part in (values, wanted))
-            sums.add(values, wanted - maps @ values)
         fitted = sums.solve(penalty)
-        for place, head in enumerate(constants.constants()):
-            numbers = head.get_parameter("map")
-            numbers.copy_(numbers + fitted.maps[:, place])
-        unit = spread.variance * len(maps) or 1.0
+        found.take(fitted)
+        unit = spread.variance * fitted.maps.shape[0] or 1.0
         self.record[f"{self.changed.names[index]}.{path}.constants"] = {"before": fitted.before / unit, "after": fitted.after / unit}
 
     def _weights(self, index: int, stream: Float[Tensor, "images positions channels"]) -> Float[Tensor, " rows"] | None:

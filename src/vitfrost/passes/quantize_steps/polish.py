@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...files import atomic_file
 from ...methods.quantize.polish import Polishing, PolishOptions, best_precision
 from ...progress import track
+from ..guard import take_back_blocks
 from ..quantize_chain import Chain
 from ..work import Record
 
@@ -25,7 +26,7 @@ log = logging.getLogger("vitfrost")
 @dataclass(frozen=True)
 class Polish:
     """Codes, scales, biases and gains of LayerNorms of all blocks at once (see methods.quantize.polish). Of its states the best on the
-    images held out is kept.
+    images held out is kept; then single blocks are given back what they were before where that is surely nearer to the original.
 
     Where the artifact has a place on disk, the state is saved beside it each time that it is measured, so a run that was killed goes on
     to the same bits; the file goes when the step has ended.
@@ -37,7 +38,7 @@ class Polish:
 
     def apply(self, chain: Chain) -> Record:
         """Train a copy of the quantized model."""
-        chain.model = chain.copied()
+        before, chain.model = chain.model, chain.copied()
         pixels = torch.cat(chain.batches)
         options = replace(self.options, seed=chain.seed, batch=min(self.options.batch, len(pixels)))
         precision = best_precision()
@@ -54,7 +55,9 @@ class Polish:
         end = polishing.end
         if end.broke_at is not None:
             log.warning("the loss was not finite at gradient step %d; the state of step %d is kept", end.broke_at, end.best_step)
-        record = {"options": asdict(options), "precision": str(precision).removeprefix("torch."), "best_step": end.best_step}
+        taken_back = take_back_blocks(chain, before) if before is not None and end.best_step else []
+        record: Record = {"options": asdict(options), "precision": str(precision).removeprefix("torch."), "best_step": end.best_step}
+        record |= {"blocks_taken_back": taken_back} if taken_back else {}
         measured = {str(step): lost if math.isfinite(lost) else None for step, lost in end.measured.items()}
         return record | {"measured": measured} | ({} if end.broke_at is None else {"broke_at": end.broke_at})
 
