@@ -4,7 +4,8 @@
         --cases fast-w4a4 fast-w4a8 fast-w4a4-frozen repq-w4a4 --draws 3
 
 Images with labels are needed to measure on; calibration images need none. Settings must not be chosen on the images that are measured on.
-`-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized. A case's outcome for a draw is a file of its own in --out, so a killed run goes on; times are of the process, on one thread.
+`-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized. A case's outcome for a draw is
+a file of its own in --out, so a killed run goes on; times are of the process, on one thread.
 """
 
 from __future__ import annotations
