@@ -297,7 +297,7 @@ class Quantize:
     method: Annotated[str, Flag("quantizer", choices=quantizers)] = REPQ
     """`repq`: RepQ-ViT (arXiv 2212.08254), as published. `fast`: in closed form, in minutes: ranges by head, rotation, weights fitted
     behind the quantizers, rounding with propagation. `best`: the same, then gradient steps. With both, frozen maps are in place before, and
-    a step that makes it worse on calibration images held out is taken back."""
+    what surely makes it worse on calibration images held out is taken back."""
     steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
     """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
 
