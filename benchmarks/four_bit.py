@@ -4,8 +4,9 @@
         --cases fast-w4a4 fast-w4a8 fast-w4a4-frozen repq-w4a4 --draws 3
 
 Images with labels are needed to measure on; calibration images need none. Settings must not be chosen on the images that are measured on.
-`-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized. A case's outcome for a draw is
-a file of its own in --out, so a killed run goes on; times are of the process, on one thread.
+`-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized; `-searched` as many or more,
+found by a search. A case's outcome for a draw is a file of its own in --out, so a killed run goes on; times are of the process, on one thread,
+without those of statistics and search, which all draws share.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 
 import vitfrost
-from vitfrost.configs import Calibrate, Compress, FreezeEntries, FreezeHeads, Quantize, Repair
+from vitfrost.configs import Calibrate, Compress, FreezeEntries, FreezeHeads, Quantize, Repair, Search
+from vitfrost.evaluation.description import executed_macs
 from vitfrost.evaluation.intervals import bootstrap_over_seeds, divergences, mean, paired_difference
 from vitfrost.files import read_json, write_json
 from vitfrost.images.batches import take_usable
@@ -27,26 +29,38 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.plans.choose import unfrozen_plan
+from vitfrost.plans.file import load_plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import find_sites
 
 BITS: dict[str, tuple[Any, Any]] = {"w4a4": (4, 4), "w4a8": (4, 8), "w6a6": (6, 6), "w3a3": (3, 3)}
+FROZEN = ("-frozen", "-heads", "-searched")
 
 
 def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tuple[Any, Statistics | None]:
     """The plan of a case such as `fast-w4a4-frozen`, `fast-w4a4-heads` or `fast-w4a4+ridge+rounding`, and the statistics it takes."""
-    named, *steps = case.removesuffix("-frozen").removesuffix("-heads").split("+")
+    what = next((each for each in FROZEN if case.endswith(each)), "")
+    named, *steps = case.removesuffix(what).split("+")
     method, bits = named.split("-")
     chosen = None if not steps else tuple(step for step in steps if step != "none")
     weights, activations = BITS[bits]
     quantize = Quantize(weights, activations, "strict", method, chosen)
-    if not case.endswith(("-frozen", "-heads")):
+    if not what:
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), quantize), None
     if not statistics.is_file():
         vitfrost.calibrate(loaded, calibration, Calibrate(limit=200, sensitivity=True), progress=False, out=statistics)
     known = Statistics.load(statistics)
-    freeze = FreezeHeads(0.2, kind="dense") if case.endswith("-heads") else FreezeEntries(0.2, by="fisher", scope="model")
-    return vitfrost.plan(known, freeze, quantize), known
+    if what == "-frozen":
+        return vitfrost.plan(known, FreezeEntries(0.2, by="fisher", scope="model"), quantize), known
+    chosen_heads = vitfrost.plan(known, FreezeHeads(0.2, kind="dense"), quantize)
+    if what == "-searched":
+        found = statistics.with_name("searched.yaml")
+        if not found.is_file():
+            macs = executed_macs(vitfrost.compress(loaded, vitfrost.plan(known, FreezeHeads(0.2, kind="dense")), statistics=known))
+            budget = Search(target_macs=macs / executed_macs(loaded) + 1e-6, over=("heads",), images=96)
+            vitfrost.search(loaded, calibration, budget, FreezeHeads(kind="dense"), statistics=known, out=found)
+        chosen_heads = load_plan(found).model_copy(update={"quantize": quantize})
+    return chosen_heads, known
 
 
 def bits(outcomes: np.ndarray) -> str:
@@ -66,7 +80,7 @@ def outcome(case: str, draw: int, options: argparse.Namespace, loaded: Model, se
     start = time.process_time()
     config = Compress(draw, options.calibration_images)
     folder = options.out / "artifacts" / f"{case}-{draw}"
-    repair = Repair() if case.endswith("-heads") else None
+    repair = Repair() if case.endswith(("-heads", "-searched")) else None
     made = vitfrost.compress(
         loaded, plan, statistics=statistics, images=options.calibration, repair=repair, config=config, out=folder, overwrite=True
     )
