@@ -23,13 +23,16 @@ from vitfrost.methods.quantize.repq import QuantizationSettings
 from vitfrost.methods.quantize.trainable import trainable
 from vitfrost.model import Model
 from vitfrost.passes.compress import start_work
+from vitfrost.passes.give_structure import GiveStructure
 from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps, surely_less
 from vitfrost.passes.quantize_steps.polish import Polish
 from vitfrost.passes.quantize_steps.ranges import SearchRanges
+from vitfrost.passes.quantize_steps.rotate import Rotate
 from vitfrost.passes.quantizers import fast
-from vitfrost.passes.work import Draws, Record
+from vitfrost.passes.work import Draws, Record, apply_passes
 from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites, install_map_attention
+from vitfrost.vit.stream import read_by
 
 from ..conftest import unchecked_shapes
 from ..models import random_model
@@ -155,6 +158,28 @@ def test_heads_frozen_whole_need_no_quantizers(shallow: Any, tmp_path: Path) -> 
         assert len(attention.value_quantizer.scale) == len(layer.heads)
     whole.save(tmp_path / "whole")
     assert torch.equal(Artifact.load(tmp_path / "whole").module(pixels(4)), whole.module(pixels(4)))
+
+
+@torch.no_grad()
+def test_heads_are_turned_as_those_of_the_original(shallow: Any) -> None:
+    """Also where frozen heads stand behind the others: their constants are fitted to the original's heads."""
+    plan = vitfrost.plan(shallow.statistics, FreezeHeads(0.5, by="entropy", kind="dense"), FAST)
+    work = start_work(shallow.model, plan, shallow.statistics, Draws(shallow.model, shallow.pictures, 0))
+    apply_passes([GiveStructure(8)], work)
+    chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 10).start(work, pixels(10))
+    Rotate().apply(chain)
+    name = plan.layers[0].site
+    found = []
+    for model in (chain.float_model, chain.teacher):
+        attention = model.get_submodule(name)
+        with read_by(attention.proj) as seen:
+            model(pixels(2))
+        heads = seen[0].unflatten(-1, (-1, attention.site.head_dim)).movedim(-2, 0)
+        found.append(torch.stack([heads[attention.order.index(head)] for head in range(attention.site.heads)]))
+    computed = [head for head in range(len(found[0])) if head not in plan.layers[0].constant]
+    assert 0 < len(computed) < len(found[0])
+    assert torch.allclose(found[0][computed], found[1][computed], atol=1e-4)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
 
 
 @dataclass(frozen=True)

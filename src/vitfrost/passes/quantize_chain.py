@@ -22,7 +22,7 @@ from ..methods.quantize.repq import QuantizationSettings
 from ..methods.quantize.token_weights import token_weights
 from ..outputs import OutputKind
 from ..progress import track
-from ..vit.families import find_sites, show_layers
+from ..vit.families import find_sites, install_map_attention, show_layers
 from ..vit.sites import ModelSites
 from .work import Record, Work
 
@@ -157,6 +157,7 @@ class QuantizeInSteps:
         teacher = copy.deepcopy(work.original.module).cpu().eval()
         sites = work.sites if isinstance(work.original, Artifact) else find_sites(teacher)
         show_layers(teacher)
+        install_map_attention(teacher)  # so that its heads are turned as the model's are
         with torch.no_grad():
             wanted = [teacher(part) for part in held_out.split(BATCH_SIZE)]
         batches = list(kept.split(size))
