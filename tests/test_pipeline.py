@@ -135,6 +135,8 @@ def test_a_search_takes_the_place_of_the_plan_and_is_made_anew_for_other_statist
         ({"search": {"target_macs": 0.9, "target_latency": 0.9, "runtime": "openvino-int8"}}, "are two searches"),
         ({"export": {"precision": "bf16"}}, "which is of OpenVINO"),
         ({"bench": {"rounds": 0}}, "rounds"),
+        ({"windowed": {"window": 3}}, "windowed goes with a search over windows"),
+        ({"search": {"target_macs": 0.9, "over": ["windows"]}, "windowed": {"ratio": 0.5}}, r"windowed\.ratio is given"),
     ],
     ids=str,
 )

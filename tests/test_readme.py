@@ -34,7 +34,8 @@ kind: vitfrost recipe
 version: 1
 model: {name: vitfrost_digits}
 calibration: {images: nowhere, limit: 40}
-search: {target_macs: 0.95, over: [layers], images: 40}
+search: {target_macs: 0.95, over: [layers, windows], images: 40}
+windowed: {window: 3}
 repair: {images: 40}
 evaluation: {images: nowhere}
 """

@@ -20,6 +20,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "pvt": ("vitfrost_pvt_tiny", {"img_size": 96}),
     "nextvit": ("nextvit_small", {"depths": (1, 1, 5, 1), "img_size": 64}),
     "digits": ("vitfrost_digits", {}),
+    "fine": ("vit_tiny_patch16_224", {"depth": 2, "img_size": 128}),  # a grid on which windows save something
 }
 
 

@@ -138,3 +138,8 @@ def test_what_cannot_be_windowed_is_refused(heads: Any) -> None:
     layers = [layer.model_copy(update={"heads": (HeadPlan(source="windowed", window=3),) * len(layer.heads)}) for layer in plan.layers]
     with pytest.raises(VitfrostError, match="cannot be windowed"):
         vitfrost.compress(swin, plan.model_copy(update={"layers": tuple(layers), "windowed": WindowHeads(1.0, 3)}))
+    beit = Model.open("beit_base_patch16_224", weights="random", image_size=64, options={"depth": 1, "embed_dim": 48, "num_heads": 3})
+    plan = vitfrost.plan(beit, FreezeHeads(0.0))
+    layers = [layer.model_copy(update={"heads": (HeadPlan(source="windowed", window=3),) * 3}) for layer in plan.layers]
+    with pytest.raises(VitfrostError, match="a relative position bias in every head, so its heads cannot be windowed"):
+        vitfrost.compress(beit, plan.model_copy(update={"layers": tuple(layers), "windowed": WindowHeads(1.0, 3)}))

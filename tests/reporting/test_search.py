@@ -25,8 +25,8 @@ def searched(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=6), progress=False, out=folder / "statistics.safetensors")
     vitfrost.search(
-        "vitfrost_digits", pictures, Search(target_macs=0.93, images=8), statistics=folder / "statistics.safetensors",
-        out=folder / "plan.yaml", progress=False,
+        "vitfrost_digits", pictures, Search(target_macs=0.93, images=8, over=("heads", "layers", "ranks", "windows")),
+        vitfrost.WindowHeads(window=3), statistics=folder / "statistics.safetensors", out=folder / "plan.yaml", progress=False,
     )  # fmt: skip
     return folder
 
@@ -41,6 +41,9 @@ def test_page_shows_every_measurement_and_step(searched: Path, tmp_path: Path, p
     assert [[text for text, _ in row] for row in found.heads.rows] == [
         [f"{1000 * alone[f'blocks.{layer}.attn', head]:.2f}" for head in range(4)] for layer in range(6)
     ]
+    assert found.windows is not None
+    assert [len(row) for row in found.windows.rows] == [4] * 6
+    assert "One head windowed alone" in page.text
     assert "search" in page.ids
     assert f"It ended at {record.outcome.said}" in page.text  # type: ignore[union-attr]
     for number, taken in enumerate(record.steps, 1):
@@ -49,7 +52,8 @@ def test_page_shows_every_measurement_and_step(searched: Path, tmp_path: Path, p
     assert "labeled images" in page.text
     command = " ".join(line for line in page.text.replace("\\", " ").split("vitfrost search ")[-1].split())
     assert command.startswith("--statistics STATISTICS --model vitfrost_digits --weights WEIGHTS --images SEARCH_IMAGES --target-macs 0.93")
-    assert "--target-macs 0.93 --search-images 8" in command
+    assert "--target-macs 0.93 --search-over heads layers ranks windows --search-images 8" in command
+    assert "--windowed-side 3" in command
     marks = [len(drawn.marks) for chart in found.charts for drawn in chart.curves]
     assert marks == [len(record.steps) + 1] * 3  # KL; agreement and top-1
 

@@ -22,8 +22,8 @@ def groups(shapes: Sequence[Hashable]) -> list[list[int]]:
 
 
 def counts_to_measure(heads: int, single: bool) -> list[int]:
-    """The numbers of frozen heads that are measured: all of a few; of more, one, half of them, all but one and all; where no single heads
-    are frozen (`single` unset), all."""
+    """The numbers of frozen, or of windowed, heads that are measured: all of a few; of more, one, half of them, all but one and all; where
+    no single heads are frozen (`single` unset), all."""
     if not single:
         return [heads]
     return list(range(1, heads + 1)) if heads <= FEW_HEADS else [1, heads // 2, heads - 1, heads]
@@ -52,27 +52,36 @@ def filled(heads: int, measured: Mapping[int, float]) -> tuple[float, ...]:
 @dataclass(frozen=True)
 class AdditiveLatency:
     """`heads[place][k]`: the share of the original's time that k frozen heads of an attention site save; `ranks[place][rank]`: that a rank
-    of a block saves. Both may be negative."""
+    of a block saves; `windows[place][k]`: that k windowed heads save (0, if not given). All may be negative."""
 
     heads: tuple[tuple[float, ...], ...]
     ranks: tuple[Mapping[int, float], ...]
+    windows: tuple[tuple[float, ...], ...] = ()
 
-    def share(self, frozen: Sequence[int], ranks: Sequence[int | None]) -> float:
-        """What is left of the time with so many frozen heads per site, and these ranks (None: whole) per block."""
+    def share(self, frozen: Sequence[int], ranks: Sequence[int | None], windowed: Sequence[int] = ()) -> float:
+        """What is left of the time with so many frozen and windowed heads per site, and these ranks (None: whole) per block."""
         saved = sum(saves[count] for saves, count in zip(self.heads, frozen, strict=True))
+        saved += sum(saves[count] for saves, count in zip(self.windows, windowed, strict=True)) if self.windows else 0.0
         return 1.0 - saved - sum(saves[rank] for saves, rank in zip(self.ranks, ranks, strict=True) if rank is not None)
 
-    def floor(self, *, single: bool, whole: bool, factorize: bool) -> float:
-        """The share that steps which each save something come down to: single heads, all that are left in a layer, ranks."""
-        saved = 0.0
-        for saves in self.heads:
-            best = 0.0
-            for count in range(1, len(saves) if single else 0):
-                if saves[count] <= saves[count - 1]:
-                    break
-                best = saves[count]
-            saved += max(best, saves[-1]) if whole else best
+    def floor(self, *, single: bool, whole: bool, factorize: bool, window: bool = False) -> float:
+        """The share that steps which each save something come down to: single heads frozen, all that are left in a layer, ranks, single
+        heads windowed."""
+        saved = sum(self._most(place, single, whole, window) for place in range(len(self.heads)))
         return 1.0 - saved - sum(max(0.0, *saves.values()) for saves in self.ranks if factorize and saves)
+
+    def _most(self, place: int, single: bool, whole: bool, window: bool) -> float:
+        """What such steps save at a site at most, over all that they reach: numbers of frozen and of windowed heads."""
+        heads = self.heads[place]
+        near = self.windows[place] if self.windows else (0.0,) * len(heads)
+        every, reached, left = len(heads) - 1, set(), [(0, 0)]
+        while left:
+            frozen, windowed = here = left.pop()
+            reached.add(here)
+            steps = [(frozen + 1, windowed), (frozen + 1, windowed - 1)] * single + [(every, 0)] * whole + [(frozen, windowed + 1)] * window
+            steps = [(k, w) for k, w in steps if w >= 0 and k + w <= every and heads[k] + near[w] > heads[frozen] + near[windowed]]
+            left += [step for step in steps if step not in reached]
+        return max(heads[k] + near[w] for k, w in reached)
 
 
 def corrected_target(target: float, predicted: float, measured: float) -> float | None:

@@ -105,7 +105,8 @@ class EffectMeter:
         """The first block in which two states differ (the number of blocks where they are equal)."""
         heads = zip(self._block_of_heads, state.heads, other.heads, strict=True)
         ranks = zip(self._block_of_rank, state.ranks, other.ranks, strict=True)
-        differing = [block for block, own, others in (*heads, *ranks) if own != others]
+        windows = zip(self._block_of_heads, state.windows, other.windows, strict=True)
+        differing = [block for block, own, others in (*heads, *ranks, *windows) if own != others]
         return min(differing, default=len(self._blocks))
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from ..outputs import OutputKind
 from ..records import Format
 from ..strict import Count, Positive, Strict
 from .latency_record import Latencies, LatencyOutcome, LatencySetup
+from .moves import MoveKind
 
 log = logging.getLogger("vitfrost")
 FORMAT = Format("a search of vitfrost", "vitfrost search")
@@ -37,7 +38,8 @@ class SearchImages(Strict):
 
 
 class SearchSubject(Strict):
-    """What measurements depend on; a search with another subject cannot go on from them."""
+    """What measurements depend on; a search with another subject cannot go on from them. `windowed`: None where no heads were windowed,
+    which goes with any."""
 
     model: Identity
     statistics: str
@@ -45,6 +47,7 @@ class SearchSubject(Strict):
     constants: dict[str, Any]
     compact: dict[str, Any]
     outputs: OutputKind = "classes"
+    windowed: dict[str, Any] | None = None
 
 
 class Measurement(Strict):
@@ -57,7 +60,7 @@ class Measurement(Strict):
 
     step: Count
     move: str | None
-    kind: Literal["head", "layer", "rank"] | None = None
+    kind: MoveKind | None = None
     site: str | None = None
     head: Count | None = None
     rank: Positive | None = None
@@ -77,7 +80,7 @@ class Taken(Strict):
     (None where the search was not for a latency)."""
 
     move: str
-    kind: Literal["head", "layer", "rank"]
+    kind: MoveKind
     site: str
     head: Count | None = None
     heads: tuple[Count, ...] = ()
@@ -207,7 +210,8 @@ def open_log(
     for field, ours, theirs in ((name, getattr(subject, name), getattr(found.subject, name)) for name in SearchSubject.model_fields):
         if isinstance(theirs, Identity):  # the tag only says where weights came from
             theirs = theirs.model_copy(update={"weight_tag": subject.model.weight_tag})
-        if ours != theirs:
+        if ours != theirs and not (field == "windowed" and None in (ours, theirs)):
             raise OtherSearch(f"{path} is of a search with another {field}; name another file with --record")
     kept = {name: getattr(found, name) for name in ("measurements", "latencies", "left_out")}
+    kept["subject"] = subject.model_copy(update={"windowed": subject.windowed or found.subject.windowed})
     return SearchLog(path, fresh.model_copy(update=kept))

@@ -16,7 +16,7 @@ from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, fewest_steps, filled, groups, rotated
 from .greedy import GreedySearch, Step
 from .history import SearchLog
-from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel
+from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel, change_name
 from .moves import Moves, State, ranks_of
 from .timer import Timed
 
@@ -38,7 +38,7 @@ class Timer(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Sites of equal shape, by their places, and the changes that are measured there: numbers of frozen heads, or ranks."""
+    """Sites of equal shape, by their places, and the changes that are measured there: numbers of frozen or windowed heads, or ranks."""
 
     kind: str
     places: tuple[int, ...]
@@ -64,18 +64,23 @@ def groups_of(moves: Moves, apart: str | None = None) -> list[Group]:
             ranks = tuple(ranks_of(moves.feed_forward[places[0]]))
             if ranks:
                 found.append(Group("rank", tuple(places), tuple(moves.feed_forward[place].name for place in places), ranks))
+    windowable = sorted(moves.windowable)
+    for numbers in groups([(_shape(site), inside(site.name)) for site in (moves.attention[place] for place in windowable)]):
+        places = [windowable[number] for number in numbers]
+        amounts = counts_to_measure(moves.attention[places[0]].heads, single=True)
+        found.append(Group("windows", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
     return found
 
 
 def state_of(group: Group, amount: int, moves: Moves) -> State:
     """The state in which all sites of a group are changed alike."""
-    heads, ranks = list(moves.start.heads), list(moves.start.ranks)
+    heads, ranks, windows = list(moves.start.heads), list(moves.start.ranks), list(moves.start.windows)
     for turn, place in enumerate(group.places):
-        if group.kind == "heads":
-            heads[place] = rotated(moves.attention[place].heads, amount, turn)
-        else:
+        if group.kind == "rank":
             ranks[place] = amount
-    return State(tuple(heads), tuple(ranks))
+        else:
+            (heads if group.kind == "heads" else windows)[place] = rotated(moves.attention[place].heads, amount, turn)
+    return State(tuple(heads), tuple(ranks), tuple(windows))
 
 
 class Latency:
@@ -107,11 +112,11 @@ class Latency:
 
     def share(self, state: State) -> float:
         """What is left of the original's time, as what the changes save adds up."""
-        return self.model.share([len(heads) for heads in state.heads], state.ranks)
+        return self.model.share([len(heads) for heads in state.heads], state.ranks, [len(heads) for heads in state.windows])
 
     def floor(self, over: frozenset[Unit]) -> float:
         """The share that a search over these units can come down to."""
-        return self.model.floor(single="heads" in over, whole="layers" in over, factorize="ranks" in over)
+        return self.model.floor(single="heads" in over, whole="layers" in over, factorize="ranks" in over, window="windows" in over)
 
     def settle(self, search: GreedySearch, target: float, on_step: Callable[[Step], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
@@ -197,17 +202,18 @@ class Latency:
     def _table(self) -> AdditiveLatency:
         wanted = groups_of(self.moves, self.apart)
         heads = [(0.0,) * (site.heads + 1) for site in self.moves.attention]
+        windows = list(heads)
         ranks: list[dict[int, float]] = [{} for _ in self.moves.feed_forward]
         for number, group in enumerate(wanted, 1):
             saved = self._saved(group, f"latency on {self.setup.said}, table {number} of {len(wanted)}", TABLE_SECONDS / len(wanted))
             for place in group.places:
-                if group.kind == "heads":
-                    heads[place] = filled(self.moves.attention[place].heads, saved)
-                else:
+                if group.kind == "rank":
                     ranks[place] = saved
+                else:
+                    (heads if group.kind == "heads" else windows)[place] = filled(self.moves.attention[place].heads, saved)
         if wanted and not self.known.changes:
             raise VitfrostError(f"no change can be timed on {self.setup.said}; the first: {self.log.record.left_out[-1].why}")
-        return AdditiveLatency(tuple(heads), tuple(ranks))
+        return AdditiveLatency(tuple(heads), tuple(ranks), tuple(windows))
 
     def _saved(self, group: Group, text: str, seconds: float) -> dict[int, float]:
         """The share of the original's time that each change of a group saves at one site; 0 where it cannot be timed, which is noted."""
@@ -218,7 +224,7 @@ class Latency:
             if self.known.change(group.kind, group.sites, amount) is None and self.log.left_out(keys[amount], self.setup) is None
         ]
         if missing:
-            names = {amount: _named(group.kind, amount) for amount in missing}
+            names = {amount: change_name(group.kind, amount) for amount in missing}
             where = f" at {group.sites[0]}" + ("" if len(group.sites) == 1 else f" and {len(group.sites) - 1} like it")
             timed = self.timer.time({name + where: self._making(group, amount) for amount, name in names.items()}, text, seconds)
             for amount in missing:
@@ -246,7 +252,3 @@ class Latency:
 def _shape(site: AttentionSite) -> tuple[object, ...]:
     """What the time of a site depends on."""
     return (*site.maps_shape, site.head_dim, site.width, site.prefix_tokens, site.grid, site.key_grid)
-
-
-def _named(kind: str, amount: int) -> str:
-    return f"rank {amount}" if kind == "rank" else f"{amount} frozen {'head' if amount == 1 else 'heads'}"

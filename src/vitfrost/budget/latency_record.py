@@ -21,15 +21,21 @@ class LatencySetup(Strict):
         return f"{self.runtime}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
 
 
+def change_name(kind: str, amount: int) -> str:
+    """ "3 frozen heads", "1 windowed head", "rank 96"."""
+    what = {"heads": "frozen", "windows": "windowed"}.get(kind)
+    return f"rank {amount}" if what is None else f"{amount} {what} {'head' if amount == 1 else 'heads'}"
+
+
 class TimedChange(Strict):
     """What a change saves at one of the sites of a group, batch 1.
 
-    All `sites` had `amount` frozen heads, or that rank, and were timed interleaved with the original. `saved`: the share of the
+    All `sites` had `amount` frozen or windowed heads, or that rank, and were timed interleaved with the original. `saved`: the share of the
     original's time that one site saves, the median of the rounds with its 95 % interval; `saved_ms`: that share of the original's median
     time, milliseconds. `other_load`: cores that other processes kept busy meanwhile.
     """
 
-    kind: Literal["heads", "rank"]
+    kind: Literal["heads", "windows", "rank"]
     sites: tuple[str, ...]
     amount: Positive
     saved: float

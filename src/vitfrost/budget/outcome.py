@@ -11,7 +11,6 @@ from ..progress import SECONDS_BETWEEN_LINES, TimeLeft, say
 from .greedy import GreedySearch, drop_of
 from .history import Taken
 from .latency_record import LatencyOutcome
-from .moves import UNITS
 
 
 class SearchProgress:
@@ -74,7 +73,7 @@ def refuse_below(budget: Search, floor: float) -> None:
         left = f"changed as far as that saves time are predicted to leave {floor:.3f}"
     raise VitfrostError(
         f"the target of {target:g} of the {what} cannot be met: all {', '.join(sorted(budget.over))} {left}; give a higher {option}"
-        + ("" if len(budget.over) == len(UNITS) else " or search over more, Search(over=('heads', 'layers', 'ranks'))")
+        + ("" if set(budget.over) >= set(Search.over) else " or search over more, Search(over=('heads', 'layers', 'ranks'))")
     )
 
 

@@ -1,4 +1,4 @@
-"""The layers that stand in for a model's own in the states of a search: attention with frozen heads, factorized projections.
+"""The layers that stand in for a model's own in the states of a search: attention with frozen and windowed heads, factorized projections.
 
 They are those that `compress` makes, so a state measured here is what its plan gives (but for the images that factors are fitted to).
 """
@@ -24,13 +24,15 @@ from ..vit.families import allowed_pairs, install_map_attention
 from ..vit.feed_forward import second_projection
 from ..vit.sites import ModelSites
 from .moves import State
+from .windows import Windows
 
 
 class Replacements:
     """Puts states into a model, in place; layers of the state that is there already stay as they are.
 
     `model` is the caller's own copy, and is left with run-time attention. `layers` are the plan's lines of its attention sites with
-    all heads computed; every head's constant is chosen once, from the statistics. `moments`: of what second projections read.
+    all heads computed; every head's constant is chosen once, from the statistics. `moments`: of what second projections read. `windows`:
+    the heads that may be windowed (None: none).
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Replacements:
         constants: FreezeHeads,
         compact: Compact,
         moments: Mapping[str, InputMoments],
+        windows: Windows | None = None,
     ):
         self.model, self.layers, self.compact, self.moments = model, tuple(layers), compact, moments
+        self.windows = windows
         self._blocks = [FeedForwardPlan(site=site.name, width=site.width, hidden=site.hidden) for site in sites.feed_forward]
         self._attention: list[MapAttention] = list(install_map_attention(model).values())
         self._allowed = [allowed_pairs(model, layer.site) for layer in self.layers]
@@ -71,12 +75,18 @@ class Replacements:
         """Names of the feed-forward blocks, in the order of a state's ranks."""
         return [block.site for block in self._blocks]
 
+    @property
+    def kinds(self) -> list[list[tuple[str, int | None]]]:
+        """By layer and head, the constant that it gets where it is frozen, and its window."""
+        return [[(head.constant or "dense", head.window) for head in heads] for heads in self.frozen]
+
     def install(self, state: State) -> None:
         """Bring the model into a state; where a layer of it cannot be made, the model stays as it is."""
         made: dict[str, nn.Module] = {}
-        for place, (old, heads) in enumerate(zip(self.state.heads, state.heads, strict=True)):
-            if old != heads:
-                made[self.layers[place].site] = self._attention_with(place, heads)
+        for place, layer in enumerate(self.layers):
+            heads, windows = state.heads[place], state.windows[place]
+            if (heads, windows) != (self.state.heads[place], self.state.windows[place]):
+                made[layer.site] = self._attention_with(place, state)
         for place, (old_rank, rank) in enumerate(zip(self.state.ranks, state.ranks, strict=True)):
             if old_rank != rank:
                 made[second_projection(self.model, self._blocks[place].site)] = self._projection_with(place, rank)
@@ -84,14 +94,23 @@ class Replacements:
             self.model.set_submodule(name, module)
         self.state = state
 
-    def _attention_with(self, place: int, frozen: frozenset[int]) -> nn.Module:
+    def lines(self, place: int, state: State) -> tuple[HeadPlan, ...]:
+        """The lines of a layer's heads in a state, without reasons."""
+        lines = [self.frozen[place][n] if n in state.heads[place] else line for n, line in enumerate(self.layers[place].heads)]
+        for head in state.windows[place]:
+            assert self.windows is not None
+            lines[head] = self.windows.line(place, head)
+        return tuple(lines)
+
+    def _attention_with(self, place: int, state: State) -> nn.Module:
         original = self._attention[place]
-        if not frozen:
+        if not (state.heads[place] or state.windows[place]):
             return original
         changed = copy.deepcopy(original)
-        heads = tuple(self.frozen[place][head] if head in frozen else computed for head, computed in enumerate(self.layers[place].heads))
-        layer = self.layers[place].model_copy(update={"heads": heads})
-        fitted_heads = {"frozen": [self._constants[place][head] for head in layer.constant]}
+        layer = self.layers[place].model_copy(update={"heads": self.lines(place, state)})
+        fitted_heads: dict[str, Any] = {"frozen": [self._constants[place][head] for head in layer.constant]}
+        if self.windows is not None and state.windows[place]:
+            fitted_heads["windowed"] = self.windows.fitted(place, layer.heads_of("windowed"))
         install_layer(changed, layer, {}, self._allowed[place], fitted_heads)
         return changed
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..artifact import Artifact
-from ..configs import Compact, FreezeHeads, Quantize, Search, refuse_idle
+from ..configs import Search
 from ..errors import VitfrostError
 from ..evaluation.evaluate import find_images
 from ..files import refuse_unwritable
@@ -25,7 +25,7 @@ from ..methods.low_rank.moments import InputMoments
 from ..model import Model, ModelLike, as_model
 from ..passes.compress import compress
 from ..passes.structure import watch_inputs
-from ..plans.choose import UNQUANTIZED, computed_layer
+from ..plans.choose import computed_layer
 from ..plans.compact import FeedForwardPlan
 from ..plans.file import save_plan
 from ..plans.schema import Plan
@@ -41,19 +41,21 @@ from .greedy import Goal, GreedySearch, Step, drop_of
 from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
 from .macs import MacsOfStates
+from .methods import SearchMethod, SearchMethods
 from .moves import Move, Moves, State
 from .outcome import SearchProgress, how_near, recorded, refuse_below, said, target_of
 from .planned import bare_plan, planned
 from .replacements import Replacements
-from .runtimes import find_target
+from .runtimes import Target, find_target
 from .timer import RuntimeTimer
+from .windows import find_windows, refuse_slow_windows
 
 
 def search(
     model: ModelLike,
     images: ImagesLike,
     budget: Search,
-    *methods: FreezeHeads | Compact | Quantize,
+    *methods: SearchMethod,
     statistics: Statistics | str | Path,
     labels: str | Path | None = None,
     record: str | Path | None = None,
@@ -72,7 +74,7 @@ def search(
         model: as of every verb, but no artifact.
         images: a folder or an iterable (see images.given) that the images to measure on are drawn from.
         budget: what the plan may cost, and how to search.
-        methods: how heads are frozen and blocks compacted, without shares; and the plan's bits (32), which are not measured.
+        methods: how heads are frozen and windowed and blocks compacted, without shares; and the plan's bits (32), which are not measured.
         statistics: those of the model, or their file.
         labels: CSV with the columns file and label. If not given: labels.csv in the folder, or class folders, one for each class.
         record: file for everything that is measured; beside `out`, named like it, if not given.
@@ -81,14 +83,15 @@ def search(
 
     Raises VitfrostError where things do not fit each other, the runtime is not installed, or the budget cannot be met (it says how near).
     """
-    whole, blocks, quantize = _methods(methods, budget)
-    target = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)
+    how = SearchMethods.of(methods, budget)
+    target = _target(budget, how)
     over = frozenset(budget.over)
     place = _place_of_record(record, out)
     images = images if isinstance(images, str | Path) else find_given(images, several=True)
     loaded, known = as_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
     sites = _fitting_sites(known, loaded)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
+    windows = find_windows(how.window, sites.attention, layers, known)
 
     doing("search: read images")
     image_set, batch = _draw(images, labels, loaded, Preprocess(loaded.preprocessing), budget.images, budget.seed)
@@ -96,20 +99,19 @@ def search(
     if over == {"ranks"} and not sites.feed_forward:
         raise VitfrostError("Search.over is ranks, but the model has no feed-forward blocks that can be factorized")
     changed = copy.deepcopy(loaded.module).eval()
-    moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and blocks.init == "activations" else {}
+    moments = _moments(changed, sites.feed_forward, batches) if "ranks" in over and how.compact.init == "activations" else {}
     doing("search: fit the constants of all heads")
-    replacements = Replacements(changed, sites, layers, known, whole, blocks, moments)
-    kinds = [[(cast(str, head.constant), head.window) for head in heads] for heads in replacements.frozen]
-    macs = MacsOfStates(loaded.module, sites, kinds)
+    replacements = Replacements(changed, sites, layers, known, how.freeze, how.compact, moments, windows)
+    macs = MacsOfStates(loaded.module, sites, replacements.kinds, None if windows is None else windows.macs)
     if target is None:
         refuse_below(budget, macs.floor(over))
-    subject = _subject(loaded, known, _drawn(image_set, batch, budget.seed), whole, blocks)
+    subject = _subject(loaded, known, _drawn(image_set, batch, budget.seed), how)
     log = open_log(place, subject, recorded(budget), macs.original, torch.get_num_threads(), resume)
-    moves = Moves(sites.attention, sites.feed_forward, over)
+    moves = Moves(sites.attention, sites.feed_forward, over, macs.windowed)
 
     def model_of(state: State) -> Artifact:
-        factors = replace(blocks, init="weights")  # their values do not change the time
-        return compress(loaded, bare_plan(known, sites, layers, replacements.frozen, state, whole, factors), statistics=known)
+        factors = replace(how, compact=replace(how.compact, init="weights"))  # their values do not change the time
+        return compress(loaded, bare_plan(known, sites, replacements, state, factors), statistics=known)
 
     with ExitStack() as stack:
         latency = None
@@ -125,7 +127,7 @@ def search(
         raise VitfrostError(found.said + _failures(log))
     if progress:
         say(f"search: ended at {found.said}")
-    made = planned(known, sites, layers, found.state, log.record, whole, blocks, quantize)
+    made = planned(known, sites, layers, found.state, log.record, how, windows)
     if out is not None:
         save_plan(made, out)
     return made
@@ -211,7 +213,7 @@ class _Searching:
 
     def _took(self, search: GreedySearch, step: Step) -> None:
         move, place = step.move, step.move.place
-        frozen = () if move.kind == "rank" else step.state.heads[place] - search.before.heads[place]
+        frozen = () if move.kind in ("rank", "window") else step.state.heads[place] - search.before.heads[place]
         taken = Taken(
             move=move.name, kind=move.kind, site=move.site, head=move.head, heads=tuple(sorted(frozen)), rank=move.rank,
             state=step.state.key, increase=step.increase, kl=step.effect.kl, agreement=step.effect.agreement, top1=step.effect.top1,
@@ -220,6 +222,13 @@ class _Searching:
         )  # fmt: skip
         self.log.change(steps=(*self.log.record.steps, taken))
         self.progress.took(len(search.steps), taken)
+
+
+def _target(budget: Search, how: SearchMethods) -> Target | None:
+    """The runtime that times are of. Raises VitfrostError where it is not there, or has no faster form of windowed heads."""
+    found = None if budget.runtime is None else find_target(budget.runtime, budget.threads or 1)
+    refuse_slow_windows(how.window, found)
+    return found
 
 
 def _place_of_record(record: str | Path | None, out: str | Path | None) -> Path | None:
@@ -241,32 +250,14 @@ def _drawn(image_set: AnyImages, batch: Batch, seed: int) -> SearchImages:
     )  # fmt: skip
 
 
-def _subject(loaded: Model, known: Statistics, drawn: SearchImages, whole: FreezeHeads, blocks: Compact) -> SearchSubject:
+def _subject(loaded: Model, known: Statistics, drawn: SearchImages, how: SearchMethods) -> SearchSubject:
     """What the measurements depend on."""
-    constants = {name: getattr(whole, name) for name in ("kind", "window", "tolerance")}
-    model = Identity.model_validate(loaded.identity)
+    constants = {name: getattr(how.freeze, name) for name in ("kind", "window", "tolerance")}
     return SearchSubject(
-        model=model, statistics=known.content_hash, images=drawn, constants=constants, compact={"init": blocks.init}, outputs=loaded.outputs
-    )
-
-
-def _methods(methods: Sequence[FreezeHeads | Compact | Quantize], budget: Search) -> tuple[FreezeHeads, Compact, Quantize]:
-    """How heads are frozen, blocks compacted, and the bits. Raises VitfrostError for other methods, and for shares, which are found."""
-    given: dict[type, Any] = {}
-    for method in methods:
-        if not isinstance(method, FreezeHeads | Compact | Quantize) or type(method) in given:
-            raise VitfrostError(f"a search takes one FreezeHeads, one Compact and one Quantize at most, not {method!r}")
-        given[type(method)] = method
-        refuse_idle(method)
-    heads, blocks = given.get(FreezeHeads, FreezeHeads()), given.get(Compact, Compact())
-    if heads.ratio is not None or heads.by is not None or blocks.ratio not in (None, Compact.ratio):
-        raise VitfrostError("a search finds shares and ratios itself, and ranks by what it measures; leave out ratio and by")
-    if blocks.init == "random":
-        raise VitfrostError("Compact.init is 'random', but a search measures what factors do; give activations or weights")
-    if blocks.blocks != "all":
-        raise VitfrostError("Compact.blocks has no effect in a search, which ranks every block by itself; leave it out")
-    heads = replace(heads, unit="head" if "heads" in budget.over else "layer", by="search", seed=budget.seed)
-    return heads, replace(blocks, ratio=None), given.get(Quantize, UNQUANTIZED)
+        model=Identity.model_validate(loaded.identity), statistics=known.content_hash, images=drawn, constants=constants,
+        compact={"init": how.compact.init}, outputs=loaded.outputs,
+        windowed=None if how.window is None else {name: getattr(how.window, name) for name in ("window", "outside")},
+    )  # fmt: skip
 
 
 def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:

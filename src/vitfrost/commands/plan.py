@@ -14,6 +14,7 @@ from .flags import Given, Group, takes
 
 _OTHERS = {option.name for cls in (WindowHeads, Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
 FREEZING = Group("frozen weights and heads", tuple(option for name, option in flat_options().items() if name not in _OTHERS))
+WINDOWS = Group.of(WindowHeads, without=("ratio",))
 METHODS = (FREEZING, Group.of(WindowHeads), Group.of(Hallucinate), Group.of(Compact), Group.of(Quantize))
 
 
@@ -50,6 +51,7 @@ def plan(
 @takes(
     Group.of(Search),
     Group.of(FreezeHeads, without=("ratio", "unit", "by", "seed")),
+    WINDOWS,
     Group.of(Compact, without=("ratio", "blocks")),
     Group.of(Quantize),
 )
@@ -66,7 +68,8 @@ def search(
 ) -> None:
     """Search for the plan that changes the outputs least within a budget of lost points, multiply-accumulates or latency.
 
-    Heads are frozen, layers too, and ranks of feed-forward blocks lowered, by what every change does to the outputs of the model on images.
+    Heads are frozen or windowed, layers frozen, and ranks of feed-forward blocks lowered, by what every change does to the outputs of the
+    model on images.
 
     Args:
         out: plan file (.yaml).
@@ -80,7 +83,11 @@ def search(
         raise VitfrostError("a search measures the model; give --model NAME")
     budget = given.config(Search)
     bits = {"weight-bits": 32, "activation-bits": 32} | dict(given.values)
-    how = (given.config(FreezeHeads), given.config(Compact), Given(bits).config(Quantize))
+    how: tuple[Any, ...] = (given.config(FreezeHeads), given.config(Compact), Given(bits).config(Quantize))
+    if "windows" in budget.over:
+        how = (*how, given.config(WindowHeads))
+    else:
+        given.refuse((option.name for option in WINDOWS.options), "goes with --search-over windows; give that too, or leave it out")
     from .. import search as verb
 
     made = verb(model.open(), images, budget, *how, statistics=statistics, labels=labels, record=record, resume=resume, out=out)

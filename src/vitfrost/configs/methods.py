@@ -154,8 +154,9 @@ class WindowHeads:
     TITLE: ClassVar[str] = "windowed heads"
     SWITCH: ClassVar[str] = "ratio"
 
-    ratio: Annotated[Share, Flag("windowed", "SHARE")]
-    """Share of the model's heads that are windowed, 0 to 1: of those that nothing else is done to, those with the least mass outside."""
+    ratio: Annotated[Share | None, Flag("windowed", "SHARE")] = None
+    """Share of the model's heads that are windowed, 0 to 1: of those that nothing else is done to, those with the least mass outside; a
+    search finds it itself."""
     window: Annotated[Window, Flag("windowed-side")] = 15
     """Side of the window in patches, odd."""
     outside: Annotated[Literal["none", "mean"], Flag("windowed-outside")] = "none"

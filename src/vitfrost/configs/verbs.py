@@ -16,7 +16,7 @@ AttentionProducts = Literal["auto", "int8", "float"]
 Graph = Literal["lean", "plain"]
 Detail = Literal["entries", "heads"]
 Ranges = Literal["static", "dynamic"]
-Unit = Literal["heads", "layers", "ranks"]
+Unit = Literal["heads", "layers", "ranks", "windows"]
 Rescore = Literal["lazy", "all"]
 SearchRuntime = Literal["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32", "native"]
 BenchRuntime = Literal["openvino", "onnxruntime", "native", "torch", "compiled"]
@@ -103,7 +103,8 @@ class Search:
     threads: Positive | None = None
     """Threads of that runtime; 1 if not given."""
     over: Annotated[tuple[Unit, ...], Field(min_length=1), Flag("search-over", form="words")] = ("heads", "layers", "ranks")
-    """What may change: heads frozen one by one, layers with all their heads, ranks of feed-forward blocks."""
+    """What may change: heads frozen one by one, layers with all their heads, ranks of feed-forward blocks, heads windowed one by one (they
+    may be frozen later)."""
     images: Annotated[int, Field(strict=True, ge=2), Flag("search-images", "COUNT")] = 200
     """How many images are drawn to measure on; with few the search fits their noise."""
     rescore: Rescore = "lazy"

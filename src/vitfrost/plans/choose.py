@@ -74,6 +74,8 @@ class Methods:
             raise VitfrostError("FreezeHeads.ratio is missing; give the share of heads or layers to freeze (only a search finds it itself)")
         if Compact in given and given[Compact].ratio is None:
             raise VitfrostError("Compact.ratio is missing; give a ratio between 0 and 1 (only a search finds ranks itself)")
+        if WindowHeads in given and given[WindowHeads].ratio is None:
+            raise VitfrostError("WindowHeads.ratio is missing; give the share of heads to window (only a search finds it itself)")
         entries = given.get(FreezeEntries)
         quantize = given.get(Quantize, Quantize() if entries is not None else UNQUANTIZED)
         made = cls(entries, given.get(FreezeHeads), given.get(Hallucinate), given.get(Compact), quantize, given.get(WindowHeads))

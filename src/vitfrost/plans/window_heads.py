@@ -26,6 +26,7 @@ def windowed_by_mass(
         if layer.maps[0] == 1 and shape is not None and not layer.hallucinated:
             for head in (number for number, line in enumerate(layer.heads) if line.source == "computed"):
                 masses[place, head] = mass_outside(sites[layer.site], shape, head, settings.window)
+    assert settings.ratio is not None
     count = share(settings.ratio, sum(layer.maps[1] for layer in layers))
     if count > len(masses):
         raise VitfrostError(f"WindowHeads.ratio is {settings.ratio}, that is {count} heads, but only {len(masses)} can be; give less")

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 from ..budget.history import SearchRecord
-from ..configs import Compact, Search
+from ..configs import Compact, Search, WindowHeads
 from ..configs.words import config_words, method_words
 from ..plans.schema import Plan, methods_in
 from ..runs.recipe import Recipe
@@ -35,7 +35,8 @@ def plan_command(plan: Plan) -> str:
 
 def is_searched(plan: Plan) -> bool:
     """Whether a search under a budget made the plan."""
-    return (plan.constants is not None and plan.constants.by == "search") or (plan.compact is not None and plan.compact.ratio is None)
+    found = [plan.constants is not None and plan.constants.by == "search", plan.compact is not None and plan.compact.ratio is None]
+    return any(found) or (plan.windowed is not None and plan.windowed.ratio is None)
 
 
 def search_command(plan: Plan, search: SearchRecord | None) -> str:
@@ -47,9 +48,13 @@ def search_command(plan: Plan, search: SearchRecord | None) -> str:
         options = [shlex.join(config_words(budget))]
     heads = [] if plan.constants is None else config_words(replace(plan.constants, unit="head", by=None, seed=0))
     blocks = [] if plan.compact is None else config_words(replace(plan.compact, ratio=Compact.ratio))
+    windowed = plan.windowed
+    if windowed is None and search is not None and search.subject.windowed and "windows" in search.budget["search_over"]:
+        windowed = WindowHeads(**search.subject.windowed)
+    near = [] if windowed is None else config_words(windowed)
     bits = config_words(plan.quantize, always=("weights", "activations"))
     model = f"vitfrost search --statistics STATISTICS --model {plan.model.name} --weights WEIGHTS --images SEARCH_IMAGES"
-    return NEXT.join([model, *options, shlex.join([*heads, *blocks, *bits]), "--out plan.yaml"])
+    return NEXT.join([model, *options, shlex.join([*heads, *near, *blocks, *bits]), "--out plan.yaml"])
 
 
 def commands(parts: RunParts) -> list[str]:
@@ -60,7 +65,7 @@ def commands(parts: RunParts) -> list[str]:
     elif (
         parts.plan is not None
         and parts.plan.statistics is not None
-        and (parts.plan.freeze or parts.plan.constants or parts.plan.hallucinate or parts.plan.compact)
+        and (parts.plan.freeze or parts.plan.constants or parts.plan.windowed or parts.plan.hallucinate or parts.plan.compact)
     ):
         made.append(search_command(parts.plan, parts.search) if is_searched(parts.plan) else plan_command(parts.plan))
     return [*made, "vitfrost report NEW_RUN" if made else "vitfrost report RUN"]

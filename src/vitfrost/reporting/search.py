@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..budget.history import Measurement, SearchRecord, Taken
-from ..budget.latency_record import Latencies, TimedChange
+from ..budget.latency_record import Latencies, TimedChange, change_name
+from ..budget.moves import MoveKind
 from ..outputs import OutputKind, distance_name, distance_text
 from .curves import Axis, Chart, Curve, Level, Reading, line_chart
 from .figures import HeatMap, heat_map
@@ -53,10 +54,13 @@ def _where(change: TimedChange) -> str:
 
 
 def _change(change: TimedChange) -> list[Cell]:
-    plural = "head" if change.amount == 1 else "heads"
-    what = f"rank {change.amount}" if change.kind == "rank" else f"{change.amount} frozen {plural}"
     low, high = change.interval
-    return [Cell(what), Cell(f"{change.saved_ms:.3f}"), Cell(f"{100 * change.saved:.2f}"), Cell(f"{100 * low:.2f} to {100 * high:.2f}")]
+    return [
+        Cell(change_name(change.kind, change.amount)),
+        Cell(f"{change.saved_ms:.3f}"),
+        Cell(f"{100 * change.saved:.2f}"),
+        Cell(f"{100 * low:.2f} to {100 * high:.2f}"),
+    ]
 
 
 def _models(timed: Latencies) -> Table | None:
@@ -77,7 +81,7 @@ MACS, LATENCY = "multiply-accumulates left, %", "latency left as predicted, %"
 @dataclass(frozen=True)
 class SearchPart:
     """The section's contents. `measure`: the distance in words, `counted` what it is given in. `heads`: that per
-    head (None where heads were not measured alone)."""
+    head frozen, `windows`: per head windowed (None where heads were not measured alone)."""
 
     images: int
     labeled: bool
@@ -86,6 +90,7 @@ class SearchPart:
     outcome: str | None
     met: bool
     heads: HeatMap | None
+    windows: HeatMap | None
     layers: Table | None
     latency: LatencyPart | None
     charts: list[Chart]
@@ -104,7 +109,8 @@ def build_search(parts: RunParts) -> SearchPart | None:
         counted=_thousandths(record),
         outcome=record.outcome.said if record.outcome else None,
         met=record.outcome is not None and record.outcome.met,
-        heads=_heads(record),
+        heads=_heads(record, "head"),
+        windows=_heads(record, "window"),
         layers=_layers(record),
         latency=build_latency(record),
         charts=_charts(record) if record.steps else [],
@@ -112,10 +118,10 @@ def build_search(parts: RunParts) -> SearchPart | None:
     )
 
 
-def _heads(record: SearchRecord) -> HeatMap | None:
+def _heads(record: SearchRecord, kind: MoveKind) -> HeatMap | None:
     by_site: dict[str, list[float]] = {}
     for each in record.alone:
-        if each.kind == "head" and each.site is not None:
+        if each.kind == kind and each.site is not None:
             by_site.setdefault(each.site, []).append(1000 * each.kl)
     if not by_site:
         return None

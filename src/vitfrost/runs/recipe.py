@@ -193,7 +193,8 @@ class Recipe(Part):
     """One run: calibrate, plan or search, compress (and repair), export, evaluate, bench, report.
 
     `search` chooses the plan under a budget, in the place of `plan`; `search`, `repair`, `export` and `bench` hold the fields of the
-    configuration classes of these names, and a stage whose part is missing is left out.
+    configuration classes of these names, and a stage whose part is missing is left out. `windowed`: of a search over windows, the fields of
+    WindowHeads but its ratio.
     """
 
     kind: Literal["vitfrost recipe"] = "vitfrost recipe"
@@ -201,6 +202,7 @@ class Recipe(Part):
     model: ModelPart
     calibration: CalibrationPart
     search: Search | None = None
+    windowed: WindowHeads | None = None
     plan: PlanPart = PlanPart()
     compress: CompressPart = CompressPart()
     repair: Repair | None = None
@@ -212,6 +214,10 @@ class Recipe(Part):
     def _parts_go_together(self) -> Recipe:
         if self.search is not None and "plan" in self.model_fields_set:
             raise ValueError("search chooses the plan; leave plan out, or search")
+        if self.windowed is not None and (self.search is None or "windows" not in self.search.over):
+            raise ValueError("windowed goes with a search over windows; write search.over, or plan.windowed")
+        if self.windowed is not None and self.windowed.ratio is not None:
+            raise ValueError("windowed.ratio is given, but a search finds the share of windowed heads itself; leave it out")
         if self.search is not None and self.calibration.precision == "quantized":
             raise ValueError("search starts from the original; leave calibration.precision out")
         if self.repair is not None and self.compress.repair is not None:

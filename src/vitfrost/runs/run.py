@@ -153,12 +153,13 @@ class SingleRun(RecipeRun[Recipe]):
     def _search(self, budget: Search, source: str, out: Path) -> None:
         """The plan under a budget; what an earlier search of the same model and images measured is not measured again."""
         record = out.with_suffix(SUFFIX)
+        how = [] if self.recipe.windowed is None else [self.recipe.windowed]
         options: dict[str, Any] = {"statistics": self.folder / source, "record": record, "out": out, "progress": self.progress}
         try:
-            search(self.original, self.compression_images, budget, resume=record.exists(), **options)
+            search(self.original, self.compression_images, budget, *how, resume=record.exists(), **options)
         except OtherSearch:
             record.unlink()
-            search(self.original, self.compression_images, budget, **options)
+            search(self.original, self.compression_images, budget, *how, **options)
 
     def _export(self, config: Export, out: Path) -> None:
         export(self.folder / "artifact", config, images=self.compression_images, out=out.parent, overwrite=True)
@@ -218,7 +219,8 @@ class SingleRun(RecipeRun[Recipe]):
                 "plan", PLAN_FILE, (source,), recipe.plan.options(), lambda out: plan(folder / source, *recipe.plan.methods(), out=out)
             )
         else:
-            plan_made_by = Stage("search", PLAN_FILE, (source,), plain(budget), lambda out: self._search(budget, source, out))
+            how = plain(budget) if recipe.windowed is None else [plain(budget), plain(recipe.windowed)]
+            plan_made_by = Stage("search", PLAN_FILE, (source,), how, lambda out: self._search(budget, source, out))
         repair = recipe.repair
         stages += [
             plan_made_by,
