@@ -43,7 +43,8 @@ PLANS: dict[str, Sequence[Any]] = {
     "frozen 10%, windowed 15 x 15, 40%": [vf.FreezeHeads(0.1, by="fisher"), vf.WindowHeads(0.4, 15)],
     "frozen 25%, windowed 15 x 15, 25%": [vf.FreezeHeads(0.25, by="fisher"), vf.WindowHeads(0.25, 15)],
 }
-"""`frozen 25%, searched` takes as many multiply-accumulates as `frozen 25%`, of heads that a search chose; `windowed 15 x 15, 25%, by
+"""`frozen 25%, searched` takes as many multiply-accumulates as `frozen 25%`, of heads that a search chose; in `frozen 25%, windows 15,
+searched` it froze heads or windowed them 15 x 15; `windowed 15 x 15, 25%, by
 effect` the heads that change the tokens least when each is changed alone; `, repaired` refits any of them."""
 
 
@@ -75,15 +76,17 @@ class Work:
             return vf.plan(self.statistics, *PLANS[name])
         if (found := self.folder / f"{name}.yaml").is_file():
             return load_plan(found)
-        like = vf.compress(self.model, self.plan(name.removesuffix(f", {SEARCHED}")), statistics=self.statistics)
+        like, _, side = name.removesuffix(f", {SEARCHED}").partition(", windows ")
+        equal = vf.compress(self.model, self.plan(like), statistics=self.statistics)
+        over, methods = (("heads", "windows"), [vf.WindowHeads(window=int(side))]) if side else (("heads",), [])
         budget = vf.Search(
-            target_macs=executed_macs(like) / executed_macs(self.model) + 1e-6, over=("heads",), images=self.options.search_images,
+            target_macs=executed_macs(equal) / executed_macs(self.model) + 1e-6, over=over, images=self.options.search_images,
             batch_size=4,
         )  # fmt: skip
         with self.products():
-            out, record = self.folder / f"{name}.yaml", self.folder / "search.json"
+            out, record = self.folder / f"{name}.yaml", self.folder / f"search{side}.json"
             return vf.search(
-                self.model, str(self.options.calibration), budget, statistics=self.statistics, record=record, resume=True, out=out
+                self.model, str(self.options.calibration), budget, *methods, statistics=self.statistics, record=record, resume=True, out=out
             )
 
     def by_effect(self, methods: Sequence[Any]) -> vf.Plan:
