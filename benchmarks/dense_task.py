@@ -78,7 +78,8 @@ class Work:
             return load_plan(found)
         like, _, side = name.removesuffix(f", {SEARCHED}").partition(", windows ")
         equal = vf.compress(self.model, self.plan(like), statistics=self.statistics)
-        over, methods = (("heads", "windows"), [vf.WindowHeads(window=int(side))]) if side else (("heads",), [])
+        over: tuple[Any, ...] = ("heads", "windows") if side else ("heads",)
+        methods = [vf.WindowHeads(window=int(side))] if side else []
         budget = vf.Search(
             target_macs=executed_macs(equal) / executed_macs(self.model) + 1e-6, over=over, images=self.options.search_images,
             batch_size=4,
