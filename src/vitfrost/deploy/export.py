@@ -297,7 +297,8 @@ def _plan_of(loaded: Model) -> dict[str, Any] | None:
         return None
     found = summary(loaded.plan)
     del found["layers"]
-    return found | {"weight_bits": loaded.plan.quantize.weights}
+    quantize = loaded.plan.quantize
+    return found | {"weight_bits": quantize.weights} | ({} if quantize.layers is None else {"layer_bits": list(quantize.layers)})
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:
