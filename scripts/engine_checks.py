@@ -40,6 +40,7 @@ PLANS = {
     "windowed": (vf.WindowHeads(0.7, 3), vf.Quantize(4, 8, "strict")),
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
     "entries": (vf.FreezeEntries(0.3), vf.Quantize(4, 4, "strict")),
+    "mixed": (vf.FreezeEntries(0.3), vf.Quantize(4, 8, "strict", layers={"head": (8, 6)}, heads={"*": {0: 3, 1: 4}})),
     "entries_of_their_own": (vf.FreezeEntries(0.3, grid="head"), vf.Quantize(4, 4, "strict")),
 }
 WINDOW_PLANS = {

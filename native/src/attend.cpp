@@ -95,10 +95,10 @@ class Forward::WindowHeads {
         const HeadQuantizers &quantizers = layer_.quantizers;
         const size_t shared = (layer_.frozen_windows == 1 ? 0 : window_) * size_t(layer_.moving()),
                      row = (shared + size_t(index)) * size_t(layer_.queries);
-        const bool wide = layer_.mode == 1 && layer_.map_bits > 4;
+        const bool wide = layer_.mode == 1 && layer_.map_bits_of(index) > 4;
         Head made;
-        made.tokens = layer_.tokens, made.width = layer_.width, made.mode = layer_.mode, made.map_bits = layer_.map_bits;
-        made.zero_code = layer_.zero_code;
+        made.tokens = layer_.tokens, made.width = layer_.width, made.mode = layer_.mode, made.map_bits = layer_.map_bits_of(index);
+        made.zero_code = layer_.zero_code_of(index);
         made.map_step = quantizers.map_step[size_t(index)], made.map_zero = quantizers.map_zero[size_t(index)];
         made.log2_step = std::log2(made.map_step);
         if (!layer_.frozen.empty()) made.frozen = layer_.frozen.data() + row * layer_.map_stride, made.frozen_stride = layer_.map_stride;

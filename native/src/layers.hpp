@@ -58,12 +58,19 @@ struct Embed {
     int patches() const { return grid_height * grid_width; }
 };
 
+// Columns whose codes go up to `highest` only.
+struct Limit {
+    int column, count;
+    uint8_t highest;
+};
+
 // A product whose outputs are codes of queries, keys and values: their quantizers are in its scales and offsets.
 struct Projection {
     const Linear *linear = nullptr;
     NormedInput input;
     Array<float> scale, offset;
-    size_t stride = 0; // of its rows of codes
+    size_t stride = 0;         // of its rows of codes
+    std::vector<Limit> limits; // of heads with fewer bits than the layer's
 };
 
 // A depthwise convolution over a grid of tokens, zeros outside of it.
@@ -112,7 +119,10 @@ struct Attention {
     const Linear *proj = nullptr;
     int heads = 0, width = 0, logit_heads = 0, constant_heads = 0, hallucinated = 0, tokens_out = 0;
     int queries = 0, tokens = 0, windows = 1; // of a map: queries and keys; how many maps a head has
-    int mode = 0, map_bits = 8, zero_code = 255, bits = 8;
+    int mode = 0, map_bits = 8, zero_code = 255, bits = 8; // bits: the most that a head has, where they differ
+    std::vector<int> head_bits;                            // [heads] of queries, keys, values and maps, or empty where none differ
+    int map_bits_of(int head) const { return head_bits.empty() ? map_bits : head_bits[size_t(head)]; }
+    int zero_code_of(int head) const { return zero_code + (1 << map_bits_of(head)) - (1 << map_bits); }
     float logit_scale = 1;
     HeadQuantizers quantizers;
     size_t mixed_stride = 0, map_stride = 0;

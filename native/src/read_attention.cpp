@@ -18,14 +18,11 @@ void Reader::attention(int layer, LayerKind kind) {
     made.heads = integer(layer, 3, 1, most_heads, "heads"), made.width = integer(layer, 4, 1, most_width, "head width");
     made.logit_heads = integer(layer, 5, 0, made.heads, "heads with queries");
     made.tokens_out = integer(layer, 6, 1, made.queries, "tokens");
-    made.mode = integer(layer, 7, 0, 2, "map mode"), made.map_bits = integer(layer, 8, 2, 8, "map bits");
-    made.zero_code = integer(layer, 9, 0, 256, "zero code"), made.bits = integer(layer, 10, 2, 8, "bits");
+    bits(layer, made);
     made.constant_heads = integer(layer, 11, 0, made.heads, "frozen heads");
     made.hallucinated = integer(layer, 12, 0, made.heads, "hallucinated heads");
     if (made.logit_heads + made.constant_heads + made.hallucinated != made.heads || (made.hallucinated && (!made.logit_heads || windowed)))
         fail("the model file is damaged: the heads of layer %d do not add up; export it again", layer);
-    if (made.mode == 1 && (made.zero_code < (1 << made.map_bits) - 1 || made.zero_code > 1 << made.map_bits))
-        fail("the model file is damaged: layer %d has a zero code that its bits do not have; export it again", layer);
     const int inner = made.heads * made.width, still = (made.logit_heads + made.heads) * made.width;
     if (kind == layer_reduced_attention) reduction(layer, made);
     else made.first = projection(made.norm, linear_of(layer, 1, channels, still + made.logit_heads * made.width));
@@ -39,6 +36,25 @@ void Reader::attention(int layer, LayerKind kind) {
     if (kind == layer_attention) near(layer, made);
     add_step(layer_attention, made_.attention.size());
     made_.attention.push_back(std::move(made));
+}
+
+// Bits of queries, keys, values and maps, of all heads or of each.
+void Reader::bits(int layer, Attention &made) {
+    made.mode = integer(layer, 7, 0, 2, "map mode");
+    if (file_.has(layer, 22)) {
+        for (float each : file_.floats(layer, 22, {uint64_t(made.heads)})) {
+            const int whole = each >= 2 && each <= 8 ? int(each) : 0;
+            if (!whole || float(whole) != each) fail("the model file is damaged: a head of layer %d has %g bits; export it again", layer, double(each));
+            made.head_bits.push_back(whole);
+        }
+        made.bits = made.map_bits = *std::max_element(made.head_bits.begin(), made.head_bits.end());
+        made.zero_code = (1 << made.map_bits) - 1 + integer(layer, 9, 0, 1, "zero code");
+        return;
+    }
+    made.map_bits = integer(layer, 8, 2, 8, "map bits"), made.bits = integer(layer, 10, 2, 8, "bits");
+    made.zero_code = integer(layer, 9, 0, 256, "zero code");
+    if (made.mode == 1 && (made.zero_code < (1 << made.map_bits) - 1 || made.zero_code > 1 << made.map_bits))
+        fail("the model file is damaged: layer %d has a zero code that its bits do not have; export it again", layer);
 }
 
 void Reader::quantizers(int layer, Attention &made) {
@@ -64,7 +80,9 @@ void Reader::quantizers(int layer, Attention &made) {
 
 // The products' scales and offsets with the quantizers of queries, keys and values in them.
 void Reader::fold(Attention &made) {
-    auto part = [&](Projection &of, int column, float scale, float zero) {
+    auto part = [&](Projection &of, int column, int head, float scale, float zero) {
+        const int own = made.head_bits.empty() ? made.bits : made.head_bits[size_t(head)];
+        if (own < made.bits) of.limits.push_back({column, made.width, uint8_t((1 << own) - 1)});
         for (int c = column; c < column + made.width; c++) {
             of.scale[size_t(c)] /= scale;
             of.offset[size_t(c)] = of.offset[size_t(c)] / scale + zero;
@@ -73,11 +91,11 @@ void Reader::fold(Attention &made) {
     const HeadQuantizers &found = made.quantizers;
     Projection &keys = made.reduced() ? made.keys : made.first;
     for (int head = 0; head < made.logit_heads; head++) {
-        part(made.first, made.query_column(head), found.query_scale[size_t(head)], found.query_zero[size_t(head)]);
-        part(keys, made.key_column(head), found.key_scale[size_t(head)], found.key_zero[size_t(head)]);
+        part(made.first, made.query_column(head), head, found.query_scale[size_t(head)], found.query_zero[size_t(head)]);
+        part(keys, made.key_column(head), head, found.key_scale[size_t(head)], found.key_zero[size_t(head)]);
     }
     for (int head = 0; head < made.heads; head++)
-        part(keys, made.value_column(head), found.value_scale[size_t(head)], found.value_zero[size_t(head)]);
+        part(keys, made.value_column(head), head, found.value_scale[size_t(head)], found.value_zero[size_t(head)]);
 }
 
 // Keys and values of fewer tokens than queries: those of patches, or of the tokens themselves, by a product of their own.
@@ -137,8 +155,9 @@ void Reader::frozen_apart(int layer, Attention &made) {
     for (float step : made.frozen_step) check_scale(step);
     made.frozen_even.resize(made.frozen.size()), made.frozen_odd.resize(made.frozen.size());
     made.frozen_even_sums.resize(rows), made.frozen_odd_sums.resize(rows);
-    const uint8_t zero = made.mode == 1 && made.map_bits > 4 ? 254 : 16;
-    for (size_t row = 0; row < rows; row++)
+    for (size_t row = 0; row < rows; row++) {
+        const int head = int(row / size_t(made.queries) % size_t(made.moving()));
+        const uint8_t zero = made.mode == 1 && made.map_bits_of(head) > 4 ? 254 : 16;
         for (size_t at = row * made.map_stride; at < row * made.map_stride + tokens; at++) {
             const uint8_t code = made.frozen[at];
             if (code == 255) continue;
@@ -148,6 +167,7 @@ void Reader::frozen_apart(int layer, Attention &made) {
             (code % 2 ? made.frozen_odd_sums : made.frozen_even_sums)[row] += level;
             made.frozen[at] = zero;
         }
+    }
     made_.bytes += 2 * made.frozen.size() + 8 * rows;
 }
 

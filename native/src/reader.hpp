@@ -41,6 +41,7 @@ class Reader {
     void attention(int layer, LayerKind kind);
     void reduction(int layer, Attention &made);
     void windows(int layer, Attention &made);
+    void bits(int layer, Attention &made);
     void quantizers(int layer, Attention &made);
     void fold(Attention &made);
     Array<uint8_t> padded_maps(int layer, int slot, int count, const Attention &made, uint8_t fill);

@@ -33,6 +33,11 @@ void Forward::project_codes(const Attention &layer, const Projection &to, const 
     how.scale = to.scale.data(), how.offset = to.offset.data(), how.folded = true, how.highest = float((1 << layer.bits) - 1);
     how.codes = codes, how.stride = to.stride;
     kernels_.product(product, to.linear->packed, how, worker.sums.data());
+    for (const Limit &limit : to.limits)
+        for (int row = 0; row < product.rows; row++) {
+            uint8_t *const place = codes + size_t(row) * to.stride + size_t(limit.column);
+            for (int c = 0; c < limit.count; c++) place[c] = std::min(place[c], limit.highest);
+        }
 }
 
 // Keys and values of tokens or patches, where they have a product of their own.

@@ -240,7 +240,7 @@ def is_artifact(path: str | Path) -> bool:
 
 def settings_of(plan: Plan) -> QuantizationSettings:
     """The plan's quantization in the form the quantizer takes."""
-    return QuantizationSettings(plan.quantize.weights, plan.quantize.activations, plan.quantize.levels)
+    return QuantizationSettings.of(plan.quantize)
 
 
 def build_frozen(plan: Plan, mask: torch.Tensor, allowed: torch.Tensor | None) -> FrozenMaps:
@@ -313,7 +313,7 @@ def _take_quantizers(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
     """Give maps a uniform grid, and quantizers buffers of one number per head, where the file has them."""
     for name, module in model.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.map_quantizer, LogQuantizer) and f"{name}.map_quantizer.scale" in tensors:
-            module.map_quantizer = UniformMapQuantizer(module.map_quantizer.bits)
+            module.map_quantizer = UniformMapQuantizer.like(module.map_quantizer)
     for name, module in model.named_modules():
         if isinstance(module, UniformQuantizer | LogQuantizer):
             for key, buffer in list(module.named_buffers()):

@@ -176,7 +176,13 @@ class Reference:
     def quantized(self, layer: np.void, place: int, x: Array) -> Array:
         """Codes less zero points, times the scale, of heads [heads, N, D]."""
         scale, zero = (self.named(layer, each).reshape(-1, 1, 1) for each in (place, place + 1))
-        return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2 ** int(layer["ints"][10]) - 1) - zero) * scale
+        bits = self._bits(layer, 10, len(x))
+        return (np.clip(np.round(self._disturbed(x) / scale) + zero, 0, 2**bits - 1) - zero) * scale
+
+    def _bits(self, layer: np.void, place: int, heads: int) -> Array:
+        """Bits [heads or 1, 1, 1] of the first heads."""
+        each = self.named(layer, 22)
+        return np.array(int(layer["ints"][place])).reshape(1, 1, 1) if each is None else each[:heads].reshape(-1, 1, 1)
 
     def _downsample(self, ints: list[int], stream: Array) -> Array:
         """Patches of tokens, row by row, zeros outside of the grid."""
@@ -303,7 +309,8 @@ class Reference:
         """Quantized maps with frozen entries, of logits [heads, N, N]."""
         logits = self._disturbed(logits)
         self._leave_far(layer, logits)
-        mode, bits, zero_code = (int(each) for each in layer["ints"][7:10])
+        mode, bits, zero_code = int(layer["ints"][7]), self._bits(layer, 8, len(logits)), int(layer["ints"][9])
+        zero_code = zero_code if self.named(layer, 22) is None else 2**bits - 1 + zero_code
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
         constants, own = self.named(layer, 8), self.named(layer, 20)
@@ -323,8 +330,8 @@ class Reference:
         codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
         if constants is not None and own is None:
             codes = np.where(constants == 255, codes, constants)
-            zero_code = min(zero_code, 254) if bits == 8 else zero_code
-        noise = self._map_disturbance * self._generator.standard_normal(codes.shape) if bits > 4 else 0.0
+            zero_code = np.where(bits == 8, np.minimum(zero_code, 254), zero_code)
+        noise = self._map_disturbance * self._generator.standard_normal(codes.shape) * (bits > 4) if (bits > 4).any() else 0.0
         made = np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
         return made if own is None else np.where(constants == 255, made, own)
 

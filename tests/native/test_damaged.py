@@ -28,8 +28,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Sound files of other families: windows that reach over the grid, keys of patches."""
-    folder, settings = tmp_path_factory.mktemp("families"), QuantizationSettings(4, 8, "strict")
+    """Sound files of other families: windows that reach over the grid, keys of patches, heads of 3 bits among others."""
+    folder, settings = tmp_path_factory.mktemp("families"), QuantizationSettings(4, 8, "strict", heads=("*:1=3",))
     swin: dict[str, Any] = {"embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 3}
     pvt: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
     models = (("swin_tiny_patch4_window7_224", swin), ("pvt_v2_b0", pvt | {"num_classes": 3}))

@@ -28,6 +28,7 @@ from ..passes.structure import watch_inputs
 from ..plans.choose import computed_layer
 from ..plans.compact import FeedForwardPlan
 from ..plans.file import save_plan
+from ..plans.fits import check_bits
 from ..plans.schema import Plan
 from ..progress import doing, say
 from ..runtime.runtimes import reason_of
@@ -89,7 +90,7 @@ def search(
     place = _place_of_record(record, out)
     images = images if isinstance(images, str | Path) else find_given(images, several=True)
     loaded, known = as_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    sites = _fitting_sites(known, loaded)
+    sites = _fitting_sites(known, loaded, quantize)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
     windows = find_windows(how.window, sites.attention, layers, known)
 
@@ -260,7 +261,7 @@ def _subject(loaded: Model, known: Statistics, drawn: SearchImages, how: SearchM
     )  # fmt: skip
 
 
-def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
+def _fitting_sites(statistics: Statistics, loaded: Model, quantize: Quantize) -> ModelSites:
     """The model's sites. Raises VitfrostError for statistics of another model, and for a model that is changed or no classifier."""
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
@@ -270,6 +271,7 @@ def _fitting_sites(statistics: Statistics, loaded: Model) -> ModelSites:
     statistics.check_fits(loaded.identity, sites.signature())
     if loaded.outputs == "classes" and loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier, or features")
+    check_bits(quantize, loaded.name, sites)
     return sites
 
 

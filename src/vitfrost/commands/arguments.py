@@ -84,9 +84,9 @@ def show(renderable: Any) -> None:
 
 def announce_simulation(plan: Any) -> None:
     """Say in one line that a plan's model is simulated, and which exports refuse it therefore."""
-    bits = plan.quantize.activations
-    if bits != 32:
+    bits = plan.quantize.parts
+    if bits.any_activations:
         print(
-            f"PyTorch simulates activations of {bits} bits; vitfrost export --format native runs them (plan with --levels strict), other "
-            "formats refuse them; to deploy in int8 there, plan with --activation-bits 32"
+            f"PyTorch simulates activations of {bits.of_activations} bits; vitfrost export --format native runs them (plan with "
+            "--levels strict), other formats refuse them; to deploy in int8 there, plan with --activation-bits 32"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..configs import Compress, Repair
-from ..configs.methods import FULL_PRECISION
 from .arguments import ArtifactOrNone, Flags, ModelFlags, announce_simulation, one_of
 from .flags import Given, Group, takes
 
@@ -40,7 +39,7 @@ def compress(
     from ..plans.file import load_plan
 
     loaded, chosen = model.open(artifact), load_plan(plan)
-    if chosen.quantize.activations == FULL_PRECISION:
+    if not chosen.quantize.parts.any_activations:
         given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
     if chosen.hallucinate is None and chosen.compact is None:
         given.refuse(["compact-images"], "has no effect: the plan neither hallucinates heads nor compacts blocks; leave it out")

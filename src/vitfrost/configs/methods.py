@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, AliasChoices, Field, model_serializer, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_serializer, model_validator
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from ..methods.constant_heads.kinds import KINDS
 from ..plans.criteria import CRITERIA
 from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
+from .mixed import BitsOfParts, head_words, heads_of, layer_of, layer_words
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Space = Literal["logits", "post-softmax"]
@@ -301,6 +302,22 @@ class Quantize:
     what surely makes it worse on calibration images held out is taken back."""
     steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
     """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
+    layers: Annotated[
+        Mapping[str, tuple[int, int]] | tuple[str, ...] | None,
+        BeforeValidator(layer_words),
+        Field(validation_alias=AliasChoices("layers", "layer_bits"), serialization_alias="layer_bits"),
+        Flag("layer-bits", "NAME=W/A ...", form="words"),
+    ] = None
+    """Other bits of single layers, of weights and input: `head=8/8`, `blocks.0=8/8`, `*.mlp.fc2=4/8`. A name may be that of a module
+    around layers, or a shell pattern; later ones win. In Python also {"head": (8, 8)}. The stem's input has 8 bits whatever is given."""
+    heads: Annotated[
+        Mapping[str, int | Mapping[int, int]] | tuple[str, ...] | None,
+        BeforeValidator(head_words),
+        Field(validation_alias=AliasChoices("heads", "head_bits"), serialization_alias="head_bits"),
+        Flag("head-bits", "NAME:HEAD,...=BITS ...", form="words"),
+    ] = None
+    """Other bits of queries, keys, values and maps of single heads: `blocks.3.attn:0,2=8`, or `blocks.3.attn=8` for all heads of a layer.
+    In Python also {"blocks.3.attn": {0: 8, 2: 8}}."""
 
     @model_validator(mode="before")
     @classmethod
@@ -322,13 +339,19 @@ class Quantize:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        own = {"method": REPQ, "steps": None}
+        own = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None}
         return {key: value for key, value in data.items() if key not in own or value != own[key]}
+
+    @property
+    def parts(self) -> BitsOfParts:
+        """The bits of every layer and head."""
+        layers, heads = tuple(map(layer_of, self.layers or ())), tuple(map(heads_of, self.heads or ()))
+        return BitsOfParts(self.weights, self.activations, layers, heads)
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
         found = {"steps": "method"} if self.method == REPQ else {}
-        if self.weights == self.activations == FULL_PRECISION:
+        if not self.parts.any:
             found |= {"method": "weights", "steps": "weights"}
         return found
 

@@ -19,7 +19,7 @@ from ..artifact import Artifact
 from ..configs import Export, refuse_idle
 from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
-from ..evaluation.description import FULL_PRECISION_BITS, describe
+from ..evaluation.description import describe
 from ..evaluation.features import about_tokens
 from ..files import atomic_folder, refuse_existing, sha256_of_file
 from ..images.given import ImagesLike
@@ -185,10 +185,10 @@ def _check_model(loaded: Model, form: str) -> None:
     if form == NATIVE:
         check_family(loaded.module, loaded.name)
         return
-    if isinstance(loaded, Artifact) and loaded.plan.quantize.activations != FULL_PRECISION_BITS:
+    if isinstance(loaded, Artifact) and loaded.plan.quantize.parts.any_activations:
         raise VitfrostError(
-            f"the artifact quantizes activations to {loaded.plan.quantize.activations} bits, which is simulated in floating point and "
-            'would be exported as such; export with Export(format="native"), or plan with Quantize(activations=32) and export with '
+            f"the artifact quantizes activations to {loaded.plan.quantize.parts.of_activations} bits, which is simulated in floating point "
+            'and would be exported as such; export with Export(format="native"), or plan with Quantize(activations=32) and export with '
             'Export(precision="int8")'
         )
     if any(isinstance(module, FrozenMaps) and module.partial_heads for module in loaded.module.modules()):
@@ -247,8 +247,7 @@ def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, s
     """The engine's own file. Returns, for export.json, what `_write_graph` does, and "bits": "W4/A8"."""
     pixels = None if int8 is None or int8.pixels is None else torch.from_numpy(int8.pixels)
     write_model(to_native(in_integers(loaded, pixels), loaded.name), folder / FORMATS[NATIVE].files[0])
-    weights, activations = bits_of(loaded)
-    return {"weight_range": None, "graph": "lean", "attention": None, "ranges": None, "bits": f"W{weights}/A{activations}"}
+    return {"weight_range": None, "graph": "lean", "attention": None, "ranges": None, "bits": bits_of(loaded)}
 
 
 def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
@@ -298,7 +297,8 @@ def _plan_of(loaded: Model) -> dict[str, Any] | None:
         return None
     found = summary(loaded.plan)
     del found["layers"]
-    return found | {"weight_bits": loaded.plan.quantize.weights}
+    quantize = loaded.plan.quantize
+    return found | {"weight_bits": quantize.weights} | ({} if quantize.layers is None else {"layer_bits": list(quantize.layers)})
 
 
 def _versions(form: str, precision: str) -> dict[str, str]:

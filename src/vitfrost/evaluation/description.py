@@ -53,11 +53,10 @@ def describe(loaded: Model) -> Description:
     if not isinstance(loaded, Artifact):
         size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
         return Description("executed", "fp32", {}, None, size, macs, runtime, threads)
-    weight_bits, activation_bits = loaded.plan.quantize.weights, loaded.plan.quantize.activations
-    full = weight_bits == activation_bits == FULL_PRECISION_BITS
+    bits = loaded.plan.quantize.parts
     return Description(
-        kind="executed" if full else "simulated",
-        precision="fp32" if full else f"W{weight_bits}/A{activation_bits}",
+        kind="simulated" if bits.any else "executed",
+        precision=bits.label if bits.any else "fp32",
         seeds=dict(loaded.seeds),
         plan_hash=loaded.plan_hash,
         size_bytes=loaded.size_bytes,

@@ -135,9 +135,10 @@ def frozen_step(
     bits: int,
     levels: Levels,
     grid: Literal["layer", "head"],
-    layer_step: Float[Tensor, ""] | None,
+    layer_step: Float[Tensor, "*heads"] | None,
 ) -> Float[Tensor, heads]:
-    """The grid step of every head: the layer's own attention quantizer's, or one fitted to the head's frozen constants.
+    """The grid step of every head: the layer's own attention quantizer's (where heads have different bits, the head's), or one fitted to
+    the head's frozen constants.
 
     Where the maps are not quantized (`layer_step` is None) the layer's step is fitted to all its frozen constants.
     """

@@ -13,7 +13,7 @@ from ..files import refuse_existing
 from ..images.given import ImagesLike, find_given
 from ..model import Model, ModelLike, as_model
 from ..plans.file import load_plan
-from ..plans.fits import check_fits
+from ..plans.fits import check_bits, check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
@@ -38,7 +38,7 @@ def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAU
     passes: list[Pass] = []
     if has_structure(plan) and not structured:
         passes.append(GiveStructure(config.compact_images))
-    frozen_last = settings.activations and not find_quantizer(plan.quantize.method).freezes_first
+    frozen_last = settings.parts.any_maps and not find_quantizer(plan.quantize.method).freezes_first
     if plan.freeze is not None and not frozen_last:
         passes.append(FreezeEntries())
     if repair is not None:
@@ -58,10 +58,12 @@ def start_work(loaded: Model, plan: Plan, statistics: Statistics | None = None, 
     given = loaded if isinstance(loaded, Artifact) else None
     sites = find_sites(loaded.module if given is None else loaded.blank())
     check_fits(plan, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
+    changed = changed_sites(sites, plan)
+    check_bits(plan.quantize, loaded.name, sites, changed)
     records: dict[str, Any] = {}
     if given is not None:
         _check_structure(given.plan, plan)
-        sites = changed_sites(sites, plan)
+        sites = changed
         records = {"structure": given.structure, "repair": given.repair, **given.passes}
     model = copy.deepcopy(loaded.module).cpu()  # once, and in seconds: the same bits wherever the model runs
     install_map_attention(model)

@@ -128,7 +128,7 @@ class QuantizeInSteps:
             if name not in known:
                 raise VitfrostError(f"Quantize.steps has {name}, which is no step of {method}; its steps are {', '.join(known)}")
         chosen = tuple(step for step in steps if step.needed or config.steps is None or step.name in config.steps)
-        return cls(method, QuantizationSettings(config.weights, config.activations, config.levels), chosen, images, fitted)
+        return cls(method, QuantizationSettings.of(config), chosen, images, fitted)
 
     def check(self, work: Work) -> None:
         """Needs images, also for weights alone: it fits what is left to them."""

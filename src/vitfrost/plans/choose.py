@@ -19,6 +19,7 @@ from ..identity import Identity
 from ..regular import is_file
 from .compact import FeedForwardPlan, compact_blocks
 from .file import save_plan
+from .fits import check_bits
 from .freeze_entries import with_frozen_entries
 from .freeze_heads import first_heads, frozen_by_criterion
 from .hallucinate import hallucinated_layers
@@ -83,10 +84,10 @@ class Methods:
         return made
 
     def _refuse_idle_together(self) -> None:
-        full = self.quantize.activations == FULL_PRECISION
+        full = not self.quantize.parts.any_maps
         if self.entries is not None and self.entries.order != FreezeEntries.order and full:
             raise VitfrostError("FreezeEntries.order has no effect where Quantize.activations is 32; leave it out")
-        on_levels = not full or self.quantize.weights != FULL_PRECISION or (self.entries and self.entries.bits != FULL_PRECISION)
+        on_levels = self.quantize.parts.any or (self.entries and self.entries.bits != FULL_PRECISION)
         if self.quantize.levels != Quantize.levels and not on_levels:
             raise VitfrostError("Quantize.levels has no effect where all bits are 32; leave it out")
 
@@ -144,6 +145,7 @@ def plan(
 
 def _from_statistics(statistics: StatisticsRecord, chosen: Methods) -> Plan:
     header = statistics.header
+    chosen.quantize.parts.check(header.model.name, None, {site["name"]: site["heads"] for site in header.sites})
     layers = [computed_layer(site, statistics.sites[site["name"]].allowed) for site in header.sites]
     hallucinate, constants, compact, windowed = chosen.hallucinate, chosen.heads, chosen.compact, chosen.windowed
     feed_forward: tuple[FeedForwardPlan, ...] = ()
@@ -204,6 +206,7 @@ def _from_model(model: ModelLike, chosen: Methods) -> Plan:
     if isinstance(loaded, Artifact):
         raise VitfrostError("an artifact has a structure already; calibrate it and plan from its statistics")
     sites = find_sites(loaded.module)
+    check_bits(chosen.quantize, loaded.name, sites)
     made = unfrozen_plan(loaded.identity, sites.signature(), chosen.quantize)
     layers: Sequence[LayerPlan] = made.layers
     if heads is not None:

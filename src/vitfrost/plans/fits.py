@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..configs import Quantize
 from ..errors import VitfrostError
 from ..identity import Identity
+from ..vit.sites import ModelSites
 from .schema import Plan
 
 
@@ -35,6 +37,12 @@ def check_fits(
             f"the plan is for other weights of {ours.name}: {ours.weight_tag} ({ours.state_hash[:12]}) in the plan, "
             f"{theirs.weight_tag} ({theirs.state_hash[:12]}) given"
         )
+
+
+def check_bits(quantize: Quantize, name: str, *known: ModelSites) -> None:
+    """Raise VitfrostError where single layers or heads have bits that a model with these sites does not have."""
+    linears = [linear.name for sites in known for linear in sites.linears]
+    quantize.parts.check(name, linears, {site.name: site.heads for sites in known for site in sites.attention})
 
 
 def check_sites(plan: Plan, signature: Sequence[Mapping[str, Any]], feed_forward: Sequence[Mapping[str, Any]] | None = None) -> None:

@@ -87,8 +87,7 @@ class Plan(Strict):
         made = [f"{count} of {len(heads)} heads {what}" for what, count in counts.items() if count]
         compact = sum(block.rank is not None for block in self.feed_forward)
         made += [f"{compact} compact blocks"] if compact else []
-        bits = f"W{self.quantize.weights}/A{self.quantize.activations}"
-        return f"Plan({', '.join([self.model.name, f'{len(self.layers)} layers', *made, bits])})"
+        return f"Plan({', '.join([self.model.name, f'{len(self.layers)} layers', *made, self.quantize.parts.label])})"
 
     __str__ = __repr__
 

@@ -104,12 +104,14 @@ def what_was_done(plan: Plan, exported: dict[str, Any] | None = None) -> str:
         )
     sentences += _structure_sentences(plan, counted)
     weight, activation = plan.quantize.weights, plan.quantize.activations
-    if weight == activation == FULL_PRECISION:
+    if not plan.quantize.parts.any:
         sentences.append("Nothing is quantized." if sentences else "The plan leaves the model as it is.")
     else:
         named = [f"{what} to {bits} bits" for what, bits in (("weights", weight), ("activations", activation)) if bits != FULL_PRECISION]
         by = "RepQ-ViT" if plan.quantize.method == "repq" else f"The quantizer {plan.quantize.method}"
-        sentences.append(f"{by} quantizes {' and '.join(named)}.")
+        sentences.append(f"{by} quantizes {' and '.join(named) or 'single layers alone'}.")
+        if words := (*(plan.quantize.layers or ()), *(plan.quantize.heads or ())):
+            sentences.append(f"Single layers or heads have bits of their own (weights/activations): {', '.join(words)}.")
     if exported is not None:
         runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "native": "the native engine"}[exported["format"]]
         if exported["precision"] == "int8":

@@ -9,7 +9,7 @@ from ..budget.history import Taken
 from ..outputs import distance_text
 from ..timing.benchmark import BenchRow
 from .parts import RunParts
-from .summary import FULL_PRECISION, interval, megabytes, signed
+from .summary import interval, megabytes, signed
 
 SMALL_DROP = 1.0
 """Percentage points; where less is lost, the next step is a tighter budget, else giving something back."""
@@ -117,7 +117,7 @@ def _next(parts: RunParts) -> list[tuple[str, str | None]]:
             ("Freeze whole heads to save time: single frozen weights save none.",
              "vitfrost search ... --target-latency 0.9 --runtime onnxruntime-int8"),
         )  # fmt: skip
-    if parts.artifact is not None and not parts.exported and parts.plan is not None and parts.plan.quantize.activations == FULL_PRECISION:
+    if parts.artifact is not None and not parts.exported and parts.plan is not None and not parts.plan.quantize.parts.any_activations:
         found.append(
             ("Export it, to run without torch and in int8.",
              "vitfrost export RUN/artifact --format onnx --precision int8 --images CALIBRATION_IMAGES --out RUN/deploy"),

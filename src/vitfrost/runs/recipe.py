@@ -106,7 +106,7 @@ class PlanPart(_Flat):
         if any(part is not None for part in structure) and "freeze" not in self.model_fields_set:
             self.freeze = None
         try:
-            quantize = next(method for method in self.methods() if isinstance(method, Quantize))
+            quantize = self.quantize
         except VitfrostError as error:
             raise ValueError(str(error)) from error
         found: dict[str, Any] = {"weight_bits": quantize.weights, "activation_bits": quantize.activations}
@@ -115,6 +115,11 @@ class PlanPart(_Flat):
         for name, value in found.items():
             setattr(self, name, value)
         return self
+
+    @property
+    def quantize(self) -> Quantize:
+        """The bits. Raises VitfrostError for options that have no effect."""
+        return next(method for method in self.methods() if isinstance(method, Quantize))
 
     @property
     def has_structure(self) -> bool:
@@ -160,7 +165,8 @@ class PlanPart(_Flat):
             unused |= {"constants", "window", "tolerance"}
         elif "by" not in self.model_fields_set:
             unused.add("by")
-        unused |= {key for key, value in (("quantizer", REPQ), ("quantizer_steps", None)) if data[key] == value}  # as stages knew it before
+        later = {"quantizer": REPQ, "quantizer_steps": None, "layer_bits": None, "head_bits": None}
+        unused |= {key for key, value in later.items() if data[key] == value}  # as stages knew it before
         return {key: value for key, value in data.items() if key not in unused}
 
 
@@ -223,7 +229,7 @@ class Recipe(Part):
         if self.repair is not None and self.compress.repair is not None:
             raise ValueError("repair stands in the recipe twice; leave compress.repair out")
         exported = self.export is not None and self.export.format != "native"
-        if exported and self.search is None and self.plan.activation_bits != 32:
+        if exported and self.search is None and self.plan.quantize.parts.any_activations:
             raise ValueError(
                 "export refuses simulated activations; set plan.activation_bits to 32 and export.precision to int8, or export.format "
                 "to native"

@@ -107,9 +107,9 @@ class RecipeRun(ABC, Generic[R]):
             recipe=self.recipe.without_paths(), **options,
         )  # fmt: skip
 
-    def quantize(self, out: Path, seed: int, weight_bits: int, activation_bits: int, levels: str) -> None:
-        """The original quantized by RepQ-ViT, with nothing frozen."""
-        settings = parsed(Quantize, {"weights": weight_bits, "activations": activation_bits, "levels": levels})
+    def quantize(self, out: Path, seed: int, **bits: Any) -> None:
+        """The original quantized by RepQ-ViT, with nothing frozen; `bits`: fields of Quantize."""
+        settings = parsed(Quantize, bits)
         chosen = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), settings)
         self.compress(out, chosen, Compress(seed, self.recipe.compress.calibration_images))
 
@@ -174,7 +174,8 @@ class SingleRun(RecipeRun[Recipe]):
 
     def _quantize(self, out: Path) -> None:
         part = self.recipe.plan
-        self.quantize(out, self.recipe.compress.seed, part.weight_bits, part.activation_bits, part.levels)
+        bits = {"weights": part.weight_bits, "activations": part.activation_bits, "levels": part.levels}
+        self.quantize(out, self.recipe.compress.seed, **bits, layers=part.layer_bits, heads=part.head_bits)
 
     def _evaluate(self, out: Path) -> None:
         part = self.recipe.evaluation
@@ -199,7 +200,9 @@ class SingleRun(RecipeRun[Recipe]):
         recipe, folder = self.recipe, self.folder
         taken = recipe.calibration.model_dump() | {"sensitivity": self.sensitivity, "similarity": self.similarity}
         by_default = IMAGES if recipe.plan.quantizer == REPQ else None
-        drawn = {**recipe.compress.model_dump(), "bits": (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels)}
+        others = (*(recipe.plan.layer_bits or ()), *(recipe.plan.head_bits or ()))
+        bits = (recipe.plan.weight_bits, recipe.plan.activation_bits, recipe.plan.levels, *others)
+        drawn = {**recipe.compress.model_dump(), "bits": bits}
         drawn["calibration_images"] = recipe.compress.calibration_images or by_default
         stages = [
             Stage("calibrate", "statistics.safetensors", (), [self.model, taken], lambda out: self._calibrate(self.original, out, "before"))

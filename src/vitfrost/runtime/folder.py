@@ -97,7 +97,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "needs": lambda value: isinstance(value, dict) and all(isinstance(least, str) for least in value.values()),
     "graph": lambda value: isinstance(value, str),
     "attention": lambda value: isinstance(value, str),
-    "bits": lambda value: isinstance(value, str) and re.fullmatch("W[2-8]/A[2-8]", value) is not None,
+    "bits": lambda value: isinstance(value, str) and re.fullmatch("W[2-8]/A[2-8]( mixed)?", value) is not None,
     "ranges": lambda value: isinstance(value, str),
     "weight_range": lambda value: isinstance(value, str),
     **dict.fromkeys(("calibration", "plan", "versions", "parity", "checked"), _is_record),

@@ -106,7 +106,7 @@ class GridRun(RecipeRun[StudyRecipe]):
         settings = [self.model, self.compression_images, count, source.model]
 
         def make(out: Path) -> None:
-            self.quantize(out, source.seed, source.weight_bits, source.activation_bits, source.levels)
+            self.quantize(out, source.seed, weights=source.weight_bits, activations=source.activation_bits, levels=source.levels)
 
         return Stage(f"quantize {source.model}", f"quantized/{source.model}", (), settings, make, 2.0 * count)
 

@@ -169,6 +169,8 @@ def _expand_block(recipe: StudyRecipe, block: BlockPart, seeds: list[int]) -> It
                 plan = PlanPart.model_validate(recipe.plan.model_dump() | chosen | {"seed": seed})
             except ValidationError as error:
                 raise VitfrostError(f"block '{block.name}': {describe(error)}") from error
+            if plan.layer_bits or plan.head_bits:
+                raise VitfrostError(f"block '{block.name}': a grid has bits of whole models; run layer_bits and head_bits in recipes")
             quantizes = min(plan.weight_bits, plan.activation_bits) < FULL
             if not quantizes and statistics == "quantized":
                 raise VitfrostError(f"block '{block.name}': statistics is 'quantized', but nothing is quantized; write statistics: fp32")

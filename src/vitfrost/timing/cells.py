@@ -92,8 +92,7 @@ def _of_model(subject: Subject, runtimes: Sequence[str], precisions: Sequence[st
         elif runtime in OWN_BITS:
             # What is in integers anyway; one kind of graph.
             if "int8" in precisions and subject.loaded is not None:
-                weights, activations = bits_of(subject.loaded)
-                cells.append(Cell(subject, runtime, "int8", graph="lean", bits=f"W{weights}/A{activations}"))
+                cells.append(Cell(subject, runtime, "int8", graph="lean", bits=bits_of(subject.loaded)))
         else:
             for precision, hint in _graphs(RUNTIMES[runtime].hints, precisions):
                 kinds: tuple[dict[str, str], ...] = RUNTIMES[runtime].int8 if precision == "int8" else ({},)

@@ -81,7 +81,7 @@ def _of_artifact(recipe: TrainingRecipe) -> Start:
 
 
 def _refuse_untrainable(chosen: Plan) -> None:
-    if chosen.freeze is not None or (chosen.quantize.weights, chosen.quantize.activations) != (32, 32):
+    if chosen.freeze is not None or chosen.quantize.parts.any:
         raise VitfrostError(
             "the plan freezes entries or quantizes, which is not trained through; plan with 32 bits and whole heads frozen at most, train, "
             "then compress"

@@ -212,7 +212,7 @@ class MapAttention(nn.Module):
         if self.frozen is not None:
             made: Tensor = self.frozen(maps, self.map_quantizer, heads)
             return made
-        return maps if self.map_quantizer is None else self.map_quantizer(maps)
+        return maps if self.map_quantizer is None else self.map_quantizer(maps, *(() if heads is None else (heads,)))
 
     def attend(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None) -> Float[Tensor, "rows heads queries width"]:
         """Mix the values: of heads that are mixed apart by their modules, of the others with their own maps."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer, UniformQuantizer
+from vitfrost.methods.quantize.trainable import TrainableMaps, TrainableQuantizer
 
 
 def quantizers() -> dict[str, tuple[nn.Module, torch.Tensor]]:
@@ -44,6 +47,28 @@ def test_gradients_pass_unchanged_even_where_values_are_cut(kind: str) -> None:
     quantizer(x).backward(arriving)
     assert x.grad is not None
     assert torch.equal(x.grad, arriving)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "log"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_heads_of_mixed_bits_are_quantized_as_each_alone(kind: str, trained: bool) -> None:
+    bits, generator = (4, 8, 2), torch.Generator().manual_seed(0)
+    x = torch.randn(3, 3, 5, 5, generator=generator)
+    x = x if kind == "uniform" else (4 * x).softmax(-1)
+    alone: list[Any] = [UniformQuantizer(each) if kind == "uniform" else LogQuantizer(each, "strict") for each in bits]
+    made: Any = UniformMapQuantizer(4) if kind == "uniform" else LogQuantizer(4, "strict")
+    made.set_bits(bits)
+    for quantizer, own in ((made, x), *((each, x[:, head]) for head, each in enumerate(alone))):
+        if kind == "uniform":
+            quantizer.observe(own)
+        else:
+            quantizer.calibrating = True
+            quantizer(own)
+            quantizer.calibrating = False
+    wrap: Any = (TrainableQuantizer if kind == "uniform" else TrainableMaps) if trained else lambda each: each
+    wanted = torch.stack([wrap(each)(x[:, head]) for head, each in enumerate(alone)], 1)
+    assert torch.equal(wrap(made)(x), wanted)
+    assert torch.equal(wrap(made)(x[:, 1:], [1, 2]), wanted[:, 1:])
 
 
 LAYERS: dict[str, nn.Module] = {

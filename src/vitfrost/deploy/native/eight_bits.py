@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import nn
 
 from ...artifact import Artifact
+from ...configs.mixed import BitsOfParts
 from ...errors import VitfrostError
 from ...evaluation.description import FULL_PRECISION_BITS
 from ...evaluation.inspect import skeleton
@@ -24,13 +26,13 @@ BITS = 8
 MOST_IMAGES, MOST_TOKENS = 32, 2**15  # images pass in one batch, as in RepQ-ViT
 
 
-def bits_of(loaded: Model) -> tuple[int, int]:
-    """Bits of weights and activations in the native file: the artifact's own, 8 for what is in floating point."""
+def bits_of(loaded: Model) -> str:
+    """Bits of weights and activations in the native file, such as W4/A8: the artifact's own, 8 for what is in floating point."""
     if not isinstance(loaded, Artifact):
-        return BITS, BITS
-    quantize = loaded.plan.quantize
-    weights, activations = (BITS if bits == FULL_PRECISION_BITS else bits for bits in (quantize.weights, quantize.activations))
-    return weights, activations
+        return BitsOfParts(BITS, BITS).label
+    own = loaded.plan.quantize.parts
+    weights, activations = (BITS if bits == FULL_PRECISION_BITS else bits for bits in (own.weights, own.activations))
+    return replace(own, weights=weights, activations=activations).label
 
 
 def needs_images(loaded: Model) -> bool:
@@ -57,6 +59,11 @@ def in_integers(loaded: Model, pixels: Float[torch.Tensor, "images 3 height widt
         if isinstance(loaded, Artifact) and loaded.plan.quantize.weights == FULL_PRECISION_BITS:
             raise VitfrostError(f"{loaded.name} has quantized activations and weights in floating point; plan with Quantize(weights=8)")
         return module
+    if isinstance(loaded, Artifact) and loaded.plan.quantize.weights == FULL_PRECISION_BITS and loaded.plan.quantize.parts.any:
+        raise VitfrostError(
+            f"{loaded.name} has some layers in few bits and others in floating point, which the native engine does not run; plan with "
+            "Quantize(weights=8), and give single layers less"
+        )
     attention = install_map_attention(module)
     for name, each in attention.items():
         if isinstance(each.frozen, FrozenMaps) and each.frozen.bits == FULL_PRECISION_BITS:
@@ -79,7 +86,8 @@ def _calibrate_attention(module: nn.Module, attention: dict[str, MapAttention], 
         return quantizers[-1]
 
     for each in attention.values():
-        each.quantize(make, lambda: None)
+        if each.value_quantizer is None:
+            each.quantize(make, lambda: None)
     if pixels is None or not len(pixels):
         raise VitfrostError("quantizing activations needs calibration images; give images (--images DIR)")
     for quantizer in quantizers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...errors import VitfrostError
 from ...methods.constant_heads.module import ConstantHeads
 from ...methods.frozen_entries import FrozenMaps
 from ...methods.hallucination.maps import HeadHallucination
-from ...methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from ...methods.quantize.modules import ActivationQuantizer, LogQuantizer, QuantizedLayer, UniformQuantizer
 from ...methods.quantize.quantizers import zero_code
 from ...vit.compat import import_timm
 from .format import LINEAR, NONE, NORM, Layer, ModelFile
@@ -33,21 +34,25 @@ WHOLE_MAPS_TOKENS, LARGEST_WHOLE_MAPS_TOKENS = 400, 1600
 
 
 class Grid(NamedTuple):
-    """A uniform grid: bits, and scale and zero point of the tensor [1] or of every head [heads]."""
+    """A uniform grid: bits, and scale and zero point of the tensor [1] or of every head [heads]. `head_bits`: those of every head where
+    they differ, and `bits` is the largest."""
 
     bits: int
     scale: Float[ndarray, heads]
     zero: Float[ndarray, heads]
+    head_bits: tuple[int, ...] | None = None
 
 
 class MapGrid(NamedTuple):
-    """How maps are quantized: the file's map mode, bits, zero code, step or scale [1 or heads], zero point (uniform maps alone)."""
+    """How maps are quantized: the file's map mode, bits, zero code, step or scale [1 or heads], zero point (uniform maps alone), and
+    `head_bits` as of Grid."""
 
     mode: int
     bits: int = 8
     zero_code: int = 0
     step: ndarray | None = None
     zero: ndarray | None = None
+    head_bits: tuple[int, ...] | None = None
 
 
 def refuse(where: str, why: str, mend: str) -> VitfrostError:
@@ -70,8 +75,15 @@ def integers(values: Tensor, where: str) -> ndarray:
     return found
 
 
+def head_bits_of(quantizer: ActivationQuantizer) -> tuple[int, ...] | None:
+    """Bits of every head; None where all have the same."""
+    return None if quantizer.head_bits is None else tuple(map(int, quantizer.head_bits.flatten()))
+
+
 def grid_of(quantizer: nn.Module | None, heads: int, where: str) -> Grid:
     """The grid of a quantizer, with one scale or one for each of so many heads."""
+    if quantizer is None:
+        raise refuse(where, "they are in floating point", "plan with bits for all heads")
     if not isinstance(quantizer, UniformQuantizer):
         raise refuse(where, f"it is quantized by {type(quantizer).__name__}", "vitfrost evaluate simulates it")
     scale = to_array(quantizer.scale).reshape(-1)
@@ -79,7 +91,7 @@ def grid_of(quantizer: nn.Module | None, heads: int, where: str) -> Grid:
     if len(scale) not in (1, heads) or len(zero) not in (1, len(scale)):
         raise refuse(where, f"its quantizer has {len(scale)} scales", "vitfrost evaluate simulates it")
     check_bits(quantizer.bits, where)
-    return Grid(quantizer.bits, scale, np.broadcast_to(zero, scale.shape))
+    return Grid(quantizer.bits, scale, np.broadcast_to(zero, scale.shape), head_bits_of(quantizer))
 
 
 def check_bits(bits: int, where: str) -> None:
@@ -170,14 +182,37 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
         return MapGrid(ROW_MAPS)
     if isinstance(quantizer, UniformQuantizer):
         grid = grid_of(quantizer, heads, f"the maps of {where}")
-        return MapGrid(UNIFORM_MAPS, grid.bits, 0, grid.scale, grid.zero)
+        return MapGrid(UNIFORM_MAPS, grid.bits, 0, grid.scale, grid.zero, grid.head_bits)
     if not isinstance(quantizer, LogQuantizer):
         raise refuse(f"the maps of {where}", f"they are quantized by {type(quantizer).__name__}", "vitfrost evaluate simulates it")
     check_bits(quantizer.bits, f"the maps of {where}")
     step = to_array(quantizer.step).reshape(-1)
     if len(step) not in (1, heads):
         raise refuse(f"the maps of {where}", f"their quantizer has {len(step)} steps", "vitfrost evaluate simulates it")
-    return MapGrid(LOG_MAPS, quantizer.bits, zero_code(quantizer.bits, quantizer.levels), step)
+    return MapGrid(LOG_MAPS, quantizer.bits, zero_code(quantizer.bits, quantizer.levels), step, head_bits=head_bits_of(quantizer))
+
+
+class HeadBits(NamedTuple):
+    """Bits of maps, their zero code and bits of queries, keys and values, as the numbers of a layer; where heads have different bits these
+    are 0, what zero codes have beyond 2^bits - 1, and 0, and `each` has the bits of every head."""
+
+    ints: tuple[int, int, int]
+    each: ndarray | None = None
+
+
+def bits_of_heads(values: Grid, others: Sequence[Grid], maps: MapGrid, counts: tuple[int, int, int], where: str) -> HeadBits:
+    """The bits of a layer whose values have the grid `values`, queries and keys `others`. `counts`: heads, those with logits, with maps."""
+    heads, computed, moving = counts
+    whole = values.head_bits or (values.bits,) * heads
+    mixed = len(set(whole)) > 1
+    near = [grid.head_bits or (grid.bits,) * computed for grid in others]
+    if mixed and maps.mode != ROW_MAPS:
+        near.append(maps.head_bits or (maps.bits,) * moving)
+    if any(own != whole[: len(own)] for own in near) or (maps.head_bits is not None and not mixed):
+        raise refuse(where, "queries, keys, values or maps have different bits", "vitfrost evaluate simulates it")
+    if not mixed:
+        return HeadBits((maps.bits, maps.zero_code, values.bits))
+    return HeadBits((0, maps.zero_code + 1 - 2**maps.bits if maps.mode == LOG_MAPS else 0, 0), np.array(whole, np.float32))
 
 
 class FrozenEntries(NamedTuple):
@@ -209,7 +244,8 @@ def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) ->
         if not sound:
             raise refuse(where, why, mend)
     steps, used = to_array(frozen.step)[:heads], mask.any(axis=(0, 2, 3))
-    shared = grid.mode == LOG_MAPS and grid.step is not None and frozen.bits == grid.bits
+    shared = grid.mode == LOG_MAPS and grid.step is not None
+    shared = shared and bool((np.broadcast_to(grid.head_bits or grid.bits, heads)[used] == frozen.bits).all())
     shared = shared and np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used])  # type: ignore[arg-type]
     if not shared and frozen.bits > LARGEST_OWN_BITS:
         raise refuse(where, f"frozen entries have {frozen.bits} bits and a grid of their own", "plan with FreezeEntries(bits=4)")

@@ -40,6 +40,7 @@ from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through
 
 FIRST_TOKEN, MEAN, TWO_TOKENS, ALL_TOKENS = 0, 1, 2, 3
 POOLING = {"token": FIRST_TOKEN, "avg": MEAN, "": ALL_TOKENS}
+BIAS = 21  # the place of a relative bias among a layer's tensors
 MASK = -100.0  # between regions of a shifted window, as timm has it
 _ACTIVATIONS: dict[str, Activation] = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu", "QuickGELU": "quick-gelu"}
 
@@ -100,7 +101,7 @@ def _embed(file: ModelFile, vit: Any) -> None:
 
 
 class Heads(NamedTuple):
-    """What the records of attention layers have in common: the numbers behind their layers, the tensors up to frozen entries' own grid, and
+    """What the records of attention layers have in common: the numbers behind their layers, the tensors (none for a relative bias), and
     whether frozen entries and constant maps differ between windows."""
 
     ints: tuple[int, ...]
@@ -122,9 +123,9 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
     if computed:
         grids["q"] = grid_of(module.query_quantizer, computed, f"the queries of {where}")
         grids["k"] = grid_of(module.key_quantizer, computed, f"the keys of {where}")
-    if len({grid.bits for grid in grids.values()}) > 1:
-        raise refuse(where, "queries, keys and values have different bits", "vitfrost evaluate simulates it")
     maps = parts.map_grid(module.map_quantizer, moving if computed else 0, where)
+    others = [grids[letter] for letter in "qk" if computed]
+    bits = parts.bits_of_heads(grids["v"], others, maps, (heads, computed, moving), where)
     frozen = None if module.frozen is None else parts.frozen_entries(module.frozen, maps, moving, where)
     made = None if module.hallucination is None else parts.hallucinated(module.hallucination, where)
     tensors = []
@@ -146,9 +147,10 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
     kernel: tuple[int, ...] = (*((0, 0) if kernels is None else kernels.kernel.shape[1:]), *grid)
     tensors += [NONE] * 5 if kernels is None else [file.add_tensor(each) for each in kernels[:5]]
     tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
+    tensors += [NONE, file.add_tensor(bits.each)]
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
-        heads, module.site.head_dim, computed, read, maps.mode, maps.bits, maps.zero_code, grids["v"].bits,
+        heads, module.site.head_dim, computed, read, maps.mode, *bits.ints,
         constant, moving - computed, side, 0 if made is None else made.first, *kernel, *(() if near is None else near[:2]),
     )  # fmt: skip
     return Heads(ints, tensors, frozen is not None and len(frozen.codes) > moving, own_maps)
@@ -189,8 +191,9 @@ def add_attention(
         file.add_layer(Layer(ATTENTION, ints, (factor,), tuple(heads.tensors)))
         return
     bias = module.relative_bias() if module.logit_heads else None
-    tensors = (*heads.tensors, file.add_tensor(None if bias is None else parts.to_array(bias[0])))
-    file.add_layer(Layer(WINDOW_ATTENTION, (*ints, *windows, heads.own_entries, heads.own_maps), (factor, MASK), tensors))
+    tensors = list(heads.tensors)
+    tensors[BIAS] = file.add_tensor(None if bias is None else parts.to_array(bias[0]))
+    file.add_layer(Layer(WINDOW_ATTENTION, (*ints, *windows, heads.own_entries, heads.own_maps), (factor, MASK), tuple(tensors)))
 
 
 def add_feed_forward(

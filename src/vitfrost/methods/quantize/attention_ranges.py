@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...vit.attention import MapAttention
-from .modules import LogQuantizer, UniformMapQuantizer, UniformQuantizer
+from .modules import LogQuantizer, UniformMapQuantizer, UniformQuantizer, quantize_heads
 from .quantizers import Levels
 from .search import integer_parameters, search_range, search_step
 
@@ -36,8 +36,9 @@ def mixed_by(attention: MapAttention) -> Iterator[list[Any]]:
 
 
 @torch.no_grad()
-def quantize_attention(attention: MapAttention, bits: int, levels: Levels, run: Callable[[], Any]) -> None:
-    """Give the layer quantizers, a range for each head, fitted to the images that `run` runs through it without any quantizer.
+def quantize_attention(attention: MapAttention, bits: Sequence[int], levels: Levels, run: Callable[[], Any]) -> None:
+    """Give the layer quantizers, a range for each head, fitted to the images that `run` runs through it without any quantizer. `bits`: of
+    the heads in its order.
 
     Queries come first, then keys, maps and values, each with those before it quantized.
     """
@@ -45,7 +46,7 @@ def quantize_attention(attention: MapAttention, bits: int, levels: Levels, run: 
         run()
     q, k, v, bias = seen
     search = _Search(attention, q, k, v, bias)
-    attention.quantize(lambda: UniformQuantizer(bits), lambda: LogQuantizer(bits, levels))
+    quantize_heads(attention, bits, levels)
     made = {part: getattr(attention, part) for part in PARTS}
     for part in PARTS:
         setattr(attention, part, None)
@@ -56,8 +57,8 @@ def quantize_attention(attention: MapAttention, bits: int, levels: Levels, run: 
         setattr(attention, part, quantizer)
         if isinstance(quantizer, LogQuantizer):
             quantizer.step = search.step(quantizer)
-            if bits >= LEAST_UNIFORM_MAP_BITS:
-                search.uniform_maps(bits)
+            if quantizer.bits >= LEAST_UNIFORM_MAP_BITS:
+                search.uniform_maps(UniformMapQuantizer.like(quantizer))
         elif isinstance(quantizer, UniformQuantizer) and values is not None:
             search.uniform(quantizer, values)
 
@@ -84,17 +85,16 @@ class _Search:
         heads = values.shape[1]
 
         def error(low: Tensor, high: Tensor) -> Tensor:
-            quantizer.scale, quantizer.zero_point = integer_parameters(low, high, quantizer.bits)
+            quantizer.scale, quantizer.zero_point = integer_parameters(low, high, quantizer.depth)
             return self._error(heads)
 
         ends = (values.amin(dim=(0, 2, 3)).reshape(-1, 1, 1), values.amax(dim=(0, 2, 3)).reshape(-1, 1, 1))
-        quantizer.scale, quantizer.zero_point = integer_parameters(*search_range(*ends, error, rounds=1), quantizer.bits)
+        quantizer.scale, quantizer.zero_point = integer_parameters(*search_range(*ends, error, rounds=1), quantizer.depth)
 
-    def uniform_maps(self, bits: int) -> None:
+    def uniform_maps(self, quantizer: UniformMapQuantizer) -> None:
         """Put maps on a uniform grid from zero on, if that leaves a smaller error than the quantizer that they have."""
         former, heads = self.attention.map_quantizer, self.attention.moving_heads
         wanted = float(self._error(heads).sum())
-        quantizer = UniformMapQuantizer(bits)
         self.attention.map_quantizer = quantizer
         self.uniform(quantizer, torch.tensor([0.0, 1.0]).expand(1, heads, 1, 2))
         if float(self._error(heads).sum()) >= wanted:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...configs.mixed import FULL
 from ...errors import UnsupportedModel
 from ...vit.attention import MapAttention
 from ...vit.sites import LinearSite, ModelSites
@@ -30,7 +31,7 @@ from .modules import QuantizedLayer, UniformQuantizer
 from .quantizers import uniform_codes
 from .ranges import tail_quantiles
 from .reparameterize import reparameterize
-from .repq import STEM_INPUT_BITS, QuantizationSettings
+from .repq import QuantizationSettings
 from .rounding import Rounding
 from .search import input_range, integer_parameters, weight_parameters
 
@@ -134,9 +135,10 @@ class LayerWise:
     def _quantize_attention(self, segment: Segment, batch: Tensor, name: str) -> None:
         attention = self.changed.model.get_submodule(name)
         settings = self.options.settings
-        if isinstance(attention, MapAttention) and settings.activations:
+        bits = settings.parts.of_heads(name, attention.order) if isinstance(attention, MapAttention) else ()
+        if isinstance(attention, MapAttention) and FULL not in bits:
             images = batch[:ATTENTION_IMAGES]
-            quantize_attention(attention, settings.activation_bits, settings.levels, lambda: segment.run(self.changed, images))
+            quantize_attention(attention, bits, settings.levels, lambda: segment.run(self.changed, images))
 
     def _fit_constants(self, segment: Segment, own: list[Tensor], aims: list[Tensor], name: str) -> None:
         """Fit dense constants of frozen heads to what the original's heads put out, from quantized values."""
@@ -163,16 +165,16 @@ class LayerWise:
             found.take(halves[0].solve(penalty))
 
     def _quantize_layer(self, place: _Place) -> None:
-        settings, name = self.options.settings, place.linear.name
+        name, (weight_bits, bits) = place.linear.name, self.options.settings.of_layer(place.linear)
         layer: Any = self.changed.model.get_submodule(name)
         aim = _Aim(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone(), place.reads)
         if layer.bias is None and (self.options.ridge or self.options.rounding):
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
         quantizer = None
-        if settings.activations:
+        if bits != FULL:
             if self.options.reparameterize and place.linear.norm is not None:
-                self._even_out(place, layer)
-            quantizer = UniformQuantizer(STEM_INPUT_BITS if place.linear.role == "stem" else settings.activation_bits)
+                self._even_out(place, layer, bits)
+            quantizer = UniformQuantizer(bits)
             self._set_range(place, layer, quantizer)
         self.changed.model.set_submodule(name, QuantizedLayer(layer, 32, quantizer))
         grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
@@ -183,8 +185,8 @@ class LayerWise:
             for half in halves:
                 total.merge(half)
             self._fit(name, layer, halves, total)
-        made = QuantizedLayer(layer, settings.weight_bits, quantizer)
-        if settings.weight_bits == 32 or grouped:
+        made = QuantizedLayer(layer, weight_bits, quantizer)
+        if weight_bits == FULL or grouped:
             made.set_weight(layer.weight)
         else:
             self._round(layer, made, total)
@@ -209,12 +211,11 @@ class LayerWise:
             weights = by_token.repeat(len(x))
         return weights
 
-    def _even_out(self, place: _Place, layer: Any) -> None:
+    def _even_out(self, place: _Place, layer: Any, bits: int) -> None:
         """Give the channels of the LayerNorm before a layer ranges alike, and the layer the weights that make up for it."""
         norm: Any = self.changed.model.get_submodule(place.linear.norm or "")
         rows = self._sample(place, layer, CHANNEL_ROWS)
         low, high = (ends[0] for ends in tail_quantiles(rows.T.contiguous(), (1 - TAIL,)))
-        bits = self.options.settings.activation_bits
         moved = reparameterize(norm.weight, norm.bias, layer.weight, layer.bias, low, high, bits, "strict")
         if all(bool(each.isfinite().all()) for each in (moved.gamma, moved.beta, moved.weight, moved.bias)):
             norm.weight.data, norm.bias.data, layer.weight.data = moved.gamma, moved.beta, moved.weight
@@ -284,7 +285,7 @@ class LayerWise:
         layer.bias = nn.Parameter((layer.bias.double() + found.bias).float(), requires_grad=False)
 
     def _round(self, layer: Any, made: QuantizedLayer, total: RidgeSums | None) -> None:
-        rows, bits = layer.weight.flatten(1), self.options.settings.weight_bits
+        rows, bits = layer.weight.flatten(1), made.bits
         importance = None if total is None else total.products.diagonal().float()
         if importance is not None and not bool((importance > 0).any()):
             importance = None

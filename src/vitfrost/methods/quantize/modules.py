@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,51 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...configs.mixed import FULL
+from ...vit.attention import MapAttention
 from .quantizers import Levels, fake_log, fake_uniform, straight_through, uniform_codes, uniform_parameters, uniform_values
 from .ranges import log_step, uniform_range
 
 
-class UniformQuantizer(nn.Module):
+class ActivationQuantizer(nn.Module):
+    """What quantizers of activations have in common: `bits`, or where heads differ `head_bits` [heads, 1, 1], and `bits` is the largest."""
+
+    head_bits: Tensor | None
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.bits = bits
+        self.calibrating = False
+        self.register_buffer("head_bits", None, persistent=False)  # the plan has them
+
+    def set_bits(self, bits: Sequence[int]) -> None:
+        """Give every head so many bits."""
+        self.bits = max(bits)
+        self.head_bits = None if len(set(bits)) == 1 else torch.tensor(bits).view(-1, 1, 1)
+
+    @property
+    def depth(self) -> int | Tensor:
+        """Bits of all heads, or of each."""
+        return self.bits if self.head_bits is None else self.head_bits
+
+    def heads_by_bits(self) -> dict[int, Tensor]:
+        """The places of heads that have as many bits; none where all have."""
+        if self.head_bits is None:
+            return {}
+        flat = self.head_bits.flatten()
+        return {int(bits): (flat == bits).nonzero().flatten() for bits in flat.unique()}
+
+
+def of_heads(value: Any, heads: list[int] | None) -> Any:
+    """What belongs to some places of a tensor [heads, 1, 1]; a number, or None for the places, leaves it whole."""
+    return value if heads is None or not isinstance(value, Tensor) or not value.ndim else value[heads]
+
+
+class UniformQuantizer(ActivationQuantizer):
     """Fake-quantizes an activation tensor; while `calibrating` it first takes its range from what passes.
 
-    Scale and zero point are single numbers, or [heads, 1, 1] for a tensor [rows, heads, tokens, width].
+    Scale and zero point are single numbers, or [heads, 1, 1] for a tensor [rows, heads, tokens, width]. Calibration gives heads with as
+    many bits one range.
     `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
     re-parameterization, after which scale and zero point are single numbers.
     """
@@ -25,10 +63,8 @@ class UniformQuantizer(nn.Module):
     zero_point: Tensor
 
     def __init__(self, bits: int, channel_wise: bool = False):
-        super().__init__()
-        self.bits = bits
+        super().__init__(bits)
         self.channel_wise = channel_wise
-        self.calibrating = False
         self.low: Tensor | None = None
         self.high: Tensor | None = None
         self.register_buffer("scale", torch.ones(()))
@@ -43,6 +79,12 @@ class UniformQuantizer(nn.Module):
         if self.channel_wise:
             self.low, self.high = uniform_range(x.reshape(-1, x.shape[-1]).T.contiguous(), self.bits)
             self.set_range(self.low, self.high)
+        elif self.head_bits is not None:
+            by_head = x.movedim(-3, 0)
+            self.scale, self.zero_point = torch.ones(len(by_head), 1, 1), torch.zeros(len(by_head), 1, 1)
+            for bits, heads in self.heads_by_bits().items():
+                ends = uniform_range(by_head[heads].reshape(1, -1), bits)
+                self.scale[heads], self.zero_point[heads] = (each[:, None, None] for each in uniform_parameters(*ends, bits))
         else:
             low, high = uniform_range(x.reshape(1, -1), self.bits)
             self.set_range(low[0], high[0])
@@ -50,19 +92,17 @@ class UniformQuantizer(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if self.calibrating:
             self.observe(x)
-        return straight_through(fake_uniform, x, self.scale, self.zero_point, self.bits)
+        return straight_through(fake_uniform, x, self.scale, self.zero_point, self.depth)
 
 
-class LogQuantizer(nn.Module):
+class LogQuantizer(ActivationQuantizer):
     """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d, one number or [heads, 1, 1]."""
 
     step: Tensor
 
     def __init__(self, bits: int, levels: Levels):
-        super().__init__()
-        self.bits = bits
+        super().__init__(bits)
         self.levels: Levels = levels
-        self.calibrating = False
         self.register_buffer("step", torch.ones(()))
 
     def forward(
@@ -70,20 +110,40 @@ class LogQuantizer(nn.Module):
     ) -> Float[Tensor, "*rows heads queries keys"]:
         """`heads`: the places of those in `maps`; None: all."""
         if self.calibrating:
-            self.step = log_step(maps, self.bits, self.levels)
-        step = self.step if heads is None or not self.step.ndim else self.step[heads]
-        return straight_through(fake_log, maps, step, self.bits, self.levels)
+            self.step = log_step(maps, self.bits, self.levels) if self.head_bits is None else torch.ones(self.head_bits.shape)
+            for bits, places in self.heads_by_bits().items():
+                self.step[places] = log_step(maps.movedim(-3, 0)[places], bits, self.levels)
+        return straight_through(fake_log, maps, of_heads(self.step, heads), of_heads(self.depth, heads), self.levels)
 
 
 class UniformMapQuantizer(UniformQuantizer):
     """Fake-quantizes attention maps on a uniform grid, whose scale and zero point are [heads, 1, 1]."""
 
+    @classmethod
+    def like(cls, quantizer: LogQuantizer) -> UniformMapQuantizer:
+        """One with the bits of another."""
+        made = cls(quantizer.bits)
+        made.head_bits = quantizer.head_bits
+        return made
+
     def forward(
         self, maps: Float[Tensor, "*rows heads queries keys"], heads: list[int] | None = None
     ) -> Float[Tensor, "*rows heads queries keys"]:
         """`heads`: the places of those in `maps`; None: all."""
-        scale, zero_point = (each if heads is None or not each.ndim else each[heads] for each in (self.scale, self.zero_point))
-        return straight_through(fake_uniform, maps, scale, zero_point, self.bits)
+        return straight_through(fake_uniform, maps, *(of_heads(each, heads) for each in (self.scale, self.zero_point, self.depth)))
+
+
+def quantize_heads(attention: MapAttention, bits: Sequence[int], levels: Levels, maps: bool = True) -> None:
+    """Give an attention layer untrained quantizers, with so many bits for the heads in its order; nothing where that is 32. `maps`: whether
+    maps have one."""
+    if FULL in bits:
+        return
+    attention.quantize(lambda: UniformQuantizer(bits[0]), lambda: LogQuantizer(bits[0], levels) if maps else None)
+    of_logits, moving = bits[: attention.logit_heads], bits[: attention.moving_heads]
+    for part, own in (("value", bits), ("query", of_logits), ("key", of_logits), ("map", moving)):
+        quantizer = getattr(attention, f"{part}_quantizer")
+        if isinstance(quantizer, ActivationQuantizer):
+            quantizer.set_bits(own)
 
 
 class QuantizedLayer(nn.Module):

@@ -5,12 +5,14 @@ Log-sqrt2 for attention maps: k = round(-2 log2(x / d)), value 2^(-k/2) d; small
 
 Levels: "published" keeps the behavior of the authors' code, in which a b-bit log quantizer has 2^b non-zero values and a
 separate zero, and in which zero points need not be integers; "strict" keeps to 2^b values, one of them zero.
+
+Where `bits` may be a tensor, it is whole numbers [heads, 1, 1] beside scales of the same shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +21,7 @@ from torch import Tensor
 Levels = Literal["published", "strict"]
 
 
-def uniform_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int) -> tuple[Tensor, Tensor]:
+def uniform_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int | Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the range [low, high], per group.
 
     A constant group (low == high) gets the range that reaches from zero to its value, so that it is met exactly.
@@ -42,19 +44,24 @@ def uniform_values(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
-def fake_uniform(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, bits: int) -> Float[Tensor, "*shape"]:
+def fake_uniform(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tensor, bits: int | Tensor) -> Float[Tensor, "*shape"]:
     """Quantize and dequantize in one go: clamp(round(x/s), -z, 2^b - 1 - z) s, one temporary.
 
     With a non-integer zero point this has 2^b + 1 values, as in the authors' code.
     """
     steps = torch.div(x, scale).round_()
-    if zero_point.ndim == 0 and zero_point.device.type == "cpu":  # clamping to two numbers takes a fourth of the time of tensors
+    single = zero_point.ndim == 0 and zero_point.device.type == "cpu"
+    if single and isinstance(bits, int):  # clamping to two numbers takes a fourth of the time of tensors
         lowest = -float(zero_point)
         return steps.clamp_(lowest, 2**bits - 1 + lowest).mul_(scale)
     return steps.clamp_(-zero_point, 2**bits - 1 - zero_point).mul_(scale)
 
 
-def zero_code(bits: int, levels: Levels) -> int:
+@overload
+def zero_code(bits: int, levels: Levels) -> int: ...
+@overload
+def zero_code(bits: Tensor, levels: Levels) -> Tensor: ...
+def zero_code(bits: int | Tensor, levels: Levels) -> int | Tensor:
     """The code that stands for exactly zero: 2^b (a 2^b + 1st value) as published, 2^b - 1 if strict."""
     return 2**bits if levels == "published" else 2**bits - 1
 
@@ -71,7 +78,7 @@ def log_values(codes: Int[Tensor, "*shape"], step: Tensor | float, bits: int, le
     return torch.where(codes >= zero_code(bits, levels), torch.zeros_like(values), values)
 
 
-def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int, levels: Levels) -> Float[Tensor, "*shape"]:
+def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int | Tensor, levels: Levels) -> Float[Tensor, "*shape"]:
     """Quantize and dequantize attention maps on the log-sqrt2 grid with step d."""
     exponent = torch.div(x, step).log2_().mul_(2).round_().clamp_(max=0)  # -k
     if step.ndim:  # a step per head

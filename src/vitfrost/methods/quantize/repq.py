@@ -9,16 +9,19 @@ The single calibration pass runs with quantization already on, so later layers s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...configs import Quantize
+from ...configs.mixed import FULL, BitsOfParts, heads_of, layer_of
 from ...errors import VitfrostError
 from ...vit.attention import MapAttention
 from ...vit.families import install_map_attention
 from ...vit.sites import LinearSite, ModelSites
-from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer, quantize_heads
 from .quantizers import Levels
 from .reparameterize import reparameterize
 
@@ -27,12 +30,21 @@ STEM_INPUT_BITS = 8
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """Bits 2 to 8, or 32 for floating point; levels as in quantizers. `maps`: whether maps are quantized where activations are."""
+    """Bits 2 to 8, or 32 for floating point; levels as in quantizers. `maps`: whether maps are quantized where activations are. `layers`,
+    `heads`: words that give single layers and heads other bits (see Quantize)."""
 
     weight_bits: int = 4
     activation_bits: int = 4
     levels: Levels = "published"
     maps: bool = True
+    layers: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Quantize) -> QuantizationSettings:
+        """Those of a configuration."""
+        layers, heads = (tuple(words or ()) for words in (config.layers, config.heads))
+        return cls(config.weights, config.activations, config.levels, layers=layers, heads=heads)
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
@@ -40,15 +52,25 @@ class QuantizationSettings:
             if bits != 32 and not 2 <= bits <= 8:
                 raise VitfrostError(f"{name.replace('_', ' ')} must be 2 to 8, or 32 for floating point; got {bits}")
 
+    @cached_property
+    def parts(self) -> BitsOfParts:
+        """The bits of every layer and head."""
+        return BitsOfParts(self.weight_bits, self.activation_bits, tuple(map(layer_of, self.layers)), tuple(map(heads_of, self.heads)))
+
     @property
     def any(self) -> bool:
         """True where something is quantized."""
-        return self.weight_bits != 32 or self.activation_bits != 32
+        return self.parts.any
 
     @property
     def activations(self) -> bool:
         """True where activations are quantized, which needs calibration images."""
-        return self.activation_bits != 32
+        return self.parts.any_activations
+
+    def of_layer(self, site: LinearSite) -> tuple[int, int]:
+        """Bits of a layer's weights and of its input; the input of the stem has 8 where it is quantized."""
+        weights, activations = self.parts.of_layer(site.name)
+        return weights, STEM_INPUT_BITS if site.role == "stem" and activations != FULL else activations
 
 
 def install_quantizers(model: nn.Module, sites: ModelSites, settings: QuantizationSettings) -> dict[str, QuantizedLayer]:
@@ -61,21 +83,15 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
     if not settings.any:
         return layers
     for site in sites.linears:
-        quantizer = None
-        if settings.activations:
-            bits = STEM_INPUT_BITS if site.role == "stem" else settings.activation_bits
-            quantizer = UniformQuantizer(bits, channel_wise=site.norm is not None)
+        weight_bits, bits = settings.of_layer(site)
+        quantizer = None if bits == FULL else UniformQuantizer(bits, channel_wise=site.norm is not None)
         original = model.get_submodule(site.name)
         assert isinstance(original, nn.Linear | nn.Conv2d)
-        layer = QuantizedLayer(original, settings.weight_bits, quantizer)
+        layer = QuantizedLayer(original, weight_bits, quantizer)
         model.set_submodule(site.name, layer)
         layers[site.name] = layer
-    if settings.activations:
-        for module in attention.values():
-            module.quantize(
-                lambda: UniformQuantizer(settings.activation_bits),
-                lambda: LogQuantizer(settings.activation_bits, settings.levels) if settings.maps else None,
-            )
+    for name, module in attention.items():
+        quantize_heads(module, settings.parts.of_heads(name, module.order), settings.levels, settings.maps)
     return layers
 
 
@@ -126,7 +142,7 @@ def quantize_model(
     model(pixels)
     _calibrating(model.train(was_training), False)
     for site in sites.linears:
-        if site.norm is not None:
+        if site.norm is not None and layers[site.name].input_quantizer is not None:
             _reparameterize_site(model, site, layers[site.name], weights[site.name], settings)
     return model
 

@@ -16,7 +16,7 @@ WEIGHT_SHARES = 24
 STEPS = 19
 
 
-def integer_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int) -> tuple[Tensor, Tensor]:
+def integer_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int | Tensor) -> tuple[Tensor, Tensor]:
     """Scale and integer zero point of the range [low, high] widened so that it holds zero, which then is a level."""
     return uniform_parameters(low.clamp(max=0), high.clamp(min=0), bits)
 

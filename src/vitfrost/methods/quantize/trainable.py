@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...vit.kinds import has_affine_norm
 from ..constant_heads.module import ConstantHeads, HeadConstant
-from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer
+from .modules import LogQuantizer, QuantizedLayer, UniformQuantizer, of_heads
 from .quantizers import zero_code
 
 SMALLEST = 1e-8
@@ -36,15 +36,16 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: Tensor, steps: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, log_scale: Tensor, low: Tensor, steps: int | Tensor) -> Tensor:
         scales = log_scale.exp().flatten().tolist()
-        lows = low.expand(log_scale.shape).flatten().tolist()
+        lows, counts = (torch.as_tensor(each).expand(log_scale.shape).flatten().tolist() for each in (low, steps))
         made = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for scale, least, own, out in zip(scales, lows, _planes(x, len(scales)), _planes(made, len(scales)), strict=True):
+        ctx.ends = []
+        for scale, least, count, own, out in zip(scales, lows, counts, _planes(x, len(scales)), _planes(made, len(scales)), strict=True):
             torch.mul(own, 1 / scale if scale else math.inf, out=out)  # a rate that is too large ends in scales of zero
-            out.round_().clamp_(least, least + steps).mul_(scale)
+            out.round_().clamp_(least, least + count).mul_(scale)
+            ctx.ends.append((scale * (least - 0.5), scale * (least + count + 0.5)))
         ctx.save_for_backward(x, made)
-        ctx.ends = [(scale * (least - 0.5), scale * (least + steps + 0.5)) for scale, least in zip(scales, lows, strict=True)]
         ctx.shape = log_scale.shape
         return made
 
@@ -67,11 +68,14 @@ class _FakeLog(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, steps: Tensor, last: int) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, steps: Tensor, last: int | Tensor) -> Tensor:
         made = maps * maps
         made.mul_(2**0.5 / steps.square()).clamp_(max=1)
         made.view(torch.int32).bitwise_and_(0x7F800000)
-        made = F.threshold(made, 2.0 ** (0.5 - last), 0.0, inplace=True)
+        if isinstance(last, Tensor):
+            made.masked_fill_(made <= 2.0 ** (0.5 - last), 0.0)
+        else:
+            made = F.threshold(made, 2.0 ** (0.5 - last), 0.0, inplace=True)
         return made.sqrt_().mul_(steps)
 
     @staticmethod
@@ -110,17 +114,14 @@ class TrainableQuantizer(nn.Module):
 
     def __init__(self, quantizer: UniformQuantizer):
         super().__init__()
-        self.bits = quantizer.bits
+        self.depth = quantizer.depth
         self.log_scale = nn.Parameter(quantizer.scale.detach().clamp_min(SMALLEST).log())
         self.register_buffer("zero_point", quantizer.zero_point.detach().clone())
 
     def forward(self, x: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
         """`heads`: the places of those in `x`; None: all."""
-        log_scale: Tensor = self.log_scale
-        low = -self.zero_point
-        if heads is not None and log_scale.ndim:
-            log_scale, low = log_scale[heads], low[heads]
-        made: Tensor = _FakeQuantize.apply(reduced(x), log_scale, low, 2**self.bits - 1)
+        log_scale, zero_point, depth = (of_heads(each, heads) for each in (self.log_scale, self.zero_point, self.depth))
+        made: Tensor = _FakeQuantize.apply(reduced(x), log_scale, -zero_point, 2**depth - 1)
         return made
 
 
@@ -131,13 +132,12 @@ class TrainableMaps(nn.Module):
 
     def __init__(self, quantizer: LogQuantizer):
         super().__init__()
-        self.last = zero_code(quantizer.bits, quantizer.levels)
+        self.last: Any = zero_code(quantizer.depth, quantizer.levels)
         self.register_buffer("step", quantizer.step.detach().clone())
 
     def forward(self, maps: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
         """`heads`: the places of those in `maps`; None: all."""
-        step = self.step if heads is None or not self.step.ndim else self.step[heads]
-        made: Tensor = _FakeLog.apply(maps.float(), step, self.last)
+        made: Tensor = _FakeLog.apply(maps.float(), of_heads(self.step, heads), of_heads(self.last, heads))
         return reduced(made)
 
 

@@ -39,8 +39,7 @@ class QuantizeRepQ:
 
 
 def _make(config: Quantize, images: Compress) -> QuantizeRepQ:
-    settings = QuantizationSettings(config.weights, config.activations, config.levels)
-    return QuantizeRepQ(settings, images.calibration_images or IMAGES)
+    return QuantizeRepQ(QuantizationSettings.of(config), images.calibration_images or IMAGES)
 
 
 QUANTIZER = Quantizer(_make, freezes_first=False)
