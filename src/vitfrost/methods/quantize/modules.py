@@ -17,17 +17,17 @@ class UniformQuantizer(nn.Module):
     """Fake-quantizes an activation tensor; while `calibrating` it first takes its range from what passes.
 
     Scale and zero point are single numbers, or [heads, 1, 1] for a tensor [rows, heads, tokens, width].
-    `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
-    re-parameterization, after which scale and zero point are single numbers.
+    `channel_wise` (last axis; the second where `channels_first`) only serves calibration: the ranges per channel are kept in `low` and
+    `high` for the re-parameterization, after which scale and zero point are single numbers.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, bits: int, channel_wise: bool = False):
+    def __init__(self, bits: int, channel_wise: bool = False, channels_first: bool = False):
         super().__init__()
         self.bits = bits
-        self.channel_wise = channel_wise
+        self.channel_wise, self.channels_first = channel_wise, channels_first
         self.calibrating = False
         self.low: Tensor | None = None
         self.high: Tensor | None = None
@@ -39,10 +39,11 @@ class UniformQuantizer(nn.Module):
         self.scale, self.zero_point = uniform_parameters(low, high, self.bits)
 
     def observe(self, x: Tensor) -> None:
-        """Search the range of `x` [..., channels]."""
+        """Search the range of `x` [..., channels] or [images, channels, height, width]."""
         if self.channel_wise:
-            self.low, self.high = uniform_range(x.reshape(-1, x.shape[-1]).T.contiguous(), self.bits)
-            self.set_range(self.low, self.high)
+            self.low, self.high = uniform_range(x.movedim(1 if self.channels_first else -1, 0).flatten(1).contiguous(), self.bits)
+            shape = (-1, 1, 1) if self.channels_first else (-1,)
+            self.set_range(self.low.view(shape), self.high.view(shape))
         else:
             low, high = uniform_range(x.reshape(1, -1), self.bits)
             self.set_range(low[0], high[0])
