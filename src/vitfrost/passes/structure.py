@@ -104,6 +104,11 @@ def install_layer(
             f"{layer.site} has windows, or a relative position bias in every head (Swin, BEiT), which hallucination does not support; "
             "leave its heads computed"
         )
+    if any(source.of_queries for source in layer.sources) and module.has_relative_bias:
+        raise VitfrostError(
+            f"{layer.site} has a relative position bias in every head (Swin, BEiT, CoAtNet), which windowed heads do not add; leave its "
+            "heads computed, or freeze them"
+        )
     made = [source.make(module.site, layer, settings.get(source.name), allowed, fitted.get(source.name)) for source in layer.sources]
     module.keep_logits(layer.order, len(layer.logit_heads))
     for source, part in zip(layer.sources, made, strict=True):
