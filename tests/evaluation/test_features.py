@@ -48,6 +48,16 @@ def frozen() -> vitfrost.Artifact:
     return vitfrost.compress(model, vitfrost.plan(model, vitfrost.FreezeHeads(0.5, unit="layer")))
 
 
+@pytest.mark.parametrize(("name", "depths"), [("pvt_v2_b0", None), ("maxvit_rmlp_pico_rw_256", (1, 1, 1, 1)), ("test_coatnet", None)])
+def test_patches_are_positions_also_where_only_features_have_channels_first(name: str, depths: tuple[int, ...] | None) -> None:
+    options = {"num_classes": 0} | ({} if depths is None else {"depths": depths})
+    model = Model.open(name, weights="random", image_size=(64, 96), options=options)
+    found = features_of(model, torch.zeros(1, 3, 64, 96))
+    assert found.grid == (2, 3)
+    assert found.patches is not None
+    assert found.patches.shape == (1, 6, model.module.num_features)
+
+
 def measure(model: Model | Path, data: Data, **given: object) -> Row:
     return vitfrost.evaluate(model, data, progress=False, **given)
 

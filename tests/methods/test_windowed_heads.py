@@ -133,13 +133,14 @@ def test_what_cannot_be_windowed_is_refused(heads: Any) -> None:
         vitfrost.plan("vitfrost_digits", WindowHeads(0.5))
     with pytest.raises(VitfrostError, match="only 0 can be; give less"):
         vitfrost.plan(heads, FreezeHeads(1.0, kind="local"), WindowHeads(0.5))
-    swin = Model.open("swin_tiny_patch4_window7_224", weights="random", image_size=56, options={"depths": (1, 1), "num_heads": (3, 6)})
-    plan = vitfrost.plan(swin, FreezeHeads(0.0))
-    layers = [layer.model_copy(update={"heads": (HeadPlan(source="windowed", window=3),) * len(layer.heads)}) for layer in plan.layers]
-    with pytest.raises(VitfrostError, match="cannot be windowed"):
-        vitfrost.compress(swin, plan.model_copy(update={"layers": tuple(layers), "windowed": WindowHeads(1.0, 3)}))
-    beit = Model.open("beit_base_patch16_224", weights="random", image_size=64, options={"depth": 1, "embed_dim": 48, "num_heads": 3})
-    plan = vitfrost.plan(beit, FreezeHeads(0.0))
-    layers = [layer.model_copy(update={"heads": (HeadPlan(source="windowed", window=3),) * 3}) for layer in plan.layers]
-    with pytest.raises(VitfrostError, match="a relative position bias in every head, so its heads cannot be windowed"):
-        vitfrost.compress(beit, plan.model_copy(update={"layers": tuple(layers), "windowed": WindowHeads(1.0, 3)}))
+    for name, options, why in (
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (3, 6)}, "bias in every head"),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}, "bias in every head"),
+        ("test_coatnet", {}, "bias in every head"),
+        ("pvt_v2_b0", {}, "cannot be windowed"),
+    ):
+        model = Model.open(name, weights="random", image_size=64, options=options)
+        plan = vitfrost.plan(model, FreezeHeads(0.0))
+        layers = [layer.model_copy(update={"heads": (HeadPlan(source="windowed", window=3),) * len(layer.heads)}) for layer in plan.layers]
+        with pytest.raises(VitfrostError, match=why):
+            vitfrost.compress(model, plan.model_copy(update={"layers": tuple(layers), "windowed": WindowHeads(1.0, 3)}))

@@ -56,8 +56,10 @@ ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("vit_relpos_medium_patch16_rpn_224", {**SMALL, "image_size": 64}, (1, 2, 16), 2),  # norms behind the layers
     ("swinv2_tiny_window8_256", {**SMALL_SWIN, "image_size": 64}, (4, 2, 64), 4),
     ("swinv2_tiny_window8_256", {**SMALL_SWIN, "image_size": (72, 64)}, (6, 2, 64), 4),  # windows that need padding
-    ("maxvit_rmlp_pico_rw_256", {"image_size": 64}, (64, 1, 4), 22),  # windows, and grids of positions apart
+    ("maxvit_rmlp_pico_rw_256", {"depths": (1, 1, 2, 1), "image_size": 64}, (64, 1, 4), 10),  # windows, and grids of positions apart
     ("maxxvitv2_nano_rw_256", {"image_size": (64, 96)}, (64, 3, 6), 7),
+    ("coatnet_nano_cc_224", {"depths": (1, 1, 2, 2), "image_size": 64}, (1, 8, 16), 2),  # convolutions in stages of attention
+    ("coatnext_nano_rw_224", {"depths": (1, 1, 2, 1), "image_size": (64, 96)}, (1, 4, 24), 3),
     ("qwen3_vit_88m", {**SMALL, "embed_dim": 64, "image_size": 64}, (1, 2, 16), 2),
     ("qwen3_vit_88m_enc", {**SMALL, "embed_dim": 64, "image_size": (64, 96)}, (1, 2, 24), 2),
     ("aimv2_large_patch14_224", {**SMALL, "image_size": 56}, (1, 2, 16), 2),  # SwiGLU, RMSNorm
@@ -141,7 +143,8 @@ def test_allowed_pairs_of_shifted_windows_are_what_the_softmax_lets_through() ->
         ("test_convnext", {}, "not a transformer"),
         ("vit_pwee_patch16_reg1_gap_256", {"depth": 1}, "ParallelScalingBlock"),
         ("vit_dwee_patch16_reg1_gap_256", {"depth": 1}, "DiffAttention"),
-        ("coatnet_nano_rw_224", {}, "MbConvBlock; only MaxViT's blocks"),
+        ("maxvit_tiny_pm_256", {"depths": (1, 1, 1, 1)}, "ParallelMaxxVitBlock; only MaxViT's blocks"),
+        ("test_coatnet", {"image_size": 80}, "do not fit images of 80 x 80 px; give multiples of 32"),
         ("vit_large_patch16_sapiens2", {"depth": 1, "num_kv_heads": 8}, "grouped-query attention"),
     ],
 )

@@ -105,7 +105,10 @@ def install_layer(
             "leave its heads computed"
         )
     if any(source.of_queries for source in layer.sources) and module.has_relative_bias:
-        raise VitfrostError(f"{layer.site} has a relative position bias in every head, so its heads cannot be windowed; leave them")
+        raise VitfrostError(
+            f"{layer.site} has a relative position bias in every head (Swin, BEiT, CoAtNet), so its heads cannot be windowed; leave them "
+            "computed, or freeze them"
+        )
     made = [source.make(module.site, layer, settings.get(source.name), allowed, fitted.get(source.name)) for source in layer.sources]
     module.keep_logits(layer.order, len(layer.logit_heads))
     for source, part in zip(layer.sources, made, strict=True):

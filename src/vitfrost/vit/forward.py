@@ -30,7 +30,7 @@ class ForwardPass:
 
     `stem` leads from pixels [B, 3, height, width] to the stream into the first block, `head` from the output of the last block to
     what the model puts out. `after_attention` names the module below a block that reads the stream right after attention.
-    `channels_first`: the stream is [B, C, H, W].
+    `channels_first`: the stream is [B, C, H, W]. `features_first`: what `forward_features` gives is (None: as the stream).
     """
 
     image_size: tuple[int, int]
@@ -39,6 +39,7 @@ class ForwardPass:
     head: Step
     after_attention: str = "norm2"
     channels_first: bool = False
+    features_first: bool | None = None
 
     @property
     def norms_behind(self) -> bool:

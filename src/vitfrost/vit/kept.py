@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .sites import LinearSite
-from .skeleton import Skeleton
+from .skeleton import without_memory
 
 
 def kept_layers(model: Any, root: str, tokens: int) -> tuple[LinearSite, ...]:
@@ -27,8 +27,7 @@ def kept_layers(model: Any, root: str, tokens: int) -> tuple[LinearSite, ...]:
 @torch.no_grad()
 def convolutions(module: nn.Module, root: str, image_size: tuple[int, int]) -> tuple[LinearSite, ...]:
     """A module's convolutions and how many positions each puts out, from a pass that computes shapes only. `root`: its name, with a dot."""
-    with torch.device("meta"):
-        twin, pixels = Skeleton(module)().eval(), torch.empty(1, 3, *image_size)
+    twin, pixels = without_memory(module).eval(), torch.empty(1, 3, *image_size, device="meta")
     found: list[LinearSite] = []
 
     def count(path: str, output: torch.Tensor) -> None:

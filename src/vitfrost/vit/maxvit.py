@@ -59,9 +59,8 @@ class PartitionAttention(MapAttention):
     def has_relative_bias(self) -> bool:
         return self.rel_pos is not None
 
-    def project(self, x: Float[Tensor, "rows tokens channels"]) -> Projections:
-        """Queries and keys [rows, g, N, D] (None where g is 0), values [rows, H, N, D]."""
-        stacked = self.qkv(x)
+    def cut(self, stacked: Float[Tensor, "rows tokens stacked"]) -> Projections:
+        """Queries and keys [rows, g, N, D] (None where g is 0), values [rows, H, N, D] of what `qkv` makes."""
         if self.head_by_head:
             q, k, v = self.heads_of_three(stacked).chunk(3, dim=-1)
             return q, k, v
@@ -85,8 +84,7 @@ class PartitionAttention(MapAttention):
 
     def forward(self, x: Tensor, shared_rel_pos: Tensor | None = None) -> Tensor:
         """Same signature as timm's AttentionCl."""
-        tokens = x.flatten(1, -2)
-        mixed = self.mixed(*self.project(tokens), self.relative_bias() if self.logit_heads else None)
+        mixed = self.mixed(*self.cut(self.qkv(x.flatten(1, -2))), self.relative_bias() if self.logit_heads else None)
         return self.proj_drop(self.proj(mixed)).view(*x.shape[:-1], -1)
 
 
@@ -95,8 +93,8 @@ def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     return PartitionAttention(original, site)
 
 
-def _blocks(model: Any) -> Iterator[tuple[str, Any]]:
-    """Blocks of convolution and attention, by name."""
+def blocks_of(model: Any) -> Iterator[tuple[str, Any]]:
+    """The blocks of all stages, by name."""
     for number, stage in enumerate(model.stages):
         for place, block in enumerate(stage.blocks):
             yield f"stages.{number}.blocks.{place}", block
@@ -120,7 +118,7 @@ def forward_pass(model: Any) -> ForwardPass:
     """How a MaxViT runs: its blocks are the single attentions with the feed-forward block behind each; convolutions lie between."""
     calls: list[BlockCall] = []
     first: Callable[[Tensor], Tensor] | None = None
-    for name, block in _blocks(model):
+    for name, block in blocks_of(model):
         enter = _into(block, behind=first is not None)
         if first is None:
             first = enter
@@ -129,15 +127,16 @@ def forward_pass(model: Any) -> ForwardPass:
     assert first is not None
     into = first
     return ForwardPass(
-        image_size=_size(model),
+        image_size=size_of(model),
         stem=lambda pixels: into(model.stem(pixels)),
         blocks=tuple(calls),
         head=lambda stream: model.forward_head(model.norm(stream.permute(0, 3, 1, 2))),
+        features_first=True,
     )
 
 
-def _size(model: Any) -> tuple[int, int]:
-    """Height and width in pixels that the partitions were made for."""
+def size_of(model: Any) -> tuple[int, int]:
+    """Height and width in pixels that windows and position biases were made for. Raises UnsupportedModel."""
     if getattr(model, "img_size", None) is None:
         raise UnsupportedModel(f"this {type(model).__name__} does not say for which image size it was built; pip install -U timm")
     height, width = model.img_size
@@ -156,15 +155,15 @@ def _check_block(block: Any, name: str) -> None:
 
 def find_sites(model: Any) -> ModelSites:
     """Attention, feed-forward and linear sites. Raises UnsupportedModel naming the first part that is not supported."""
-    for name, block in _blocks(model):
+    for name, block in blocks_of(model):
         _check_block(block, name)
-    size = _size(model)
+    size = size_of(model)
     kept = convolutions(model, "", size)
     positions = {site.name: site.tokens for site in kept}
     attention: list[AttentionSite] = []
     blocks: list[FeedForwardSite] = []
     linears: list[LinearSite] = []
-    for name, block in _blocks(model):
+    for name, block in blocks_of(model):
         last = [path for path, layer in block.conv.named_modules() if isinstance(layer, nn.Conv2d)][-1]
         tokens = positions[f"{name}.conv.{last}"]
         for part in _parts(block):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eva, plain, relative, swin
+from . import eva, maxvit, plain, relative, swin
 from .classifier import classifier_of
 from .compat import import_timm
+from .kinds import is_kind
 from .position_grid import grid_of_positions
 
 import_timm()
@@ -21,7 +22,7 @@ log = logging.getLogger("vitfrost")
 
 
 def fit_state(model: Any, state: dict[str, torch.Tensor], grid: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
-    """Interpolate position embeddings and relative bias tables (Swin, BEiT) to the model's own sizes.
+    """Interpolate position embeddings and relative bias tables (Swin, BEiT, CoAtNet) to the model's own sizes.
 
     `grid`: patches (height, width) of the embeddings that are given, where that is known; else they tell it (`grid_of_positions`). A head
     without bias, as CLIP's projection is, gets one of zeros. What is done is logged. Nothing else is touched: every other misfit is for
@@ -32,7 +33,7 @@ def fit_state(model: Any, state: dict[str, torch.Tensor], grid: tuple[int, int] 
         own, given = getattr(model, "pos_embed", None), state.get("pos_embed")
         if own is not None and given is not None and given.ndim == 3 and len(given) == 1 and given.shape[2] == own.shape[2]:
             state["pos_embed"] = _fit_positions(model, given, grid)
-    if swin.matches(model) or relative.matches(model):
+    if swin.matches(model) or relative.matches(model) or is_kind(model, *maxvit.KINDS):
         _fit_tables(model, state)
     if swin.matches(model):
         # Older files carry buffers that timm computes itself today.

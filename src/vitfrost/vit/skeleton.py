@@ -23,6 +23,11 @@ class Skeleton:
         return _with_parameters(self._module, device).to(device)
 
 
+def without_memory(module: nn.Module) -> nn.Module:
+    """A copy that computes shapes only."""
+    return _with_parameters(module, "meta").to("meta")
+
+
 def _with_parameters(module: nn.Module, device: str | torch.device) -> nn.Module:
     """A copy whose parameters are zeros on `device`; what is shared stays shared."""
     replaced: dict[int, Any] = {

@@ -1,8 +1,10 @@
-"""RepQ-ViT on models with reduced keys: depthwise, grouped and strided convolutions, 1 x 1 convolutions, BatchNorm."""
+"""RepQ-ViT on models with reduced keys: depthwise, grouped and strided convolutions, 1 x 1 convolutions, BatchNorm; then LayerNorms before
+convolutions, and before pooling."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,3 +106,25 @@ def test_a_state_is_loaded_into_an_untrained_model(loaded: Model, four_bits: nn.
         if isinstance(module, QuantizedLayer):
             module.restore_weight()
     assert torch.equal(again(pictures(2)), made(pictures(2)))
+
+
+@torch.no_grad()
+def test_ranges_of_channels_before_convolutions_become_alike() -> None:
+    made = Model.open("test_coatnet", weights="random", image_size=64, options={"num_classes": 7})
+    sites, pixels = find_sites(made.module), pictures(16, seed=2)
+    norms = {site.norm for site in sites.linears if site.norm is not None}
+    assert norms == {
+        f"stages.{block}.{norm}"
+        for block, first in (("2.blocks.0", "norm1.norm"), ("2.blocks.1", "norm1"), ("3.blocks.0", "norm1.norm"))
+        for norm in (first, "norm2")
+    }
+    drawn = torch.Generator().manual_seed(0)
+    for norm in norms:
+        made.module.get_parameter(f"{norm}.weight").copy_(torch.randn(made.module.get_submodule(norm).weight.shape, generator=drawn).exp())
+    by_layer = replace(sites, linears=tuple(replace(site, norm=None) for site in sites.linears))
+    settings, reference = QuantizationSettings(32, 4), made.module(pixels)
+    errors = [
+        float((quantize_model(copy.deepcopy(made.module), each, settings, pictures(8))(pixels) - reference).square().mean())
+        for each in (sites, by_layer)
+    ]
+    assert errors[0] < 0.7 * errors[1]

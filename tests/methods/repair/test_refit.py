@@ -44,6 +44,7 @@ MODELS = {
     "pvt_v2": lambda: Model.open(
         "pvt_v2_b0", weights="random", image_size=64, options={"depths": (1, 1, 1, 2), "embed_dims": (16, 32, 40, 64)}
     ),
+    "coatnet": lambda: Model.open("test_coatnet", weights="random", image_size=(64, 96)),
     "nextvit": lambda: Model.open("nextvit_small", weights="random", image_size=64, options={"depths": (1, 1, 5, 1)}),
 }
 
@@ -90,7 +91,7 @@ def repaired(model: nn.Module, loaded: Model, pictures: list[Tensor], sites: Any
     return made.run(pictures, len(pictures))
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "coatnet"])  # for time
 def test_the_stream_comes_closer_and_what_lies_before_stays(kind: str) -> None:
     loaded = lively(MODELS[kind]())
     model, pictures = disturbed(loaded, 1), batches(loaded)

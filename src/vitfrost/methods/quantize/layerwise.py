@@ -216,9 +216,9 @@ class LayerWise:
         norm: Any = self.changed.model.get_submodule(place.linear.norm or "")
         rows = self._sample(place, layer, CHANNEL_ROWS)
         low, high = (ends[0] for ends in tail_quantiles(rows.T.contiguous(), (1 - TAIL,)))
-        moved = reparameterize(norm.weight, norm.bias, layer.weight, layer.bias, low, high, bits, "strict")
+        moved = reparameterize(norm.weight, norm.bias, layer.weight.flatten(1), layer.bias, low, high, bits, "strict")
         if all(bool(each.isfinite().all()) for each in (moved.gamma, moved.beta, moved.weight, moved.bias)):
-            norm.weight.data, norm.bias.data, layer.weight.data = moved.gamma, moved.beta, moved.weight
+            norm.weight.data, norm.bias.data, layer.weight.data = moved.gamma, moved.beta, moved.weight.view(layer.weight.shape)
             layer.bias = nn.Parameter(moved.bias, requires_grad=False)
 
     def _set_range(self, place: _Place, layer: Any, quantizer: UniformQuantizer) -> None:

@@ -55,16 +55,16 @@ class UniformQuantizer(ActivationQuantizer):
 
     Scale and zero point are single numbers, or [heads, 1, 1] for a tensor [rows, heads, tokens, width]. Calibration gives heads with as
     many bits one range.
-    `channel_wise` (last axis) only serves calibration: the ranges per channel are kept in `low` and `high` for the
-    re-parameterization, after which scale and zero point are single numbers.
+    `channel_wise` (last axis; the second where `channels_first`) only serves calibration: the ranges per channel are kept in `low` and
+    `high` for the re-parameterization, after which scale and zero point are single numbers.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, bits: int, channel_wise: bool = False):
+    def __init__(self, bits: int, channel_wise: bool = False, channels_first: bool = False):
         super().__init__(bits)
-        self.channel_wise = channel_wise
+        self.channel_wise, self.channels_first = channel_wise, channels_first
         self.low: Tensor | None = None
         self.high: Tensor | None = None
         self.register_buffer("scale", torch.ones(()))
@@ -75,10 +75,11 @@ class UniformQuantizer(ActivationQuantizer):
         self.scale, self.zero_point = uniform_parameters(low, high, self.bits)
 
     def observe(self, x: Tensor) -> None:
-        """Search the range of `x` [..., channels]."""
+        """Search the range of `x` [..., channels] or [images, channels, height, width]."""
         if self.channel_wise:
-            self.low, self.high = uniform_range(x.reshape(-1, x.shape[-1]).T.contiguous(), self.bits)
-            self.set_range(self.low, self.high)
+            self.low, self.high = uniform_range(x.movedim(1 if self.channels_first else -1, 0).flatten(1).contiguous(), self.bits)
+            shape = (-1, 1, 1) if self.channels_first else (-1,)
+            self.set_range(self.low.view(shape), self.high.view(shape))
         elif self.head_bits is not None:
             by_head = x.movedim(-3, 0)
             self.scale, self.zero_point = torch.ones(len(by_head), 1, 1), torch.zeros(len(by_head), 1, 1)

@@ -84,8 +84,9 @@ def install_quantizers(model: nn.Module, sites: ModelSites, settings: Quantizati
         return layers
     for site in sites.linears:
         weight_bits, bits = settings.of_layer(site)
-        quantizer = None if bits == FULL else UniformQuantizer(bits, channel_wise=site.norm is not None)
         original = model.get_submodule(site.name)
+        first = isinstance(original, nn.Conv2d)
+        quantizer = None if bits == FULL else UniformQuantizer(bits, channel_wise=site.norm is not None, channels_first=first)
         assert isinstance(original, nn.Linear | nn.Conv2d)
         layer = QuantizedLayer(original, weight_bits, quantizer)
         model.set_submodule(site.name, layer)
@@ -109,12 +110,13 @@ def _reparameterize_site(model: nn.Module, site: LinearSite, layer: QuantizedLay
     assert quantizer.high is not None
     norm = model.get_submodule(site.norm)
     assert isinstance(norm, nn.LayerNorm)
-    moved = reparameterize(norm.weight, norm.bias, weight, layer.bias, quantizer.low, quantizer.high, quantizer.bits, settings.levels)
+    ends = (quantizer.low, quantizer.high)
+    moved = reparameterize(norm.weight, norm.bias, weight.flatten(1), layer.bias, *ends, quantizer.bits, settings.levels)
     norm.weight.data, norm.bias.data = moved.gamma, moved.beta
     layer.bias = nn.Parameter(moved.bias, requires_grad=False)
     quantizer.scale, quantizer.zero_point = moved.scale, moved.zero_point
     quantizer.channel_wise, quantizer.low, quantizer.high = False, None, None
-    layer.set_weight(moved.weight)
+    layer.set_weight(moved.weight.view(weight.shape))
 
 
 @torch.no_grad()
