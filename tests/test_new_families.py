@@ -20,6 +20,9 @@ from vitfrost.vit.families import find_sites
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
 WIDE: dict[str, Any] = {**SMALL, "embed_dim": 64}
 SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 10}
+TINY: dict[str, Any] = {
+    "embed_dims": (16, 24, 32), "depths": (1, 2, 1), "num_heads": (1, 2, 4), "window_sizes": (4, 4, 4), "num_classes": 10,
+}  # fmt: skip
 # name, image size, options; whether norms stand behind the layers; whether heads have a position bias of their own; whether it is exported
 MODELS: list[tuple[str, int | tuple[int, int], dict[str, Any], bool, bool, bool]] = [
     ("eva02_base_patch14_448", 56, SMALL, False, False, False),
@@ -31,6 +34,7 @@ MODELS: list[tuple[str, int | tuple[int, int], dict[str, Any], bool, bool, bool]
     ("vit_relpos_medium_patch16_rpn_224", 64, SMALL, True, True, False),
     ("swinv2_tiny_window8_256", 64, SWIN, True, True, True),
     ("maxxvitv2_nano_rw_256", 64, {"num_classes": 10}, False, True, False),
+    ("tiny_vit_5m_224", (64, 96), TINY, False, True, False),
     ("qwen3_vit_88m", 64, WIDE, False, False, True),
     ("aimv2_large_patch14_224", 56, SMALL, False, False, False),
     ("vitamin_small_224", 64, {"depth": 1, "num_classes": 10}, False, False, False),
@@ -73,7 +77,7 @@ def test_what_can_be_done_to_a_model(
     assert not [
         key
         for key in still.module.state_dict()
-        if any(part in key for part in ("q_bias", "q_proj", "k_proj", "attn.rel_pos", "logit_scale"))
+        if any(part in key for part in ("q_bias", "q_proj", "k_proj", "attn.rel_pos", "attention_biases", "logit_scale"))
     ]
     # some frozen, feed-forward blocks compact, repaired; then an export that gives what PyTorch gives
     methods = (FreezeHeads(0.5), Compact(0.5))

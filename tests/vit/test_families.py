@@ -19,6 +19,7 @@ from vitfrost.vit.stream import ResidualStream
 
 SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 2}
+SMALL_TINY: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 2, 1), "num_heads": (1, 2, 4), "window_sizes": (4, 4, 4)}
 # name, options, (windows, heads, tokens) of the first site, number of sites
 ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("vit_tiny_patch16_224", {"depth": 3}, (1, 3, 197), 3),
@@ -58,6 +59,8 @@ ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("swinv2_tiny_window8_256", {**SMALL_SWIN, "image_size": (72, 64)}, (6, 2, 64), 4),  # windows that need padding
     ("maxvit_rmlp_pico_rw_256", {"image_size": 64}, (64, 1, 4), 22),  # windows, and grids of positions apart
     ("maxxvitv2_nano_rw_256", {"image_size": (64, 96)}, (64, 3, 6), 7),
+    ("tiny_vit_5m_224", {**SMALL_TINY, "image_size": 64}, (4, 2, 16), 3),  # a last stage of one window
+    ("tiny_vit_5m_224", {**SMALL_TINY, "image_size": (72, 96)}, (9, 2, 16), 3),  # windows that need padding
     ("qwen3_vit_88m", {**SMALL, "embed_dim": 64, "image_size": 64}, (1, 2, 16), 2),
     ("qwen3_vit_88m_enc", {**SMALL, "embed_dim": 64, "image_size": (64, 96)}, (1, 2, 24), 2),
     ("aimv2_large_patch14_224", {**SMALL, "image_size": 56}, (1, 2, 16), 2),  # SwiGLU, RMSNorm

@@ -77,7 +77,7 @@ def _cut(model: Model, maps: Tensor, pooled: Tensor | None = None) -> Features:
         maps = maps.movedim(1, -1) if about["channels_first"] else maps
         return Features.of_tokens(maps.flatten(1, -2), about["prefix"], about["class_token"], _grid(about["grid"]), pooled)
     if maps.ndim == 4:
-        maps = maps.movedim(1, -1) if forward_pass(model.module).channels_first else maps
+        maps = maps.movedim(1, -1) if forward_pass(model.module).gives_maps else maps
         return Features.of_tokens(maps.flatten(1, 2), 0, False, (maps.shape[1], maps.shape[2]), pooled)
     module: Any = model.module
     class_token = has_class_token(module)
@@ -97,7 +97,7 @@ def about_tokens(model: Model) -> dict[str, Any]:
         "shape": list(tokens.shape[1:]),
         "prefix": found.tokens.shape[1] - found.patches.shape[1],
         "class_token": found.class_token is not None,
-        "channels_first": tokens.ndim == 4 and forward_pass(model.module).channels_first,
+        "channels_first": tokens.ndim == 4 and forward_pass(model.module).gives_maps,
         "grid": None if found.grid is None else list(found.grid),
     }
 

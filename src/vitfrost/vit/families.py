@@ -12,13 +12,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from . import eva, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2
+from . import eva, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2, tiny_vit
 from .attention import MapAttention
 from .forward import ForwardPass
 from .kinds import is_kind, named
 from .sites import ModelSites
 
-_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, maxvit)
+_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, maxvit, tiny_vit)
 _NAMES = [name for family in _FAMILIES for name in family.NAMES]
 _SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 

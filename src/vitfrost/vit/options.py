@@ -60,7 +60,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "whole numbers from 0 on": (
         _one_or_several(_is_count),
         (
-            "patch_size", "window_size", "position_size", "num_heads", "embed_dims", "sr_ratios", "stem_chs", "strides",
+            "patch_size", "window_size", "window_sizes", "position_size", "num_heads", "embed_dims", "sr_ratios", "stem_chs", "strides",
             "img_size",
         ),
     ),

@@ -129,6 +129,7 @@ class ResidualStream:
         UnsupportedModel where the outputs are not simply added to the stream, each channel with a scale of its own.
         """
         arguments, channels_first = self.parts.blocks[index].arguments, self.parts.channels_first
+        found_as = self.parts.is_map(at_mid)
         twin = copy.deepcopy(self.blocks[index]).double()
         until = twin.get_submodule(self.parts.after_attention) if at_mid else None
         stream = torch.zeros(1, *like.shape[1:], dtype=torch.float64, device=self.device)
@@ -152,7 +153,7 @@ class ResidualStream:
                     found.append(first_read_by(until, lambda: twin(stream, *arguments)))
             finally:
                 handle.remove()
-        zeros, ones, rows = (tokens_of(each, channels_first)[0] for each in found)
+        zeros, ones, rows = (tokens_of(each, found_as)[0] for each in found)
         scale = (ones - zeros)[0]
         channel = int(scale.abs().argmax())
         places = ((rows - zeros)[:, channel] / scale[channel]).round()
