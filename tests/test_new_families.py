@@ -35,13 +35,12 @@ MODELS: list[tuple[str, int | tuple[int, int], dict[str, Any], bool, bool, bool]
     ("swinv2_tiny_window8_256", 64, SWIN, True, True, True),
     ("maxxvitv2_nano_rw_256", 64, {"num_classes": 10}, False, True, False),
     ("tiny_vit_5m_224", (64, 96), TINY, False, True, False),
+    ("hiera_small_abswin_256", (64, 96), {"embed_dim": 16, "stages": (1, 1, 2, 1), "num_classes": 10}, False, True, False),
     ("qwen3_vit_88m", 64, WIDE, False, False, True),
     ("aimv2_large_patch14_224", 56, SMALL, False, False, False),
     ("vitamin_small_224", 64, {"depth": 1, "num_classes": 10}, False, False, False),
-    ("vit_base_patch16_siglip_224", 64, SMALL, False, False, False),
     ("vit_small_patch14_reg4_dinov2", 56, {**SMALL, "init_values": 0.1}, False, False, False),
     ("vit_base_patch16_clip_224", 64, SMALL, False, False, False),
-    ("deit3_small_patch16_224", 64, SMALL, False, False, False),
 ]
 
 

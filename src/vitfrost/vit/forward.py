@@ -30,8 +30,8 @@ class ForwardPass:
 
     `stem` leads from pixels [B, 3, height, width] to the stream into the first block, `head` from the output of the last block to
     what the model puts out. `after_attention` names the module below a block that reads the stream right after attention.
-    `channels_first`: the stream is [B, C, H, W]; so are, or by `mid_channels_first` and `tokens_channels_first` alone, what stands right after
-    attention and what timm's `forward_features` gives.
+    `channels_first`: the stream is [B, C, H, W]. What stands right after attention is so, too, or alone (`mid_channels_first`); so
+    is what timm's `forward_features` gives (`tokens_channels_first`).
     """
 
     image_size: tuple[int, int]

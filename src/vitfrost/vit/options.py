@@ -56,7 +56,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         ("num_classes", "in_chans", "embed_dim", "reg_tokens", "num_reg_tokens", "head_dim", "num_kv_heads", "swiglu_align_to"),
     ),
     f"a whole number from 0 to {DEEPEST}": (_is_depth, ("depth",)),
-    f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths",)),
+    f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths", "stages")),
     "whole numbers from 0 on": (
         _one_or_several(_is_count),
         (

@@ -44,7 +44,8 @@ def pools(module: Any) -> bool:
     """Whether tokens are pooled; a model says it itself, or its head does."""
     pool = getattr(module, "global_pool", None)
     if pool is None:
-        pool = getattr(getattr(getattr(module, "head", None), "global_pool", None), "pool_type", None)
+        head = getattr(module, "head", None)
+        pool = getattr(getattr(head, "global_pool", head), "pool_type", None)
     return pool != ""
 
 

@@ -204,11 +204,14 @@ def read_by(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class _Constant(nn.Module):
-    """Puts out one tensor, whatever it is given."""
+    """Puts out one tensor, whatever it is given; a block that asks it for more gets what `original` has."""
 
-    def __init__(self, output: Tensor):
+    def __init__(self, output: Tensor, original: nn.Module):
         super().__init__()
-        self.output = output
+        self.output, self.original = output, (original,)  # in a tuple it is no part of the model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"][0], name)
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
         return self.output
@@ -218,7 +221,7 @@ class _Constant(nn.Module):
 def output_in_place_of(model: nn.Module, name: str, output: Tensor) -> Iterator[None]:
     """Let the module `name` of `model` put out `output` meanwhile, without running."""
     module = model.get_submodule(name)
-    model.set_submodule(name, _Constant(output))
+    model.set_submodule(name, _Constant(output, module))
     try:
         yield
     finally:

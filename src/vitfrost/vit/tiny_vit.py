@@ -37,6 +37,8 @@ class ForgetfulAttention(Attention):  # type: ignore[misc]
     """timm's attention, which gathers its biases anew in every call. Those that timm keeps from call to call may belong to a graph, or to
     inference mode, and a model that holds such tensors can be neither copied nor trained."""
 
+    attention_bias_idxs: Tensor
+
     def get_attention_biases(self, device: torch.device) -> Tensor:
         """Biases [heads, tokens, tokens]."""
         biases: Tensor = self.attention_biases[:, self.attention_bias_idxs]

@@ -47,7 +47,7 @@ class DenseConstants:
             run_original()
         maps = self.constants.maps()[:, self.dense]
         values = seen[0][:, self.dense]
-        tokens = aimed[0].flatten(1, -2).unflatten(-1, (-1, self.constants.head_dim))
+        tokens = self.attention.rows_read(aimed[0]).unflatten(-1, (-1, self.constants.head_dim))
         wanted = tokens.transpose(1, 2)[:, self.heads].to(values.device)
         rows, aims = (part.unflatten(0, (-1, len(maps))) for part in (values, wanted))
         sums.add(rows, aims - maps @ rows)
