@@ -49,6 +49,7 @@ from .vit.outputs import chosen_outputs, kind_of_outputs, outputs_of, without_he
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
+from .vit.tiny_vit import forget_biases
 
 timm = import_timm()
 # What opens the folder of each kind as a Model. These modules stand above this one, so they are named and not imported.
@@ -117,7 +118,9 @@ class Model:
         if image_processor is not None:
             reading = processor_reading(image_processor) | reading  # type: ignore[assignment]
         check_finite(module.state_dict(), f"the weights of this {type(module).__name__}")
+        forget_biases(module)
         own: Any = copy.deepcopy(module).float().eval().requires_grad_(True)
+        forget_biases(own, forever=True)
         size = image_size_of(own, image_size)
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
         refuse_channels(own)

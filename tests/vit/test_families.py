@@ -19,6 +19,8 @@ from vitfrost.vit.stream import ResidualStream
 
 SMALL_SWIN: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 2}
+SMALL_TINY: dict[str, Any] = {"embed_dims": (16, 24, 32), "depths": (1, 2, 1), "num_heads": (1, 2, 4), "window_sizes": (4, 4, 4)}
+SMALL_HIERA: dict[str, Any] = {"embed_dim": 16, "stages": (1, 1, 2, 1)}
 # name, options, (windows, heads, tokens) of the first site, number of sites
 ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("vit_tiny_patch16_224", {"depth": 3}, (1, 3, 197), 3),
@@ -60,6 +62,10 @@ ARCHITECTURES: list[tuple[str, dict[str, Any], tuple[int, int, int], int]] = [
     ("maxxvitv2_nano_rw_256", {"image_size": (64, 96)}, (64, 3, 6), 7),
     ("coatnet_nano_cc_224", {"depths": (1, 1, 2, 2), "image_size": 64}, (1, 8, 16), 2),  # convolutions in stages of attention
     ("coatnext_nano_rw_224", {"depths": (1, 1, 2, 1), "image_size": (64, 96)}, (1, 4, 24), 3),
+    ("tiny_vit_5m_224", {**SMALL_TINY, "image_size": 64}, (4, 2, 16), 3),  # a last stage of one window
+    ("tiny_vit_5m_224", {**SMALL_TINY, "image_size": (72, 96)}, (9, 2, 16), 3),  # windows that need padding
+    ("hiera_tiny_224", {**SMALL_HIERA, "image_size": (64, 96)}, (6, 1, 64), 5),  # windows, then the whole map; pooled queries
+    ("hiera_small_abswin_256", {**SMALL_HIERA, "image_size": 64}, (4, 1, 64), 5),
     ("qwen3_vit_88m", {**SMALL, "embed_dim": 64, "image_size": 64}, (1, 2, 16), 2),
     ("qwen3_vit_88m_enc", {**SMALL, "embed_dim": 64, "image_size": (64, 96)}, (1, 2, 24), 2),
     ("aimv2_large_patch14_224", {**SMALL, "image_size": 56}, (1, 2, 16), 2),  # SwiGLU, RMSNorm

@@ -77,7 +77,7 @@ def _cut(model: Model, maps: Tensor, pooled: Tensor | None = None) -> Features:
         maps = maps.movedim(1, -1) if about["channels_first"] else maps
         return Features.of_tokens(maps.flatten(1, -2), about["prefix"], about["class_token"], _grid(about["grid"]), pooled)
     if maps.ndim == 4:
-        maps = maps.movedim(1, -1) if _channels_first(model.module) else maps
+        maps = maps.movedim(1, -1) if forward_pass(model.module).gives_maps else maps
         return Features.of_tokens(maps.flatten(1, 2), 0, False, (maps.shape[1], maps.shape[2]), pooled)
     module: Any = model.module
     class_token = has_class_token(module)
@@ -97,14 +97,9 @@ def about_tokens(model: Model) -> dict[str, Any]:
         "shape": list(tokens.shape[1:]),
         "prefix": found.tokens.shape[1] - found.patches.shape[1],
         "class_token": found.class_token is not None,
-        "channels_first": tokens.ndim == 4 and _channels_first(model.module),
+        "channels_first": tokens.ndim == 4 and forward_pass(model.module).gives_maps,
         "grid": None if found.grid is None else list(found.grid),
     }
-
-
-def _channels_first(module: Any) -> bool:
-    parts = forward_pass(module)
-    return parts.channels_first if parts.features_first is None else parts.features_first
 
 
 def _grid(sides: Any) -> tuple[int, int] | None:

@@ -288,6 +288,10 @@ class MapAttention(nn.Module):
             attended = attended.clone(memory_format=torch.contiguous_format)
         return attended.transpose(1, 2).flatten(2)
 
+    def rows_read(self, read: Tensor) -> Float[Tensor, "rows queries channels"]:
+        """What `proj` reads, here or in the original, by rows of the maps."""
+        return read.flatten(1, -2)
+
     def scaled(self, q: Float[Tensor, "rows heads queries width"]) -> Float[Tensor, "rows heads queries width"]:
         """Queries in the units of logits."""
         return q * self.scale
@@ -325,10 +329,9 @@ class FusedAttention(MapAttention):
         for name, parameter in list(self.norm.named_parameters(recurse=False)):  # of the heads side by side, before `proj`
             setattr(self.norm, name, nn.Parameter(parameter.detach()[channels], parameter.requires_grad))
         table = self.relative_position_bias_table
-        if table is not None and not logit_heads:
-            self.relative_position_bias_table = None
-        elif table is not None:
-            self.relative_position_bias_table = nn.Parameter(table.detach()[:, list(order[:logit_heads])], table.requires_grad)
+        if table is not None:
+            chosen = nn.Parameter(table.detach()[:, list(order[:logit_heads])], table.requires_grad)
+            self.relative_position_bias_table = chosen if logit_heads else None
 
     @property
     def has_relative_bias(self) -> bool:

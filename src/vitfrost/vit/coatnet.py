@@ -36,6 +36,9 @@ def matches(model: nn.Module) -> bool:
 class ChannelsFirstAttention(PartitionAttention):
     """timm's Attention2d: one map over all positions, a position bias per head, projections that are convolutions of 1 x 1."""
 
+    def rows_read(self, read: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows queries channels"]:
+        return read.flatten(2).transpose(1, 2)
+
     def forward(self, x: Float[Tensor, "rows channels height width"], shared_rel_pos: Tensor | None = None) -> Tensor:
         """Same signature as timm's Attention2d."""
         parts = self.cut(self.qkv(x).flatten(2).transpose(1, 2))

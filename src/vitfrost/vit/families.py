@@ -12,20 +12,20 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from . import coatnet, eva, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2
+from . import coatnet, eva, hiera, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2, tiny_vit
 from .attention import MapAttention
 from .forward import ForwardPass
 from .kinds import is_kind, named
 from .sites import ModelSites
 
-_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, coatnet, maxvit)
+_FAMILIES = (plain, eva, relative, qwen, swin, swin_v2, pvt_sites, nextvit, coatnet, maxvit, tiny_vit, hiera)
 _NAMES = [name for family in _FAMILIES for name in family.NAMES]
 _SUPPORTED = f"supported are {', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 
 # Class names of timm models whose attention is understood well enough to say why it is refused.
 _REFUSALS = {
     "Xcit": "cross-covariance (channel) attention",
-    "Cait": "talking-heads attention",
+    "Cait": "talking-heads attention (maps are mixed of those of all heads before and after the softmax, so no head can be frozen apart)",
     "NaFlexVit": "NaFlex inputs (dictionaries of patches)",
     "VisionTransformerSAM": "decomposed relative positions (SAM)",
 }
@@ -68,6 +68,8 @@ def built_size(model: nn.Module) -> tuple[int, int] | None:
     """Height and width of the images that the patch embedding was built for; None for a model that takes any, or does not say it."""
     if is_kind(model, *qwen.KINDS):
         return None
+    if is_kind(model, *hiera.KINDS):
+        return hiera.image_size_of(model)
     holder = model if is_kind(model, *maxvit.KINDS) else getattr(model, "patch_embed", None)
     return getattr(holder, "img_size", None)
 

@@ -13,12 +13,14 @@ from .sites import FeedForwardSite, LinearSite
 
 import_timm()
 from timm.layers import GluMlp, Mlp, SwiGLU  # noqa: E402  (timm must be imported through the guard)
+from timm.models.tiny_vit import NormMlp  # noqa: E402
 from timm.models.vitamin import GeGluMlp  # noqa: E402
 
 # By kind: the names of the layers that read the block's input (and the norm before it), and of the one that makes its output.
 _LAYERS: dict[type[nn.Module], tuple[tuple[str, ...], str]] = {
     Mlp: (("fc1",), "fc2"),
     GluMlp: (("fc1",), "fc2"),
+    NormMlp: (("fc1",), "fc2"),
     SwiGLU: (("fc1_g", "fc1_x"), "fc2"),
     GeGluMlp: (("w0", "w1"), "w2"),
 }

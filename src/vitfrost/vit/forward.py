@@ -30,7 +30,8 @@ class ForwardPass:
 
     `stem` leads from pixels [B, 3, height, width] to the stream into the first block, `head` from the output of the last block to
     what the model puts out. `after_attention` names the module below a block that reads the stream right after attention.
-    `channels_first`: the stream is [B, C, H, W]. `features_first`: what `forward_features` gives is (None: as the stream).
+    `channels_first`: the stream is [B, C, H, W]. What stands right after attention is so, too, or alone (`mid_channels_first`); so
+    is what timm's `forward_features` gives (`tokens_channels_first`).
     """
 
     image_size: tuple[int, int]
@@ -39,7 +40,17 @@ class ForwardPass:
     head: Step
     after_attention: str = "norm2"
     channels_first: bool = False
-    features_first: bool | None = None
+    mid_channels_first: bool = False
+    tokens_channels_first: bool = False
+
+    def is_map(self, at_mid: bool) -> bool:
+        """Whether the stream has its channels first, right after attention (`at_mid`) or after a block."""
+        return self.channels_first or (at_mid and self.mid_channels_first)
+
+    @property
+    def gives_maps(self) -> bool:
+        """Whether the model's tokens have their channels first."""
+        return self.channels_first or self.tokens_channels_first
 
     @property
     def norms_behind(self) -> bool:

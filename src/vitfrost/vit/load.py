@@ -172,6 +172,7 @@ def create_model(
     """
     from . import digits, pvt  # noqa: F401  (registers our own models)
     from .plain import attention_with_heads_of
+    from .tiny_vit import forget_biases
 
     eps = options.pop("norm_eps", None)
     check_options({"norm_eps": eps} | {name: value for name, value in options.items() if name != "attn_head_dim"})
@@ -196,6 +197,7 @@ def create_model(
     except Exception as error:  # constructors raise anything where options do not go together
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
+    forget_biases(made, forever=True)
     for module in made.modules() if eps is not None else ():
         if isinstance(module, nn.LayerNorm):
             module.eps = eps

@@ -131,7 +131,7 @@ def forward_pass(model: Any) -> ForwardPass:
         stem=lambda pixels: into(model.stem(pixels)),
         blocks=tuple(calls),
         head=lambda stream: model.forward_head(model.norm(stream.permute(0, 3, 1, 2))),
-        features_first=True,
+        tokens_channels_first=True,
     )
 
 

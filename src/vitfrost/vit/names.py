@@ -5,4 +5,5 @@ from __future__ import annotations
 
 def has_relative_bias(model_name: str) -> bool:
     """Whether every head adds a bias of its own to its logits, by relative position: Swin (also where a site has a single window), BEiT."""
-    return model_name.startswith(("swin", "beit_", "beitv2_", "vit_relpos_", "vit_srelpos_", "maxvit", "maxxvit", "coatn", "test_coatn"))
+    biased = ("swin", "beit_", "beitv2_", "vit_relpos_", "vit_srelpos_", "maxvit", "maxxvit", "coatn", "test_coatn", "tiny_vit_")
+    return model_name.startswith(biased)

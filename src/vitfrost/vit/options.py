@@ -56,11 +56,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         ("num_classes", "in_chans", "embed_dim", "reg_tokens", "num_reg_tokens", "head_dim", "num_kv_heads", "swiglu_align_to"),
     ),
     f"a whole number from 0 to {DEEPEST}": (_is_depth, ("depth",)),
-    f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths",)),
+    f"whole numbers from 0 to {DEEPEST}": (_one_or_several(_is_depth), ("depths", "stages")),
     "whole numbers from 0 on": (
         _one_or_several(_is_count),
         (
-            "patch_size", "window_size", "position_size", "num_heads", "embed_dims", "sr_ratios", "stem_chs", "strides",
+            "patch_size", "window_size", "window_sizes", "position_size", "num_heads", "embed_dims", "sr_ratios", "stem_chs", "strides",
             "img_size",
         ),
     ),

@@ -40,13 +40,22 @@ def has_classifier(module: Any) -> bool:
     return not isinstance(head[0] if isinstance(head, tuple | list) else head, nn.Identity)
 
 
+def pools(module: Any) -> bool:
+    """Whether tokens are pooled; a model says it itself, or its head does."""
+    pool = getattr(module, "global_pool", None)
+    if pool is None:
+        head = getattr(module, "head", None)
+        pool = getattr(getattr(head, "global_pool", head), "pool_type", None)
+    return pool != ""
+
+
 def outputs_of(module: Any, name: str, classes: int, *, named: bool = False) -> OutputKind:
     """`tokens` of a model that does not pool, `embedding` without a classifier and of a tower trained to meet a text, else `classes`.
 
     `named`: the outputs have names, so they are classes.
     """
     if classes == 0 or not has_classifier(module):
-        return "tokens" if getattr(module, "global_pool", None) == "" else "embedding"
+        return "embedding" if pools(module) else "tokens"
     return "embedding" if not named and classes in embedding_widths(name) else "classes"
 
 
@@ -87,10 +96,10 @@ def without_head(module: Any, state: dict[str, Tensor], name: str) -> dict[str, 
 
     Raises VitfrostError for tokens of a model whose last norm comes after pooling.
     """
-    pools = getattr(module, "global_pool", None) != ""
-    if not pools and any(key.startswith("fc_norm.") for key in state):
+    pooled = pools(module)
+    if not pooled and any(key.startswith("fc_norm.") for key in state):
         raise VitfrostError(f"{name} has its last norm after pooling, so its tokens are no output of their own; leave outputs tokens out")
     if has_classifier(module):
         return state
-    own, left_out = module.state_dict().keys(), ("head.", "head_dist.") if pools else ("head.", "head_dist.", "attn_pool.")
+    own, left_out = module.state_dict().keys(), ("head.", "head_dist.") if pooled else ("head.", "head_dist.", "attn_pool.")
     return {key: value for key, value in state.items() if key in own or not key.startswith(left_out)}

@@ -134,7 +134,7 @@ def forward_pass(model: Any) -> ForwardPass:
             logits = model.forward_head(_as_map(model.stages[-1].norm(tokens), before))
         return logits
 
-    return ForwardPass(image_size_of(model), stem, tuple(blocks), head, features_first=True)
+    return ForwardPass(image_size_of(model), stem, tuple(blocks), head, tokens_channels_first=True)
 
 
 def find_sites(model: Any) -> ModelSites:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eva, maxvit, plain, relative, swin
+from . import eva, maxvit, plain, relative, swin, tiny_vit
 from .classifier import classifier_of
 from .compat import import_timm
 from .kinds import is_kind
@@ -16,7 +16,7 @@ from .position_grid import grid_of_positions
 
 import_timm()
 from timm.layers import resample_abs_pos_embed  # noqa: E402  (timm must be imported through the guard)
-from timm.layers.pos_embed_rel import resize_rel_pos_bias_table  # noqa: E402
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table, resize_rel_pos_bias_table_levit  # noqa: E402
 
 log = logging.getLogger("vitfrost")
 
@@ -33,11 +33,11 @@ def fit_state(model: Any, state: dict[str, torch.Tensor], grid: tuple[int, int] 
         own, given = getattr(model, "pos_embed", None), state.get("pos_embed")
         if own is not None and given is not None and given.ndim == 3 and len(given) == 1 and given.shape[2] == own.shape[2]:
             state["pos_embed"] = _fit_positions(model, given, grid)
-    if swin.matches(model) or relative.matches(model) or is_kind(model, *maxvit.KINDS):
+    if swin.matches(model) or relative.matches(model) or tiny_vit.matches(model) or is_kind(model, *maxvit.KINDS):
         _fit_tables(model, state)
-    if swin.matches(model):
+    if swin.matches(model) or tiny_vit.matches(model):
         # Older files carry buffers that timm computes itself today.
-        for key in [key for key in state if key.endswith(("relative_position_index", "attn_mask"))]:
+        for key in [key for key in state if key.endswith(("relative_position_index", "attn_mask", "attention_bias_idxs"))]:
             del state[key]
     _add_bias(model, state)
     return state
@@ -51,6 +51,10 @@ def _fit_tables(model: Any, state: dict[str, torch.Tensor]) -> None:
         if own is not None and key in state and state[key].shape != own.shape:
             resized.append(name)
             state[key] = resize_rel_pos_bias_table(state[key], new_window_size=module.window_size, new_bias_shape=own.shape)
+        key, own = f"{name}.attention_biases", getattr(module, "attention_biases", None)  # TinyViT's, by distance
+        if own is not None and key in state and state[key].ndim == 2 and state[key].shape[1] != own.shape[1]:
+            resized.append(name)
+            state[key] = resize_rel_pos_bias_table_levit(state[key].T, (own.shape[1], len(state[key]))).T.contiguous()
     if resized:
         log.warning("relative position biases of %d layers are resized to other windows, the first of %s", len(resized), resized[0])
 

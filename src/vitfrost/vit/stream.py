@@ -129,6 +129,7 @@ class ResidualStream:
         UnsupportedModel where the outputs are not simply added to the stream, each channel with a scale of its own.
         """
         arguments, channels_first = self.parts.blocks[index].arguments, self.parts.channels_first
+        found_as = self.parts.is_map(at_mid)
         twin = copy.deepcopy(self.blocks[index]).double()
         until = twin.get_submodule(self.parts.after_attention) if at_mid else None
         stream = torch.zeros(1, *like.shape[1:], dtype=torch.float64, device=self.device)
@@ -152,7 +153,7 @@ class ResidualStream:
                     found.append(first_read_by(until, lambda: twin(stream, *arguments)))
             finally:
                 handle.remove()
-        zeros, ones, rows = (tokens_of(each, channels_first)[0] for each in found)
+        zeros, ones, rows = (tokens_of(each, found_as)[0] for each in found)
         scale = (ones - zeros)[0]
         channel = int(scale.abs().argmax())
         places = ((rows - zeros)[:, channel] / scale[channel]).round()
@@ -203,11 +204,14 @@ def read_by(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class _Constant(nn.Module):
-    """Puts out one tensor, whatever it is given."""
+    """Puts out one tensor, whatever it is given; a block that asks it for more gets what `original` has."""
 
-    def __init__(self, output: Tensor):
+    def __init__(self, output: Tensor, original: nn.Module):
         super().__init__()
-        self.output = output
+        self.output, self.original = output, (original,)  # in a tuple it is no part of the model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"][0], name)
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
         return self.output
@@ -217,7 +221,7 @@ class _Constant(nn.Module):
 def output_in_place_of(model: nn.Module, name: str, output: Tensor) -> Iterator[None]:
     """Let the module `name` of `model` put out `output` meanwhile, without running."""
     module = model.get_submodule(name)
-    model.set_submodule(name, _Constant(output))
+    model.set_submodule(name, _Constant(output, module))
     try:
         yield
     finally:

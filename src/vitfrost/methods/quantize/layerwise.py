@@ -260,10 +260,11 @@ class LayerWise:
 
     def _left_of_stream(self, place: _Place, made: Any, landing: Landing, number: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantized inputs, what is left of the original's stream in units of the layer's outputs, and the inputs as they are."""
-        block, first = place.segment.block, self.changed.parts.channels_first
+        block, at_mid = place.segment.block, place.linear.role == "proj"
+        first = self.changed.parts.is_map(at_mid)
         assert block is not None
         with read_by(made) as seen:
-            if place.linear.role == "proj":
+            if at_mid:
                 got = self.changed.through(block, x, self.changed.after_attention(block))
                 wanted = self.teacher.through(block, place.aims[number], self.teacher.after_attention(block))
             else:

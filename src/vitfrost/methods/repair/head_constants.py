@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...vit.attention import FusedAttention, MapAttention
-from ...vit.stream import read_by, tokens_of
+from ...vit.stream import read_by
 from ..constant_heads.module import ConstantHeads, HeadConstant
 from .constants import MapCorrection, MapSums
 
@@ -43,12 +43,11 @@ class DenseConstants:
         """Add what the heads read and what is left of their aims, as both models are run; returns the aims."""
         with read_by(self.constants) as seen:
             run()
-        projection = self.aim.get_submodule("proj")
-        with read_by(projection) as aimed:
+        with read_by(self.aim.get_submodule("proj")) as aimed:
             run_original()
         maps = self.constants.maps()[:, self.dense]
         values = seen[0][:, self.dense]
-        tokens = tokens_of(aimed[0], isinstance(projection, nn.Conv2d)).unflatten(-1, (-1, self.constants.head_dim))
+        tokens = self.attention.rows_read(aimed[0]).unflatten(-1, (-1, self.constants.head_dim))
         wanted = tokens.transpose(1, 2)[:, self.heads].to(values.device)
         rows, aims = (part.unflatten(0, (-1, len(maps))) for part in (values, wanted))
         sums.add(rows, aims - maps @ rows)

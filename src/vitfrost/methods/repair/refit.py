@@ -116,7 +116,6 @@ class Refit:
                 "there is nothing to repair: the plan changes no layer (frozen maps count only where activations stay in fp32)"
             )
         self.first, self.sites, self.options = first, sites, options
-        self.channels_first = self.changed.parts.channels_first
         self.prefix = {site.name.rpartition(".")[0]: site.prefix_tokens for site in sites.attention}
         by_default = int(self.original.reads_only_prefix(self.prefix.get(names[-1], 0)))
         self.skipped = by_default if options.skip_last is None else options.skip_last
@@ -188,6 +187,7 @@ class Refit:
         module = self.changed.blocks[index].get_submodule(layer.path)
         assert isinstance(module, nn.Linear | nn.Conv2d)
         sums, spread = RidgeSums(module.weight.shape[1], len(module.weight), self.changed.device), _Spread()
+        channels_first = self.changed.parts.is_map(layer.at_mid)
         for number, stream in enumerate(streams.changed):
             with read_by(module) as seen:
                 if layer.at_mid:
@@ -196,7 +196,7 @@ class Refit:
                 else:
                     got = self._changed_output(streams, block, number)
             wanted = self._original_outputs(streams, block, number, layer.at_mid).to(got.device)
-            got, wanted = tokens_of(got, self.channels_first), tokens_of(wanted, self.channels_first)
+            got, wanted = tokens_of(got, channels_first), tokens_of(wanted, channels_first)
             inputs = tokens_of(seen[0], isinstance(module, nn.Conv2d)).reshape(len(got), -1, module.weight.shape[1])[:, landing.rows]
             spread.add(wanted)
             sums.add(inputs.flatten(0, 1), (wanted - got).flatten(0, 1), self._weights(index, got))
