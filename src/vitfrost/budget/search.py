@@ -90,7 +90,7 @@ def search(
     place = _place_of_record(record, out)
     images = images if isinstance(images, str | Path) else find_given(images, several=True)
     loaded, known = as_model(model), statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    sites = _fitting_sites(known, loaded, quantize)
+    sites = _fitting_sites(known, loaded, how)
     layers = [computed_layer(site, known.sites[site["name"]].allowed) for site in known.header.sites]
     windows = find_windows(how.window, sites.attention, layers, known)
 
@@ -261,7 +261,7 @@ def _subject(loaded: Model, known: Statistics, drawn: SearchImages, how: SearchM
     )  # fmt: skip
 
 
-def _fitting_sites(statistics: Statistics, loaded: Model, quantize: Quantize) -> ModelSites:
+def _fitting_sites(statistics: Statistics, loaded: Model, how: SearchMethods) -> ModelSites:
     """The model's sites. Raises VitfrostError for statistics of another model, and for a model that is changed or no classifier."""
     if isinstance(loaded, Artifact) or statistics.header.structure is not None:
         raise VitfrostError(
@@ -271,7 +271,7 @@ def _fitting_sites(statistics: Statistics, loaded: Model, quantize: Quantize) ->
     statistics.check_fits(loaded.identity, sites.signature())
     if loaded.outputs == "classes" and loaded.classes < 2:
         raise VitfrostError(f"{loaded.name} has {loaded.classes} classes; a search compares the outputs of a classifier, or features")
-    check_bits(quantize, loaded.name, sites)
+    check_bits(how.quantize, loaded.name, sites)
     return sites
 
 

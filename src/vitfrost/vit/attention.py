@@ -341,8 +341,7 @@ class FusedAttention(MapAttention):
         """Learned bias of Swin's windows, gathered per pair; None for global attention."""
         if self.relative_position_bias_table is None:
             return None
-        area = self.site.queries
-        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(area, area, -1)
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(*[self.site.queries] * 2, -1)
         return bias.permute(2, 0, 1).unsqueeze(0)
 
     def logit_bias(self, rows: int, mask: Tensor | None) -> Tensor | None:
@@ -380,8 +379,7 @@ def masked_bias(bias: Tensor | None, mask: Tensor | None, rows: int) -> Tensor |
     """A bias of logits [1, H, N, M] and a mask of windows [W, N, M] for `rows` windows, broadcastable to [rows, H, N, M]."""
     if mask is None:
         return bias
-    windows = mask.shape[0]
-    mask = mask.view(1, windows, 1, *mask.shape[1:]).expand(rows // windows, -1, -1, -1, -1)
+    mask = mask.view(1, len(mask), 1, *mask.shape[1:]).expand(rows // len(mask), -1, -1, -1, -1)
     mask = mask.reshape(rows, 1, *mask.shape[3:])
     return mask if bias is None else bias + mask
 
