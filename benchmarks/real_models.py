@@ -30,11 +30,11 @@ CLIP = "vit_base_patch16_clip_quickgelu_224"
 EVERY = 5  # of so many classes one has a prototype
 
 
-def prototypes(folder: Path) -> ImageSet:
-    """The labeled images of every fifth class."""
+def prototypes(folder: Path, every: int = EVERY) -> ImageSet:
+    """The labeled images of every fifth class, or of every so many."""
     found = open_images(folder, need_labels=True, classes=1000)
     assert found.labels is not None
-    kept = [(file, label) for file, label in zip(found.files, found.labels, strict=True) if label % EVERY == 0]
+    kept = [(file, label) for file, label in zip(found.files, found.labels, strict=True) if label % every == 0]
     return replace(found, files=tuple(file for file, _ in kept), labels=tuple(label for _, label in kept))
 
 
@@ -78,12 +78,18 @@ def products(options: argparse.Namespace) -> Any:
 def shown(name: str, row: dict[str, Any]) -> str:
     """One line of figures with their intervals."""
     found = row["features"]
-    likeness, told = found["likeness"]["pooled"], found["prototype"]
+    likeness = found["likeness"]["pooled"]
+    line = (
+        f"{name:20s} cosine {likeness['cosine']:.4f} {likeness['cosine_interval']}  "
+        f"relative error {likeness['relative_error']:.4f} {likeness['relative_error_interval']}"
+    )
+    if found["prototype_agreement"] is None:
+        return line
+    told = found["prototype"]
     change = told["difference"]
-    same, bounds = found["prototype_agreement"], found["prototype_agreement_interval"]
     return (
-        f"{name:16s} cosine {likeness['cosine']:.4f} {likeness['cosine_interval']}  same of {found['gallery_images']} prototypes "
-        f"{same:.1f} % {bounds}  top-1 {told['value']:.1f} % ({change['value']:+.1f} {change['interval']}, {found['told']} images)"
+        f"{line}  same of {found['gallery_images']} prototypes {found['prototype_agreement']:.1f} % {found['prototype_agreement_interval']}"
+        f"  top-1 {told['value']:.1f} % ({change['value']:+.1f} {change['interval']}, {found['told']} images)"
     )
 
 
