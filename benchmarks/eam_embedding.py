@@ -6,10 +6,10 @@
 Nothing is fetched. Statistics are of the model in floating point; `--work` may be that of real_models.py, whose statistics are then taken.
 A case is `SHARE CRITERION BITS`, such as `0.5 entropy 32` (constants in floating point, nothing else changed) or `0.5 entropy 4` (W4/A4 by
 RepQ-ViT, constants of 4 bits); the share is taken in every head, or in the model with `fisher@model`. `0 none 4` is W4/A4 alone,
-`0 none fast44` and `0 none repq48` are other quantizers. Its row stands beside the original on the same images; rows that are known are
-not measured again. Of labeled calibration images those of every so many classes are the prototypes, as in real_models.py; with `--every 0`
-images are told by nothing, and only features are compared. `--divergence COUNT` compares the maps of W4/A4 with the original's: the
-divergence of equation 14 over so many images.
+`0 none fast44` and `0 none repq48` are other quantizers. Its row stands beside the original on the same images; vectors that are known are
+not made again. Of labeled calibration images the original's vectors of every so many classes are the prototypes, as in real_models.py;
+with `--every 0` only features are compared. `--divergence COUNT` compares the maps of W4/A4 with the original's: the divergence of
+equation 14 over so many images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, cast
 import numpy as np
 
 import vitfrost as vf
-from real_models import CLIP, products, prototypes, shown
-from vitfrost.evaluation.evaluate import evaluate_many
-from vitfrost.files import read_json, write_json
+from embeddings import Embeddings, shown
+from real_models import CLIP, prototypes
+from vitfrost.files import write_json
+from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.statistics.site import kl_maps
 
-TOGETHER = 5  # models in memory at a time
 QUANTIZED = "0 none 4"
 
 
@@ -74,22 +74,16 @@ class Work:
         )
 
     def rows(self) -> dict[str, Any]:
-        """Rows of all cases, beside the original; several are measured in one pass."""
+        """Rows of all cases, beside the original."""
         options = self.options
-        place = self.folder / f"eam_rows_{options.limit}{'_bf16' * options.bf16}.json"
-        known: dict[str, Any] = read_json(place) if place.is_file() else {}
-        left = [case for case in options.cases if case not in known]
         gallery = prototypes(options.calibration, options.every) if options.every else None
-        for at in range(0, len(left), TOGETHER):
-            models = {case: self.changed(case) for case in left[at : at + TOGETHER]}
-            config = vf.Evaluate(limit=options.limit, batch_size=8)
-            with products(options):
-                made = evaluate_many(models, options.images, reference=self.model, gallery=gallery, config=config)
-            known |= {case: row.model_dump(mode="json") for case, row in zip(models, made, strict=True)}
-            write_json(place, known)
-            for case in models:
-                print(shown(case, known[case]), flush=True)
-        return {case: known[case] for case in options.cases}
+        images = open_images(options.images, need_labels=bool(options.every), classes=1000).subset(options.limit, 0)
+        embeddings = Embeddings(self.folder / "embeddings", self.model, images, gallery, options.bf16)
+        rows: dict[str, Any] = {}
+        for case in options.cases:
+            rows[case] = embeddings.row(case, lambda case=case: self.changed(case))  # type: ignore[misc]
+            print(shown(case, rows[case]), flush=True)
+        return rows
 
     def divergence(self, count: int) -> dict[str, list[float]]:
         """Of every layer, the mean divergence in bits between an attention weight in floating point and at W4/A4, of the class token's row
@@ -123,8 +117,6 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     work = Work(options)
     rows = work.rows()
-    for case, row in rows.items():
-        print(shown(case, row), flush=True)
     settings = {name: getattr(options, name) for name in ("model", "headless", "bf16", "limit", "every", "quantizer_images")}
     written: dict[str, Any] = {"settings": settings | {"calibration_images": work.statistics.header.images}}
     if options.divergence:
