@@ -87,7 +87,7 @@ def main() -> None:
     for title, artifact in artifacts(model, options):
         rows[title] = embeddings.row(title, lambda artifact=artifact: vf.Artifact.load(artifact))  # type: ignore[misc]
         print(shown(title, rows[title]), flush=True)
-    names = ("model", "share", "bf16", "calibration_images", "search_images", "repair_images", "limit")
+    names = ("model", "share", "by", "bf16", "calibration_images", "search_images", "repair_images", "limit")
     settings = {name: getattr(options, name) for name in names}
     write_json(options.json, {"settings": settings, "weights": model.state_hash, "rows": rows})
 
