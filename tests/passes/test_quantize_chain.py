@@ -24,7 +24,7 @@ from vitfrost.methods.quantize.trainable import trainable
 from vitfrost.model import Model
 from vitfrost.passes.compress import start_work
 from vitfrost.passes.give_structure import GiveStructure
-from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps, surely_less
+from vitfrost.passes.quantize_chain import Chain, QuantizeInSteps, is_worse, surely_less
 from vitfrost.passes.quantize_steps.polish import Polish
 from vitfrost.passes.quantize_steps.ranges import SearchRanges
 from vitfrost.passes.quantize_steps.rotate import Rotate
@@ -74,12 +74,13 @@ def test_every_step_is_measured_and_none_that_is_kept_makes_it_worse(made: Artif
 
 
 @torch.no_grad()
-def test_it_is_closer_than_nearest_levels_in_fixed_ranges(shallow: Any, made: Artifact) -> None:
-    published = compressed(shallow, Quantize(levels="strict"), images=24)
-    seen = pixels(32, 5)
+def test_it_is_closer_than_nearest_levels_in_fixed_ranges(shallow: Any) -> None:
+    """On images of the kind that it was fitted to."""
+    seen, source = pixels(32, 5), list(pixels(24, 4))
     wanted = shallow.model.module(seen).log_softmax(-1)
-    lost = [float((wanted.exp() * (wanted - each.module(seen).log_softmax(-1))).sum(-1).mean()) for each in (made, published)]
-    assert lost[0] < lost[1]
+    made = [compressed(shallow, each, images=24, source=source) for each in (FAST, Quantize(levels="strict"))]
+    lost = [float((wanted.exp() * (wanted - each.module(seen).log_softmax(-1))).sum(-1).mean()) for each in made]
+    assert lost[0] < lost[1], lost
 
 
 def test_levels_are_strict_and_ranges_are_by_head(made: Artifact) -> None:
@@ -210,6 +211,10 @@ def test_less_by_chance_is_not_surely_less() -> None:
     assert not surely_less(broken, others)
     assert not surely_less(broken, broken)
     assert surely_less(others[:1] - 1, others[:1])
+    few = torch.tensor([0.001, 0.001, 0.001])
+    assert not surely_less(few, torch.tensor([0.001, 0.001, 3.0]))
+    assert is_worse(few, torch.tensor([0.001, 0.001, 3.0]))
+    assert not is_worse(few, torch.tensor([0.001, 0.0009, 0.0013]))
 
 
 @pytest.mark.parametrize("factor", [30.0, float("nan")])

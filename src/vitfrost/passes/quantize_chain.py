@@ -26,7 +26,7 @@ from ..vit.families import find_sites, install_map_attention, show_layers
 from ..vit.sites import ModelSites
 from .work import Record, Work
 
-SURE = 2.0  # standard errors
+SURE, MUCH = 2.0, 1.5  # standard errors; times the former divergence
 BATCH_SIZE, WEIGHT_IMAGES = 32, 64
 HELD_OUT, MOST_HELD_OUT = 5, 128  # of so many images one is held out, and not more in all
 
@@ -136,7 +136,7 @@ class QuantizeInSteps:
             raise VitfrostError(f"the quantizer {self.method} is fitted to images, which need no labels; give --images DIR, or take repq")
 
     def apply(self, work: Work) -> Record:
-        """Apply the steps in order; one that surely makes the divergence larger is taken back."""
+        """Apply the steps in order; one that makes the divergence larger, surely or by half, is taken back."""
         pixels, drawn = work.draws.batch("calibration", self.images)
         chain = self.start(work, pixels)
         records = list(self._steps(chain))
@@ -173,11 +173,16 @@ class QuantizeInSteps:
             was = dict(vars(chain))
             record = step.apply(chain)
             after = chain.divergences()
-            kept = step.needed or not surely_less(before, after)
+            kept = step.needed or not is_worse(before, after)
             if not kept:
                 vars(chain).update(was)
             yield {"step": step.name, "before": _plain(before), "after": _plain(after), "kept": kept, **record}
             before = after if kept else before
+
+
+def is_worse(before: Float[Tensor, " images"], after: Float[Tensor, " images"]) -> bool:
+    """Whether a step is taken back: it is surely worse, or by so much that few images are enough to see it."""
+    return surely_less(before, after) or float(after.mean()) > MUCH * float(before.mean())
 
 
 def surely_less(these: Float[Tensor, " images"], others: Float[Tensor, " images"]) -> bool:
