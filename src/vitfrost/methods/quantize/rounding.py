@@ -18,6 +18,7 @@ COLUMNS = 64  # that are rounded before the weights behind them take their error
 DAMPING = 0.01
 SHARES = 13  # of a row's whole range, which are tried
 SWEEPS = 4
+MOST_NUMBERS = 2**24  # of all grids that are tried at a time
 
 Grid = tuple[Float[Tensor, "outputs inputs"], Float[Tensor, " outputs"], Float[Tensor, " outputs"]]
 
@@ -47,12 +48,11 @@ class Rounding:
         range, then codes and scales improved in turn."""
         ordered = self._ordered(weight)
         low, high = weight.amin(1), weight.amax(1)
-        found = self._considered(ordered, None, scale, zero_point)
-        for share in torch.linspace(0.45, 1.05, SHARES).tolist():
-            found = self._considered(ordered, found, *integer_parameters(low * share, high * share, self.bits))
-        for step in (-1, 1):
-            found = self._considered(ordered, found, found[1], (found[2] + step).clamp(0, 2**self.bits - 1))
-        codes, scales, zeros = (each.double() for each in found[:3])
+        shares = torch.linspace(0.45, 1.05, SHARES).tolist()
+        grids = [(scale, zero_point), *(integer_parameters(low * share, high * share, self.bits) for share in shares)]
+        codes, scales, zeros = self._best_of(ordered, grids)
+        moved = [(scales, (zeros + step).clamp(0, 2**self.bits - 1)) for step in (0, -1, 1)]
+        codes, scales, zeros = self._best_of(ordered, moved)
         for _ in range(SWEEPS):
             self._move_codes(ordered, codes, scales, zeros)
             scales = self._fit_scales(ordered, codes, scales, zeros)
@@ -72,15 +72,23 @@ class Rounding:
         left = ordered - values
         return ((left @ self.moments) * left).sum(1)
 
-    def _considered(self, ordered: Tensor, best: tuple[Tensor, ...] | None, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, ...]:
-        """Codes, scale, zero point and error of each row: the best so far, or those of this grid where it leaves less."""
-        scale, zero_point = scale.double(), zero_point.double()
-        codes = self._propagate(ordered, scale, zero_point)
-        made = (codes, scale, zero_point, self._error(ordered, uniform_values(codes, scale[:, None], zero_point[:, None])))
-        if best is None:
-            return made
-        better = made[3] < best[3]
-        return tuple(torch.where(better if new.ndim == 1 else better[:, None], new, old) for new, old in zip(made, best, strict=True))
+    def _best_of(self, ordered: Tensor, grids: list[tuple[Tensor, Tensor]]) -> Grid:
+        """Codes, scale and zero point of each row: those of the grid with the smallest error, the first of equal ones. Grids stand side by
+        side as further rows, as many at a time as memory has room for."""
+        at_a_time = max(1, MOST_NUMBERS // ordered.numel())
+        codes, scales, zeros = torch.zeros_like(ordered), torch.ones(len(ordered)).double(), torch.zeros(len(ordered)).double()
+        least = torch.full_like(scales, torch.inf)
+        for start in range(0, len(grids), at_a_time):
+            scale, zero_point = (torch.stack(each).double() for each in zip(*grids[start : start + at_a_time], strict=True))
+            rows = ordered.repeat(len(scale), 1)
+            made = self._propagate(rows, scale.flatten(), zero_point.flatten())
+            error = self._error(rows, uniform_values(made, scale.view(-1, 1), zero_point.view(-1, 1))).view_as(scale)
+            lost, place = error.min(0)
+            row = (lost < least).nonzero().flatten()
+            grid = place[row]
+            codes[row], least[row] = made.view(len(scale), *ordered.shape)[grid, row], lost[row]
+            scales[row], zeros[row] = scale[grid, row], zero_point[grid, row]
+        return codes, scales, zeros
 
     def _propagate(self, ordered: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         left, inputs = ordered.clone(), ordered.shape[1]
