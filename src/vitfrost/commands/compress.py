@@ -46,7 +46,7 @@ def compress(
     made = verb(
         loaded, chosen, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )
-    if made.repair is not None:
+    if made.repair is not None and made.repair["layers"]:
         name, left = list(made.repair["layers"].items())[-1]
         print(
             f"{len(made.repair['layers'])} layers repaired on {made.repair['images']} images; share of the stream's variance that is "

@@ -7,6 +7,7 @@ Both models run block by block on kept streams, so that every layer is fitted to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from .head_constants import DenseConstants
 from .ridge import Correction, RidgeSums
 
 ROLES = ("proj", "fc2")
+log = logging.getLogger("vitfrost")
 
 
 @dataclass
@@ -104,7 +106,8 @@ def _is_last_factor(linear: LinearSite, options: Repair) -> bool:
 class Refit:
     """One repair of `changed`, in place, after `original`. `sites` are those of the changed model, with its compact blocks.
 
-    Raises VitfrostError where the models are equal, or have no stream that can be compared.
+    Raises VitfrostError where the models are equal, or have no stream that can be compared. A search may find a plan that changes the
+    last block alone, which is left as it is: then a warning says so, and nothing is fitted.
     """
 
     def __init__(self, changed: nn.Module, original: nn.Module, sites: ModelSites, options: Repair):
@@ -121,13 +124,15 @@ class Refit:
         self.skipped = by_default if options.skip_last is None else options.skip_last
         self.layers = layers_to_fit(sites, self.changed, first, len(names) - self.skipped, options)
         if not any(self.layers):
-            raise VitfrostError(f"only {names[first]} and later blocks are changed, which are not repaired (the last one is left as it is)")
+            log.warning("nothing is repaired: only %s and later blocks are changed, and the last one is left as it is", names[first])
         self.record: dict[str, dict[str, float]] = {}
 
     @torch.no_grad()
     def run(self, batches: Iterable[Float[Tensor, "_ 3 height width"]], total: int | None, progress: bool = False) -> dict[str, Any]:
         """Fit to the pictures, `total` batches of them (None: not known). Returns by layer what was left of the stream before and after,
         relative to how much the original's stream varies, on these pictures."""
+        if not any(self.layers):
+            return {}
         streams = _Streams()
         for pixels in track(batches, total, "repair: first layers", progress):
             stream = self.original.enter(pixels.to(self.original.device))
