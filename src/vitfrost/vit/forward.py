@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Step = Callable[[Tensor], Tensor]
 
@@ -56,3 +56,13 @@ class ForwardPass:
     def norms_behind(self) -> bool:
         """Whether norms stand behind the layers, so that no layer's outputs reach the stream as they are."""
         return self.after_attention == "mlp"
+
+
+def through_convolution(module: nn.Module, channels_last: bool) -> Step:
+    """What leads through a module over maps with their channels first into a stream with them last; `channels_last`: from such a one."""
+
+    def convolved(stream: Tensor) -> Tensor:
+        found: Tensor = module(stream.permute(0, 3, 1, 2) if channels_last else stream).permute(0, 2, 3, 1)
+        return found
+
+    return convolved

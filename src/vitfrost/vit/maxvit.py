@@ -17,7 +17,7 @@ from ..errors import UnsupportedModel
 from .attention import MapAttention, Projections, with_rows
 from .compat import import_timm
 from .feed_forward import feed_forward
-from .forward import BlockCall, ForwardPass, Step
+from .forward import BlockCall, ForwardPass, through_convolution
 from .kept import convolutions
 from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -104,22 +104,12 @@ def _parts(block: Any) -> list[str]:
     return [part for part in ("attn_block", "attn_grid") if getattr(block, part) is not None]
 
 
-def _into(block: Any, behind: bool) -> Step:
-    """What leads from the stream (behind another block, channels last) to that into a block's first attention."""
-
-    def convolved(stream: Tensor) -> Tensor:
-        found: Tensor = block.conv(stream.permute(0, 3, 1, 2) if behind else stream).permute(0, 2, 3, 1)
-        return found
-
-    return convolved
-
-
 def forward_pass(model: Any) -> ForwardPass:
     """How a MaxViT runs: its blocks are the single attentions with the feed-forward block behind each; convolutions lie between."""
     calls: list[BlockCall] = []
     first: Callable[[Tensor], Tensor] | None = None
     for name, block in blocks_of(model):
-        enter = _into(block, behind=first is not None)
+        enter = through_convolution(block.conv, channels_last=first is not None)
         if first is None:
             first = enter
         for number, part in enumerate(_parts(block)):

@@ -16,7 +16,7 @@ from ..errors import UnsupportedModel
 from .attention import MapAttention, Projections, with_rows
 from .compat import import_timm
 from .feed_forward import feed_forward
-from .forward import BlockCall, ForwardPass, Step
+from .forward import BlockCall, ForwardPass, through_convolution
 from .grids import Grid, check_not_empty, convolved, image_size_of
 from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
@@ -107,22 +107,15 @@ def map_attention(original: nn.Module, site: AttentionSite) -> MapAttention:
     return WindowedAttention(original, site)
 
 
-def _into(stage: Any, behind: bool) -> Step:
-    """What leads from a map with channels first, or from the stream (`behind` another stage's block), into the first block of a stage."""
-
-    def merged(stream: Tensor) -> Tensor:
-        found: Tensor = stage.downsample(stream.permute(0, 3, 1, 2) if behind else stream).permute(0, 2, 3, 1)
-        return found
-
-    return merged
-
-
 def forward_pass(model: Any) -> ForwardPass:
     """How a TinyViT runs block by block; patches are merged before the first block of a stage."""
     stages = list(model.stages)
-    first = _into(stages[1], behind=False)
+    first = through_convolution(stages[1].downsample, channels_last=False)
     calls = [
-        BlockCall(f"stages.{number}.blocks.{place}", _into(stage, behind=True) if number > 1 and not place else None)
+        BlockCall(
+            f"stages.{number}.blocks.{place}",
+            through_convolution(stage.downsample, channels_last=True) if number > 1 and not place else None,
+        )
         for number, stage in enumerate(stages[1:], 1)
         for place in range(len(stage.blocks))
     ]
