@@ -280,7 +280,7 @@ def broken(model: nn.Module) -> nn.Module:
 
 
 SMALL: dict[str, Any] = {"num_classes": 7}
-PVT: dict[str, Any] = SMALL | {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64), "num_heads": (1, 2, 5, 8)}
+PVT: dict[str, Any] = SMALL | {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64), "num_heads": (1, 2, 5, 8), "sr_ratios": (2, 2, 1, 1)}
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     "deit_small_patch16_224": (32, SMALL | {"embed_dim": 48, "depth": 2, "num_heads": 6}),
     "deit_tiny_distilled_patch16_224": (32, SMALL | {"embed_dim": 48, "depth": 2, "num_heads": 3}),

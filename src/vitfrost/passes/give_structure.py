@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..vit.draws import own_seed
 from .quality import hallucinated_heads
 from .structure import changed_sites, fit_sources, needs_statistics, start_from
 from .work import Record, Work
@@ -30,7 +31,8 @@ class GiveStructure:
         """See `structure.start_from`; the sites become those of the changed layers."""
         plan, fitted = work.plan, fit_sources(work.plan, work.statistics)
         pixels, drawn = work.draws.batch(self.name, self.images) if work.draws.given else (None, {})
-        errors = start_from(work.model, plan, pixels, fitted, seed=work.draws.seed)
+        with own_seed(work.draws.seed):  # new layers are drawn before they are filled
+            errors = start_from(work.model, plan, pixels, fitted, seed=work.draws.seed)
         work.sites = changed_sites(work.sites, plan)
         seen = None if pixels is None else (work.original.module, pixels[:DISTANCE_IMAGES])
         return drawn | {"relative_errors": errors, "heads": hallucinated_heads(plan, work.model, fitted, seen)}

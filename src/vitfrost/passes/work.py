@@ -19,7 +19,6 @@ from ..model import Model
 from ..plans.schema import Plan
 from ..progress import doing
 from ..statistics.record import Statistics
-from ..vit.draws import own_seed
 from ..vit.sites import ModelSites
 
 log = logging.getLogger("vitfrost")
@@ -145,20 +144,18 @@ class Pass(Protocol):
         """Raise VitfrostError where something is missing that it needs. Called for all passes before the first is applied."""
 
     def apply(self, work: Work) -> Record | None:
-        """Change `work.model` in place. Returns what to keep in the artifact (plain values), None for nothing."""
+        """Change `work.model` in place. Returns what to keep in the artifact (plain values), None for nothing.
+
+        What it draws comes from a generator of its own, seeded with `work.draws.seed`: torch's own stays where it is."""
 
 
 def apply_passes(passes: Sequence[Pass], work: Work) -> Work:
-    """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied.
-
-    What a pass draws with torch on the CPU starts from the seed of `work.draws`; torch's own generator stays where it is.
-    """
+    """Check all passes, then apply them in order, and keep their records. Raises VitfrostError where one cannot be applied."""
     for one in passes:
         one.check(work)
-    with own_seed(work.draws.seed):
-        for one in passes:
-            doing(f"compress: {one.name}")
-            record = one.apply(work)
-            if record is not None:
-                work.records[one.name] = record
+    for one in passes:
+        doing(f"compress: {one.name}")
+        record = one.apply(work)
+        if record is not None:
+            work.records[one.name] = record
     return work

@@ -224,8 +224,7 @@ class LayerWise:
     def _set_range(self, place: _Place, layer: Any, quantizer: UniformQuantizer) -> None:
         rows = self._sample(place, layer, RANGE_ROWS)
         weight = layer.weight.flatten(1)
-        if rows.shape[1] != weight.shape[1]:  # a grouped convolution
-            weight = torch.eye(rows.shape[1])
+        weight = weight if rows.shape[1] == weight.shape[1] else None  # which a grouped convolution does not have as one matrix
         quantizer.scale, quantizer.zero_point = integer_parameters(*input_range(rows, weight, quantizer.bits), quantizer.bits)
 
     def _sums(self, place: _Place, layer: Any, aim: _Aim) -> tuple[RidgeSums, RidgeSums]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from ...configs.mixed import FULL
 from ...vit.attention import MapAttention
@@ -207,9 +208,10 @@ class QuantizedLayer(nn.Module):
         if self.is_convolution:
             stride, padding, dilation, groups = self.geometry
             sides = (weight.shape[2], weight.shape[3])
-            made = nn.Conv2d(weight.shape[1] * groups, len(weight), sides, stride, padding, dilation, groups, self.bias is not None)
+            channels, biased = weight.shape[1] * groups, self.bias is not None
+            made = skip_init(nn.Conv2d, channels, len(weight), sides, stride, padding, dilation, groups, biased)
         else:
-            made = nn.Linear(weight.shape[1], len(weight), self.bias is not None)
+            made = skip_init(nn.Linear, weight.shape[1], len(weight), self.bias is not None)
         made.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         made.bias = self.bias
         return made.train(self.training)

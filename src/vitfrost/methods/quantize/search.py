@@ -54,14 +54,15 @@ def search_range(
 
 def input_range(
     rows: Float[Tensor, "rows inputs"],
-    weight: Float[Tensor, "outputs inputs"],
+    weight: Float[Tensor, "outputs inputs"] | None,
     bits: int,
     importance: Float[Tensor, " rows"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Range of a layer's inputs with the smallest error sum_n w_n |W (Q(x_n) - x_n)|^2 at its outputs; `importance`: w."""
-    outputs, inputs = weight.shape
-    projection = weight.T
-    if outputs > inputs:  # |W d| = |R d| with W^T W = R^T R
+    """Range of a layer's inputs with the smallest error sum_n w_n |W (Q(x_n) - x_n)|^2 at its outputs; `importance`: w.
+
+    Without a `weight` it is the error of the inputs themselves."""
+    projection = None if weight is None else weight.T
+    if weight is not None and weight.shape[0] > weight.shape[1]:  # |W d| = |R d| with W^T W = R^T R
         values, vectors = torch.linalg.eigh(weight.double().T @ weight.double())
         projection = (vectors * values.clamp_min(0).sqrt()).float()
     importance = torch.ones(len(rows)) if importance is None else importance
@@ -69,7 +70,7 @@ def input_range(
     def error(low: Tensor, high: Tensor) -> Tensor:
         scale, zero_point = integer_parameters(low, high, bits)
         difference = fake_uniform(rows, scale, zero_point, bits).sub_(rows)
-        return importance @ (difference @ projection).square().sum(1)
+        return importance @ (difference if projection is None else difference @ projection).square().sum(1)
 
     return search_range(rows.min(), rows.max(), error)
 
