@@ -107,7 +107,7 @@ def check_arm(seeds: list[Path], build: Path) -> None:
         return
     flags = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={compiler}", "-DVITFROST_CHECKS=ON"]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", build, *flags], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", build, "--parallel", str(os.cpu_count() or 1)], check=True, stdout=subprocess.DEVNULL)
     libraries = f"{build}:/usr/{ARM}/lib"
     for seed in (seed for seed in seeds if seed.stem in ("computed", "entries")):  # their sums meet no edge between two codes
         wanted = np.load(seed.with_suffix(".npy"))
@@ -146,7 +146,7 @@ def main() -> int:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     ]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", arguments.build, *flags], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", arguments.build, "--parallel"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", arguments.build, "--parallel", str(os.cpu_count() or 1)], check=True, stdout=subprocess.DEVNULL)
     seeds = write_seeds(arguments.build / "seeds")
     check_arm(seeds, arguments.build.with_name(arguments.build.name + "-arm"))
     for isa in here(arguments.build, seeds[0]):
