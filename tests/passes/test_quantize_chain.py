@@ -217,6 +217,14 @@ def test_less_by_chance_is_not_surely_less() -> None:
     assert not is_worse(few, torch.tensor([0.001, 0.0009, 0.0013]))
 
 
+def test_what_a_step_does_to_a_lost_model_says_nothing_about_it() -> None:
+    lost = torch.tensor([4.3, 4.2, 4.4])
+    assert not is_worse(lost, lost + 0.2)
+    assert is_worse(lost / 4, lost / 4 + 0.2)
+    for broken in (torch.inf, torch.nan):
+        assert is_worse(lost, torch.full((3,), broken))
+
+
 @pytest.mark.parametrize("factor", [30.0, float("nan")])
 def test_a_step_that_makes_it_worse_is_taken_back(shallow: Any, factor: float) -> None:
     settings = QuantizationSettings(4, 4, "strict")
