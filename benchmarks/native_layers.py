@@ -1,4 +1,4 @@
-"""A 4-bit artifact on the native engine beside its simulation, block by block, each from the stream that the engine itself gives.
+"""A quantized plain ViT on the native engine beside its simulation, block by block, each from the stream that the engine itself gives.
 
     python benchmarks/native_layers.py ARTIFACT NATIVE --images DIR --json FILE
 
@@ -13,7 +13,6 @@ import argparse
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,9 +55,9 @@ def differences(made: Tensor, wanted: Tensor) -> Tensor:
     return (made.double() - wanted).abs().amax(2) / reach[:, None]
 
 
-def compare(streams_of: Any, given: Tensor, found: Tensor, index: int, read: int) -> dict[str, Tensor]:
-    """Differences to float64, of the engine's tokens and of PyTorch's in float32, from the same stream."""
-    double, single = streams_of
+def compare(double: ResidualStream, single: ResidualStream, given: Tensor, found: Tensor, index: int, read: int) -> dict[str, Tensor]:
+    """Differences of the first `read` tokens behind block `index` to float64: the engine's (`found`) and PyTorch's in float32, of the same
+    stream `given`."""
     sides: dict[str, list[Tensor]] = {"engine": [], "float32": []}
     for stream, engine in zip(given.split(BATCH), found.split(BATCH), strict=True):
         wanted = double.through(index, stream.double())[:, :read]
@@ -85,7 +84,8 @@ def main() -> None:
     for index, found in enumerate(streams(file, pixels.numpy(), threads=1)):
         if index:
             last = index == len(double.names)
-            both = compare((double, single), given, found, index - 1, 1 if last and single.reads_only_prefix(1) else found.shape[1])
+            read = 1 if last and single.reads_only_prefix(1) else found.shape[1]
+            both = compare(double, single, given, found, index - 1, read)
             rows.append(
                 {"block": double.names[index - 1], "tokens": both["engine"].shape[1]}
                 | {

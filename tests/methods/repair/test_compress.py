@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,16 @@ def test_what_is_refused(measured: tuple[Model, Statistics], pictures: Path) -> 
     quantized = whole_heads_frozen(statistics, {1}, Quantize(8, 8))
     with pytest.raises(VitfrostError, match="nothing to repair"):
         compressed(measured, quantized, pictures, repair=Repair(images=16))
+
+
+def test_a_plan_of_the_last_block_alone_is_compressed_and_said_to_be_unrepaired(
+    measured: tuple[Model, Statistics], pictures: Path, messages: Callable[[], str], tmp_path: Path
+) -> None:
+    plan = whole_heads_frozen(measured[1], {len(measured[1].sites) - 1})
+    made = compressed(measured, plan, pictures, repair=Repair(images=16), out=tmp_path / "artifact")
+    assert "nothing is repaired" in messages()
+    again = Artifact.load(tmp_path / "artifact")
+    assert again.repair == made.repair
+    assert made.repair is not None
+    assert (made.repair["images"], made.repair["layers"]) == (0, {})
+    assert torch.equal(logits(again), logits(made))
