@@ -95,7 +95,7 @@ class Forward::WindowHeads {
         const HeadQuantizers &quantizers = layer_.quantizers;
         const size_t shared = (layer_.frozen_windows == 1 ? 0 : window_) * size_t(layer_.moving()),
                      row = (shared + size_t(index)) * size_t(layer_.queries);
-        const bool wide = layer_.mode == 1 && layer_.map_bits_of(index) > 4;
+        const bool floats = layer_.float_map(index);
         Head made;
         made.tokens = layer_.tokens, made.width = layer_.width, made.mode = layer_.mode, made.map_bits = layer_.map_bits_of(index);
         made.zero_code = layer_.zero_code_of(index);
@@ -108,8 +108,8 @@ class Forward::WindowHeads {
             made.frozen_even_sums = layer_.frozen_even_sums.data() + row, made.frozen_odd_sums = layer_.frozen_odd_sums.data() + row;
             made.frozen_scale = layer_.frozen_step[size_t(index)] / 128.0f;
         }
-        if (!wide || made.frozen_even) values(index, slot, made.values, made.value_shift, made.value_scale);
-        if (wide) wide_values(index, slot, made);
+        if (!floats || made.frozen_even) values(index, slot, made.values, made.value_shift, made.value_scale);
+        if (floats) float_values(index, slot, made);
         made.value_sums = worker_.value_sums.data() + size_t(slot) * forward_.value_channels();
         made.output = output(index);
         return made;
@@ -149,16 +149,12 @@ class Forward::WindowHeads {
         shift = taken - int(zero), scale = layer_.quantizers.value_scale[size_t(index)];
     }
 
-    void wide_values(int index, int slot, Head &made) const {
-        const float zero = layer_.quantizers.value_zero[size_t(index)];
-        const int taken = shift_of(zero, layer_.bits);
-        int16_t *const place = worker_.wide_values.data() + size_t(slot) * forward_.wide_values_size();
-        kernels_.pack_wide_values(key_rows_ + layer_.value_column(index), key_stride_, layer_.tokens, layer_.width, taken, place);
-        made.wide_values = place;
-        made.value_shift = taken - int(zero), made.value_scale = layer_.quantizers.value_scale[size_t(index)];
-        // Weights of a row add up to at most 1.19 by rounding, and as much again where constants are merged in: with numbers of at most
-        // wide_scale their sums times values of at most 256 stay below 2^30.
-        made.wide_scale = std::min(16384.0f, std::exp2(std::floor(std::log2(float(1 << 30) * made.map_step / (2.4f * 256.0f)))));
+    void float_values(int index, int slot, Head &made) const {
+        float *const place = worker_.float_values.data() + size_t(slot) * forward_.values_bytes_;
+        kernels_.float_values(key_rows_ + layer_.value_column(index), key_stride_, layer_.tokens, layer_.width, 1.0f,
+                              layer_.quantizers.value_zero[size_t(index)], place, round_up(size_t(layer_.width), size_t(kernels_.lanes)), 0,
+                              worker_.float_sums.data());
+        made.float_values = place, made.value_scale = layer_.quantizers.value_scale[size_t(index)];
     }
 
     const Forward &forward_;

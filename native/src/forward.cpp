@@ -47,7 +47,7 @@ Forward::Forward(const Layers &layers)
         reaches(floats, layer.proj->columns);
         width = std::max(width, round_up(size_t(layer.width), size_t(kernels_.lanes)));
         keys = std::max(keys, round_up(size_t(layer.tokens), 64));
-        wide_ = wide_ || (layer.mode == 1 && layer.map_bits > 4);
+        for (int head = 0; head < layer.moving(); head++) float_maps_ = float_maps_ || layer.float_map(head);
     }
     for (const FeedForward &layer : layers.feed_forward) {
         reaches(hidden, layer.first->columns);
@@ -92,10 +92,10 @@ Worker Forward::make_worker() const {
     made.floats.resize(rows * float_stride_), made.row_scale.resize(rows), made.row_zero.resize(rows), made.row_sum.resize(rows);
     made.sums.resize(tile * size_t(kernels_.panel));
     made.unpacked.resize(layers_.largest_panel);
-    for (const Attention &layer : layers_.attention)
-        if (layer.local_height) made.float_values.resize(columns * channels), made.float_sums.resize(channels);
     size_t logit_heads = 1, hallucinated = 1;
+    bool float_values = float_maps_;
     for (const Attention &layer : layers_.attention) {
+        float_values = float_values || layer.local_height;
         if (layer.hallucinated == 0) continue;
         logit_heads = std::max(logit_heads, size_t(layer.logit_heads)), hallucinated = std::max(hallucinated, size_t(layer.hallucinated));
         // A row of zeros, mixed rows, columns before the convolution, and logits of one head.
@@ -107,7 +107,7 @@ Worker Forward::make_worker() const {
     made.hallucinated.resize(hallucinated), made.mix_bias.resize(hallucinated), made.scratch.mixed_weights.resize(logit_heads * (1 + tile));
     made.keys.resize(keys_bytes_ * logit_heads), made.key_start.resize(columns * logit_heads);
     made.values.resize(values_bytes_ * hallucinated), made.value_sums.resize(channels * hallucinated);
-    if (wide_) made.wide_values.resize(wide_values_size() * hallucinated);
+    if (float_values) made.float_values.resize(values_bytes_ * hallucinated), made.float_sums.resize(channels);
     made.pooled.resize(size_t(layers_.stages.back().channels));
     const Linear *second = layers_.classifier.second;
     const Linear *first = layers_.classifier.linear;
@@ -117,12 +117,12 @@ Worker Forward::make_worker() const {
         if (layer.windowed_heads == 0) continue;
         const size_t row = columns + windowed_end; // whole vectors are read and written behind the last one
         made.scratch.near_logits.resize(row), made.scratch.near_codes.resize(2 * row);
-        if (wide_) made.scratch.near_wide.resize(row);
+        if (float_maps_) made.scratch.near_levels.resize(row);
         behind = windowed_end;
     }
     made.scratch.logits.resize(tile * columns * logit_heads + behind), made.scratch.planes.resize(2 * tile * (columns + behind));
     made.scratch.sums.resize(4 * tile * size_t(kernels_.panel));
-    if (wide_) made.scratch.wide.resize(tile * (columns + behind));
+    if (float_maps_) made.scratch.levels.resize(tile * (columns + behind));
     return made;
 }
 

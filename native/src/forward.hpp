@@ -30,7 +30,6 @@ struct Worker {
     Array<float> floats, row_scale, float_values, float_sums;
     Array<int32_t> sums, row_zero, row_sum;
     Array<int8_t> keys, values, unpacked;
-    Array<int16_t> wide_values;
     Array<int32_t> key_start, value_sums, query_zero, key_shift;
     std::vector<Head> computed, hallucinated;
     Array<float> mix_bias;
@@ -110,8 +109,7 @@ class Forward {
     size_t code_stride_, hidden_stride_, inner_stride_, float_stride_; // the largest of all layers
     size_t most_keys_, keys_bytes_, values_bytes_;                     // of one head, at most
     size_t value_channels() const { return values_bytes_ / most_keys_; }
-    size_t wide_values_size() const { return values_bytes_ + 2 * value_channels(); }
-    bool wide_ = false;
+    bool float_maps_ = false; // some are multiplied as floating-point numbers
 };
 
 } // namespace vf

@@ -80,9 +80,8 @@ struct Head {
     size_t query_stride = 0;
     Packed keys;   // columns: keys; start: -zero point of queries times the sum of a key's codes
     Packed values; // columns: channels; depth: keys
-    // Pairs of 16 bits, [panel][keys / 2][column][2], for maps of more than 4 bits on a log grid; maps are multiples of 1 / wide_scale then.
-    const int16_t *wide_values = nullptr;
-    float wide_scale = 16384;
+    // [keys, width in whole vectors], for maps of more than 4 bits on a log grid.
+    const float *float_values = nullptr;
     float logit_scale = 0; // what a sum is multiplied with, log2(e) included
     int mode = 0;          // 0: 8 bits of each row's largest weight, 1: log-sqrt2, 2: uniform static
     int map_bits = 8, zero_code = 255;
@@ -160,11 +159,11 @@ struct Scratch {
     Array<int32_t> logits, sums;
     Array<float> mixed, mixed_weights;
     Array<uint8_t> planes;
-    Array<int16_t> wide;
-    // One query's window: logits, two planes of codes, numbers of 16 bits.
+    Array<float> levels;
+    // One query's window: logits, two planes of codes, floating-point numbers.
     Array<int32_t> near_logits;
     Array<uint8_t> near_codes;
-    Array<int16_t> near_wide;
+    Array<float> near_levels;
 };
 
 struct Kernels {
@@ -185,7 +184,6 @@ struct Kernels {
     void (*quantize)(const float *x, size_t count, float scale, float zero, float highest, uint8_t *codes);
     void (*pack_keys)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int query_zero, int32_t *start);
     void (*pack_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int8_t *packed, int32_t *sums);
-    void (*pack_wide_values)(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed);
     void (*attend)(const Head &, int first, int last, Scratch &);
     void (*attend_biased)(const Head &, int first, int last, Scratch &); // with a bias
     void (*attend_windowed)(const Head &, int first, int last, Scratch &);

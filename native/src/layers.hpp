@@ -122,6 +122,8 @@ struct Attention {
     int mode = 0, map_bits = 8, zero_code = 255, bits = 8; // bits: the most that a head has, where they differ
     std::vector<int> head_bits;                            // [heads] of queries, keys, values and maps, or empty where none differ
     int map_bits_of(int head) const { return head_bits.empty() ? map_bits : head_bits[size_t(head)]; }
+    // Levels of more than 4 bits on a log grid reach further down than whole numbers of 8 bits.
+    bool float_map(int head) const { return mode == 1 && map_bits_of(head) > 4; }
     int zero_code_of(int head) const { return zero_code + (1 << map_bits_of(head)) - (1 << map_bits); }
     float logit_scale = 1;
     HeadQuantizers quantizers;

@@ -55,12 +55,10 @@ class Reference:
     """An opened file; `run` gives logits.
 
     `disturbance`: normal noise on what is rounded to codes, relative to the largest number beside it, as another order of sums would make.
-    `map_disturbance`: the same on log-sqrt2 maps of more than 4 bits, relative to their step: integers of 16 bits stand for them.
     """
 
-    def __init__(self, path: Path, disturbance: float = 0.0, map_disturbance: float = 0.0, seed: int = 0):
+    def __init__(self, path: Path, disturbance: float = 0.0, seed: int = 0):
         self._disturbance, self._generator = disturbance, np.random.default_rng(seed)
-        self._map_disturbance = map_disturbance
         data = path.read_bytes()
         assert data[:8] == b"VFNATIVE"
         version, tensors, layers = np.frombuffer(data, "<u4", 3, 8)
@@ -331,8 +329,7 @@ class Reference:
         if constants is not None and own is None:
             codes = np.where(constants == 255, codes, constants)
             zero_code = np.where(bits == 8, np.minimum(zero_code, 254), zero_code)
-        noise = self._map_disturbance * self._generator.standard_normal(codes.shape) * (bits > 4) if (bits > 4).any() else 0.0
-        made = np.where(codes >= zero_code, 0.0, (np.exp2(-codes / 2) + noise) * step)
+        made = np.where(codes >= zero_code, 0.0, np.exp2(-codes / 2) * step)
         return made if own is None else np.where(constants == 255, made, own)
 
     def _feed_forward(self, layer: np.void, x: Array) -> Array:

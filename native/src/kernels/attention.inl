@@ -2,37 +2,49 @@
 
 namespace vf::VF_NAMESPACE {
 
-template <int R, int V> static void tile_pairs(const int16_t *x, size_t stride, const int16_t *w, int depth2, int32_t *out, size_t out_stride) {
-    i32 sum[R][V] = {};
-    for (int step = 0; step < depth2; step++) {
-        i32 weights[V];
-        each<V>(VF_EACH(v) { weights[v] = load<i32>(w + (size_t(step) * V + v) * lanes * 2); });
+// Maps as floating-point numbers [rows, stride] times values [keys, value_stride], `depth` keys of them, to out [rows, panel_columns].
+template <int R, int V>
+static void tile_levels(const float *levels, size_t stride, const float *values, size_t value_stride, int depth, float *out) {
+    f32 sum[R][V] = {};
+    for (int key = 0; key < depth; key++, values += value_stride) {
+        f32 value[V];
+        each<V>(VF_EACH(v) { value[v] = load<f32>(values + v * lanes); });
         each<R>(VF_EACH(row) {
-            i32 value = four(reinterpret_cast<const uint8_t *>(x + row * stride + 2 * size_t(step)));
-            each<V>(VF_EACH(v) { sum[row][v] = dot_pairs(sum[row][v], value, weights[v]); });
+            const f32 level = all(levels[row * stride + size_t(key)]);
+            each<V>(VF_EACH(v) { sum[row][v] += level * value[v]; });
         });
     }
-    each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * out_stride + v * lanes, sum[row][v]); }); });
+    each<R>(VF_EACH(row) { each<V>(VF_EACH(v) { save(out + row * panel_columns + v * lanes, sum[row][v]); }); });
 }
 
-// Rows whose sums of pairs fit the registers; tiles of other sums may have more.
-constexpr int pair_rows = tile_rows < 6 ? tile_rows : 6;
+// Rows whose sums of floats fit the registers; tiles of other sums may have more.
+constexpr int level_rows = tile_rows < 6 ? tile_rows : 6;
 
-using PairTile = void (*)(const int16_t *, size_t, const int16_t *, int, int32_t *, size_t);
-struct PairTiles {
-    PairTile table[pair_rows][tile_vectors];
+using LevelTile = void (*)(const float *, size_t, const float *, size_t, int, float *);
+struct LevelTiles {
+    LevelTile table[level_rows][tile_vectors];
     template <int R, int V> constexpr void fill() {
-        table[R - 1][V - 1] = tile_pairs<R, V>;
+        table[R - 1][V - 1] = tile_levels<R, V>;
         if constexpr (V < tile_vectors) fill<R, V + 1>();
-        else if constexpr (R < pair_rows) fill<R + 1, 1>();
+        else if constexpr (R < level_rows) fill<R + 1, 1>();
     }
-    constexpr PairTiles() : table() { fill<1, 1>(); }
+    constexpr LevelTiles() : table() { fill<1, 1>(); }
 };
 
-// A row of a map for its product with values: codes of 8 bits, or two planes, or numbers of 16 bits.
+VF_INLINE void level_sums(const float *levels, size_t stride, int rows, const float *values, size_t value_stride, int depth, int vectors,
+                          int32_t *sums) {
+    static constexpr LevelTiles tiles;
+    for (int row = 0; row < rows; row += level_rows) {
+        const int count = rows - row < level_rows ? rows - row : level_rows;
+        tiles.table[count - 1][vectors - 1](levels + size_t(row) * stride, stride, values, value_stride, depth,
+                                            reinterpret_cast<float *>(sums) + row * panel_columns);
+    }
+}
+
+// A row of a map for its product with values: codes of 8 bits, or two planes, or floating-point numbers.
 struct MapRow {
     uint8_t *even, *odd;
-    int16_t *wide;
+    float *levels;
 };
 
 VF_INLINE int32_t largest_logit(const int32_t *logits, int columns) {
@@ -86,9 +98,10 @@ VF_INLINE void log_planes(const Head &head, const float *differences, int column
     }
 }
 
-// The same levels as multiples of 1 / wide_scale in 16 bits, for grids that reach further down.
-VF_INLINE void log_numbers(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, int16_t *wide) {
-    const float wide_scale = head.wide_scale;
+constexpr float half_root = 0.70710678118654752f;
+
+// The same levels as floating-point numbers, for grids that reach further down than whole numbers: an exponent, and 1 / sqrt2 for odd codes.
+VF_INLINE void log_numbers(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, float *levels) {
     const f32 highest = all(float(head.zero_code));
     const i32 zero_code = all_ints(head.zero_code);
     for (int c = 0; c < columns; c += lanes) {
@@ -97,7 +110,8 @@ VF_INLINE void log_numbers(const Head &head, const float *differences, int colum
             const i32 constant = from_bytes(load<u8>(frozen + c));
             k = constant == 255 ? k : constant;
         }
-        save(wide + c, low_halves(nearest(power_of_two(to_floats(k) * -0.5f) * wide_scale) & (k < zero_code)));
+        const f32 whole = (f32)(((127 - (k >> 1)) << 23) & (k < zero_code));
+        save(levels + c, (k & 1) == 0 ? whole : whole * half_root);
     }
 }
 
@@ -108,10 +122,9 @@ static float map_row(const Head &head, int query, const float *row, float sum, i
     const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
     if (head.mode == 1) {
         const float level = 2 * (std::log2(sum) + head.log2_step);
-        if (out.wide) {
-            log_numbers(head, row, columns, level, frozen, out.wide);
-            for (int c = head.tokens; c < columns; c++) out.wide[c] = 0;
-            return head.map_step / head.wide_scale;
+        if (out.levels) {
+            log_numbers(head, row, columns, level, frozen, out.levels);
+            return head.map_step;
         }
         log_planes(head, row, columns, level, frozen, even, odd);
         for (int c = head.tokens; c < columns; c++) odd[c] = 0;
@@ -157,7 +170,7 @@ struct MapTile {
     int rows = 0, columns = 0;
     size_t stride = 0; // of the planes: whole vectors of bytes
     uint8_t *even = nullptr, *odd = nullptr;
-    int16_t *wide = nullptr;
+    float *levels = nullptr;
     float scale[tile_rows] = {};
     int32_t even_sum[tile_rows] = {}, odd_sum[tile_rows] = {};
 };
@@ -166,24 +179,18 @@ VF_INLINE MapTile map_tile(const Head &head, int rows, int columns, Scratch &scr
     MapTile made;
     made.rows = rows, made.columns = columns, made.stride = (size_t(columns) + 63) / 64 * 64 + (head.window ? windowed_end : 0);
     made.even = scratch.planes.data(), made.odd = made.even + size_t(tile_rows) * made.stride;
-    made.wide = head.wide_values ? scratch.wide.data() : nullptr;
+    made.levels = head.float_values ? scratch.levels.data() : nullptr;
     return made;
 }
 
 VF_INLINE void add_row(MapTile &made, const Head &head, int query, int row, const float *numbers, float sum) {
     const size_t at = size_t(row) * made.stride;
-    const MapRow place = {made.even + at, made.odd + at, made.wide ? made.wide + at : nullptr};
+    const MapRow place = {made.even + at, made.odd + at, made.levels ? made.levels + at : nullptr};
     made.scale[row] = map_row(head, query, numbers, sum, made.columns, place);
-    if (head.value_shift == 0) return;
-    if (place.wide) {
-        for (int c = 0; c < head.tokens; c++) made.even_sum[row] += place.wide[c];
-        return;
-    }
+    if (head.value_shift == 0 || place.levels) return;
     sum_rows(place.even, 0, 1, head.tokens, &made.even_sum[row]);
     if (head.mode == 1) sum_rows(place.odd, 0, 1, head.tokens, &made.odd_sum[row]);
 }
-
-constexpr float half_root = 0.70710678118654752f;
 
 // Products of values with the levels of frozen entries that have a grid of their own.
 VF_INLINE void frozen_sums(const Head &head, int query, int rows, int column, int vectors, int32_t *sums) {
@@ -203,20 +210,13 @@ VF_INLINE f32 frozen_part(const Head &head, int query, const int32_t *sums) {
 
 // Maps times values, as codes for the output projection.
 static void mix_values(const MapTile &made, const Head &head, int query, int32_t *sums) {
-    static constexpr PairTiles pair_tiles;
     const int channels = (head.width + lanes - 1) / lanes * lanes;
-    const bool two_planes = head.mode == 1 && made.wide == nullptr;
+    const bool two_planes = head.mode == 1 && made.levels == nullptr;
     int32_t *odd_sums = sums + tile_rows * panel_columns;
     for (int column = 0; column < channels; column += panel_columns) {
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
-        if (made.wide) {
-            const int depth2 = (head.tokens + 1) / 2;
-            const int16_t *values = head.wide_values + size_t(column) * size_t(depth2) * 2;
-            for (int row = 0; row < made.rows; row += pair_rows) {
-                const int rows = made.rows - row < pair_rows ? made.rows - row : pair_rows;
-                pair_tiles.table[rows - 1][vectors - 1](made.wide + size_t(row) * made.stride, made.stride, values, depth2,
-                                                        sums + row * panel_columns, panel_columns);
-            }
+        if (made.levels) {
+            level_sums(made.levels, made.stride, made.rows, head.float_values + column, size_t(channels), head.tokens, vectors, sums);
         } else {
             const Packed &values = head.values;
             const int8_t *panel = values.data + size_t(column) * size_t(values.depth4) * 4;
@@ -230,7 +230,7 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
             const float scale = made.scale[row] * head.value_scale;
             for (int v = 0; v < vectors; v++) {
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
-                f32 y = to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
+                f32 y = made.levels ? load<f32>(sums + at) : to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
                 if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
                 if (head.map_zero != 0)
                     y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;

@@ -65,19 +65,4 @@ static void pack_values(const uint8_t *codes, size_t stride, int tokens, int wid
     }
 }
 
-static void pack_wide_values(const uint8_t *codes, size_t stride, int tokens, int width, int shift, int16_t *packed) {
-    int columns = (width + lanes - 1) / lanes * lanes, depth2 = (tokens + 1) / 2;
-    for (int column = 0; column < columns; column += panel_columns) {
-        int wide = columns - column < panel_columns ? columns - column : panel_columns;
-        int16_t *panel = packed + size_t(column) * depth2 * 2;
-        for (int step = 0; step < depth2; step++)
-            for (int c = 0; c < wide; c++)
-                for (int i = 0; i < 2; i++) {
-                    bool there = 2 * step + i < tokens && column + c < width;
-                    panel[(size_t(step) * wide + c) * 2 + i] =
-                        there ? int16_t(codes[size_t(2 * step + i) * stride + column + c] - shift) : int16_t(0);
-                }
-    }
-}
-
 } // namespace vf::VF_NAMESPACE

@@ -43,7 +43,7 @@ namespace vf::VF_NAMESPACE {
 extern const Kernels table;
 const Kernels table = {
     VF_NAME,         lanes,        tile_rows, panel_columns, depth_unit, begin_run,    end_run,          product, product_sums,
-    norm_codes,      norm,         sum_rows,  quantize,      pack_keys,  pack_values,  pack_wide_values, attend,  attend_biased,
+    norm_codes,      norm,         sum_rows,  quantize,      pack_keys,  pack_values,  attend,  attend_biased,
     attend_windowed, attend_mixed, constant,  local,         depthwise,  float_values,
 };
 

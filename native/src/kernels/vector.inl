@@ -15,7 +15,6 @@ typedef int32_t i32 __attribute__((vector_size(lanes * 4)));
 typedef uint8_t u8 __attribute__((vector_size(lanes)));        // one byte a lane
 typedef uint8_t Bytes __attribute__((vector_size(lanes * 4))); // four bytes a lane
 typedef int16_t i16 __attribute__((vector_size(lanes * 4)));
-typedef int16_t Half __attribute__((vector_size(lanes * 2))); // one 16-bit number a lane
 
 #define VF_MEMBER inline __attribute__((always_inline))
 #define VF_INLINE static VF_MEMBER
@@ -49,10 +48,9 @@ constexpr float magic = 12582912.0f;
 constexpr int32_t magic_bits = 0x4B400000;
 VF_INLINE i32 bits_of(f32 value) { return (i32)value; }
 VF_INLINE i32 nearest(f32 value) { return bits_of(value + magic) - magic_bits; }
-// The lowest byte and the lowest 16 bits of every lane, and bytes as integers. Compilers take vectors apart for what they could convert.
+// The lowest byte of every lane, and bytes as integers. Compilers take vectors apart for what they could convert.
 #if VF_LANES == 16
 VF_INLINE u8 low_bytes(i32 value) { return (u8)_mm512_cvtepi32_epi8((__m512i)value); }
-VF_INLINE Half low_halves(i32 value) { return (Half)_mm512_cvtepi32_epi16((__m512i)value); }
 VF_INLINE i32 from_bytes(u8 value) { return (i32)_mm512_cvtepu8_epi32((__m128i)value); }
 #elif VF_LANES == 8
 VF_INLINE u8 low_bytes(i32 value) {
@@ -62,14 +60,9 @@ VF_INLINE u8 low_bytes(i32 value) {
     __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     return (u8)_mm_cvtsi128_si64(both);
 }
-VF_INLINE Half low_halves(i32 value) {
-    __m256i halves = _mm256_packs_epi32((__m256i)value, (__m256i)value);
-    return (Half)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
-}
 VF_INLINE i32 from_bytes(u8 value) { return (i32)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)value)); }
 #else
 VF_INLINE u8 low_bytes(i32 value) { return __builtin_convertvector(value, u8); }
-VF_INLINE Half low_halves(i32 value) { return __builtin_convertvector(value, Half); }
 VF_INLINE i32 from_bytes(u8 value) { return __builtin_convertvector(value, i32); }
 #endif
 // x / scale, rounded as a division rounds it, with `inverse` the nearest number to 1 / scale: what is left of x is taken twice (Markstein 1990).

@@ -67,32 +67,29 @@ VF_INLINE void near_sums(const Packed &values, const uint8_t *codes, size_t stri
                                             panel_columns);
     }
 }
-VF_INLINE void near_pairs(const int16_t *values, int tokens, const MapTile &made, int column, int vectors, const Reach (&reach)[2], int32_t *sums) {
-    static constexpr PairTiles pair_tiles;
-    const int16_t *panel = values + size_t(column) * size_t((tokens + 1) / 2) * 2;
-    for (int part = 0; part < 2; part++)
-        for (int row = 0; row < made.rows; row += pair_rows) {
-            const int rows = made.rows - row < pair_rows ? made.rows - row : pair_rows, first = reach[part].first_depth();
-            pair_tiles.table[rows - 1][vectors - 1](made.wide + size_t(row) * made.stride + first, made.stride,
-                                                    panel + size_t(first) * size_t(vectors) * lanes, (reach[part].last - first + 1) / 2,
-                                                    sums + (part * tile_rows + row) * panel_columns, panel_columns);
-        }
+VF_INLINE void near_levels(const float *values, size_t value_stride, const MapTile &made, int vectors, const Reach (&reach)[2], int32_t *sums) {
+    for (int part = 0; part < 2; part++) {
+        const int first = reach[part].first_depth();
+        level_sums(made.levels + first, made.stride, made.rows, values + size_t(first) * value_stride, value_stride, reach[part].last - first, vectors,
+                   sums + part * tile_rows * panel_columns);
+    }
 }
 
 static void mix_near(const MapTile &made, const Head &head, int query, const Reach (&reach)[2], int32_t *sums) {
     const int channels = (head.width + lanes - 1) / lanes * lanes;
-    const bool two_planes = head.mode == 1 && made.wide == nullptr;
+    const bool two_planes = head.mode == 1 && made.levels == nullptr;
     int32_t *odd_sums = sums + 2 * tile_rows * panel_columns;
     for (int column = 0; column < channels; column += panel_columns) {
         const int vectors = (channels - column < panel_columns ? channels - column : panel_columns) / lanes;
-        if (made.wide) near_pairs(head.wide_values, head.tokens, made, column, vectors, reach, sums);
+        if (made.levels) near_levels(head.float_values + column, size_t(channels), made, vectors, reach, sums);
         else near_sums(head.values, made.even, made.stride, made.rows, column, vectors, reach, sums);
         if (two_planes) near_sums(head.values, made.odd, made.stride, made.rows, column, vectors, reach, odd_sums);
         auto both = [](const int32_t *from) { return load<i32>(from) + load<i32>(from + tile_rows * panel_columns); };
         for (int row = 0; row < made.rows; row++)
             for (int v = 0; v < vectors; v++) {
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
-                f32 y = to_floats(both(sums + at) + made.even_sum[row] * head.value_shift);
+                f32 y = made.levels ? load<f32>(sums + at) + load<f32>(sums + tile_rows * panel_columns + at)
+                                    : to_floats(both(sums + at) + made.even_sum[row] * head.value_shift);
                 if (two_planes) y = y + to_floats(both(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
                 store_channels(y * (made.scale[row] * head.value_scale), head.output, size_t(query + row) * head.output.stride, channel, head.width);
             }
@@ -113,13 +110,13 @@ static void near_row(const Head &head, int query, int row, int32_t *logits, MapT
     const float sum = exponentials(numbers, columns, head.mode == 1, [=](int c) { return to_floats(load<i32>(near + c) - top) * t; });
     MapTile alone = made;
     alone.columns = columns, alone.even = scratch.near_codes.data(), alone.odd = alone.even + scratch.near_codes.size() / 2;
-    alone.wide = made.wide ? scratch.near_wide.data() : nullptr;
+    alone.levels = made.levels ? scratch.near_levels.data() : nullptr;
     alone.even_sum[0] = alone.odd_sum[0] = 0;
     add_row(alone, seen, query, 0, numbers, sum);
     made.scale[row] = alone.scale[0], made.even_sum[row] = alone.even_sum[0], made.odd_sum[row] = alone.odd_sum[0];
     const size_t at = size_t(row) * made.stride;
     over_seen(head, window, [&](int place, int among, int count) {
-        if (made.wide) return scatter<Half>(made.wide + at + place, alone.wide + among, count);
+        if (made.levels) return scatter<f32>(made.levels + at + place, alone.levels + among, count);
         scatter<u8>(made.even + at + place, alone.even + among, count);
         if (head.mode == 1) scatter<u8>(made.odd + at + place, alone.odd + among, count);
     });
@@ -143,7 +140,7 @@ static void attend_windowed(const Head &head, int first, int last, Scratch &scra
             const size_t at = size_t(row) * made.stride;
             for (const Reach &part : reach) {
                 const size_t from = at + size_t(part.first_depth()), count = size_t(padded_depth4(part.last - part.first_depth())) * 4;
-                if (made.wide) std::memset(made.wide + from, 0, (count + 1) * sizeof(int16_t));
+                if (made.levels) std::memset(made.levels + from, 0, count * sizeof(float));
                 else std::memset(made.even + from, 0, count), std::memset(made.odd + from, 0, count);
             }
             near_row(head, query + row, row, logits + size_t(row) * size_t(columns), made, scratch);
