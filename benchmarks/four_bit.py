@@ -38,13 +38,13 @@ FROZEN = ("-frozen", "-heads", "-searched")
 
 
 def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tuple[Any, Statistics | None]:
-    """The plan of a case such as `fast-w4a4-frozen`, `fast-w4a4-heads` or `fast-w4a4+ridge+rounding`, and the statistics it takes."""
+    """The plan of a case such as `fast-w4a4-frozen`, `best-w3a3-relu` or `fast-w4a4+ridge+rounding`, and the statistics it takes."""
     what = next((each for each in FROZEN if case.endswith(each)), "")
     named, *steps = case.removesuffix(what).split("+")
-    method, bits = named.split("-")
+    method, bits, *more = named.split("-")
     chosen = None if not steps else tuple(step for step in steps if step != "none")
     weights, activations = BITS[bits]
-    quantize = Quantize(weights, activations, "strict", method, chosen)
+    quantize = Quantize(weights, activations, "strict", method, chosen, relu="relu" in more)
     if not what:
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), quantize), None
     if not statistics.is_file():

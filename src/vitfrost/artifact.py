@@ -43,6 +43,7 @@ from .regular import is_file
 from .strict import Count, Positive
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
+from .vit.feed_forward import use_relu
 from .vit.load import create_model, refuse_larger
 from .vit.outputs import outputs_of
 from .vit.skeleton import Skeleton
@@ -325,6 +326,8 @@ def _take_quantizers(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
 def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) -> nn.Module:
     """Turn a freshly created timm model into the compressed one, in place: the inverse of `pack_state`."""
     sites = install_structure(model, plan)
+    if plan.quantize.relu:
+        use_relu(model, sites.feed_forward)
     layers = install_quantizers(model, sites, settings_of(plan))
     try:
         _restore_frozen(model, plan, tensors)

@@ -302,6 +302,9 @@ class Quantize:
     what surely makes it worse on calibration images held out is taken back."""
     steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
     """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
+    relu: bool = False
+    """Of `fast` and `best`: ReLU in place of the activation between the two layers of every feed-forward block, as in APHQ-ViT (arXiv
+    2504.02508), for 3 bits. The steps after it make up for what it changes."""
     layers: Annotated[
         Mapping[str, tuple[int, int]] | tuple[str, ...] | None,
         BeforeValidator(layer_words),
@@ -339,7 +342,7 @@ class Quantize:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        own = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None}
+        own = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None, "relu": False}
         return {key: value for key, value in data.items() if key not in own or value != own[key]}
 
     @property
@@ -350,9 +353,9 @@ class Quantize:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {"steps": "method"} if self.method == REPQ else {}
+        found = {"steps": "method", "relu": "method"} if self.method == REPQ else {}
         if not self.parts.any:
-            found |= {"method": "weights", "steps": "weights"}
+            found |= {"method": "weights", "steps": "weights", "relu": "weights"}
         return found
 
 

@@ -17,6 +17,7 @@ from ..plans.fits import check_bits, check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
+from ..vit.feed_forward import check_relu
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
 from .quantizers import find_quantizer, quantizing_pass
@@ -60,6 +61,8 @@ def start_work(loaded: Model, plan: Plan, statistics: Statistics | None = None, 
     check_fits(plan, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     changed = changed_sites(sites, plan)
     check_bits(plan.quantize, loaded.name, sites, changed)
+    if plan.quantize.relu:
+        check_relu(loaded.module, sites.feed_forward)
     records: dict[str, Any] = {}
     if given is not None:
         _check_structure(given.plan, plan)

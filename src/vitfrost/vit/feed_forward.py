@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,7 @@ _LAYERS: dict[type[nn.Module], tuple[tuple[str, ...], str]] = {
     GeGluMlp: (("w0", "w1"), "w2"),
 }
 KINDS = tuple(_LAYERS)
+GATED = (GluMlp, SwiGLU, GeGluMlp)
 
 
 def check_feed_forward(mlp: Any, name: str) -> None:
@@ -54,6 +56,23 @@ def feed_forward(mlp: Any, name: str, index: int, tokens: int, norm: str | None)
 def second_projection(model: nn.Module, site: str) -> str:
     """The name of the layer that makes the output of the feed-forward block `site`."""
     return f"{site}.w2" if hasattr(model.get_submodule(site), "w2") else f"{site}.fc2"
+
+
+def check_relu(model: nn.Module, sites: Sequence[FeedForwardSite]) -> None:
+    """Raise UnsupportedModel for a block that `use_relu` cannot change: one with a gate."""
+    for site in sites:
+        block = model.get_submodule(site.name)
+        if isinstance(block, GATED) or not isinstance(getattr(block, "act", None), nn.Module):
+            raise UnsupportedModel(
+                f"{site.name} is a {named(block)} feed-forward block, whose activation is part of a gate and cannot become ReLU"
+            )
+
+
+def use_relu(model: nn.Module, sites: Sequence[FeedForwardSite]) -> None:
+    """Put ReLU in place of the activation between the two layers of every feed-forward block, in place; raises as `check_relu`."""
+    check_relu(model, sites)
+    for site in sites:
+        model.get_submodule(site.name).act = nn.ReLU()
 
 
 def has_bare_hidden_layer(mlp: Any) -> bool:
