@@ -101,6 +101,7 @@ class Forward::WindowHeads {
         made.zero_code = layer_.zero_code_of(index);
         made.map_step = quantizers.map_step[size_t(index)], made.map_zero = quantizers.map_zero[size_t(index)];
         made.log2_step = std::log2(made.map_step);
+        if (made.mode == 1 && !floats) levels(index, made);
         if (!layer_.frozen.empty()) made.frozen = layer_.frozen.data() + row * layer_.map_stride, made.frozen_stride = layer_.map_stride;
         if (!layer_.frozen_step.empty()) {
             made.frozen_even = layer_.frozen_even.data() + row * layer_.map_stride,
@@ -136,6 +137,18 @@ class Forward::WindowHeads {
     HeadOutput output(int index) const { return output_of(*layer_.proj, stream_, layer_.mixed_stride, first_, index * layer_.width); }
     int depth4(int depth) const { return int(round_up(size_t(depth), size_t(kernels_.depth)) / 4); }
     int largest_stored(int taken) const { return std::max(taken, (1 << layer_.bits) - 1 - taken); }
+
+    // A level 2^(-k/2) is 2^-7 times a whole number, or that times 1 / sqrt2; one of another base is a multiple of 2^-14.
+    void levels(int index, Head &made) const {
+        const bool sqrt2 = layer_.quantizers.octave.empty();
+        if (!sqrt2) made.octave = layer_.quantizers.octave[size_t(index)];
+        made.second_weight = sqrt2 ? 0.70710678118654752f : 1.0f / 128.0f;
+        for (int k = 0; k < 16 && k < made.zero_code; k++) {
+            if (sqrt2) (k % 2 ? made.second_levels : made.first_levels)[k] = uint8_t(128 >> (k / 2));
+            else made.first_levels[k] = uint8_t(units_of(k, made.octave) >> 7), made.second_levels[k] = uint8_t(units_of(k, made.octave) & 127);
+        }
+    }
+    static int units_of(int code, float octave) { return int(std::nearbyint(std::exp2(14.0 - double(code) / double(octave)))); }
 
     void values(int index, int slot, Packed &packed, int &shift, float &scale) const {
         const float zero = layer_.quantizers.value_zero[size_t(index)];

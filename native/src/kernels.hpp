@@ -86,6 +86,10 @@ struct Head {
     int mode = 0;          // 0: 8 bits of each row's largest weight, 1: log-sqrt2, 2: uniform static
     int map_bits = 8, zero_code = 255;
     float map_step = 1, log2_step = 0, map_zero = 0;
+    // Levels of a log grid: so many to a factor of two, and what codes 0..15 stand for, as two planes of numbers of at most 128; a level is
+    // (first plane + second_weight * second plane) / 128. Codes from zero_code on are zero there.
+    float octave = 2, second_weight = 0;
+    uint8_t first_levels[16] = {}, second_levels[16] = {};
     int value_shift = 0;                 // what was taken off the codes of values: (code - zero point) = (stored + value_shift)
     const int32_t *value_sums = nullptr; // [channels] sums over tokens of stored values; with `map_zero`
     float value_scale = 1;

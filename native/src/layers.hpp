@@ -93,6 +93,7 @@ inline size_t stride_of(int count) { return round_up(size_t(count) + 64, 64); }
 
 struct HeadQuantizers {
     Array<float> query_scale, query_zero, key_scale, key_zero, value_scale, value_zero, map_step, map_zero;
+    Array<float> octave; // levels of log maps to a factor of two, or empty where it is 2: the log-sqrt2 grid
 };
 
 constexpr float log2e = 1.4426950408889634f;

@@ -71,6 +71,12 @@ void Reader::quantizers(int layer, Attention &made) {
     scales(found.value_scale, 4, uint64_t(made.heads), false), scales(found.value_zero, 5, uint64_t(made.heads), true);
     found.map_step.resize(moving, 1.0f), found.map_zero.resize(moving, 0.0f);
     if (moving && made.mode != 0) scales(found.map_step, 6, moving, false);
+    if (moving && made.mode == 1 && file_.has(layer, 23)) {
+        found.octave = file_.floats(layer, 23, {moving});
+        for (uint64_t head = 0; head < moving; head++)
+            if (!(found.octave[head] >= 0.5f && found.octave[head] <= 4.0f) || made.map_bits_of(int(head)) > 4)
+                fail("the model file is damaged: layer %d has maps on a grid that is not known; export it again", layer);
+    }
     if (moving && made.mode == 2 && file_.has(layer, 7)) scales(found.map_zero, 7, moving, true);
     // A logit is at most width * 255 * 128 and what the zero point of queries takes off; it stays far from what is no key.
     for (float zero : found.query_zero)

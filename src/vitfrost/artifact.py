@@ -315,6 +315,8 @@ def _take_quantizers(model: nn.Module, tensors: dict[str, np.ndarray]) -> None:
     for name, module in model.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.map_quantizer, LogQuantizer) and f"{name}.map_quantizer.scale" in tensors:
             module.map_quantizer = UniformMapQuantizer.like(module.map_quantizer)
+        elif isinstance(module, LogQuantizer) and f"{name}.octave" in tensors:
+            module.octave = torch.ones(())
     for name, module in model.named_modules():
         if isinstance(module, UniformQuantizer | LogQuantizer):
             for key, buffer in list(module.named_buffers()):

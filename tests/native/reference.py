@@ -323,13 +323,16 @@ class Reference:
             zero = self.named(layer, 7).reshape(-1, 1, 1)
             made = (np.clip(np.round(maps / step) + zero, 0, 2**bits - 1) - zero) * step
             return made if own is None else np.where(constants == 255, made, own)
+        octave = self.named(layer, 23)
+        octave = None if octave is None else octave.reshape(-1, 1, 1)
         with np.errstate(divide="ignore"):
-            levels = np.minimum(-2 * np.log2(maps / step), 2 * zero_code)
+            levels = np.minimum(-(2 if octave is None else octave) * np.log2(maps / step), 2 * zero_code)
         codes = np.clip(np.round(self._disturbed(levels)), 0, zero_code)
         if constants is not None and own is None:
             codes = np.where(constants == 255, codes, constants)
             zero_code = np.where(bits == 8, np.minimum(zero_code, 254), zero_code)
-        made = np.where(codes >= zero_code, 0.0, np.exp2(-codes / 2) * step)
+        made = np.exp2(-codes / 2) if octave is None else np.round(2**14 * np.exp2(-codes / octave)) / 2**14
+        made = np.where(codes >= zero_code, 0.0, made * step)
         return made if own is None else np.where(constants == 255, made, own)
 
     def _feed_forward(self, layer: np.void, x: Array) -> Array:

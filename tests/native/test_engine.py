@@ -96,6 +96,28 @@ def test_heads_with_scales_of_their_own(engine: Any, tmp_path: Path) -> None:
     close(engine, write(module, tmp_path / "model.vfn"), noise(module, 8).numpy())
 
 
+def with_bases_of_heads(module: Any, *octaves: float) -> Any:
+    """The model with maps on log grids of other bases, so many levels to a factor of two by head."""
+    for block in module.blocks:
+        quantizer = block.attn.map_quantizer
+        quantizer.octave = torch.tensor(octaves).view(-1, 1, 1)
+        quantizer.step = quantizer.step * torch.ones(len(octaves), 1, 1)
+    return module
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (4, 3), (8, 2)], ids=str)
+def test_maps_on_log_grids_of_other_bases(engine: Any, bits: tuple[int, int], tmp_path: Path) -> None:
+    module = with_bases_of_heads(quantized(*bits), 4 / 3, 1.0)
+    close(engine, write(module, tmp_path / "model.vfn"), noise(module, 8).numpy())
+
+
+def test_frozen_entries_and_windows_on_log_grids_of_other_bases(engine: Any, shallow: Any, tmp_path: Path) -> None:
+    for plan in (FreezeEntries(0.4, grid="head"), WindowHeads(0.5, 3), Hallucinate(0.5, by="first", mix="copy")):
+        made = shallow.compress(tmp_path / type(plan).__name__, plan, STRICT)
+        with_bases_of_heads(made.module, 4 / 3, 1.0, 2.0, 4 / 3)
+        close(engine, write(in_integers(made, None), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
+
+
 def test_frozen_entries_among_uniform_maps(engine: Any, shallow: Any, tmp_path: Path) -> None:
     made = shallow.compress(tmp_path / "made", FreezeEntries(0.4, grid="head"), STRICT)
     generator = torch.Generator().manual_seed(0)

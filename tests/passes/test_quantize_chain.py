@@ -112,6 +112,16 @@ def test_what_was_saved_is_loaded_with_the_same_bits(made: Artifact, tmp_path: P
     assert loaded.plan_hash == made.plan_hash
 
 
+def test_bases_of_maps(shallow: Any, made: Artifact, tmp_path: Path) -> None:
+    """Up to 4 bits each head's maps have the base that leaves least; with more there is one base, and files have none."""
+    for name, artifact, some in (("four", made, True), ("eight", compressed(shallow, Quantize(4, 8, method="fast", steps=())), False)):
+        artifact.save(tmp_path / name)
+        for module in (artifact.module, Artifact.load(tmp_path / name).module):
+            found = [each.octave for each in module.modules() if isinstance(each, LogQuantizer)]
+            assert all((octave is not None) == some for octave in found)
+            assert not some or {round(float(each), 3) for octave in found for each in octave.flatten()} <= {2.0, 1.333, 1.0}
+
+
 def test_steps_that_are_left_out(shallow: Any) -> None:
     config = Quantize(method="fast", steps=("rounding",))
     assert [step["step"] for step in compressed(shallow, config).quantization["steps"]] == ["ranges", "rounding"]

@@ -72,29 +72,23 @@ template <typename Difference> VF_INLINE float exponentials(float *row, int colu
     return sum_of(sum[0] + sum[1]);
 }
 
-// Codes k = round(-2 log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.
-VF_INLINE i32 log_codes(const float *differences, float level, f32 zero_code) {
-    return nearest(smaller(larger(load<f32>(differences) * -2.0f + level, f32{}), zero_code));
+// Codes k = round(-octave log2(map / step)) of a row, 0..zero_code: map = 2^difference / sum, so no logarithm is taken but of the sum.
+VF_INLINE i32 log_codes(const float *differences, float octave, float level, f32 zero_code) {
+    return nearest(smaller(larger(load<f32>(differences) * -octave + level, f32{}), zero_code));
 }
 
-// A level 2^(-k/2) with k <= 15 is 2^-7 times a whole number of 8 bits, or that times 1 / sqrt2: with a plane for even and one for odd k, products with
-// codes of values are exact.
+// With two planes of whole numbers of 8 bits products with codes of values are exact.
 VF_INLINE void log_planes(const Head &head, const float *differences, int columns, float level, const uint8_t *frozen, uint8_t *even, uint8_t *odd) {
-    uint8_t even_levels[16], odd_levels[16];
-    for (int k = 0; k < 16; k++) {
-        const uint8_t value = k < head.zero_code ? uint8_t(128 >> (k / 2)) : uint8_t(0);
-        even_levels[k] = k % 2 ? 0 : value, odd_levels[k] = k % 2 ? value : 0;
-    }
     const f32 zero_code = all(float(head.zero_code));
-    for (int c = 0; c < columns; c += lanes) save(even + c, low_bytes(log_codes(differences + c, level, zero_code)));
+    for (int c = 0; c < columns; c += lanes) save(even + c, low_bytes(log_codes(differences + c, head.octave, level, zero_code)));
     for (int c = 0; c < columns; c += 4 * lanes) {
         Bytes codes = load<Bytes>(even + c);
         if (frozen) {
             const Bytes constant = load<Bytes>(frozen + c);
             codes = constant == 255 ? codes : constant;
         }
-        save(even + c, look_up(even_levels, codes));
-        save(odd + c, look_up(odd_levels, codes));
+        save(even + c, look_up(head.first_levels, codes));
+        save(odd + c, look_up(head.second_levels, codes));
     }
 }
 
@@ -105,7 +99,7 @@ VF_INLINE void log_numbers(const Head &head, const float *differences, int colum
     const f32 highest = all(float(head.zero_code));
     const i32 zero_code = all_ints(head.zero_code);
     for (int c = 0; c < columns; c += lanes) {
-        i32 k = log_codes(differences + c, level, highest);
+        i32 k = log_codes(differences + c, 2.0f, level, highest);
         if (frozen) {
             const i32 constant = from_bytes(load<u8>(frozen + c));
             k = constant == 255 ? k : constant;
@@ -121,7 +115,7 @@ static float map_row(const Head &head, int query, const float *row, float sum, i
     float scale = head.map_step;
     const uint8_t *const frozen = head.frozen ? head.frozen + size_t(query) * head.frozen_stride : nullptr;
     if (head.mode == 1) {
-        const float level = 2 * (std::log2(sum) + head.log2_step);
+        const float level = head.octave * (std::log2(sum) + head.log2_step);
         if (out.levels) {
             log_numbers(head, row, columns, level, frozen, out.levels);
             return head.map_step;
@@ -231,7 +225,7 @@ static void mix_values(const MapTile &made, const Head &head, int query, int32_t
             for (int v = 0; v < vectors; v++) {
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
                 f32 y = made.levels ? load<f32>(sums + at) : to_floats(load<i32>(sums + at) + made.even_sum[row] * head.value_shift);
-                if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
+                if (two_planes) y = y + to_floats(load<i32>(odd_sums + at) + made.odd_sum[row] * head.value_shift) * head.second_weight;
                 if (head.map_zero != 0)
                     y = y - (to_floats(load<i32>(head.value_sums + channel)) + float(head.tokens * head.value_shift)) * head.map_zero;
                 y = y * scale;

@@ -90,7 +90,7 @@ static void mix_near(const MapTile &made, const Head &head, int query, const Rea
                 const int channel = column + v * lanes, at = row * panel_columns + v * lanes;
                 f32 y = made.levels ? load<f32>(sums + at) + load<f32>(sums + tile_rows * panel_columns + at)
                                     : to_floats(both(sums + at) + made.even_sum[row] * head.value_shift);
-                if (two_planes) y = y + to_floats(both(odd_sums + at) + made.odd_sum[row] * head.value_shift) * half_root;
+                if (two_planes) y = y + to_floats(both(odd_sums + at) + made.odd_sum[row] * head.value_shift) * head.second_weight;
                 store_channels(y * (made.scale[row] * head.value_scale), head.output, size_t(query + row) * head.output.stride, channel, head.width);
             }
     }

@@ -112,3 +112,24 @@ def test_log_is_monotone_and_within_a_quarter_octave(seed: int, bits: int) -> No
     assert bool((y.diff() >= -1e-7).all())
     kept = y > 0
     assert float((torch.log2(y[kept]) - torch.log2(x[kept])).abs().max()) <= 0.25 + 1e-4
+
+
+@given(SEEDS, st.integers(2, 4), st.sampled_from([2.0, 4 / 3, 1.0]), st.floats(0.05, 1.0))
+def test_log_grids_of_other_bases(seed: int, bits: int, octave: float, step: float) -> None:
+    x = torch.rand(3, 50, 50, generator=torch.Generator().manual_seed(seed)).pow(6)
+    x[0, 0, 0] = 0.0
+    ours = fake_log(x, torch.full((3, 1, 1), step), bits, "strict", torch.full((3, 1, 1), octave)).double()
+    with np.errstate(divide="ignore"):
+        codes = np.maximum(np.round(-octave * np.log2(x.double().numpy() / step)), 0)
+    reference = np.where(codes >= 2**bits - 1, 0.0, np.round(2**14 * 2 ** (-codes / octave)) / 2**14 * step)
+    assert np.isclose(ours.numpy(), reference, rtol=1e-5).mean() > 0.998  # float32 may round a tie the other way
+    assert len(ours.unique()) <= 2**bits
+    assert float(ours[0, 0, 0]) == 0.0
+
+
+def test_each_head_has_a_base_of_its_own() -> None:
+    maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).pow(4)
+    step, octave = torch.tensor([1.0, 0.5, 0.7]).view(3, 1, 1), torch.tensor([2.0, 4 / 3, 1.0]).view(3, 1, 1)
+    together = fake_log(maps, step, 3, "strict", octave)
+    for head in range(3):
+        assert torch.equal(together[:, head], fake_log(maps[:, head], step[head], 3, "strict", octave[head]))

@@ -69,7 +69,8 @@ def test_a_step_for_each_head() -> None:
     def error(step: torch.Tensor) -> torch.Tensor:
         return (fake_log(maps, step, 4, "strict") - maps).square().mean(dim=(0, 2, 3)).view(-1, 1, 1)
 
-    step = search_step(error, 3)
+    step, lost = search_step(error, 3)
+    assert torch.equal(lost, error(step))
     assert step.shape == (3, 1, 1)
     assert float(step[1]) > float(step[0])
     assert bool((error(step) <= error(torch.ones(3, 1, 1))).all())

@@ -44,8 +44,8 @@ class Grid(NamedTuple):
 
 
 class MapGrid(NamedTuple):
-    """How maps are quantized: the file's map mode, bits, zero code, step or scale [1 or heads], zero point (uniform maps alone), and
-    `head_bits` as of Grid."""
+    """How maps are quantized: the file's map mode, bits, zero code, step or scale [1 or heads], zero point (uniform maps alone),
+    `head_bits` as of Grid, and `octave` [heads], the levels of log maps to a factor of two where that is not 2."""
 
     mode: int
     bits: int = 8
@@ -53,6 +53,7 @@ class MapGrid(NamedTuple):
     step: ndarray | None = None
     zero: ndarray | None = None
     head_bits: tuple[int, ...] | None = None
+    octave: ndarray | None = None
 
 
 def refuse(where: str, why: str, mend: str) -> VitfrostError:
@@ -189,7 +190,9 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
     step = to_array(quantizer.step).reshape(-1)
     if len(step) not in (1, heads):
         raise refuse(f"the maps of {where}", f"their quantizer has {len(step)} steps", "vitfrost evaluate simulates it")
-    return MapGrid(LOG_MAPS, quantizer.bits, zero_code(quantizer.bits, quantizer.levels), step, head_bits=head_bits_of(quantizer))
+    octave = None if quantizer.octave is None else to_array(quantizer.octave).reshape(-1)
+    zero = zero_code(quantizer.bits, quantizer.levels)
+    return MapGrid(LOG_MAPS, quantizer.bits, zero, step, head_bits=head_bits_of(quantizer), octave=octave)
 
 
 class HeadBits(NamedTuple):
@@ -244,7 +247,7 @@ def frozen_entries(frozen: FrozenMaps, grid: MapGrid, heads: int, where: str) ->
         if not sound:
             raise refuse(where, why, mend)
     steps, used = to_array(frozen.step)[:heads], mask.any(axis=(0, 2, 3))
-    shared = grid.mode == LOG_MAPS and grid.step is not None
+    shared = grid.mode == LOG_MAPS and grid.step is not None and grid.octave is None
     shared = shared and bool((np.broadcast_to(grid.head_bits or grid.bits, heads)[used] == frozen.bits).all())
     shared = shared and np.array_equal(steps[used], np.broadcast_to(grid.step, heads)[used])  # type: ignore[arg-type]
     if not shared and frozen.bits > LARGEST_OWN_BITS:

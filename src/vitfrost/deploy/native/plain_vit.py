@@ -147,7 +147,7 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
     kernel: tuple[int, ...] = (*((0, 0) if kernels is None else kernels.kernel.shape[1:]), *grid)
     tensors += [NONE] * 5 if kernels is None else [file.add_tensor(each) for each in kernels[:5]]
     tensors.append(file.add_tensor(frozen.step) if frozen is not None and frozen.step is not None else NONE)
-    tensors += [NONE, file.add_tensor(bits.each)]
+    tensors += [NONE, file.add_tensor(bits.each), file.add_tensor(maps.octave)]
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         heads, module.site.head_dim, computed, read, maps.mode, *bits.ints,

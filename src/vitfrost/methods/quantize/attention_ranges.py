@@ -16,6 +16,8 @@ from .search import integer_parameters, search_range, search_step
 
 # From so many bits on, maps get the grid with the smaller error: the log-sqrt2 grid becomes no finer with bits, it reaches further down.
 LEAST_UNIFORM_MAP_BITS = 6
+MOST_BASE_BITS = 4
+OCTAVES = (2.0, 4 / 3, 1.0)  # levels to a factor of two: sqrt2 first
 PARTS = ("query_quantizer", "key_quantizer", "map_quantizer", "value_quantizer")
 
 
@@ -56,7 +58,7 @@ def quantize_attention(attention: MapAttention, bits: Sequence[int], levels: Lev
             continue
         setattr(attention, part, quantizer)
         if isinstance(quantizer, LogQuantizer):
-            quantizer.step = search.step(quantizer)
+            search.log_maps(quantizer)
             if quantizer.bits >= LEAST_UNIFORM_MAP_BITS:
                 search.uniform_maps(UniformMapQuantizer.like(quantizer))
         elif isinstance(quantizer, UniformQuantizer) and values is not None:
@@ -100,12 +102,24 @@ class _Search:
         if float(self._error(heads).sum()) >= wanted:
             self.attention.map_quantizer = former
 
-    def step(self, quantizer: LogQuantizer) -> Tensor:
-        """The step of each head's map."""
+    def log_maps(self, quantizer: LogQuantizer) -> None:
+        """Set the step of each head's map, and up to 4 bits the base of its grid (AdaLog, arXiv 2407.12951): few levels on the log-sqrt2
+        grid leave out what is far below the largest weight."""
         heads = self.attention.moving_heads
 
         def error(step: Tensor) -> Tensor:
             quantizer.step = step
             return self._error(heads)
 
-        return search_step(error, heads)
+        if quantizer.bits > MOST_BASE_BITS:
+            quantizer.step = search_step(error, heads)[0]
+            return
+        best = torch.full((heads, 1, 1), torch.inf)
+        steps, octaves = torch.ones(heads, 1, 1), torch.full((heads, 1, 1), OCTAVES[0])
+        for octave in OCTAVES:
+            quantizer.octave = torch.full((heads, 1, 1), octave)
+            step, lost = search_step(error, heads)
+            better = lost < best
+            best, steps = torch.where(better, lost, best), torch.where(better, step, steps)
+            octaves = torch.where(better, quantizer.octave, octaves)
+        quantizer.step, quantizer.octave = steps, octaves

@@ -98,14 +98,19 @@ class UniformQuantizer(ActivationQuantizer):
 
 
 class LogQuantizer(ActivationQuantizer):
-    """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d, one number or [heads, 1, 1]."""
+    """Fake-quantizes attention maps on the log-sqrt2 grid of RepQ-ViT; `step` is d, one number or [heads, 1, 1].
+
+    `octave` [heads, 1, 1]: how many levels a factor of two has, where that is not 2 everywhere.
+    """
 
     step: Tensor
+    octave: Tensor | None
 
     def __init__(self, bits: int, levels: Levels):
         super().__init__(bits)
         self.levels: Levels = levels
         self.register_buffer("step", torch.ones(()))
+        self.register_buffer("octave", None)
 
     def forward(
         self, maps: Float[Tensor, "*rows heads queries keys"], heads: list[int] | None = None
@@ -115,7 +120,8 @@ class LogQuantizer(ActivationQuantizer):
             self.step = log_step(maps, self.bits, self.levels) if self.head_bits is None else torch.ones(self.head_bits.shape)
             for bits, places in self.heads_by_bits().items():
                 self.step[places] = log_step(maps.movedim(-3, 0)[places], bits, self.levels)
-        return straight_through(fake_log, maps, of_heads(self.step, heads), of_heads(self.depth, heads), self.levels)
+        octave = of_heads(self.octave, heads)
+        return straight_through(fake_log, maps, of_heads(self.step, heads), of_heads(self.depth, heads), self.levels, octave)
 
 
 class UniformMapQuantizer(UniformQuantizer):

@@ -2,6 +2,7 @@
 
 Uniform asymmetric: s = (hi - lo) / (2^b - 1), z = round(-lo / s), q = clamp(round(x / s) + z, 0, 2^b - 1), x^ = (q - z) s.
 Log-sqrt2 for attention maps: k = round(-2 log2(x / d)), value 2^(-k/2) d; small values become exactly zero.
+Log of any base (AdaLog, arXiv 2407.12951), r levels to a factor of two: k = round(-r log2(x / d)), value 2^(-k/r) d in multiples of 2^-14 d.
 
 Levels: "published" keeps the behavior of the authors' code, in which a b-bit log quantizer has 2^b non-zero values and a
 separate zero, and in which zero points need not be integers; "strict" keeps to 2^b values, one of them zero.
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Levels = Literal["published", "strict"]
+LEVEL_UNITS = 2**14  # of a step, what levels of other bases than sqrt2 are multiples of
 
 
 def uniform_parameters(low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], bits: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +80,14 @@ def log_values(codes: Int[Tensor, "*shape"], step: Tensor | float, bits: int, le
     return torch.where(codes >= zero_code(bits, levels), torch.zeros_like(values), values)
 
 
-def fake_log(x: Float[Tensor, "*shape"], step: Tensor, bits: int | Tensor, levels: Levels) -> Float[Tensor, "*shape"]:
-    """Quantize and dequantize attention maps on the log-sqrt2 grid with step d."""
+def fake_log(
+    x: Float[Tensor, "*shape"], step: Tensor, bits: int | Tensor, levels: Levels, octave: Tensor | None = None
+) -> Float[Tensor, "*shape"]:
+    """Quantize and dequantize attention maps on the log-sqrt2 grid with step d; `octave`: on grids of so many levels to a factor of two."""
+    if octave is not None:
+        codes = torch.div(x, step).log2_().mul_(-octave).round_().clamp_(min=0)
+        zero = codes > zero_code(bits, levels) - 0.5
+        return torch.exp2(codes.div_(-octave)).mul_(LEVEL_UNITS).round_().mul_(step / LEVEL_UNITS).masked_fill_(zero, 0.0)
     exponent = torch.div(x, step).log2_().mul_(2).round_().clamp_(max=0)  # -k
     if step.ndim:  # a step per head
         exponent.masked_fill_(exponent < 0.5 - zero_code(bits, levels), -torch.inf)

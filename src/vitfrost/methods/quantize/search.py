@@ -94,8 +94,10 @@ def weight_parameters(
     return best_scale, best_zero
 
 
-def search_step(error: Callable[[Tensor], Float[Tensor, "heads 1 1"]], heads: int) -> Float[Tensor, "heads 1 1"]:
-    """Step of the log-sqrt2 grid per head with the smallest `error(step)` among 2^-t, t from 0 to 6; entries of maps are 1 at most."""
+def search_step(
+    error: Callable[[Tensor], Float[Tensor, "heads 1 1"]], heads: int
+) -> tuple[Float[Tensor, "heads 1 1"], Float[Tensor, "heads 1 1"]]:
+    """Step of a log grid per head with the smallest `error(step)` among 2^-t, t from 0 to 6 (maps are at most 1), and that error."""
     best = torch.full((heads, 1, 1), torch.inf)
     found = torch.ones(heads, 1, 1)
     for power in torch.linspace(0, 6, STEPS).tolist():
@@ -103,4 +105,4 @@ def search_step(error: Callable[[Tensor], Float[Tensor, "heads 1 1"]], heads: in
         lost = error(step)
         better = lost < best
         best, found = torch.where(better, lost, best), torch.where(better, step, found)
-    return found
+    return found, best

@@ -134,9 +134,12 @@ class TrainableMaps(nn.Module):
         super().__init__()
         self.last: Any = zero_code(quantizer.depth, quantizer.levels)
         self.register_buffer("step", quantizer.step.detach().clone())
+        self.quantizer = None if quantizer.octave is None else quantizer
 
     def forward(self, maps: Float[Tensor, "*shape"], heads: list[int] | None = None) -> Float[Tensor, "*shape"]:
         """`heads`: the places of those in `maps`; None: all."""
+        if self.quantizer is not None:
+            return reduced(self.quantizer(maps.float(), heads))
         made: Tensor = _FakeLog.apply(maps.float(), of_heads(self.step, heads), of_heads(self.last, heads))
         return reduced(made)
 
