@@ -2,7 +2,7 @@
 
 Uniform asymmetric: s = (hi - lo) / (2^b - 1), z = round(-lo / s), q = clamp(round(x / s) + z, 0, 2^b - 1), x^ = (q - z) s.
 Log-sqrt2 for attention maps: k = round(-2 log2(x / d)), value 2^(-k/2) d; small values become exactly zero.
-Log of any base (AdaLog, arXiv 2407.12951), r levels to a factor of two: k = round(-r log2(x / d)), value 2^(-k/r) d in multiples of 2^-14 d.
+Log with r levels to a factor of two (AdaLog, arXiv 2407.12951): k = round(-r log2(x / d)), value 2^(-k/r) d in multiples of 2^-14 d.
 
 Levels: "published" keeps the behavior of the authors' code, in which a b-bit log quantizer has 2^b non-zero values and a
 separate zero, and in which zero points need not be integers; "strict" keeps to 2^b values, one of them zero.
