@@ -44,7 +44,9 @@ def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tu
     method, bits, *more = named.split("-")
     chosen = None if not steps else tuple(step for step in steps if step != "none")
     weights, activations = BITS[bits]
-    quantize = Quantize(weights, activations, "strict", method, chosen, relu="relu" in more)
+    quantize = Quantize(
+        weights, activations, "strict", method, chosen, relu="relu" in more, map_base="searched" if "bases" in more else "sqrt2"
+    )
     if not what:
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), quantize), None
     if not statistics.is_file():

@@ -305,6 +305,9 @@ class Quantize:
     relu: bool = False
     """Of `fast` and `best`: ReLU in place of the activation between the two layers of every feed-forward block, as in APHQ-ViT (arXiv
     2504.02508), for 3 bits. The steps after it make up for what it changes."""
+    map_base: Annotated[Literal["sqrt2", "searched"], Flag("map-base")] = "sqrt2"
+    """Of `fast` and `best`, the log grid of maps of up to 4 bits: `sqrt2`, as in RepQ-ViT; `searched`: the base of sqrt2, 2^(3/4) and 2 that
+    leaves the smallest error at each head's outputs (AdaLog, arXiv 2407.12951)."""
     layers: Annotated[
         Mapping[str, tuple[int, int]] | tuple[str, ...] | None,
         BeforeValidator(layer_words),
@@ -342,7 +345,8 @@ class Quantize:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        own = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None, "relu": False}
+        own: dict[str, Any] = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None}
+        own |= {"relu": False, "map_base": "sqrt2"}
         return {key: value for key, value in data.items() if key not in own or value != own[key]}
 
     @property
@@ -353,9 +357,10 @@ class Quantize:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {"steps": "method", "relu": "method"} if self.method == REPQ else {}
+        of_steps = ("steps", "relu", "map_base")
+        found = dict.fromkeys(of_steps, "method") if self.method == REPQ else {}
         if not self.parts.any:
-            found |= {"method": "weights", "steps": "weights", "relu": "weights"}
+            found |= dict.fromkeys(("method", *of_steps), "weights")
         return found
 
 

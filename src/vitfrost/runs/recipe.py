@@ -165,7 +165,7 @@ class PlanPart(_Flat):
             unused |= {"constants", "window", "tolerance"}
         elif "by" not in self.model_fields_set:
             unused.add("by")
-        later = {"quantizer": REPQ, "quantizer_steps": None, "layer_bits": None, "head_bits": None, "relu": False}
+        later = {"quantizer": REPQ, "quantizer_steps": None, "layer_bits": None, "head_bits": None, "relu": False, "map_base": "sqrt2"}
         unused |= {key for key, value in later.items() if data[key] == value}  # as stages knew it before
         return {key: value for key, value in data.items() if key not in unused}
 

@@ -38,9 +38,11 @@ def mixed_by(attention: MapAttention) -> Iterator[list[Any]]:
 
 
 @torch.no_grad()
-def quantize_attention(attention: MapAttention, bits: Sequence[int], levels: Levels, run: Callable[[], Any]) -> None:
+def quantize_attention(
+    attention: MapAttention, bits: Sequence[int], levels: Levels, run: Callable[[], Any], any_base: bool = False
+) -> None:
     """Give the layer quantizers, a range for each head, fitted to the images that `run` runs through it without any quantizer. `bits`: of
-    the heads in its order.
+    the heads in its order. `any_base`: the base of a log grid of maps is searched, too.
 
     Queries come first, then keys, maps and values, each with those before it quantized.
     """
@@ -58,7 +60,7 @@ def quantize_attention(attention: MapAttention, bits: Sequence[int], levels: Lev
             continue
         setattr(attention, part, quantizer)
         if isinstance(quantizer, LogQuantizer):
-            search.log_maps(quantizer)
+            search.log_maps(quantizer, any_base)
             if quantizer.bits >= LEAST_UNIFORM_MAP_BITS:
                 search.uniform_maps(UniformMapQuantizer.like(quantizer))
         elif isinstance(quantizer, UniformQuantizer) and values is not None:
@@ -102,16 +104,16 @@ class _Search:
         if float(self._error(heads).sum()) >= wanted:
             self.attention.map_quantizer = former
 
-    def log_maps(self, quantizer: LogQuantizer) -> None:
-        """Set the step of each head's map, and up to 4 bits the base of its grid (AdaLog, arXiv 2407.12951): few levels on the log-sqrt2
-        grid leave out what is far below the largest weight."""
+    def log_maps(self, quantizer: LogQuantizer, any_base: bool) -> None:
+        """Set the step of each head's map, and with `any_base` up to 4 bits the base of its grid (AdaLog, arXiv 2407.12951): few levels on
+        the log-sqrt2 grid leave out what is far below the largest weight."""
         heads = self.attention.moving_heads
 
         def error(step: Tensor) -> Tensor:
             quantizer.step = step
             return self._error(heads)
 
-        if quantizer.bits > MOST_BASE_BITS:
+        if not any_base or quantizer.bits > MOST_BASE_BITS:
             quantizer.step = search_step(error, heads)[0]
             return
         best = torch.full((heads, 1, 1), torch.inf)

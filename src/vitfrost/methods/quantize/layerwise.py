@@ -138,7 +138,7 @@ class LayerWise:
         bits = settings.parts.of_heads(name, attention.order) if isinstance(attention, MapAttention) else ()
         if isinstance(attention, MapAttention) and FULL not in bits:
             images = batch[:ATTENTION_IMAGES]
-            quantize_attention(attention, bits, settings.levels, lambda: segment.run(self.changed, images))
+            quantize_attention(attention, bits, settings.levels, lambda: segment.run(self.changed, images), settings.any_base)
 
     def _fit_constants(self, segment: Segment, own: list[Tensor], aims: list[Tensor], name: str) -> None:
         """Fit dense constants of frozen heads to what the original's heads put out, from quantized values."""

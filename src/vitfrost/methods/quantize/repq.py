@@ -31,7 +31,7 @@ STEM_INPUT_BITS = 8
 @dataclass(frozen=True)
 class QuantizationSettings:
     """Bits 2 to 8, or 32 for floating point; levels as in quantizers. `maps`: whether maps are quantized where activations are. `layers`,
-    `heads`: words that give single layers and heads other bits (see Quantize)."""
+    `heads`: words that give single layers and heads other bits (see Quantize). `any_base`: log grids of maps may have another base."""
 
     weight_bits: int = 4
     activation_bits: int = 4
@@ -39,12 +39,13 @@ class QuantizationSettings:
     maps: bool = True
     layers: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    any_base: bool = False
 
     @classmethod
     def of(cls, config: Quantize) -> QuantizationSettings:
         """Those of a configuration."""
         layers, heads = (tuple(words or ()) for words in (config.layers, config.heads))
-        return cls(config.weights, config.activations, config.levels, layers=layers, heads=heads)
+        return cls(config.weights, config.activations, config.levels, layers=layers, heads=heads, any_base=config.map_base == "searched")
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
