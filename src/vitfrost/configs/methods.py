@@ -306,7 +306,7 @@ class Quantize:
     """Of `fast` and `best`: ReLU in place of the activation between the two layers of every feed-forward block, as in APHQ-ViT (arXiv
     2504.02508), for 3 bits. The steps after it make up for what it changes."""
     map_base: Annotated[Literal["sqrt2", "searched"], Flag("map-base")] = "sqrt2"
-    """Of `fast` and `best`, the log grid of maps of up to 4 bits: `sqrt2`, as in RepQ-ViT; `searched`: the base of sqrt2, 2^(3/4) and 2 that
+    """Of `fast` and `best`, the log grid of maps of up to 4 bits: `sqrt2`, as in RepQ-ViT; `searched`: that of sqrt2, 2^(3/4) and 2 which
     leaves the smallest error at each head's outputs (AdaLog, arXiv 2407.12951)."""
     layers: Annotated[
         Mapping[str, tuple[int, int]] | tuple[str, ...] | None,
