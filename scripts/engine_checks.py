@@ -36,6 +36,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 PLANS = {
     "computed": (vf.Quantize(4, 4, "strict"),),
+    "bases": (vf.Quantize(4, 3, method="fast", steps=(), map_base="searched"),),
     "frozen": (vf.FreezeHeads(0.4, kind="dense"), vf.Quantize(4, 8, "strict")),
     "windowed": (vf.WindowHeads(0.7, 3), vf.Quantize(4, 8, "strict")),
     "hallucinated": (vf.Hallucinate(0.34, by="first", mix="copy"), vf.Compact(0.5), vf.Quantize(8, 4, "strict")),
