@@ -345,8 +345,7 @@ class Quantize:
     @model_serializer(mode="wrap")
     def _as_in_files(self, handler: Any) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        own: dict[str, Any] = {"method": REPQ, "steps": None, "layer_bits": None, "head_bits": None, "layers": None, "heads": None}
-        own |= {"relu": False, "map_base": "sqrt2"}
+        own = {"method": REPQ, "relu": False, "map_base": "sqrt2"} | dict.fromkeys(("steps", "layer_bits", "head_bits", "layers", "heads"))
         return {key: value for key, value in data.items() if key not in own or value != own[key]}
 
     @property
@@ -358,10 +357,9 @@ class Quantize:
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
         of_steps = ("steps", "relu", "map_base")
-        found = dict.fromkeys(of_steps, "method") if self.method == REPQ else {}
         if not self.parts.any:
-            found |= dict.fromkeys(("method", *of_steps), "weights")
-        return found
+            return dict.fromkeys(("method", *of_steps), "weights")
+        return dict.fromkeys(of_steps, "method") if self.method == REPQ else {}
 
 
 RepairMethod = Literal["ridge", "bias"]
