@@ -5,8 +5,9 @@
 
 Images with labels are needed to measure on; calibration images need none. Settings must not be chosen on the images that are measured on.
 `-heads` freezes a fifth of the heads whole, with dense maps, and repairs the model before it is quantized; `-searched` as many or more,
-found by a search. A case's outcome for a draw is a file of its own in --out, so a killed run goes on; times are of the process, on one
-thread, without those of statistics and search, which all draws share.
+found by a search. `best-w3a3-relu` has ReLU in place of GELU, `fast-w4a4-bases` searches bases of maps. A case's outcome for a draw is a
+file of its own in --out, so a killed run goes on; times are of the process, on one thread, without those of statistics and search, which
+all draws share.
 """
 
 from __future__ import annotations

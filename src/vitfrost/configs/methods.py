@@ -303,8 +303,7 @@ class Quantize:
     steps: Annotated[tuple[str, ...] | None, Flag("quantizer-steps", form="words")] = None
     """Of `fast` and `best`: which steps beside the ranges, of `rotation`, `ridge`, `rounding` and (`best`) `polish`; all if not given."""
     relu: bool = False
-    """Of `fast` and `best`: ReLU in place of the activation between the two layers of every feed-forward block, as in APHQ-ViT (arXiv
-    2504.02508), for 3 bits. The steps after it make up for what it changes."""
+    """ReLU in place of the activation of feed-forward blocks (APHQ-ViT, arXiv 2504.02508), for 3 bits; `fast` and `best` fit to it."""
     map_base: Annotated[Literal["sqrt2", "searched"], Flag("map-base")] = "sqrt2"
     """Of `fast` and `best`, the log grid of maps of up to 4 bits: `sqrt2`, as in RepQ-ViT; `searched`: that of sqrt2, 2^(3/4) and 2 which
     leaves the smallest error at each head's outputs (AdaLog, arXiv 2407.12951)."""
@@ -340,6 +339,8 @@ class Quantize:
             raise ValueError(f"method is '{self.method}'; it should be one of {', '.join(quantizers())}")
         if self.method != REPQ and self.levels != "strict":
             raise ValueError(f"levels is 'published', which goes with the method repq; {self.method} has strict levels")
+        if self.relu and (self.method == REPQ or not self.parts.any):
+            raise ValueError("relu needs a quantizer that fits layers to it; take fast or best, and bits below 32")
         return self
 
     @model_serializer(mode="wrap")
@@ -356,10 +357,9 @@ class Quantize:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        of_steps = ("steps", "relu", "map_base")
         if not self.parts.any:
-            return dict.fromkeys(("method", *of_steps), "weights")
-        return dict.fromkeys(of_steps, "method") if self.method == REPQ else {}
+            return dict.fromkeys(("method", "steps", "map_base"), "weights")
+        return dict.fromkeys(("steps", "map_base"), "method") if self.method == REPQ else {}
 
 
 RepairMethod = Literal["ridge", "bias"]

@@ -17,12 +17,12 @@ from ..plans.fits import check_bits, check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, install_map_attention
-from ..vit.feed_forward import check_relu
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
 from .quantizers import find_quantizer, quantizing_pass
 from .repair_layers import RepairLayers
 from .structure import changed_sites, has_structure
+from .use_relu import UseReLU
 from .work import Draws, Pass, Work, apply_passes
 
 DEFAULTS = Compress()
@@ -39,6 +39,8 @@ def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAU
     passes: list[Pass] = []
     if has_structure(plan) and not structured:
         passes.append(GiveStructure(config.compact_images))
+    if plan.quantize.relu:
+        passes.append(UseReLU())
     frozen_last = settings.parts.any_maps and not find_quantizer(plan.quantize.method).freezes_first
     if plan.freeze is not None and not frozen_last:
         passes.append(FreezeEntries())
@@ -61,8 +63,6 @@ def start_work(loaded: Model, plan: Plan, statistics: Statistics | None = None, 
     check_fits(plan, loaded.identity, sites.signature(), [site.signature() for site in sites.feed_forward])
     changed = changed_sites(sites, plan)
     check_bits(plan.quantize, loaded.name, sites, changed)
-    if plan.quantize.relu:
-        check_relu(loaded.module, sites.feed_forward)
     records: dict[str, Any] = {}
     if given is not None:
         _check_structure(given.plan, plan)

@@ -9,7 +9,6 @@ from typing import Any
 from .tables import Cell, Table
 
 NAMES = {
-    "relu": "ReLU",
     "ranges": "ranges, nearest levels",
     "rotation": "rotation",
     "ridge": "weights fitted",

@@ -6,7 +6,6 @@ from ...configs import Compress, Quantize
 from ..quantize_chain import QuantizeInSteps
 from ..quantize_method import Quantizer
 from ..quantize_steps.polish import Polish
-from ..quantize_steps.relu import with_relu
 from . import fast
 
 IMAGES = 1000
@@ -15,7 +14,7 @@ STEPS = (*fast.STEPS, Polish())
 
 
 def _make(config: Quantize, images: Compress) -> QuantizeInSteps:
-    return QuantizeInSteps.of("best", config, with_relu(config, STEPS), images.calibration_images or IMAGES, FITTED)
+    return QuantizeInSteps.of("best", config, STEPS, images.calibration_images or IMAGES, FITTED)
 
 
 QUANTIZER = Quantizer(_make)

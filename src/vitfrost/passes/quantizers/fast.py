@@ -6,7 +6,6 @@ from ...configs import Compress, Quantize
 from ..quantize_chain import QuantizeInSteps
 from ..quantize_method import Quantizer
 from ..quantize_steps.ranges import SearchRanges
-from ..quantize_steps.relu import with_relu
 from ..quantize_steps.ridge import FitWeights
 from ..quantize_steps.rotate import Rotate
 from ..quantize_steps.rounding import RoundWeights
@@ -16,7 +15,7 @@ STEPS = (SearchRanges(), Rotate(), FitWeights(), RoundWeights())
 
 
 def _make(config: Quantize, images: Compress) -> QuantizeInSteps:
-    return QuantizeInSteps.of("fast", config, with_relu(config, STEPS), images.calibration_images or IMAGES)
+    return QuantizeInSteps.of("fast", config, STEPS, images.calibration_images or IMAGES)
 
 
 QUANTIZER = Quantizer(_make)
