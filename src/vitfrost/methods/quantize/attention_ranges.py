@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,24 @@ def mixed_by(attention: MapAttention) -> Iterator[list[Any]]:
         del attention.mixed
 
 
+@contextmanager
+def made_once(attention: MapAttention, method: Literal["plain_maps", "maps_of"]) -> Iterator[None]:
+    """Let a method of the layer give again what it gave for the same heads, while only what comes behind it changes."""
+    make, known = getattr(attention, method), {}
+
+    def again(heads: list[int] | None, *others: Tensor) -> Tensor:
+        places = None if heads is None else tuple(heads)
+        if places not in known:
+            known[places] = make(heads, *others)
+        return known[places].clone()  # frozen entries are written into maps
+
+    setattr(attention, method, again)
+    try:
+        yield
+    finally:
+        delattr(attention, method)
+
+
 @torch.no_grad()
 def quantize_attention(
     attention: MapAttention, bits: Sequence[int], levels: Levels, run: Callable[[], Any], any_base: bool = False
@@ -60,11 +78,13 @@ def quantize_attention(
             continue
         setattr(attention, part, quantizer)
         if isinstance(quantizer, LogQuantizer):
-            search.log_maps(quantizer, any_base)
-            if quantizer.bits >= LEAST_UNIFORM_MAP_BITS:
-                search.uniform_maps(UniformMapQuantizer.like(quantizer))
+            with made_once(attention, "plain_maps"):
+                search.log_maps(quantizer, any_base)
+                if quantizer.bits >= LEAST_UNIFORM_MAP_BITS:
+                    search.uniform_maps(UniformMapQuantizer.like(quantizer))
         elif isinstance(quantizer, UniformQuantizer) and values is not None:
-            search.uniform(quantizer, values)
+            with made_once(attention, "maps_of") if part == "value_quantizer" else nullcontext():
+                search.uniform(quantizer, values)
 
 
 class _Search:

@@ -114,22 +114,29 @@ class LayerWise:
                     if linear.role == "proj":
                         self._quantize_attention(segment, own[0], linear.name.rpartition(".")[0])
                         self._fit_constants(segment, own, aims, linear.name.rpartition(".")[0])
-                    self._quantize_layer(_Place(segment, linear, own, aims, aimed, reads.get(linear.name)))
+                    middle = reads.get(self._middle(segment), [])
+                    self._quantize_layer(_Place(segment, linear, own, aims, aimed, reads.get(linear.name), middle))
                 yield linear.name
             with torch.no_grad():
                 own = [segment.run(self.changed, x) for x in own]
             aims = aimed
 
+    def _middle(self, segment: Segment) -> str:
+        """The name of the module that reads the stream between attention and feed-forward block; empty outside of blocks."""
+        return "" if segment.block is None else f"{self.teacher.names[segment.block]}.{self.teacher.parts.after_attention}"
+
     def _teacher_reads(self, segment: Segment, aims: list[Tensor], reads: dict[str, list[Tensor]]) -> list[Tensor]:
+        """What the original's segment puts out, and in `reads` what its layers and the module between its two halves read."""
         known = dict(self.teacher.model.named_modules())
-        watched = {linear.name: known[linear.name] for linear in segment.layers if linear.name in known}
+        names = [*(linear.name for linear in segment.layers), *([self._middle(segment)] if segment.block is not None else [])]
+        watched = {name: known[name] for name in names if name in known}
         outputs = []
         for x in aims:
             with ExitStack() as stack:
                 seen = {name: stack.enter_context(read_by(module)) for name, module in watched.items()}
                 outputs.append(segment.run(self.teacher, x))
             for name, inputs in seen.items():
-                reads.setdefault(name, []).append(inputs[0])
+                reads.setdefault(name, []).extend(inputs)
         return outputs
 
     def _quantize_attention(self, segment: Segment, batch: Tensor, name: str) -> None:
@@ -170,17 +177,17 @@ class LayerWise:
         aim = _Aim(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone(), place.reads)
         if layer.bias is None and (self.options.ridge or self.options.rounding):
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
-        quantizer = None
+        quantizer, inputs = None, None
         if bits != FULL:
             if self.options.reparameterize and place.linear.norm is not None:
                 self._even_out(place, layer, bits)
-            quantizer = UniformQuantizer(bits)
-            self._set_range(place, layer, quantizer)
+            quantizer, inputs = UniformQuantizer(bits), self._inputs(place, layer)
+            self._set_range(layer, quantizer, inputs)
         self.changed.model.set_submodule(name, QuantizedLayer(layer, 32, quantizer))
         grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
         total = None
         if (self.options.ridge or self.options.rounding) and not grouped:
-            halves = self._sums(place, layer, aim)
+            halves = self._sums(place, layer, aim, inputs)
             total = RidgeSums(*halves[0].crossed.shape)
             for half in halves:
                 total.merge(half)
@@ -192,15 +199,8 @@ class LayerWise:
             self._round(layer, made, total)
         self.changed.model.set_submodule(name, made)
 
-    def _inputs(self, place: _Place, layer: nn.Module) -> Iterator[Tensor]:
-        for x in place.own:
-            yield first_read_by(layer, lambda x=x: place.segment.run(self.changed, x))  # type: ignore[misc]
-
-    def _sample(self, place: _Place, layer: nn.Module, count: int) -> Float[Tensor, "rows inputs"]:
-        """Some rows of the layer's inputs."""
-        share, generator = -(-count // len(place.own)), torch.Generator().manual_seed(0)
-        rows = [rows_of(x, layer) for x in self._inputs(place, layer)]
-        return torch.cat([own[torch.randperm(len(own), generator=generator)[:share]] for own in rows])
+    def _inputs(self, place: _Place, layer: nn.Module) -> list[Tensor]:
+        return [first_read_by(layer, lambda x=x: place.segment.run(self.changed, x)) for x in place.own]  # type: ignore[misc]
 
     def _row_weights(self, place: _Place, x: Tensor, count: int) -> Tensor:
         weights = torch.ones(count)
@@ -214,28 +214,29 @@ class LayerWise:
     def _even_out(self, place: _Place, layer: Any, bits: int) -> None:
         """Give the channels of the LayerNorm before a layer ranges alike, and the layer the weights that make up for it."""
         norm: Any = self.changed.model.get_submodule(place.linear.norm or "")
-        rows = self._sample(place, layer, CHANNEL_ROWS)
+        rows = sample(self._inputs(place, layer), layer, CHANNEL_ROWS)
         low, high = (ends[0] for ends in tail_quantiles(rows.T.contiguous(), (1 - TAIL,)))
         moved = reparameterize(norm.weight, norm.bias, layer.weight.flatten(1), layer.bias, low, high, bits, "strict")
         if all(bool(each.isfinite().all()) for each in (moved.gamma, moved.beta, moved.weight, moved.bias)):
             norm.weight.data, norm.bias.data, layer.weight.data = moved.gamma, moved.beta, moved.weight.view(layer.weight.shape)
             layer.bias = nn.Parameter(moved.bias, requires_grad=False)
 
-    def _set_range(self, place: _Place, layer: Any, quantizer: UniformQuantizer) -> None:
-        rows = self._sample(place, layer, RANGE_ROWS)
+    def _set_range(self, layer: Any, quantizer: UniformQuantizer, inputs: list[Tensor]) -> None:
+        rows = sample(inputs, layer, RANGE_ROWS)
         weight = layer.weight.flatten(1)
         weight = weight if rows.shape[1] == weight.shape[1] else None  # which a grouped convolution does not have as one matrix
         quantizer.scale, quantizer.zero_point = integer_parameters(*input_range(rows, weight, quantizer.bits), quantizer.bits)
 
-    def _sums(self, place: _Place, layer: Any, aim: _Aim) -> tuple[RidgeSums, RidgeSums]:
+    def _sums(self, place: _Place, layer: Any, aim: _Aim, read: list[Tensor] | None) -> tuple[RidgeSums, RidgeSums]:
         """Sums over the quantized inputs and what is left of the targets: of one half of the rows, and of the other."""
         made: Any = self.changed.model.get_submodule(place.linear.name)
         landing = self._landing(place)
         size = (layer.weight[0].numel(), len(layer.weight))
         halves = (RidgeSums(*size), RidgeSums(*size))
+        read = read or (self._inputs(place, made) if landing is None else [])
         for number, x in enumerate(place.own):
             if landing is None:
-                seen = first_read_by(made, lambda x=x: place.segment.run(self.changed, x))  # type: ignore[misc]
+                seen = read[number]
                 inputs = rows_of(made.input_quantizer(seen) if made.input_quantizer else seen, layer)
                 left = aim.of(number, seen, layer) - F.linear(inputs, layer.weight.flatten(1), layer.bias)
             else:
@@ -265,7 +266,7 @@ class LayerWise:
         with read_by(made) as seen:
             if at_mid:
                 got = self.changed.through(block, x, self.changed.after_attention(block))
-                wanted = self.teacher.through(block, place.aims[number], self.teacher.after_attention(block))
+                wanted = place.middle[number]
             else:
                 got, wanted = self.changed.through(block, x), place.aimed[number]
         got, wanted = tokens_of(got, first), tokens_of(wanted, first)
@@ -301,7 +302,8 @@ class LayerWise:
 
 @dataclass
 class _Place:
-    """A layer on its turn: the streams into its segment, of both models, what the original's segment puts out, and what its layer reads."""
+    """A layer on its turn: the streams into its segment, of both models, what the original's segment puts out, what its layer reads, and
+    what it has behind attention."""
 
     segment: Segment
     linear: LinearSite
@@ -309,6 +311,7 @@ class _Place:
     aims: list[Tensor]
     aimed: list[Tensor]
     reads: list[Tensor] | None
+    middle: list[Tensor]
 
 
 @dataclass
@@ -321,6 +324,13 @@ class _Aim:
 
     def of(self, number: int, own: Tensor, layer: nn.Module) -> Tensor:
         return F.linear(rows_of(own if self.reads is None else self.reads[number], layer), self.weight.flatten(1), self.bias)
+
+
+def sample(inputs: list[Tensor], layer: nn.Module, count: int) -> Float[Tensor, "rows inputs"]:
+    """Some rows of a layer's inputs, as many of each batch."""
+    share, generator = -(-count // len(inputs)), torch.Generator().manual_seed(0)
+    rows = [rows_of(x, layer) for x in inputs]
+    return torch.cat([own[torch.randperm(len(own), generator=generator)[:share]] for own in rows])
 
 
 def rows_of(x: Tensor, layer: nn.Module) -> Float[Tensor, "rows inputs"]:
