@@ -78,10 +78,13 @@ Stream Forward::make_stream() const {
     return made;
 }
 
+template <typename... Arrays> static size_t bytes_of(const Arrays &...arrays) {
+    return (size_t(0) + ... + (arrays.size() * sizeof(typename Arrays::value_type)));
+}
+
 size_t Forward::stream_bytes() const {
     const Stream made = make_stream();
-    return 4 * (made.x[0].size() + made.x[1].size() + made.mixed_floats.size()) + made.qkv.size() + made.keys.size() + made.mixed.size() +
-           made.hidden.size();
+    return bytes_of(made.x[0], made.x[1], made.mixed_floats, made.qkv, made.keys, made.mixed, made.hidden);
 }
 
 Worker Forward::make_worker() const {
@@ -127,8 +130,13 @@ Worker Forward::make_worker() const {
 }
 
 size_t Forward::worker_bytes() const {
-    return size_t(chunk_) * (code_stride_ + hidden_stride_ + inner_stride_ + 4 * float_stride_) + keys_bytes_ + values_bytes_ +
-           size_t(kernels_.rows) * most_keys_ * 6;
+    const Worker made = make_worker();
+    const Scratch &scratch = made.scratch;
+    return bytes_of(made.codes, made.hidden, made.inner, made.floats, made.row_scale, made.float_values, made.float_sums, made.sums, made.row_zero,
+                    made.row_sum, made.keys, made.values, made.unpacked, made.key_start, made.value_sums, made.query_zero, made.key_shift,
+                    made.computed, made.hallucinated, made.mix_bias, made.pooled, made.logits) +
+           bytes_of(scratch.logits, scratch.sums, scratch.mixed, scratch.mixed_weights, scratch.planes, scratch.levels, scratch.near_logits,
+                    scratch.near_codes, scratch.near_levels);
 }
 
 // A worker's rows, whole tiles but for the last.

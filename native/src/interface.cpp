@@ -16,13 +16,16 @@ using namespace vf;
 struct vf_model {
     const Layers layers;
     const Forward forward;
+    const size_t bytes; // of unpacked weights and of what a run takes
     Pool pool;
     Profile profile;
     std::mutex lock;
     std::vector<std::unique_ptr<Stream>> streams; // that no run uses now
     std::vector<std::unique_ptr<Worker>> workers;
 
-    vf_model(Layers &&made, int threads) : layers(std::move(made)), forward(layers), pool(threads), profile(layers) {}
+    vf_model(Layers &&made, int threads)
+        : layers(std::move(made)), forward(layers), bytes(layers.bytes + forward.stream_bytes() + size_t(threads) * forward.worker_bytes()),
+          pool(threads), profile(layers) {}
 };
 
 namespace {
@@ -144,7 +147,6 @@ int vf_run(vf_model *model, const float *pixels, size_t batch, float *logits, ch
 void vf_describe(const vf_model *model, vf_info *info) {
     const Layers &layers = model->layers;
     const int threads = const_cast<vf_model *>(model)->pool.threads();
-    const size_t buffers = model->forward.stream_bytes() + size_t(threads) * model->forward.worker_bytes();
     *info = {layers.embed.channels,
              layers.embed.height,
              layers.embed.width,
@@ -152,7 +154,7 @@ void vf_describe(const vf_model *model, vf_info *info) {
              layers.stages.front().tokens,
              int32_t(layers.steps.size()) + 2,
              threads,
-             layers.bytes + buffers,
+             model->bytes,
              layers.kernels->name};
 }
 
