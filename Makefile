@@ -33,7 +33,7 @@ test: install
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks && $(BIN)/mypy native/python
-	@if command -v clang-format > /dev/null; then clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl; fi
+	$(BIN)/clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl
 
 # The engine under AddressSanitizer and UBSan: damaged files, and models opened and closed over and over. Some minutes.
 engine-checks: install

@@ -119,7 +119,7 @@ struct Attention {
     int reduction_height = 1, reduction_width = 1;
     const Linear *proj = nullptr;
     int heads = 0, width = 0, logit_heads = 0, constant_heads = 0, hallucinated = 0, tokens_out = 0;
-    int queries = 0, tokens = 0, windows = 1; // of a map: queries and keys; how many maps a head has
+    int queries = 0, tokens = 0, windows = 1;              // of a map: queries and keys; how many maps a head has
     int mode = 0, map_bits = 8, zero_code = 255, bits = 8; // bits: the most that a head has, where they differ
     std::vector<int> head_bits;                            // [heads] of queries, keys, values and maps, or empty where none differ
     int map_bits_of(int head) const { return head_bits.empty() ? map_bits : head_bits[size_t(head)]; }

@@ -44,7 +44,8 @@ void Reader::bits(int layer, Attention &made) {
     if (file_.has(layer, 22)) {
         for (float each : file_.floats(layer, 22, {uint64_t(made.heads)})) {
             const int whole = each >= 2 && each <= 8 ? int(each) : 0;
-            if (!whole || float(whole) != each) fail("the model file is damaged: a head of layer %d has %g bits; export it again", layer, double(each));
+            if (!whole || float(whole) != each)
+                fail("the model file is damaged: a head of layer %d has %g bits; export it again", layer, double(each));
             made.head_bits.push_back(whole);
         }
         made.bits = made.map_bits = *std::max_element(made.head_bits.begin(), made.head_bits.end());

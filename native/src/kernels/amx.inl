@@ -10,10 +10,10 @@
 // The intrinsics do not tell compilers what memory they read, so these say "memory" for themselves.
 #define VF_TILE_CONFIGURE(place) __asm__ volatile("ldtilecfg (%0)" ::"r"(place) : "memory")
 #define VF_TILE_RELEASE() __asm__ volatile("tilerelease" ::: "memory")
-#define VF_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
-#define VF_TILE_LOAD(tile, place, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(place), "r"(size_t(stride)) : "memory")
+#define VF_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile::)
+#define VF_TILE_LOAD(tile, place, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(place), "r"(size_t(stride)) : "memory")
 #define VF_TILE_STORE(tile, place, stride) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(place), "r"(size_t(stride)) : "memory")
-#define VF_TILE_DOT(sums, codes, weights) __asm__ volatile("tdpbusd %%tmm" #weights ", %%tmm" #codes ", %%tmm" #sums ::)
+#define VF_TILE_DOT(sums, codes, weights) __asm__ volatile("tdpbusd %%tmm" #weights ", %%tmm" #codes ", %%tmm" #sums::)
 #endif
 
 namespace vf::VF_NAMESPACE {

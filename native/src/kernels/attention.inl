@@ -3,8 +3,7 @@
 namespace vf::VF_NAMESPACE {
 
 // Maps as floating-point numbers [rows, stride] times values [keys, value_stride], `depth` keys of them, to out [rows, panel_columns].
-template <int R, int V>
-static void tile_levels(const float *levels, size_t stride, const float *values, size_t value_stride, int depth, float *out) {
+template <int R, int V> static void tile_levels(const float *levels, size_t stride, const float *values, size_t value_stride, int depth, float *out) {
     f32 sum[R][V] = {};
     for (int key = 0; key < depth; key++, values += value_stride) {
         f32 value[V];

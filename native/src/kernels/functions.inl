@@ -100,9 +100,8 @@ template <int N> VF_INLINE void gelu(f32 (&x)[N]) {
     each<N>(VF_EACH(n) { t[n] = (f32)(bits_of(x[n]) & 0x7FFFFFFF) * gelu_pieces; });
     each<N>(VF_EACH(n) { piece[n] = smaller(bits_of(t[n] + magic), all_ints(magic_bits + 15)); });
     each<N>(VF_EACH(n) { t[n] = t[n] - ((f32)piece[n] - magic); });
-    auto term = [&](int degree, int n) __attribute__((always_inline)) {
-        return (f32)_mm512_permutexvar_ps((__m512i)piece[n], _mm512_load_ps(gelu_terms[degree]));
-    };
+    auto term = [&](int degree, int n)
+                    __attribute__((always_inline)) { return (f32)_mm512_permutexvar_ps((__m512i)piece[n], _mm512_load_ps(gelu_terms[degree])); };
     each<N>(VF_EACH(n) { p[n] = term(4, n); });
     each<N>(VF_EACH(n) { p[n] = p[n] * t[n] + term(3, n); });
     each<N>(VF_EACH(n) { p[n] = p[n] * t[n] + term(2, n); });

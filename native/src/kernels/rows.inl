@@ -18,7 +18,9 @@ template <int R, int V> VF_INLINE void save_codes(uint8_t *place, size_t stride,
 constexpr int rows_together = 4;
 
 // Means and inverse deviations of R rows, side by side so that their sums do not wait for each other.
-template <int R> struct Moments { float mean[R], inverse_deviation[R]; };
+template <int R> struct Moments {
+    float mean[R], inverse_deviation[R];
+};
 
 template <int R> VF_INLINE Moments<R> moments(const float *x, size_t stride, int channels, float epsilon) {
     const int whole = channels / lanes * lanes;
@@ -70,30 +72,27 @@ template <typename Store>
 VF_INLINE void norm_all(const float *x, size_t stride, int rows, int channels, float epsilon, const float *gain, const float *shift, Store store) {
     int row = 0;
     for (; row + rows_together <= rows; row += rows_together)
-        normed_rows<rows_together>(
-            x + size_t(row) * stride, stride, channels, epsilon, gain,
-            shift, [&](int r, int c, auto &y) __attribute__((always_inline)) { store(row + r, c, y); });
+        normed_rows<rows_together>(x + size_t(row) * stride, stride, channels, epsilon, gain, shift,
+                                   [&](int r, int c, auto &y) __attribute__((always_inline)) { store(row + r, c, y); });
     for (; row < rows; row++)
-        normed_rows<1>(
-            x + size_t(row) * stride, stride, channels, epsilon, gain,
-            shift, [&](int, int c, auto &y) __attribute__((always_inline)) { store(row, c, y); });
+        normed_rows<1>(x + size_t(row) * stride, stride, channels, epsilon, gain, shift,
+                       [&](int, int c, auto &y) __attribute__((always_inline)) { store(row, c, y); });
 }
 
 static void norm_codes(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float highest,
                        uint8_t *codes, size_t stride) {
-    norm_all(
-        x, x_stride, rows, channels, epsilon, gain, shift, [=]<int V>(int row, int c, f32(&y)[V]) __attribute__((always_inline)) {
-            save_codes<1, V>(codes + size_t(row) * stride + size_t(c), 0, y, all(highest));
-        });
+    norm_all(x, x_stride, rows, channels, epsilon, gain, shift, [=]<int V>(int row, int c, f32(&y)[V]) __attribute__((always_inline)) {
+        save_codes<1, V>(codes + size_t(row) * stride + size_t(c), 0, y, all(highest));
+    });
 }
 
 // Floats are wanted where a layer takes each token's own range, or between stages: row by row, which keeps the library small.
 static void norm(const float *x, size_t x_stride, int rows, int channels, float epsilon, const float *gain, const float *shift, float *out,
                  size_t stride) {
     for (int row = 0; row < rows; row++, x += x_stride, out += stride)
-        normed_rows<1>(
-            x, 0, channels, epsilon, gain,
-            shift, [=]<int V>(int, int c, f32(&y)[V]) __attribute__((always_inline)) { each<V>(VF_EACH(v) { save(out + c + v * lanes, y[v]); }); });
+        normed_rows<1>(x, 0, channels, epsilon, gain, shift, [=]<int V>(int, int c, f32(&y)[V]) __attribute__((always_inline)) {
+            each<V>(VF_EACH(v) { save(out + c + v * lanes, y[v]); });
+        });
 }
 
 // Sums of codes by row; codes behind `count` must not be counted, whatever they are.

@@ -70,8 +70,8 @@ VF_INLINE void near_sums(const Packed &values, const uint8_t *codes, size_t stri
 VF_INLINE void near_levels(const float *values, size_t value_stride, const MapTile &made, int vectors, const Reach (&reach)[2], int32_t *sums) {
     for (int part = 0; part < 2; part++) {
         const int first = reach[part].first_depth();
-        level_sums(made.levels + first, made.stride, made.rows, values + size_t(first) * value_stride, value_stride, reach[part].last - first, vectors,
-                   sums + part * tile_rows * panel_columns);
+        level_sums(made.levels + first, made.stride, made.rows, values + size_t(first) * value_stride, value_stride, reach[part].last - first,
+                   vectors, sums + part * tile_rows * panel_columns);
     }
 }
 
