@@ -42,7 +42,7 @@ def made_once(attention: MapAttention, method: Literal["plain_maps", "maps_of"])
     """Let a method of the layer give again what it gave for the same heads, while only what comes behind it changes."""
     make, known = getattr(attention, method), {}
 
-    def again(heads: list[int] | None, *others: Tensor) -> Tensor:
+    def again(heads: list[int] | None, *others: Tensor | None) -> Tensor:
         places = None if heads is None else tuple(heads)
         if places not in known:
             known[places] = make(heads, *others)
