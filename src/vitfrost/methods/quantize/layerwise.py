@@ -303,7 +303,7 @@ class LayerWise:
 @dataclass
 class _Place:
     """A layer on its turn: the streams into its segment, of both models, what the original's segment puts out, what its layer reads, and
-    what it has behind attention."""
+    its stream between attention and feed-forward block."""
 
     segment: Segment
     linear: LinearSite
