@@ -17,12 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
 import vitfrost as vf
+from vitfrost.deploy.native import parts
+from vitfrost.deploy.native.eight_bits import in_integers
 from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
 from vitfrost.vit.compat import import_timm
@@ -80,10 +83,28 @@ def make_pyramid() -> nn.Module:
 def write_seeds(folder: Path) -> list[Path]:
     """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    found = write_kernels(folder)
     for make, plans in ((make_plain, PLANS), (make_swin, WINDOW_PLANS), (make_pyramid, PYRAMID_PLANS)):
         torch.manual_seed(0)
         found += write_seeds_of(make().eval(), plans, folder)
+    return found
+
+
+def write_kernels(folder: Path) -> list[Path]:
+    """Frozen heads that are kernels over the patch grid, and the same carried over to a larger grid, where their taps stand apart."""
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+    model = vf.Model.open("deit_tiny_patch16_224", weights="random", options=options)
+    frozen = vf.plan(vf.calibrate(model, torch.randn(40, 3, 32, 32).split(8)), vf.FreezeHeads(0.4, kind="local", window=3))
+    small, found = vf.compress(model, frozen), []
+    for name, artifact, side in (("kernels", small, 32), ("kernels-apart", vf.resize(small, 72), 72)):
+        pixels = torch.randn(PICTURES, 3, side, side)
+        module = in_integers(artifact, pixels)
+        found.append(folder / f"{name}.vfn")
+        with patch.object(parts, "WHOLE_MAPS_TOKENS", 0), patch.object(parts, "LARGEST_WHOLE_MAPS_TOKENS", 0):
+            write_model(to_native(module, name), found[-1])
+        pixels.numpy().astype("<f4").tofile(folder / f"{name}.pixels")
+        with torch.no_grad():
+            np.save(folder / f"{name}.npy", module(pixels).numpy())
     return found
 
 

@@ -56,7 +56,7 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
     LocalHead made;
     made.tokens = layer.tokens, made.width = layer.width, made.prefix = int(prefix);
     made.grid_height = layer.grid_height, made.grid_width = layer.grid_width;
-    made.kernel_height = layer.local_height, made.kernel_width = layer.local_width;
+    made.kernel_height = layer.local_height, made.kernel_width = layer.local_width, made.apart = layer.local_apart;
     made.kernel = layer.local_kernel.data() + still * size_t(layer.local_height) * size_t(layer.local_width);
     made.scale = layer.local_scale.data() + still * patches, made.shared = layer.local_shared.data() + still * patches;
     made.rows = layer.local_rows.data() + still * prefix * size_t(layer.tokens), made.columns = layer.local_columns.data() + still * patches * prefix;
@@ -65,6 +65,11 @@ void Forward::attend_local(const Attention &layer, int head, Stream &stream, Wor
                           layer.quantizers.value_scale[size_t(head)], layer.quantizers.value_zero[size_t(head)], worker.float_values.data(),
                           made.value_stride, int(prefix), worker.float_sums.data());
     made.values = worker.float_values.data(), made.value_sums = worker.float_sums.data();
+    made.picture = made.values + prefix * made.value_stride;
+    if (made.apart > 1) {
+        kernels_.smooth(made, worker.between.data(), worker.picture.data());
+        made.picture = worker.picture.data();
+    }
     made.output = output_of(*layer.proj, stream, layer.mixed_stride, 0, head * layer.width);
     kernels_.local(made, rows.first, rows.last);
 }

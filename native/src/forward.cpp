@@ -99,6 +99,12 @@ Worker Forward::make_worker() const {
     bool float_values = float_maps_;
     for (const Attention &layer : layers_.attention) {
         float_values = float_values || layer.local_height;
+        if (layer.local_height && layer.local_apart > 1) {
+            const size_t stride = round_up(size_t(layer.width), size_t(kernels_.lanes)), border = 2 * size_t(layer.local_apart - 1);
+            const size_t height = size_t(layer.grid_height) + border, wide = size_t(layer.grid_width) + border;
+            made.between.resize(std::max(made.between.size(), height * size_t(layer.grid_width) * stride));
+            made.picture.resize(std::max(made.picture.size(), height * wide * stride));
+        }
         if (layer.hallucinated == 0) continue;
         logit_heads = std::max(logit_heads, size_t(layer.logit_heads)), hallucinated = std::max(hallucinated, size_t(layer.hallucinated));
         // A row of zeros, mixed rows, columns before the convolution, and logits of one head.
@@ -132,9 +138,9 @@ Worker Forward::make_worker() const {
 size_t Forward::worker_bytes() const {
     const Worker made = make_worker();
     const Scratch &scratch = made.scratch;
-    return bytes_of(made.codes, made.hidden, made.inner, made.floats, made.row_scale, made.float_values, made.float_sums, made.sums, made.row_zero,
-                    made.row_sum, made.keys, made.values, made.unpacked, made.key_start, made.value_sums, made.query_zero, made.key_shift,
-                    made.computed, made.hallucinated, made.mix_bias, made.pooled, made.logits) +
+    return bytes_of(made.codes, made.hidden, made.inner, made.floats, made.row_scale, made.float_values, made.float_sums, made.between, made.picture,
+                    made.sums, made.row_zero, made.row_sum, made.keys, made.values, made.unpacked, made.key_start, made.value_sums, made.query_zero,
+                    made.key_shift, made.computed, made.hallucinated, made.mix_bias, made.pooled, made.logits) +
            bytes_of(scratch.logits, scratch.sums, scratch.mixed, scratch.mixed_weights, scratch.planes, scratch.levels, scratch.near_logits,
                     scratch.near_codes, scratch.near_levels);
 }

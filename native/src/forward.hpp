@@ -27,7 +27,7 @@ struct Stream {
 // What a worker takes; nothing is allocated while a picture is on its way.
 struct Worker {
     Array<uint8_t> codes, hidden, inner;
-    Array<float> floats, row_scale, float_values, float_sums;
+    Array<float> floats, row_scale, float_values, float_sums, between, picture;
     Array<int32_t> sums, row_zero, row_sum;
     Array<int8_t> keys, values, unpacked;
     Array<int32_t> key_start, value_sums, query_zero, key_shift;

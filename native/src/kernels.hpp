@@ -122,6 +122,7 @@ struct ConstantHead {
 // A head whose constant map is a kernel over the patch grid, the same sum for all that is outside of it, and rows and columns of prefix tokens.
 struct LocalHead {
     int tokens = 0, width = 0, prefix = 0, grid_height = 0, grid_width = 0, kernel_height = 0, kernel_width = 0;
+    int apart = 1;                     // patches from tap to tap; straight lines between them are a smoothing before the kernel
     const float *kernel = nullptr;     // [kernel_height][kernel_width], less what every patch gets
     const float *scale = nullptr;      // [patches] of the kernel
     const float *shared = nullptr;     // [patches] of the sum over patches
@@ -129,6 +130,8 @@ struct LocalHead {
     const float *columns = nullptr;    // [patches][prefix]
     const float *values = nullptr;     // [tokens][value_stride]
     const float *value_sums = nullptr; // [value_stride] over patches
+    const float *picture = nullptr;    // [grid + 2 border][value_stride] values of patches, smoothed where taps are apart
+    int border() const { return apart - 1; }
     size_t value_stride = 0;
     HeadOutput output;
 };
@@ -195,6 +198,8 @@ struct Kernels {
     void (*constant)(const ConstantHead &, int first, int last, Scratch &);
     void (*local)(const LocalHead &, int first, int last);
     void (*depthwise)(const DepthwiseProduct &, int first, int last);
+    // The head's values smoothed by triangles, down into `between` and then right into `picture`.
+    void (*smooth)(const LocalHead &, float *between, float *picture);
     // Values [tokens][stride] of codes, (code - zero) scale, and their sums over tokens first..last.
     void (*float_values)(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
                          int first, float *sums);

@@ -139,6 +139,7 @@ struct Attention {
     Array<int32_t> row_sums;
     // Constant maps as kernels over the patch grid, where they are not whole.
     int grid_height = 0, grid_width = 0, local_height = 0, local_width = 0;
+    int local_apart = 1;                // patches from tap to tap; straight lines between taps
     int windowed_heads = 0, window = 0; // the last heads with logits, whose patches look at a window of the grid of this side
     Array<float> local_kernel, local_scale, local_shared, local_rows, local_columns;
     // Windows: which token is where, and what is added to logits.

@@ -19,12 +19,14 @@ Profile::Profile(const Layers &layers) {
         std::string name = "layer " + std::to_string(first.size());
         if (step.kind == layer_attention) {
             const Attention &found = layers.attention[size_t(step.index)];
-            double windows = found.windows, product = double(found.width) * windows * found.tokens * found.tokens_out;
+            const double windows = found.windows, product = double(found.width) * windows * found.tokens * found.tokens_out;
+            const double taps = double(found.local_height) * found.local_width * found.grid_height * found.grid_width * found.width;
+            const int whole = found.heads - (found.local_height ? found.constant_heads : 0);
             double projections = found.first.linear ? macs_of(*found.first.linear, windows * found.queries) : 0;
             if (found.reduced()) projections += macs_of(*found.keys.linear, found.tokens);
             if (found.reduction) projections += macs_of(*found.reduction, found.tokens);
             first.push_back(add(name + " queries, keys, values", projections));
-            add(name + " maps", product * (found.heads + found.logit_heads));
+            add(name + " maps", product * (whole + found.logit_heads) + taps * (found.heads - whole));
             add(name + " projection", macs_of(*found.proj, windows * found.tokens_out));
         } else if (step.kind == layer_feed_forward) {
             const FeedForward &found = layers.feed_forward[size_t(step.index)];

@@ -32,6 +32,16 @@ def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
+def between_taps(kernels: Array, apart: int) -> Array:
+    """Kernels [F, kh, kw] whose taps are so far apart, at every place: straight lines between taps, and to 0 beyond the outer ones."""
+    for axis in (1, 2):
+        taps = np.arange(1, kernels.shape[axis] + 1) * apart
+        places = np.arange(1, (kernels.shape[axis] + 1) * apart)
+        weights = np.maximum(1 - abs(places[:, None] - taps) / apart, 0)
+        kernels = np.moveaxis(np.tensordot(weights, kernels, (1, axis)), 0, axis)
+    return kernels
+
+
 ACTIVATIONS: list[Callable[[Array], Array]] = [
     gelu,
     lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
@@ -285,7 +295,9 @@ class Reference:
         kernels, scale, shared, rows, columns = (self.named(layer, place) for place in range(15, 20))
         grid = tuple(int(each) for each in layer["ints"][17:19])
         prefix = values.shape[1] - grid[0] * grid[1]
-        patches = values[:, prefix:]
+        patches, apart = values[:, prefix:], int(layer["ints"][21])
+        if apart > 1:
+            kernels = between_taps(kernels, apart)
         near = convolved(kernels, patches.reshape(len(patches), *grid, -1)).reshape(patches.shape)
         made = scale[..., None] * near + shared[..., None] * patches.sum(1, keepdims=True)
         if not prefix:

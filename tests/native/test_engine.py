@@ -15,7 +15,9 @@ from torch import nn
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads
 from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
+from vitfrost.deploy.native.format import ATTENTION, read_model
 from vitfrost.methods.quantize.modules import UniformQuantizer
+from vitfrost.passes.resize import resize
 
 from .reference import Reference
 from .simulation import noise, quantized, with_scales_of_heads, write
@@ -134,6 +136,21 @@ def test_local_maps_of_many_tokens(engine: Any, shallow: Any, tmp_path: Path, mo
     monkeypatch.setattr(parts, "WHOLE_MAPS_TOKENS", 64)
     monkeypatch.setattr(parts, "LARGEST_WHOLE_MAPS_TOKENS", 64)
     close(engine, write(in_integers(made, None), tmp_path / "model.vfn"), noise(made.module, 8).numpy())
+
+
+@pytest.mark.parametrize("size", [(128, 160), (192, 192)], ids=str)
+def test_local_maps_whose_taps_stand_apart(
+    engine: Any, shallow: Any, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels carried over to a larger grid: a smoothing, and then as many taps as before."""
+    small = shallow.compress(tmp_path / "small", FreezeHeads(0.5, kind="local", window=3))
+    made = resize(small, size)
+    monkeypatch.setattr(parts, "WHOLE_MAPS_TOKENS", 64)
+    monkeypatch.setattr(parts, "LARGEST_WHOLE_MAPS_TOKENS", 64)
+    apart = {head.dilation for layer in made.plan.layers for head in layer.heads if head.constant}
+    path = write(in_integers(made, noise(made.module, 2)), tmp_path / "model.vfn")
+    assert apart == {layer.ints[21] for layer in read_model(path).layers if layer.kind == ATTENTION}
+    close(engine, path, noise(made.module, 3).numpy())
 
 
 def disturb(module: nn.Module) -> None:

@@ -4,6 +4,10 @@ namespace vf::VF_NAMESPACE {
 
 constexpr int local_vectors = 4; // of channels that are summed up together
 
+// The first tap that falls on the picture, of a patch with so many rows (columns) before it, and the one behind the last, with so many after it.
+static int first_tap(int before, int apart, int taps) { return taps / 2 > before / apart ? taps / 2 - before / apart : 0; }
+static int end_tap(int after, int apart, int taps) { return taps / 2 > after / apart ? taps / 2 + after / apart + 1 : taps; }
+
 static void float_values(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
                          int first, float *sums) {
     for (size_t c = 0; c < stride; c++) sums[c] = 0;
@@ -21,17 +25,44 @@ static void float_values(const uint8_t *codes, size_t codes_stride, int tokens, 
     }
 }
 
-// Sums of V vectors of channels for one patch.
-template <int V> VF_INLINE void near_patch(const LocalHead &head, int row, int column, const float *values, f32 (&sum)[V]) {
-    const int down = head.kernel_height / 2, right = head.kernel_width / 2;
-    const int top = row < down ? down - row : 0, left = column < right ? right - column : 0;
-    const int bottom = head.grid_height - row + down < head.kernel_height ? head.grid_height - row + down : head.kernel_height;
-    const int end = head.grid_width - column + right < head.kernel_width ? head.grid_width - column + right : head.kernel_width;
+// Sums of V vectors of channels for one patch. Taps fall on the picture, which reaches over the grid by its border.
+template <int V> VF_INLINE void near_patch(const LocalHead &head, int row, int column, const float *picture, f32 (&sum)[V]) {
+    const int border = head.border(), apart = head.apart, width = head.grid_width + 2 * border;
+    const int top = first_tap(row + border, apart, head.kernel_height), left = first_tap(column + border, apart, head.kernel_width);
+    const int bottom = end_tap(head.grid_height - 1 - row + border, apart, head.kernel_height);
+    const int end = end_tap(head.grid_width - 1 - column + border, apart, head.kernel_width);
+    const size_t step = size_t(apart) * head.value_stride;
     for (int y = top; y < bottom; y++) {
         const float *weights = head.kernel + size_t(y) * size_t(head.kernel_width);
-        const float *from = values + (size_t(row + y - down) * size_t(head.grid_width) + size_t(column + left - right)) * head.value_stride;
-        for (int x = left; x < end; x++, from += head.value_stride) each<V>(VF_EACH(v) { sum[v] += load<f32>(from + v * lanes) * weights[x]; });
+        const int down = row + border + (y - head.kernel_height / 2) * apart, right = column + border + (left - head.kernel_width / 2) * apart;
+        const float *from = picture + (size_t(down) * size_t(width) + size_t(right)) * head.value_stride;
+        for (int x = left; x < end; x++, from += step) each<V>(VF_EACH(v) { sum[v] += load<f32>(from + v * lanes) * weights[x]; });
     }
+}
+
+// A line of patches `step` apart, spread by triangles of `apart` patches to each side: as many more come out before and behind as they spread.
+static void spread(const float *from, size_t step, int count, int apart, int channels, float *to, size_t to_step) {
+    const int border = apart - 1;
+    for (int out = 0; out < count + 2 * border; out++, to += to_step) {
+        const int middle = out - border, first = middle > border ? middle - border : 0, last = middle + border < count ? middle + border : count - 1;
+        for (int c = 0; c < channels; c += lanes) {
+            f32 sum = {};
+            for (int in = first; in <= last; in++) {
+                const float weight = float(apart - (in > middle ? in - middle : middle - in)) / float(apart);
+                sum += load<f32>(from + size_t(in) * step + c) * weight;
+            }
+            save(to + c, sum);
+        }
+    }
+}
+
+static void smooth(const LocalHead &head, float *between, float *picture) {
+    const size_t stride = head.value_stride, row = size_t(head.grid_width) * stride, wide = size_t(head.grid_width + 2 * head.border()) * stride;
+    const float *const patches = head.values + size_t(head.prefix) * stride;
+    for (int x = 0; x < head.grid_width; x++)
+        spread(patches + size_t(x) * stride, row, head.grid_height, head.apart, int(stride), between + size_t(x) * stride, row);
+    for (int y = 0; y < head.grid_height + 2 * head.border(); y++)
+        spread(between + size_t(y) * row, stride, head.grid_width, head.apart, int(stride), picture + size_t(y) * wide, stride);
 }
 
 template <int V> static void local_channels(const LocalHead &head, int first, int last, int channel) {
@@ -44,7 +75,7 @@ template <int V> static void local_channels(const LocalHead &head, int first, in
                 each<V>(VF_EACH(v) { sum[v] += load<f32>(values + size_t(token) * head.value_stride + v * lanes) * weights[token]; });
         } else {
             const int patch = query - head.prefix;
-            near_patch<V>(head, patch / head.grid_width, patch % head.grid_width, values + size_t(head.prefix) * head.value_stride, sum);
+            near_patch<V>(head, patch / head.grid_width, patch % head.grid_width, head.picture + channel, sum);
             const float scale = head.scale[patch], shared = head.shared[patch];
             each<V>(VF_EACH(v) { sum[v] = sum[v] * scale + load<f32>(head.value_sums + channel + v * lanes) * shared; });
             for (int token = 0; token < head.prefix; token++) {

@@ -42,9 +42,9 @@ namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,       lanes,           tile_rows,    panel_columns, depth_unit, begin_run, end_run,      product,
-    product_sums,  norm_codes,      norm,         sum_rows,      quantize,   pack_keys, pack_values,  attend,
-    attend_biased, attend_windowed, attend_mixed, constant,      local,      depthwise, float_values,
+    VF_NAME,       lanes,           tile_rows,    panel_columns, depth_unit, begin_run, end_run,     product,
+    product_sums,  norm_codes,      norm,         sum_rows,      quantize,   pack_keys, pack_values, attend,
+    attend_biased, attend_windowed, attend_mixed, constant,      local,      depthwise, smooth,      float_values,
 };
 
 } // namespace vf::VF_NAMESPACE

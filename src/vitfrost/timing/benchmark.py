@@ -40,7 +40,7 @@ class Rate(Strict):
 
 
 class ProfiledStep(Strict):
-    """A step of a model: its time in one image, and its multiply-accumulates."""
+    """A step of a model: its time in one image, the mean of all threads, and its multiply-accumulates."""
 
     name: str
     ms: Figures

@@ -136,11 +136,14 @@ def _version_of(cell: Cell, session: Opened) -> str:
 
 
 def _profiled(row: BenchRow, session: Opened, pixels: ndarray, runs: int) -> BenchRow:
-    """The row with the time of every step of one image, as far as its runtime tells; a mean of at least `FEWEST_PROFILED` runs."""
+    """The row with the time of every step of one image, as far as its runtime tells; a mean of at least `FEWEST_PROFILED` runs.
+
+    The runtime tells the times of its threads added up; steps have their mean.
+    """
     session.run(pixels)
     images, runs = len(pixels), max(runs, FEWEST_PROFILED)
     steps = [
-        ProfiledStep(name=name, ms=1e3 * seconds / images, macs=round(macs / images))
+        ProfiledStep(name=name, ms=1e3 * seconds / images / row.threads, macs=round(macs / images))
         for name, seconds, macs in session.profile(pixels, runs)
     ]
     return row.model_copy(update={"profile": steps or None})

@@ -272,8 +272,9 @@ def constant_maps(constants: ConstantHeads) -> tuple[ndarray, ndarray, ndarray]:
 
 
 class LocalMaps(NamedTuple):
-    """Frozen heads as kernels over the patch grid: kernel [F, kh, kw] less its rest, scale and share of the sum over patches [F, patches],
-    rows [F, P, N] and columns [F, patches, P] of prefix tokens (None without any), and the grid.
+    """Frozen heads as kernels over the patch grid: taps of the kernel [F, kh, kw] less its rest, scale and share of the sum over patches
+    [F, patches], rows [F, P, N] and columns [F, patches, P] of prefix tokens (None without any), the grid, and how many patches taps are
+    apart.
 
     A patch takes scale (kernel * values) + shared (sum of patches' values) + columns (prefix tokens' values).
     """
@@ -284,6 +285,7 @@ class LocalMaps(NamedTuple):
     rows: ndarray | None
     columns: ndarray | None
     grid: tuple[int, int]
+    apart: int
 
 
 def local_maps(constants: ConstantHeads, tokens: int) -> LocalMaps | None:
@@ -293,10 +295,10 @@ def local_maps(constants: ConstantHeads, tokens: int) -> LocalMaps | None:
     if constants.form == "matmul" and tokens <= LARGEST_WHOLE_MAPS_TOKENS:
         return None
     assert constants.shape is not None
-    local = {name: to_array(part) for name, part in constants.folded("triton").items()}
+    local = {name: to_array(part) for name, part in constants.taps().items()}
     prefixed = constants.shape.prefix_tokens > 0
     rows, columns = (local[name] if prefixed else None for name in ("rows", "columns"))
-    return LocalMaps(local["kernel"], local["scale"], local["shared"], rows, columns, constants.shape.grid)
+    return LocalMaps(local["kernel"], local["scale"], local["shared"], rows, columns, constants.shape.grid, constants.shape.dilation)
 
 
 class Hallucinated(NamedTuple):

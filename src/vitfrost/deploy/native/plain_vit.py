@@ -151,8 +151,10 @@ def add_heads(file: ModelFile, module: Any, where: str, read: int, local: bool) 
     side = 0 if made is None or made.convolution is None else made.convolution.shape[-1]
     ints = (
         heads, module.site.head_dim, computed, read, maps.mode, *bits.ints,
-        constant, moving - computed, side, 0 if made is None else made.first, *kernel, *(() if near is None else near[:2]),
+        constant, moving - computed, side, 0 if made is None else made.first, *kernel,
     )  # fmt: skip
+    if local:
+        ints += (*((0, 0) if near is None else near[:2]), 0 if kernels is None else kernels.apart)
     return Heads(ints, tensors, frozen is not None and len(frozen.codes) > moving, own_maps)
 
 

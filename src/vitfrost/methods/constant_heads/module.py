@@ -140,6 +140,11 @@ class ConstantHeads(nn.Module):
             "columns": torch.stack([head.prefix_columns for head in heads]),
         }
 
+    @torch.no_grad()
+    def taps(self) -> dict[str, Tensor]:
+        """What the heads are as kernels, for an engine of ours: see `_local`, taps alone."""
+        return self._local(dilated=True)
+
     def _at_every_position(self, kernel: Float[Tensor, "kernel_height kernel_width"]) -> Float[Tensor, "height width"]:
         """A kernel less its rest, with straight lines between taps that stand apart."""
         if self.shape is None or self.shape.dilation == 1:
