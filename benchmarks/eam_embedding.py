@@ -40,7 +40,7 @@ def methods_of(case: str) -> list[Any]:
     if bits[-2:].isdigit() and bits[:-2] in ("repq", "fast"):
         weights, activations = (cast(Any, int(digit)) for digit in bits[-2:])
         return [*made, vf.Quantize(weights, activations, method=bits[:-2])]
-    return [*made, vf.Quantize(4, 4)] if bits == "4" else made
+    return [*made, vf.Quantize(4, 4) if bits == "4" else vf.Quantize(32, 32)]  # without it plans of frozen entries have 4 bits
 
 
 class Work:
