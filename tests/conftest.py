@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitfrost.model import Model
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, which asks for it once
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from vitfrost.model import Model  # its modules are not checked: some refuse wrong values themselves, which tests give them
+
 sys.dont_write_bytecode = False  # what the next line makes of every module takes 15 seconds to compile, in each worker
 
 import jaxtyping  # noqa: E402
