@@ -92,6 +92,7 @@ def write_seeds(folder: Path) -> list[Path]:
 
 def write_kernels(folder: Path) -> list[Path]:
     """Frozen heads that are kernels over the patch grid, and the same carried over to a larger grid, where their taps stand apart."""
+    torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
     model = vf.Model.open("deit_tiny_patch16_224", weights="random", options=options)
     frozen = vf.plan(vf.calibrate(model, torch.randn(40, 3, 32, 32).split(8)), vf.FreezeHeads(0.4, kind="local", window=3))

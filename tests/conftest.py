@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, which asks for it once
 
-from vitfrost.model import Model  # its modules are not checked: some refuse wrong values themselves, which tests give them
+from vitfrost.model import Model  # before the hook below, so the modules that it imports are not checked
 
 sys.dont_write_bytecode = False  # what the next line makes of every module takes 15 seconds to compile, in each worker
 

@@ -27,14 +27,6 @@ class Timer {
     std::chrono::steady_clock::time_point start_;
 };
 
-// A row of a patch, which is too short for a call of memcpy.
-void copy(float *to, const float *from, int count) {
-    constexpr int together = 4;
-    int i = 0;
-    for (; i + together <= count; i += together) std::memcpy(to + i, from + i, together * sizeof(float));
-    for (; i < count; i++) to[i] = from[i];
-}
-
 int most_rows(const Layers &layers) {
     for (const FeedForward &layer : layers.feed_forward)
         if (layer.first->bytes() + layer.second->bytes() > large_block) return most_chunk_of_large;
@@ -254,7 +246,7 @@ void Forward::embed(const float *pixels, Stream &stream, Worker &worker, Rows ro
                     if (!whole) std::fill_n(flat, layer.patch_width, 0.0f);
                     if (y < 0 || y >= layer.height) continue;
                     const float *from = pixels + (size_t(c) * size_t(layer.height) + size_t(y)) * size_t(layer.width);
-                    copy(flat + skipped, from + left + skipped, right - left - skipped);
+                    std::memcpy(flat + skipped, from + left + skipped, size_t(right - left - skipped) * sizeof(float));
                 }
         }
         int first = std::max(begin, layer.prefix);

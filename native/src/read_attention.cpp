@@ -195,7 +195,8 @@ void Reader::local(int layer, Attention &made) {
     if (!made.order.empty() || made.reduced()) fail("the model file is damaged: layer %d has kernels over no grid of tokens; export it again", layer);
     made.local_height = integer(layer, 15, 1, 255, "kernel height"), made.local_width = integer(layer, 16, 1, 255, "kernel width");
     made.grid_height = integer(layer, 17, 1, patches, "grid height"), made.grid_width = integer(layer, 18, 1, patches, "grid width");
-    made.local_apart = std::max(1, integer(layer, 21, 0, std::max(made.grid_height, made.grid_width), "distance of taps"));
+    // As far as a grid of one patch may have grown; so what is smoothed has at most nine times the grid's patches.
+    made.local_apart = std::max(1, integer(layer, 21, 0, std::min(made.grid_height, made.grid_width), "distance of taps"));
     if (made.grid_height * int64_t(made.grid_width) != patches || made.local_height % 2 == 0 || made.local_width % 2 == 0)
         fail("the model file is damaged: kernels of layer %d do not fit its patches; export it again", layer);
     const uint64_t heads = uint64_t(made.constant_heads), count = uint64_t(patches), prefix = uint64_t(stage().prefix);

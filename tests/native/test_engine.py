@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from vitfrost.configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize, WindowHeads
 from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
-from vitfrost.deploy.native.format import ATTENTION, read_model
+from vitfrost.deploy.native.format import ATTENTION, read_model, to_bytes
 from vitfrost.methods.quantize.modules import UniformQuantizer
 from vitfrost.passes.resize import resize
 
@@ -151,6 +152,10 @@ def test_local_maps_whose_taps_stand_apart(
     path = write(in_integers(made, noise(made.module, 2)), tmp_path / "model.vfn")
     assert apart == {layer.ints[21] for layer in read_model(path).layers if layer.kind == ATTENTION}
     close(engine, path, noise(made.module, 3).numpy())
+    file = read_model(path)  # taps further apart than the grid is wide would ask for any amount of memory
+    file.layers = [replace(layer, ints=(*layer.ints[:21], max(size), *layer.ints[22:])) for layer in file.layers]
+    with pytest.raises(engine.VitfrostError, match="distance of taps"):
+        engine.Model(to_bytes(file))
 
 
 def disturb(module: nn.Module) -> None:
