@@ -43,7 +43,6 @@ class Embeddings:
         self.aim = self.made("original", lambda: original, images)
         self.known = None if gallery is None else self.made("gallery", lambda: original, gallery)
 
-    @torch.inference_mode()
     def made(self, title: str, make: Callable[[], Model], images: ImageSet) -> Float[ndarray, "images channels"]:
         """Vectors of the images, of which those that are known are not made again."""
         path = self.folder / f"{title.replace(', ', '-').replace(' ', '_')}{'_bf16' * self.bf16}.npy"
@@ -56,7 +55,7 @@ class Embeddings:
         labels = None if images.labels is None else images.labels[start:]
         left = ImageSet(images.root, images.files[start:], labels)
         for batch in BatchLoader(left, Preprocess(model.preprocessing), BATCH):
-            with products(self.bf16):
+            with torch.inference_mode(), products(self.bf16):
                 found = features_of(model, batch.pixels).cpu().vector[1].numpy()
             known = found if known is None else np.concatenate([known, found])
             np.save(path, known)

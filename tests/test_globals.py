@@ -21,7 +21,7 @@ def test_the_verbs_leave_the_process_as_it_was(tmp_path: Path) -> None:
 
 
 def test_threads_are_those_of_before_after_a_run_and_an_error() -> None:
-    from vitfrost.threads import torch_threads
+    from vitfrost.torch_state import torch_threads
 
     before = torch.get_num_threads()
     with torch_threads(before + 1):
@@ -72,3 +72,28 @@ def test_a_warning_of_others_during_an_export_is_not_lost() -> None:
     with warnings.catch_warnings(record=True) as seen, quiet_tools():
         warnings.warn_explicit("a tool's", FutureWarning, "torch/x.py", 1, module="torch.export._trace")
     assert seen == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_a_caller_has_switched_in_torch_changes_no_bit(pictures: Path, tmp_path: Path) -> None:
+    import vitfrost
+
+    def artifact() -> Path:
+        model = vitfrost.Model.open("vitfrost_digits", options={"depth": 1}, weights="random")
+        statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=4, sensitivity=True), progress=False)
+        plan = vitfrost.plan(statistics, vitfrost.FreezeHeads(0.3, by="fisher"), vitfrost.Quantize(4, 4, method="fast"))
+        made = vitfrost.compress(model, plan, images=pictures, config=vitfrost.Compress(calibration_images=8))
+        vitfrost.evaluate(made, pictures, progress=False)
+        return made.save(tmp_path / str(len(list(tmp_path.iterdir()))))
+
+    usual = artifact()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        torch.set_default_dtype(torch.float64)
+        try:
+            switched = artifact()
+            assert torch.is_inference_mode_enabled()
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert (switched / "model.safetensors").read_bytes() == (usual / "model.safetensors").read_bytes()

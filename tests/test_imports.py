@@ -22,7 +22,7 @@ methods
 configs, methods.constant_heads.constants, methods.constant_heads.kinds, methods.constant_heads.offsets, plans.criteria
 images, runtime, vit
 files, identity, outputs, records, strict, terminal
-distributed, errors, progress, regular, spelling, threads
+distributed, errors, progress, regular, spelling, torch_state
 """  # docs/architecture.md has the same lines; names of one line may import each other
 
 

@@ -41,6 +41,7 @@ from .plans.schema import Plan
 from .records import Format
 from .regular import is_file
 from .strict import Count, Positive
+from .torch_state import usual_torch
 from .vit.attention import MapAttention
 from .vit.families import allowed_pairs
 from .vit.feed_forward import use_relu
@@ -124,6 +125,7 @@ class Artifact(Model):
         }
 
     @classmethod
+    @usual_torch()
     def load(cls, folder: str | Path, build: Callable[[], nn.Module] | None = None) -> Artifact:
         """Load a saved artifact; its outputs are bit-identical to those of the model that was saved.
 

@@ -23,6 +23,7 @@ from .images.classes import ClassSpace
 from .images.preprocessing import Preprocessing, Reading
 from .outputs import OutputKind, described
 from .runtime.folder import EXPORT_FILE, is_export
+from .torch_state import usual_torch
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
@@ -86,6 +87,7 @@ class Model:
     outputs: OutputKind = "classes"
 
     @classmethod
+    @usual_torch()
     def of(
         cls,
         module: nn.Module,
@@ -151,6 +153,7 @@ class Model:
         return made
 
     @classmethod
+    @usual_torch()
     def open(
         cls,
         name: str | Path,

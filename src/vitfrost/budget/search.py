@@ -33,6 +33,7 @@ from ..plans.schema import Plan
 from ..progress import doing, say
 from ..runtime.runtimes import reason_of
 from ..statistics.record import Statistics
+from ..torch_state import usual_torch
 from ..vit.families import find_sites
 from ..vit.lean import block_cut_short
 from ..vit.load import device_of
@@ -52,6 +53,7 @@ from .timer import RuntimeTimer
 from .windows import find_windows, refuse_slow_windows
 
 
+@usual_torch()
 def search(
     model: ModelLike,
     images: ImagesLike,

@@ -20,9 +20,9 @@ from ..images.given import ImagesLike
 from ..model import Model
 from ..progress import say
 from ..runtime.runtimes import OWN_BITS, RUNTIMES, reason_of
-from ..threads import torch_threads
 from ..timing.rounds import Slot, interleaved, tried_slot
 from ..timing.sessions import EAGER, Opened, Opening
+from ..torch_state import torch_threads
 from .runtimes import Target
 
 # int8 ranges for measurements of time come from so few of the search's images.

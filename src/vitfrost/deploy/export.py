@@ -30,6 +30,7 @@ from ..progress import doing
 from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, Native, import_runtime, reason_of
 from ..runtime.session import Session, open_export
+from ..torch_state import usual_torch
 from ..vit.families import find_sites
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
@@ -70,6 +71,7 @@ class Int8(NamedTuple):
     lean: bool
 
 
+@usual_torch()
 def export(
     model: ModelLike,
     config: Export = DEFAULTS,

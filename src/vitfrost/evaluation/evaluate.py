@@ -17,6 +17,7 @@ from ..images.classes import ClassSpace
 from ..images.given import ImagesLike, find_given
 from ..images.source import LABELS_FILE, ImageSet, open_images
 from ..model import Model, ModelLike, as_model
+from ..torch_state import usual_torch
 from ..vit.outputs import chosen_outputs
 from .description import about_model
 from .evaluate_features import evaluate_features, refuse_for_classes
@@ -29,6 +30,7 @@ from .task_head import HeadLike
 log = logging.getLogger("vitfrost")
 
 
+@usual_torch()
 def evaluate(
     model: ModelLike,
     images: ImagesLike,
@@ -89,6 +91,7 @@ def evaluate_beside(
     return [*rows[:-1], rows[-1] if reference is None else rows[-1].model_copy(update={"reference": reference.name})]
 
 
+@usual_torch()
 def evaluate_many(
     models: Mapping[str, Model],
     images: ImagesLike,

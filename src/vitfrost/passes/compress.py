@@ -16,6 +16,7 @@ from ..plans.file import load_plan
 from ..plans.fits import check_bits, check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
+from ..torch_state import usual_torch
 from ..vit.families import find_sites, install_map_attention
 from .freeze_entries import FreezeEntries
 from .give_structure import GiveStructure
@@ -116,6 +117,7 @@ def _seeds(work: Work) -> dict[str, int]:
     return seeds
 
 
+@usual_torch()
 def compress(
     model: ModelLike,
     plan: Plan | str | Path,

@@ -18,6 +18,7 @@ from ..methods.constant_heads.kinds import KINDS
 from ..methods.constant_heads.module import ConstantHeads
 from ..plans.heads import HeadPlan, LayerPlan
 from ..plans.schema import Plan
+from ..torch_state import usual_torch
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import create_model, hash_state, load_state, refuse_cut_pixels
@@ -27,6 +28,7 @@ from ..vit.skeleton import Skeleton
 from .structure import install_structure
 
 
+@usual_torch()
 def resize(
     artifact: str | Path | Artifact, image_size: int | tuple[int, int], *, out: str | Path | None = None, overwrite: bool = False
 ) -> Artifact:

@@ -23,6 +23,7 @@ from ..model import Model, ModelLike, as_model
 from ..outputs import OutputKind
 from ..plans.schema import structure_of
 from ..progress import track
+from ..torch_state import usual_torch
 from ..vit.families import find_sites, install_map_attention
 from ..vit.sites import AttentionSite
 from .collector import MapCollector, group_sites
@@ -44,6 +45,7 @@ MOST_PASSES = 4  # beyond them whole heads are measured, unless a person wants e
 _log = logging.getLogger("vitfrost")
 
 
+@usual_torch()
 def calibrate(
     model: ModelLike,
     images: ImagesLike,

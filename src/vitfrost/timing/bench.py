@@ -19,6 +19,7 @@ from ..keyed import found_or_made, hash_of
 from ..model import Model
 from ..progress import TimeLeft, say, track
 from ..runtime.runtimes import OWN_BITS, RUNTIMES, cores, how_to_install, reason_of
+from ..torch_state import usual_torch
 from ..vit.load import find_device
 from .benchmark import FORMAT, Benchmark, BenchRow, LeftOut, MeasuredGroup, save_benchmark
 from .cells import Cell, plan_cells
@@ -36,6 +37,7 @@ RESULT_FILE, SETTINGS_FILE = "bench.json", "bench-settings.json"
 DEFAULTS = Bench()
 
 
+@usual_torch()
 def bench(
     what: str | Path | Model | nn.Module | Sequence[str | Path | Model | nn.Module],
     config: Bench = DEFAULTS,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..deploy.graph import inference_form
 from ..model import Model
 from ..runtime import Runtime
-from ..threads import torch_threads
+from ..torch_state import torch_threads
 from ..vit.load import find_device
 from .constant_forms import choose_forms, constant_forms
 

@@ -17,7 +17,7 @@ from ..progress import track
 from ..runtime import Session
 from ..runtime.folder import model_bytes, read_export
 from ..runtime.runtimes import PRECISIONS, reason_of
-from ..threads import torch_threads
+from ..torch_state import torch_threads
 from .benchmark import BenchRow, LeftOut, MeasuredGroup, ProfiledStep, Rate
 from .cells import Cell
 from .roofline import chain_macs, open_products

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..runtime.runtimes import OWN_BITS, import_runtime
-from ..threads import torch_threads
+from ..torch_state import torch_threads
 from .benchmark import BenchRow, Rate
 from .rounds import paired_ratio
 

@@ -20,7 +20,7 @@ from ..files import refuse_existing_run
 from ..passes.structure import merge_structure
 from ..regular import is_file
 from ..strict import describe
-from ..threads import torch_threads
+from ..torch_state import torch_threads, usual_torch
 from ..vit.load import hash_state
 from .evaluation import EvaluationImages, open_evaluation, outcomes_of
 from .loop import Trainer
@@ -31,6 +31,7 @@ from .recipe import NAMED_WEIGHTS, TrainingRecipe, load_training_recipe, save_tr
 RECIPE_FILE, ARTIFACT, RESULT = "recipe.yaml", "artifact", "result.json"
 
 
+@usual_torch()
 def train(
     recipe: str | Path | TrainingRecipe,
     out: str | Path,
