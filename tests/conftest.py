@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, which asks for it once
 
-from vitfrost.model import Model  # before the hook below, so the modules that it imports are not checked
-
 sys.dont_write_bytecode = False  # what the next line makes of every module takes 15 seconds to compile, in each worker
 
 import jaxtyping  # noqa: E402
@@ -30,6 +28,8 @@ from PIL import Image  # noqa: E402
 
 from .pages import Browser, Page  # noqa: E402
 from .processes import Started  # noqa: E402
+
+from vitfrost.model import Model  # noqa: E402
 
 if TYPE_CHECKING:
     from vitfrost.artifact import Artifact

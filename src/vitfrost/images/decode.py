@@ -7,7 +7,6 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
@@ -79,7 +78,7 @@ def read_regular(path: Path) -> bytes:
         raise UnusableFile("no regular file") from error
 
 
-def limit_of_pixels() -> float:
+def limit_of_pixels() -> int | float:
     """How many pixels a picture may have: Pillow's own limit where somebody has changed it, else VITFROST_MAX_PIXELS or 256 million."""
     own = Image.MAX_IMAGE_PIXELS
     if own != _PILLOWS_LIMIT:
@@ -88,7 +87,7 @@ def limit_of_pixels() -> float:
     return int(given) if given.isdigit() else MOST_PIXELS
 
 
-def open_picture(file: BinaryIO, preprocess: Geometry) -> Image.Image:
+def open_picture(file: io.BytesIO, preprocess: Geometry) -> Image.Image:
     """A picture that is not decoded yet. JPEG and PNG are opened without Pillow's own limit, which pictures of phones are beyond.
 
     Raises what Pillow raises, and an error for a picture that is too large.

@@ -84,7 +84,7 @@ class UnitAttention(MapAttention):
         height, width = self.site.grid
         return q if self.site.key_grid is None else q.unflatten(2, (height, 2, width, 2)).amax((3, 5)).flatten(2, 3)
 
-    def forward(self, x: Float[Tensor, "images tokens channels"]) -> Float[Tensor, "images pooled channels"]:
+    def forward(self, x: Float[Tensor, "images tokens channels"]) -> Float[Tensor, "images pooled width"]:
         """Same signature as timm's MaskUnitAttention."""
         cut = self.logit_heads * self.site.head_dim
         q, k, v = self.qkv(self.windows_of(x, self.taken)).tensor_split([cut, 2 * cut], dim=-1)
