@@ -26,10 +26,10 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from vitfrost.model import Model  # noqa: E402
+
 from .pages import Browser, Page  # noqa: E402
 from .processes import Started  # noqa: E402
-
-from vitfrost.model import Model  # noqa: E402
 
 if TYPE_CHECKING:
     from vitfrost.artifact import Artifact

@@ -17,7 +17,7 @@ from vitfrost.configs import Compact, Compress, Export, FreezeEntries, Hallucina
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
 from vitfrost.methods.quantize.layerwise import LayerOptions, LayerWise
-from vitfrost.methods.quantize.modules import QuantizedLayer, UniformMapQuantizer
+from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
 from vitfrost.methods.quantize.trainable import take, trainable
 from vitfrost.model import Model
@@ -53,6 +53,26 @@ def test_the_same_bits_for_every_layer_and_head_are_those_of_the_whole(method: s
         made.append(model.state_dict())
     assert made[0].keys() == made[1].keys()
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("any_base", [False, True])
+def test_a_head_of_more_bits_takes_nothing_from_the_others(any_base: bool) -> None:
+    """A uniform grid would suit it, and not them; bases are searched for them as if it were not there."""
+    original = Model.open("vitfrost_digits").module
+    maps: list[Any] = []
+    for heads in (("*:0=8",), ()):
+        model = copy.deepcopy(original)
+        settings = QuantizationSettings(4, 4, "strict", heads=heads, any_base=any_base)
+        install_map_attention(model)
+        walk = LayerWise(model, copy.deepcopy(original), find_sites(original), LayerOptions(settings), {}).run([pixels(4)])
+        next(each for each in walk if each == "blocks.0.attn.proj")
+        maps.append(model.blocks[0].attn.map_quantizer)
+    assert [type(each) for each in maps] == [LogQuantizer] * 2
+    assert torch.equal(maps[0].step[1:], maps[1].step[1:])
+    if any_base:
+        assert float(maps[0].octave[0]) == 2
+        assert torch.equal(maps[0].octave[1:], maps[1].octave[1:])
 
 
 @pytest.fixture(scope="module", params=["repq", "fast"])

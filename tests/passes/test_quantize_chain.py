@@ -18,7 +18,7 @@ from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hall
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.quantize.layerwise import LayerOptions, LayerWise
 from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQuantizer, UniformQuantizer
-from vitfrost.methods.quantize.polish import PolishOptions
+from vitfrost.methods.quantize.polish import Polishing, PolishOptions
 from vitfrost.methods.quantize.repq import QuantizationSettings
 from vitfrost.methods.quantize.trainable import trainable
 from vitfrost.model import Model
@@ -34,7 +34,7 @@ from vitfrost.plans.choose import unfrozen_plan
 from vitfrost.vit.families import find_sites, install_map_attention
 from vitfrost.vit.stream import read_by
 
-from ..conftest import unchecked_shapes
+from ..conftest import unchecked_shapes, write_pictures
 from ..models import random_model
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -178,7 +178,7 @@ def test_heads_are_turned_as_those_of_the_original(shallow: Any) -> None:
     plan = vitfrost.plan(shallow.statistics, FreezeHeads(0.5, by="entropy", kind="dense"), FAST)
     work = start_work(shallow.model, plan, shallow.statistics, Draws(shallow.model, shallow.pictures, 0))
     apply_passes([GiveStructure(8)], work)
-    chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 10).start(work, pixels(10))
+    chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 10).start(work, pixels(10)[:8], pixels(10)[8:])
     Rotate().apply(chain)
     name = plan.layers[0].site
     found = []
@@ -221,7 +221,7 @@ def test_less_by_chance_is_not_surely_less() -> None:
     assert surely_less(others, broken)
     assert not surely_less(broken, others)
     assert not surely_less(broken, broken)
-    assert surely_less(others[:1] - 1, others[:1])
+    assert not surely_less(others[:1] - 1, others[:1])  # of one image nothing is sure
     few = torch.tensor([0.001, 0.001, 0.001])
     assert not surely_less(few, torch.tensor([0.001, 0.001, 3.0]))
     assert is_worse(few, torch.tensor([0.001, 0.001, 3.0]))
@@ -231,6 +231,7 @@ def test_less_by_chance_is_not_surely_less() -> None:
 def test_what_a_step_does_to_a_lost_model_says_nothing_about_it() -> None:
     lost = torch.tensor([4.3, 4.2, 4.4])
     assert not is_worse(lost, lost + 0.2)
+    assert is_worse(lost, 2 * lost)  # but a step may do harm to it
     assert is_worse(lost / 4, lost / 4 + 0.2)
     for broken in (torch.inf, torch.nan):
         assert is_worse(lost, torch.full((3,), broken))
@@ -274,9 +275,60 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_state(messages: Any) ->
     work, record = polished(PolishOptions(steps=6, batch=8, every=2, scales=1e4))
     step = record["steps"][1]
     assert 1 < step["broke_at"] <= 6
-    assert f"the loss was not finite at gradient step {step['broke_at']}" in messages()
+    assert f"numbers were not finite at gradient step {step['broke_at']}" in messages()
     assert all(bool(value.isfinite().all()) for value in work.model.state_dict().values())
     assert bool(work.model(pixels(2)).isfinite().all())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "last gradient"])
+def test_what_was_reached_before_a_number_that_is_not_finite_is_kept(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Polishing._loss
+    last = 6 if what == "last gradient" else 5
+
+    def broken(self: Polishing, *streams: Any) -> torch.Tensor:
+        loss = taken(self, *streams)
+        if self.done + 1 == last and what == "loss":
+            return loss * torch.nan
+        if self.done + 1 == last:
+            next(each.grad for each in self.twin.parameters() if each.grad is not None)[0] = torch.inf
+        return loss
+
+    monkeypatch.setattr(Polishing, "_loss", broken)
+    step = polished(PolishOptions(steps=6, batch=8, every=10))[1]["steps"][1]
+    assert step["broke_at"] == last
+    assert list(step["measured"]) == ["0", str(last - 1)]
+    assert step["best_step"] == last - 1
+    assert step["after"] < step["before"]
+
+
+def test_where_no_gradient_step_helps_the_model_stays_as_it_is() -> None:
+    record = polished(PolishOptions(steps=1, batch=8, codes=0.0, scales=1.0, shifts=0.0))[1]
+    assert record["steps"][1]["best_step"] == 0
+    assert record["steps"][1]["after"] == record["steps"][1]["before"]
+
+
+def test_images_held_out_were_not_read_by_a_repair(shallow: Any, tmp_path: Path) -> None:
+    given = write_pictures(tmp_path / "pictures", 30)
+    draws = Draws(shallow.model, given, 0)
+    repaired = torch.cat(list(draws.batches("repair", 20, 8)))
+    kept, held_out, record = draws.batch_apart("calibration", 25, 5, 128)
+    assert (len(kept), len(held_out), record["images"]) == (20, 5, 25)
+    assert "held_out_seen" not in record
+    for picture in held_out:
+        assert not any(torch.equal(picture, other) for other in (*repaired, *kept))
+    later = draws.batch_apart("calibration", 60, 5, 128)[2]
+    assert later["images"] == 30
+    draws = Draws(shallow.model, given, 0)
+    list(draws.batches("repair", 27, 8))
+    assert draws.batch_apart("calibration", 25, 5, 128)[2]["held_out_seen"] == 2
+
+
+def test_a_picture_that_stands_twice_is_held_out_only_where_no_other_is_left(shallow: Any) -> None:
+    draws = Draws(shallow.model, list(torch.cat([pixels(6), pixels(6), pixels(4, 1)])), 0)
+    kept, held_out, record = draws.batch_apart("calibration", 16, 4, 128)
+    assert len(held_out) == 4
+    assert not any(torch.equal(picture, other) for picture in held_out for other in kept)
+    assert "held_out_seen" not in record
 
 
 def test_one_image_and_images_of_one_color(shallow: Any) -> None:
@@ -360,7 +412,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         plan = unfrozen_plan(model.identity, find_sites(model.module).signature(), FAST)
         work = start_work(model, plan, None, Draws(model, list(pixels(24)), 0))
         work.scratch = scratch
-        chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 24).start(work, pixels(24))
+        chain = QuantizeInSteps("own", QuantizationSettings(4, 4, "strict"), (), 24).start(work, pixels(24)[:20], pixels(24)[20:])
         SearchRanges().apply(chain)
         measured = 0
 
@@ -384,8 +436,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert path.is_file()
     again = states(path)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
-    assert counted == [4, 3]
-    assert not path.exists()
+    late = states(path)  # what was killed behind the last step has it, too
+    assert all(torch.equal(value, late[name]) for name, value in whole.items())
+    assert counted == [4, 3, 1]
     path.write_bytes(b"damaged")
     assert all(torch.equal(value, whole[name]) for name, value in states(path).items())
 

@@ -162,4 +162,6 @@ def compress(
     artifact = artifact_of(work, recipe)
     if out is not None:
         artifact.save(out, overwrite)
+        if work.scratch is not None:
+            work.scratch.unlink(missing_ok=True)
     return artifact

@@ -110,9 +110,9 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class QuantizeInSteps:
-    """`images` are drawn; one in five is held out to measure on, 128 at most. The closed form takes the first `fitted` of the others
-    (None: all). The record: bits, the draw, and for every step the divergence from the original (KL, of features the relative error)
-    before and after, and whether it was kept."""
+    """`images` are drawn; one in five is held out to measure on, 128 at most, and none that a repair has read, as far as there are others.
+    The closed form takes the first `fitted` of the rest (None: all). The record: bits, the draw, and for every step the divergence from
+    the original (KL, of features the relative error) before and after, and whether it was kept."""
 
     method: str
     settings: QuantizationSettings
@@ -128,6 +128,8 @@ class QuantizeInSteps:
         for name in config.steps or ():
             if name not in known:
                 raise VitfrostError(f"Quantize.steps has {name}, which is no step of {method}; its steps are {', '.join(known)}")
+        if config.steps is not None and list(config.steps) != [name for name in known if name in config.steps]:
+            raise VitfrostError(f"Quantize.steps is {', '.join(config.steps)}; name each step once, in this order: {', '.join(known)}")
         chosen = tuple(step for step in steps if step.needed or config.steps is None or step.name in config.steps)
         return cls(method, QuantizationSettings.of(config), chosen, images, fitted)
 
@@ -138,8 +140,8 @@ class QuantizeInSteps:
 
     def apply(self, work: Work) -> Record:
         """Apply the steps in order; one that makes the divergence larger, see `is_worse`, is taken back."""
-        pixels, drawn = work.draws.batch("calibration", self.images)
-        chain = self.start(work, pixels)
+        kept, held_out, drawn = work.draws.batch_apart("calibration", self.images, HELD_OUT, MOST_HELD_OUT)
+        chain = self.start(work, kept, held_out)
         records = list(self._steps(chain))
         assert chain.model is not None
         work.model = chain.model
@@ -149,10 +151,8 @@ class QuantizeInSteps:
         features = {} if chain.outputs == "classes" else {"outputs": chain.outputs}
         return {"method": self.method} | about | drawn | {"held_out": held, **features, "steps": records}
 
-    def start(self, work: Work, pixels: Float[Tensor, "images 3 height width"]) -> Chain:
-        """The chain before its first step. A single image is fitted to and held out."""
-        held = min(len(pixels) // HELD_OUT, MOST_HELD_OUT) or 1
-        kept, held_out = (pixels[:-held], pixels[-held:]) if len(pixels) > 1 else (pixels, pixels)
+    def start(self, work: Work, kept: Float[Tensor, "images 3 height width"], held_out: Float[Tensor, "held_out 3 height width"]) -> Chain:
+        """The chain before its first step, which is fitted to the images `kept` and measured on those held out."""
         size = min(BATCH_SIZE, -(-len(kept) // 2))
         outputs = work.original.outputs
         teacher = copy.deepcopy(work.original.module).cpu().eval()
@@ -182,20 +182,22 @@ class QuantizeInSteps:
 
 
 def is_worse(before: Float[Tensor, " images"], after: Float[Tensor, " images"]) -> bool:
-    """Whether a step is taken back: it is surely worse, or by so much that few images are enough to see it. What it does to a model that
-    is lost says nothing about it (3 bits before the fit: a rotation, which gives most in the end, made 4.3 nats 4.5)."""
-    if bool(after.isfinite().all()) and float(before.mean()) > LOST:
-        return False
-    return surely_less(before, after) or float(after.mean()) > MUCH * float(before.mean())
+    """Whether a step is taken back: it is worse by so much that few images are enough to see it, or surely worse. Of a model that is lost
+    the latter says nothing (3 bits before the fit: a rotation, which gives most in the end, made 4.3 nats 4.5)."""
+    if not bool(after.isfinite().all()):
+        return bool(before.isfinite().all())
+    if float(after.mean()) > MUCH * float(before.mean()):
+        return True
+    return float(before.mean()) <= LOST and surely_less(before, after)
 
 
 def surely_less(these: Float[Tensor, " images"], others: Float[Tensor, " images"]) -> bool:
     """Whether these divergences are smaller than others of the same images by more than chance: the mean difference is above `SURE`
-    standard errors. Single differences of quantized models are mostly noise."""
+    standard errors. Single differences of quantized models are mostly noise, and of one image nothing is sure."""
     if not bool(these.isfinite().all()) or not bool(others.isfinite().all()):
         return bool(these.isfinite().all())
     gain = others - these
-    error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
     return float(gain.mean()) > SURE * error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +30,18 @@ def draw_calibration(loaded: Model, images: ImagesLike, count: int, seed: int) -
     """The calibration batch [count, 3, height, width], a seeded draw from the folder, and the record of what was drawn."""
     drawn = find_given(images).shuffled(seed)
     batch = take_usable(drawn, Preprocess(loaded.preprocessing), count)
-    if len(batch.positions) < FEWEST_TO_CALIBRATE:
-        log.warning(
-            "ranges are calibrated on %d image%s, which fit those and little else; give 32 or more",
-            len(batch.positions), "s" if len(batch.positions) > 1 else "",
-        )  # fmt: skip
-    record = {"images": len(batch.positions), "images_hash": images_hash(drawn, batch.digests), "seed": seed, "skipped": len(batch.skipped)}
-    return batch.pixels, record
+    _warn_of_few(len(batch.positions))
+    return batch.pixels, _record(drawn, batch.digests, seed, len(batch.skipped))
+
+
+def _warn_of_few(images: int) -> None:
+    if images < FEWEST_TO_CALIBRATE:
+        few = f"{images} image{'s' if images > 1 else ''}"
+        log.warning("ranges are calibrated on %s, which fit those and little else; give 32 or more", few)
+
+
+def _record(drawn: AnyImages, digests: dict[int, str], seed: int, skipped: int) -> dict[str, Any]:
+    return {"images": len(digests), "images_hash": images_hash(drawn, digests), "seed": seed, "skipped": skipped}
 
 
 class DrawnBatches:
@@ -50,6 +56,11 @@ class DrawnBatches:
         """The number of batches, where it is known."""
         return self._loader.expected
 
+    @property
+    def digests(self) -> set[str]:
+        """SHA-256 of the files that have been read."""
+        return set(self._loader.digests.values())
+
     def __iter__(self) -> Iterator[Float[Tensor, "images 3 height width"]]:
         return (batch.pixels for batch in self._loader)
 
@@ -57,12 +68,7 @@ class DrawnBatches:
         """What was drawn; complete once everything has been read."""
         digests = self._loader.digests
         name_skipped(self._drawn, self._loader.skipped, len(digests))
-        return {
-            "images": len(digests),
-            "images_hash": images_hash(self._drawn, digests),
-            "seed": self._seed,
-            "skipped": len(self._loader.skipped),
-        }
+        return _record(self._drawn, digests, self._seed, len(self._loader.skipped))
 
 
 class Draws:
@@ -72,6 +78,7 @@ class Draws:
         self.seed = seed
         self.seeds: dict[str, int] = {}
         self._loaded, self._images = loaded, images
+        self._read: list[DrawnBatches] = []
 
     @property
     def given(self) -> bool:
@@ -88,7 +95,31 @@ class Draws:
         """At most `count` images in batches."""
         drawn = find_given(self._source(use)).subset(count, self.seed)
         self.seeds[use] = self.seed
-        return DrawnBatches(drawn, Preprocess(self._loaded.preprocessing), batch_size, self.seed)
+        self._read.append(DrawnBatches(drawn, Preprocess(self._loaded.preprocessing), batch_size, self.seed))
+        return self._read[-1]
+
+    def batch_apart(
+        self, use: str, count: int, share: int, most: int
+    ) -> tuple[Float[Tensor, "images 3 height width"], Float[Tensor, "held_out 3 height width"], dict[str, Any]]:
+        """`count` images, of which one in `share`, `most` at most, is held out, and the record of the draw.
+
+        Images held out are the last that stand once among those drawn, and in no batches that were read before, as far as there are such:
+        `held_out_seen` in the record says how many are not. A single image is both.
+        """
+        drawn, seen = find_given(self._source(use)).shuffled(self.seed), set().union(*(read.digests for read in self._read))
+        batch = take_usable(drawn, Preprocess(self._loaded.preprocessing), count + len(seen))
+        self.seeds[use] = self.seed
+        digests = [batch.digests[position] for position in batch.positions]
+        images = min(count, len(digests))
+        _warn_of_few(images)
+        times = Counter(digests)
+        order = sorted(range(len(digests)), key=lambda place: digests[place] not in seen and times[digests[place]] == 1)
+        held = order[-(min(images // share, most) or 1) :]
+        fitted = sorted(set(range(len(digests))) - set(held))[: images - len(held)] or held
+        known = sum(digests[place] in seen or times[digests[place]] > 1 for place in held)
+        kept = {batch.positions[place]: digests[place] for place in {*fitted, *held}}
+        record = _record(drawn, kept, self.seed, len(batch.skipped)) | ({"held_out_seen": known} if known else {})
+        return batch.pixels[fitted], batch.pixels[sorted(held)], record
 
     def _source(self, use: str) -> ImagesLike:
         if self._images is None:

@@ -62,6 +62,8 @@ class ResidualStream:
         drawn = torch.randn(1, 3, *self.parts.image_size, generator=torch.Generator().manual_seed(0))
         pixels = drawn.to(next(self.model.parameters(), drawn))
         whole, parts = self.model(pixels), self.run(self.enter(pixels))
+        if not bool(whole.isfinite().all()):
+            raise VitfrostError(f"outputs of this {type(self.model).__name__} are not finite on an image of noise; look at its weights")
         if not torch.allclose(self.leave(parts), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()), equal_nan=True):
             raise UnsupportedModel(f"this {type(self.model).__name__} computes something else than its blocks one after another")
 

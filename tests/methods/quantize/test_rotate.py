@@ -18,6 +18,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16_224": SMALL,
     "deit_tiny_distilled_patch16_224": SMALL,
     "vit_small_patch16_224": SMALL | {"qkv_bias": False},
+    "deit3_small_patch16_224": SMALL,  # LayerScale
     "vit_tiny_patch16_224": SMALL | {"qk_norm": True, "reg_tokens": 2, "global_pool": "avg", "fc_norm": False},
 }
 
@@ -49,7 +50,6 @@ def test_outputs_and_the_mean_of_the_stream_stay(name: str, installed: bool) -> 
     ("name", "options"),
     [
         ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}),
-        ("vit_tiny_patch16_224", SMALL | {"init_values": 0.1}),
         ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg", "fc_norm": True}),
         ("vit_tiny_patch16_224", SMALL | {"num_classes": 0}),
     ],

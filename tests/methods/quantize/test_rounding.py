@@ -80,4 +80,13 @@ def test_the_penalty_is_that_of_solve() -> None:
         for fitted, (x, y) in ((first, (inputs[30:], residuals[30:])), (second, (inputs[:30], residuals[:30]))):
             found = fitted.solve(penalty)
             lost[penalty] += float((y.double() - x.double() @ found.weight.T - found.bias).square().sum())
-    assert penalty_by_halves(first, second, tuple(lost)) == min(lost, key=lost.__getitem__)
+    assert penalty_by_halves(first, second, penalties=tuple(lost)) == min(lost, key=lost.__getitem__)
+
+
+def test_an_output_that_counts_nothing_has_no_say_in_the_penalty() -> None:
+    inputs, weight = drawn(200, 10), drawn(10, 3, seed=1)
+    residuals = inputs @ weight + 0.01 * drawn(200, 3, seed=2)
+    residuals[:, 2] = 1e4 * drawn(200, seed=4)  # noise
+    halves = sums(inputs[:100], residuals[:100]), sums(inputs[100:], residuals[100:])
+    assert penalty_by_halves(*halves) >= 1
+    assert penalty_by_halves(*halves, torch.tensor([1.0, 1.0, 0.0])) <= 0.01

@@ -116,30 +116,33 @@ class _Search:
         quantizer.scale, quantizer.zero_point = integer_parameters(*search_range(*ends, error, rounds=1), quantizer.depth)
 
     def uniform_maps(self, quantizer: UniformMapQuantizer) -> None:
-        """Put maps on a uniform grid from zero on, if that leaves a smaller error than the quantizer that they have."""
+        """Put maps on a uniform grid from zero on, if that leaves a smaller error than the quantizer that they have, and none larger at a
+        head with few bits."""
         former, heads = self.attention.map_quantizer, self.attention.moving_heads
-        wanted = float(self._error(heads).sum())
+        wanted, few = self._error(heads), torch.as_tensor(quantizer.depth < LEAST_UNIFORM_MAP_BITS).expand(heads, 1, 1)
         self.attention.map_quantizer = quantizer
         self.uniform(quantizer, torch.tensor([0.0, 1.0]).expand(1, heads, 1, 2))
-        if float(self._error(heads).sum()) >= wanted:
+        made = self._error(heads)
+        if float(made.sum()) >= float(wanted.sum()) or bool((made > wanted)[few].any()):
             self.attention.map_quantizer = former
 
     def log_maps(self, quantizer: LogQuantizer, any_base: bool) -> None:
         """Set the step of each head's map, and with `any_base` up to 4 bits the base of its grid (AdaLog, arXiv 2407.12951): few levels on
         the log-sqrt2 grid leave out what is far below the largest weight."""
         heads = self.attention.moving_heads
+        few = torch.as_tensor(quantizer.depth <= MOST_BASE_BITS).expand(heads, 1, 1)
 
         def error(step: Tensor) -> Tensor:
             quantizer.step = step
             return self._error(heads)
 
-        if not any_base or quantizer.bits > MOST_BASE_BITS:
+        if not any_base or not bool(few.any()):
             quantizer.step = search_step(error, heads)[0]
             return
         best = torch.full((heads, 1, 1), torch.inf)
         steps, octaves = torch.ones(heads, 1, 1), torch.full((heads, 1, 1), OCTAVES[0])
         for octave in OCTAVES:
-            quantizer.octave = torch.full((heads, 1, 1), octave)
+            quantizer.octave = torch.where(few, octave, OCTAVES[0])
             step, lost = search_step(error, heads)
             better = lost < best
             best, steps = torch.where(better, lost, best), torch.where(better, step, steps)

@@ -187,11 +187,12 @@ class LayerWise:
         grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
         total = None
         if (self.options.ridge or self.options.rounding) and not grouped:
-            halves = self._sums(place, layer, aim, inputs)
+            landing = self._landing(place)
+            halves = self._sums(place, layer, aim, inputs, landing)
             total = RidgeSums(*halves[0].crossed.shape)
             for half in halves:
                 total.merge(half)
-            self._fit(name, layer, halves, total)
+            self._fit(name, layer, halves, total, None if landing is None else landing.scale)
         made = QuantizedLayer(layer, weight_bits, quantizer)
         if weight_bits == FULL or grouped:
             made.set_weight(layer.weight)
@@ -227,10 +228,11 @@ class LayerWise:
         weight = weight if rows.shape[1] == weight.shape[1] else None  # which a grouped convolution does not have as one matrix
         quantizer.scale, quantizer.zero_point = integer_parameters(*input_range(rows, weight, quantizer.bits), quantizer.bits)
 
-    def _sums(self, place: _Place, layer: Any, aim: _Aim, read: list[Tensor] | None) -> tuple[RidgeSums, RidgeSums]:
+    def _sums(
+        self, place: _Place, layer: Any, aim: _Aim, read: list[Tensor] | None, landing: Landing | None
+    ) -> tuple[RidgeSums, RidgeSums]:
         """Sums over the quantized inputs and what is left of the targets: of one half of the rows, and of the other."""
         made: Any = self.changed.model.get_submodule(place.linear.name)
-        landing = self._landing(place)
         size = (layer.weight[0].numel(), len(layer.weight))
         halves = (RidgeSums(*size), RidgeSums(*size))
         read = read or (self._inputs(place, made) if landing is None else [])
@@ -276,10 +278,11 @@ class LayerWise:
         left = (wanted - got) * torch.where(scale == 0, 0.0, 1 / scale)
         return inputs.flatten(0, 1), left.flatten(0, 1), seen[0]
 
-    def _fit(self, name: str, layer: Any, halves: tuple[RidgeSums, RidgeSums], total: RidgeSums) -> None:
+    def _fit(self, name: str, layer: Any, halves: tuple[RidgeSums, RidgeSums], total: RidgeSums, scale: Tensor | None) -> None:
+        """`scale`: what the residual stream takes of each output."""
         penalty = float("inf")
         if self.options.ridge and all(half.weight for half in halves):
-            penalty = penalty_by_halves(*halves)
+            penalty = penalty_by_halves(*halves, None if scale is None else scale.square())
             self.penalties[name] = penalty if math.isfinite(penalty) else None
         found = total.solve(penalty)
         layer.weight.data = (layer.weight.double() + found.weight.view(layer.weight.shape)).float()
@@ -327,10 +330,10 @@ class _Aim:
 
 
 def sample(inputs: list[Tensor], layer: nn.Module, count: int) -> Float[Tensor, "rows inputs"]:
-    """Some rows of a layer's inputs, as many of each batch."""
+    """Some rows of a layer's inputs, as many of each batch; no more than one batch is unfolded at a time."""
     share, generator = -(-count // len(inputs)), torch.Generator().manual_seed(0)
-    rows = [rows_of(x, layer) for x in inputs]
-    return torch.cat([own[torch.randperm(len(own), generator=generator)[:share]] for own in rows])
+    unfolded = (rows_of(x, layer) for x in inputs)
+    return torch.cat([own[torch.randperm(len(own), generator=generator)[:share]] for own in unfolded])
 
 
 def rows_of(x: Tensor, layer: nn.Module) -> Float[Tensor, "rows inputs"]:

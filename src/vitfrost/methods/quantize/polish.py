@@ -44,8 +44,8 @@ class PolishOptions:
 
 @dataclass
 class PolishEnd:
-    """How it ended: the step whose state was kept, its divergence on the images held out, the step at which a loss was not finite, and all
-    divergences that were measured, by step."""
+    """How it ended: the step whose state was kept, its divergence on the images held out, the step at which a loss, a gradient or a
+    divergence was not finite, and all divergences that were measured, by step."""
 
     best_step: int
     best: float
@@ -151,13 +151,15 @@ class Polishing:
         self.best, self.order, self.done, self.end = state["best"], list(state["order"]), state["done"], PolishEnd(**state["end"])
 
     def steps(self) -> Iterator[int]:
-        """Train to the end; a loss that is not finite is the end, and `end` has its step."""
+        """Train to the end; a number that is not finite is the end, and `end` has its step. What was reached before it is measured."""
         own, aimed = _Streams(self.twin, self.names), _Streams(self.teacher, self.names)
         try:
-            while self.done < self.options.steps:
+            while self.done < self.options.steps and self.end.broke_at is None:
                 loss = self._loss(own, aimed)
-                if not math.isfinite(float(loss)):
+                if not math.isfinite(float(loss)) or not self._finite_gradients():
                     self.end.broke_at = self.done + 1
+                    if self.done not in self.end.measured:
+                        self._keep_best()
                     break
                 self.optimizer.step()
                 self.schedule.step()
@@ -170,7 +172,8 @@ class Polishing:
             own.remove()
             aimed.remove()
         self.twin.load_state_dict(self.best)
-        take(self.model, self.twin)
+        if self.end.best_step:
+            take(self.model, self.twin)
 
     def _loss(self, own: _Streams, aimed: _Streams) -> Tensor:
         """The loss of the next batch, whose gradients are taken."""
@@ -190,8 +193,14 @@ class Polishing:
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def _finite_gradients(self) -> bool:
+        grads = [each.grad for group in self.optimizer.param_groups for each in group["params"] if each.grad is not None]
+        return all(bool(grad.isfinite().all()) for grad in grads)
+
     def _keep_best(self) -> None:
         lost = self.end.measured[self.done] = self.divergence(self.twin)
+        if not math.isfinite(lost) and self.end.broke_at is None:
+            self.end.broke_at = self.done
         if lost < self.end.best:
             self.end.best_step, self.end.best = self.done, lost
             self.best = self._weights()

@@ -1,4 +1,5 @@
-"""A plain ViT rotated: LayerNorms folded into the layers behind them, then the residual stream, queries with keys, and values turned.
+"""A plain ViT rotated: LayerNorms folded into the layers behind them and LayerScale into those before it, then the residual stream, queries
+with keys, and values turned.
 
 The function stays the same up to rounding, and nothing is computed that was not before: rotations lie in the weights.
 """
@@ -12,14 +13,18 @@ from torch import Tensor, nn
 
 from ...vit import plain
 from ...vit.attention import FusedAttention
+from ...vit.compat import import_timm
 from ...vit.kinds import has_affine_norm
 from ...vit.sites import ModelSites
 from .hadamard import rotation, rotation_of_stream
 
+import_timm()
+from timm.layers import LayerScale  # noqa: E402  (timm must be imported through the guard)
+
 
 def can_rotate(model: nn.Module, sites: ModelSites) -> bool:
     """Whether everything that reads the residual stream is a linear layer behind a LayerNorm with gain and bias, and everything that
-    writes to it a linear layer without LayerScale."""
+    writes to it a linear layer, with LayerScale or without."""
     if not plain.matches(model) or not any(site.role == "head" for site in sites.linears):
         return False
     if not all(site.norm is not None for site in sites.linears if site.role in ("qkv", "fc1")) or sites.linears[0].role != "stem":
@@ -28,8 +33,9 @@ def can_rotate(model: nn.Module, sites: ModelSites) -> bool:
     between = [vit.norm_pre, vit.fc_norm, getattr(vit.patch_embed, "norm", nn.Identity())]
     norms = [vit.norm]
     for block in vit.blocks:
-        between += [block.ls1, block.ls2]
         norms += [block.norm1, block.norm2]
+        if not all(isinstance(scale, nn.Identity | LayerScale) for scale in (block.ls1, block.ls2)):
+            return False
     plain_parts = all(isinstance(part, nn.Identity) for part in between) and vit.attn_pool is None
     return plain_parts and all(has_affine_norm(norm) for norm in norms)
 
@@ -44,6 +50,7 @@ def rotate(model: nn.Module, sites: ModelSites, seed: int) -> None:
         raise ValueError(f"this {type(model).__name__} cannot be rotated")
     vit: Any = model
     heads = [site.name for site in sites.linears if site.role == "head"]
+    _fold_scales(vit, sites)
     for site in sites.linears:
         if site.norm is not None:
             _fold(model.get_submodule(site.norm), [model.get_submodule(site.name)])
@@ -79,6 +86,20 @@ def _fold(norm: Any, layers: list[Any]) -> None:
         bias = weight @ shift if layer.bias is None else layer.bias.double() + weight @ shift
         _set(layer, weight * gain, bias)
     norm.weight.data, norm.bias.data = torch.ones_like(norm.weight), torch.zeros_like(norm.bias)
+
+
+def _fold_scales(vit: Any, sites: ModelSites) -> None:
+    """Move LayerScale into the layers before it."""
+    for number, block in enumerate(vit.blocks):
+        for role, scale in (("proj", block.ls1), ("fc2", block.ls2)):
+            if isinstance(scale, nn.Identity):
+                continue
+            for site in sites.linears:
+                if site.role == role and site.name.startswith(f"blocks.{number}.") and not site.name.endswith(".down"):
+                    layer, gamma = vit.get_submodule(site.name), scale.gamma.double()
+                    bias = None if layer.bias is None else layer.bias.double() * gamma
+                    _set(layer, layer.weight.double().flatten(1) * gamma[:, None], bias)
+            scale.gamma.data = torch.ones_like(scale.gamma)
 
 
 def _rotate_heads(attention: nn.Module, generator: torch.Generator) -> None:

@@ -29,7 +29,7 @@ class Polish:
     images held out is kept; then single blocks are given back what they were before where that is surely nearer to the original.
 
     Where the artifact has a place on disk, the state is saved beside it each time that it is measured, so a run that was killed goes on
-    to the same bits; the file goes when the step has ended.
+    to the same bits; the file goes when the artifact is saved.
     """
 
     options: PolishOptions = field(default_factory=PolishOptions)
@@ -47,14 +47,12 @@ class Polish:
         if (found := _saved(chain.scratch, key)) is not None:
             polishing.restore(found)
         for done in track(polishing.steps(), options.steps - polishing.done, "quantize: gradient steps", chain.progress):
-            if chain.scratch is not None and done % options.every == 0:
+            if chain.scratch is not None and (done % options.every == 0 or done == options.steps):
                 with atomic_file(chain.scratch) as temporary:
                     torch.save({"key": key, "state": polishing.state()}, temporary)
-        if chain.scratch is not None:
-            chain.scratch.unlink(missing_ok=True)
         end = polishing.end
         if end.broke_at is not None:
-            log.warning("the loss was not finite at gradient step %d; the state of step %d is kept", end.broke_at, end.best_step)
+            log.warning("numbers were not finite at gradient step %d; the state of step %d is kept", end.broke_at, end.best_step)
         taken_back = take_back_blocks(chain, before) if before is not None and end.best_step else []
         record: Record = {"options": asdict(options), "precision": str(precision).removeprefix("torch."), "best_step": end.best_step}
         record |= {"blocks_taken_back": taken_back} if taken_back else {}
