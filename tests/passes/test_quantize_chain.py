@@ -433,14 +433,50 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole, path = states(None), tmp_path / "artifact.unfinished"
     with pytest.raises(Killed):
         states(path, die_at=3)  # at the start, and after two and four steps
-    assert path.is_file()
+    assert (path / "gradient_steps").is_file()
     again = states(path)
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     late = states(path)  # what was killed behind the last step has it, too
     assert all(torch.equal(value, late[name]) for name, value in whole.items())
     assert counted == [4, 3, 1]
-    path.write_bytes(b"damaged")
+    for file in path.iterdir():
+        file.write_bytes(b"damaged")
     assert all(torch.equal(value, whole[name]) for name, value in states(path).items())
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [(FreezeEntries(0.2), Hallucinate(0.5, by="first", mix="copy"), Compact(0.5)), (FreezeHeads(0.2, kind="dense"),)],
+    ids=["entries", "heads"],
+)
+def test_what_a_killed_run_quantized_is_taken_up(methods: Any, shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, and nothing is left beside the artifact."""
+    plan = vitfrost.plan(shallow.statistics, *methods, replace(FAST, heads={"*:0": 8}))
+    config = Compress(calibration_images=12, compact_images=8)
+    run, walks = LayerWise.run, []
+
+    def counted(self: LayerWise, batches: Any) -> Any:
+        walks.append(len(walks))
+        return run(self, batches)
+
+    monkeypatch.setattr(LayerWise, "run", counted)
+
+    def made(out: Path) -> dict[str, bytes]:
+        vitfrost.compress(shallow.model, plan, statistics=shallow.statistics, images=shallow.pictures, config=config, out=out)
+        assert not Path(f"{out}.unfinished").exists()
+        return {file.name: file.read_bytes() for file in out.iterdir()}
+
+    whole = made(tmp_path / "whole")
+    every, walks[:] = len(walks), []
+    assert every == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifact, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made(tmp_path / "again")
+    (tmp_path / "again.unfinished" / sorted(each.name for each in (tmp_path / "again.unfinished").iterdir())[0]).write_bytes(b"damaged")
+    walks[:] = []
+    assert made(tmp_path / "again") == whole
+    assert len(walks) == 1
 
 
 def test_maps_of_eight_bits_may_have_a_uniform_grid(shallow: Any, tmp_path: Path) -> None:

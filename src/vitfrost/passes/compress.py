@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,5 +164,5 @@ def compress(
     if out is not None:
         artifact.save(out, overwrite)
         if work.scratch is not None:
-            work.scratch.unlink(missing_ok=True)
+            shutil.rmtree(work.scratch, ignore_errors=True)
     return artifact

@@ -24,6 +24,7 @@ from ..outputs import OutputKind
 from ..progress import track
 from ..vit.families import find_sites, install_map_attention, show_layers
 from ..vit.sites import ModelSites
+from .left_models import LeftModels, key_of
 from .work import Record, Work
 
 SURE, MUCH = 2.0, 1.5  # standard errors; times the former divergence
@@ -38,7 +39,8 @@ class Chain:
 
     `float_model` has everything but quantizers; `teacher` is the original, rotated as `float_model` is. `model` is the quantized one, None
     before the first step. `options` say what is done at each layer; steps change them and quantize anew. The closed form is fitted to the
-    first `fitted` images (None: all). `scratch` is a file for the state of a step that takes long, if there is a place for it.
+    first `fitted` images (None: all). `scratch` is a folder for what takes long, if there is a place for it, and `left` are the quantized
+    models in it.
     """
 
     float_model: nn.Module
@@ -56,14 +58,24 @@ class Chain:
     weights: dict[str, tuple[float, float]] = field(default_factory=dict)
     fitted: int | None = None
     scratch: Path | None = None
+    left: LeftModels | None = None
 
     def quantize(self, images: int | None) -> Record:
-        """Quantize the float model layer by layer on the first so many images (None: `fitted`), as `options` say. Returns the penalties."""
+        """Quantize the float model layer by layer on the first so many images (None: `fitted`), as `options` say, or take what a killed run
+        made of the same. Returns the penalties."""
+        batches = self._first(images)
+        key = key_of([self.float_model, self.teacher], batches, self.options, self.weights) if self.left is not None else ""
+        if self.left is not None and (found := self.left.find(key)) is not None:
+            self.model, record = found
+            return record
         self.model = copy.deepcopy(self.float_model)
         steps = LayerWise(self.model, self.teacher, self.sites, self.options, self.weights)
-        for _ in track(steps.run(self._first(images)), steps.count, "quantize: layers", self.progress):
+        for _ in track(steps.run(batches), steps.count, "quantize: layers", self.progress):
             pass
-        return {"penalties": steps.penalties} if steps.penalties else {}
+        record = {"penalties": steps.penalties} if steps.penalties else {}
+        if self.left is not None:
+            self.left.keep(key, self.model, record)
+        return record
 
     def copied(self) -> nn.Module:
         """A copy of the quantized model, for a step to change. Raises ValueError before anything is quantized."""
@@ -166,6 +178,7 @@ class QuantizeInSteps:
         return Chain(
             work.model.eval(), teacher, work.sites, sites, LayerOptions(self.settings), batches, list(held_out.split(BATCH_SIZE)), wanted,
             work.draws.seed, outputs, work.progress, weights=weights, fitted=self.fitted, scratch=work.scratch,
+            left=None if work.scratch is None else LeftModels(work.scratch, work.plan, work.original.blank),
         )  # fmt: skip
 
     def _steps(self, chain: Chain) -> Iterator[dict[str, Any]]:

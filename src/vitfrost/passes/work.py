@@ -137,8 +137,8 @@ class Work:
     `model` is a copy on the CPU in which every attention layer is a MapAttention; passes change it in place. `sites` are those of `model`
     as it is now: a pass that changes layers puts the new ones here. `original` is the model that was given; nobody changes it.
     `statistics` are the ones that the plan was made from, where they are given. `draws` gives images. `records` holds what every pass did,
-    by the pass's name. `scratch` is a file beside the artifact where a pass that takes long may keep its state, None without an artifact on
-    disk.
+    by the pass's name. `scratch` is a folder beside the artifact where a pass that takes long may keep its state, None without an
+    artifact on disk.
     """
 
     model: nn.Module

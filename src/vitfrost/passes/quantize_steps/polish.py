@@ -44,11 +44,12 @@ class Polish:
         precision = best_precision()
         key = _key(chain.model, pixels, options, precision)
         polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options, chain.outputs, precision)
-        if (found := _saved(chain.scratch, key)) is not None:
+        path = None if chain.scratch is None else chain.scratch / "gradient_steps"
+        if (found := _saved(path, key)) is not None:
             polishing.restore(found)
         for done in track(polishing.steps(), options.steps - polishing.done, "quantize: gradient steps", chain.progress):
-            if chain.scratch is not None and (done % options.every == 0 or done == options.steps):
-                with atomic_file(chain.scratch) as temporary:
+            if path is not None and (done % options.every == 0 or done == options.steps):
+                with atomic_file(path) as temporary:
                     torch.save({"key": key, "state": polishing.state()}, temporary)
         end = polishing.end
         if end.broke_at is not None:
