@@ -217,7 +217,7 @@ def test_a_subclass_of_a_supported_class_is_saved_and_loaded_with_build(pixels: 
     [
         (lambda: Scaled(**NARROW), "Scaled, which overrides forward_features of VisionTransformer"),
         (lambda: VisionTransformer(**NARROW, block_fn=OwnBlock), r"blocks\.0 is a OwnBlock, which overrides forward of Block"),
-        (lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 2)), "does not say for which image size"),
+        (lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 2)), "Sequential has no attention layers"),
     ],
 )
 def test_a_refusal_names_the_true_reason(make: Any, reason: str) -> None:

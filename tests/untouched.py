@@ -67,6 +67,9 @@ def main(folder: Path) -> None:
         vitfrost.plan(statistics, FreezeHeads(0.25)),
     ]
     report("plan")
+    budget = vitfrost.Search(target_macs=0.98, images=4, over=("ranks", "heads"))
+    vitfrost.search(shallow, images, budget, statistics=statistics, progress=False)
+    report("search")
     drawn: dict[str, Any] = {"statistics": statistics, "images": images, "config": Compress(0, 4, 4)}
     for number, plan in enumerate(plans):
         repair = Repair(images=4) if plan.freeze is None else None

@@ -27,7 +27,7 @@ from .torch_state import usual_torch
 from .vit.attention import MapAttention
 from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
-from .vit.families import built_size, find_sites
+from .vit.families import built_size, family_of, find_sites
 from .vit.foreign import build as build_timm
 from .vit.foreign import check_same, convert_module, folder_configuration, processor_reading
 from .vit.huggingface import Converted, convert
@@ -51,6 +51,7 @@ from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
 from .vit.tiny_vit import forget_biases
+from .vit.unaltered import check_layers, take_hooks_off
 
 timm = import_timm()
 # What opens the folder of each kind as a Model. These modules stand above this one, so they are named and not imported.
@@ -112,6 +113,8 @@ class Model:
         itself. `outputs`: what the module gives, if not what it looks like (an embedding without a classifier, tokens without pooling).
         Raises UnsupportedModel naming what vitfrost cannot see through, VitfrostError for weights that are not finite.
         """
+        if not isinstance(module, nn.Module):
+            raise VitfrostError(f"a {type(module).__name__} is no torch.nn.Module; a model's name or folder is for Model.open")
         module = unwrapped(module)
         if (converted := convert_module(module)) is not None:
             if build is not None or name is not None:
@@ -123,32 +126,23 @@ class Model:
         forget_biases(module)
         own: Any = copy.deepcopy(module).float().eval().requires_grad_(True)
         forget_biases(own, forever=True)
+        family_of(own)  # the reason why a model is refused comes first
         size = image_size_of(own, image_size)
         own.pretrained_cfg = {**(getattr(own, "pretrained_cfg", None) or {}), "input_size": (3, *size)}  # where some families look for it
         refuse_channels(own)
         sites = find_sites(own)
+        check_layers(own, sites)
         if sites.image_size != size:
             built_for = "x".join(map(str, sites.image_size))
             raise VitfrostError(f"this {type(own).__name__} is built for {built_for} px, not {size[0]}x{size[1]}; leave image_size out")
         if (patch := cut_pixels(own, size)) is not None:
             log.warning("%dx%d px hold no whole number of patches of %d px; the rest of an image is cut off", *size, patch[0])
+        take_hooks_off(own, size)
         known = name or str(own.pretrained_cfg.get("architecture") or type(module).__name__)
         kind, classes = kind_of_outputs(own, known, size, outputs, named=class_names is not None)
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
-        made = cls(
-            own,
-            known,
-            size,
-            MEMORY,
-            hash_state(own),
-            read,
-            classes,
-            options or {},
-            skeleton=build,
-            registered=options is not None,
-            outputs=kind,
-        )
+        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, None, build, options is not None, kind)
         made.class_names = _names(class_names, made)
         return made
 
@@ -180,7 +174,7 @@ class Model:
         refuse_hub(name)
         if names_folder(name):
             if not Path(name).is_dir():
-                raise VitfrostError(f"no artifact folder {name}, nor one of an export; and a name of timm's has no separator")
+                raise VitfrostError(f"no artifact folder {name}, nor one of an export; a model of timm's is given by name (--model NAME)")
             built = {"weights": weights, "image size": image_size, "number of classes": classes, "options": options or None}
             for what, value in built.items():
                 if value is not None:

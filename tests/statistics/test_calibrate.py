@@ -224,3 +224,11 @@ def test_two_processes_of_one_thread_give_the_bits_of_one_process_of_two(picture
         assert process.returncode == 2
         assert "usable" in complaint
     assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_statistics_are_a_mapping_by_site(shallow) -> None:
+    names = list(shallow.statistics)
+    assert names == [site["name"] for site in shallow.statistics.header.sites]
+    assert len(shallow.statistics) == 2
+    assert names[0] in shallow.statistics
+    assert "blocks.7.attn" not in shallow.statistics

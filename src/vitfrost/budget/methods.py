@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..configs import Compact, FreezeHeads, Quantize, Search, WindowHeads, refuse_idle
+from ..configs import Compact, FreezeHeads, Quantize, Search, WindowHeads, expect, refuse_idle
 from ..errors import VitfrostError
 from ..plans.choose import UNQUANTIZED
 
@@ -25,6 +25,7 @@ class SearchMethods:
     @classmethod
     def of(cls, methods: Sequence[SearchMethod], budget: Search) -> SearchMethods:
         """Sorted and checked. Raises VitfrostError for other methods, for shares, and for windows where none are searched over."""
+        expect(Search, budget, "budget")
         given: dict[type, Any] = {}
         for method in methods:
             if not isinstance(method, SearchMethod) or type(method) in given:

@@ -54,6 +54,7 @@ from .windows import find_windows, refuse_slow_windows
 
 
 @usual_torch()
+@torch.random.fork_rng(devices=[])  # layers draw weights when they are made
 def search(
     model: ModelLike,
     images: ImagesLike,

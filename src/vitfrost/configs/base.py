@@ -173,6 +173,12 @@ def idle_fields(config: Any) -> dict[str, str]:
     return {} if rules is None else rules()
 
 
+def expect(kind: type, value: Any, what: str) -> None:
+    """Raise VitfrostError for an argument that is no configuration of this class."""
+    if not isinstance(value, kind):
+        raise VitfrostError(f"{what} is a {type(value).__name__}; give vitfrost.{kind.__name__}(...)")
+
+
 def refuse_idle(config: Any) -> None:
     """Raise VitfrostError naming the first field that was changed though it has no effect."""
     defaults = {option.field: option.default for option in options_of(type(config))}

@@ -16,7 +16,7 @@ import torch
 from numpy import ndarray
 
 from ..artifact import Artifact
-from ..configs import Export, refuse_idle
+from ..configs import Export, expect, refuse_idle
 from ..configs.verbs import AttentionProducts
 from ..errors import VitfrostError
 from ..evaluation.description import describe
@@ -96,6 +96,7 @@ def export(
     Raises VitfrostError for a model that cannot be exported, for int8 without images, for missing packages, and where the exported
     model's logits are not the original's; nothing is written then.
     """
+    expect(Export, config, "config")
     return export_graph(model, config, out, images, overwrite=overwrite)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import Evaluate, refuse_idle
+from ..configs import Evaluate, expect, refuse_idle
 from ..distributed import rank
 from ..errors import VitfrostError
 from ..files import refuse_unwritable, write_json
@@ -56,6 +56,7 @@ def evaluate(
     models' features are compared. Under torchrun every process takes its share of the images and returns the row of the whole.
     Raises VitfrostError when there are neither labels nor a reference, or for anything unreadable or out of range.
     """
+    expect(Evaluate, config, "config")
     refuse_idle(config)
     if json is not None:
         refuse_unwritable(json)

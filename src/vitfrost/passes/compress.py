@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact, settings_of
-from ..configs import Compress, Repair, refuse_idle
+from ..configs import Compress, Repair, expect, refuse_idle
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.given import ImagesLike, find_given
@@ -149,8 +149,12 @@ def compress(
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
+    expect(Compress, config, "config")
     if repair is not None:
+        expect(Repair, repair, "repair")
         refuse_idle(repair)
+    if not isinstance(plan, Plan | str | Path):
+        raise VitfrostError(f"plan is a {type(plan).__name__}; give a vitfrost.Plan, or the file of one")
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     known: Statistics | None = plan.origin if statistics is None else None
     if statistics is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .. import distributed
-from ..configs import Calibrate
+from ..configs import Calibrate, expect
 from ..errors import VitfrostError
 from ..files import refuse_unwritable
 from ..images.batches import BatchLoader, images_hash, name_skipped
@@ -70,6 +70,7 @@ def calibrate(
 
     Raises VitfrostError for bad arguments, a model or folder that cannot be used, or when no image is usable.
     """
+    expect(Calibrate, config, "config")
     if config.limit is not None and config.limit > MAX_IMAGES:
         raise VitfrostError(f"cannot calibrate on {config.limit} images; at most {MAX_IMAGES} fit into the counters")
     if out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,18 @@ class Statistics:
             names = list(self.sites)
             raise VitfrostError(f"there is no site '{site}'; there are {len(names)}, {names[0]} to {names[-1]}")
         return self.sites[site]
+
+    def __contains__(self, site: object) -> bool:
+        """Whether there is such a site."""
+        return site in self.sites
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the sites, in order."""
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        """How many sites there are."""
+        return len(self.sites)
 
     def entries(self, site: str) -> SiteStatistics:
         """Those of every weight of a site. Raises VitfrostError where the statistics are of whole heads."""

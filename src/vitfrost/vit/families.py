@@ -46,6 +46,8 @@ def family_of(model: nn.Module) -> Any:
     if name in _REFUSALS:
         raise UnsupportedModel(f"{name} uses {_REFUSALS[name]}, which is not supported; {_SUPPORTED}")
     for path, module in model.named_modules():
+        if path and any(family.matches(module) for family in _FAMILIES):
+            raise UnsupportedModel(f"{name} wraps a {type(module).__name__} at .{path}; give that module alone")
         kind = type(module).__name__
         if "Attention" in kind or "Attn" in kind or any(hasattr(module, part) for part in ("num_heads", "qkv", "qk")):
             raise UnsupportedModel(f"{name} has {kind} at '{path}', which is not supported; {_SUPPORTED}")
