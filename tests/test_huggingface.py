@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.configs import FreezeHeads, Quantize
 from vitfrost.errors import UnsupportedModel, VitfrostError
+from vitfrost.images.preprocess import Preprocess
 from vitfrost.model import Model
 from vitfrost.vit.compat import import_timm
-from vitfrost.vit.huggingface import class_names, convert, reading
+from vitfrost.vit.huggingface import class_names, convert
+from vitfrost.vit.image_processor import reading
 
 import_timm()  # before transformers, which imports torchvision
 
@@ -145,3 +149,48 @@ def test_names_and_processors(tmp_path: Path) -> None:
         assert (read.mean, read.std, read.crop_pct, read.crop_mode) == ((0.5,) * 3, (0.25,) * 3, 0.875, "center")
     with pytest.raises(VitfrostError, match="a int is no image processor"):
         Model.of(module, image_processor=3)
+
+
+@pytest.mark.parametrize(("number", "name"), [*enumerate(["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"])])
+def test_a_processor_says_how_pictures_are_resized(number: int, name: str) -> None:
+    assert reading({"resample": number}) == reading({"resample": name}) == {"interpolation": name}
+
+
+def test_a_picture_is_read_as_its_processor_reads_it(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    module = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=48, mlp_dim=96, num_classes=5)
+    square = {"size": {"height": 32, "width": 32}}
+    processors = [
+        transformers.ViTImageProcessor(**square, resample=2),
+        transformers.ViTImageProcessor(**square, resample=3, rescale_factor=1 / 127.5),
+        transformers.ViTImageProcessor(**square, do_rescale=False, image_mean=[127.5] * 3, image_std=[50.0] * 3),
+        transformers.ViTImageProcessor(**square, rescale_factor=1 / 128, do_normalize=False),
+        transformers.DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size=square["size"]),
+        transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=square["size"], resample=2),
+    ]
+    for processor in processors:
+        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+        own = Model.of(module, image_processor=processor).preprocessing
+        assert torch.allclose(Preprocess(own)(picture), expected, atol=2.1 / 255 / min(own.std)), processor
+        processor.save_pretrained(tmp_path)
+        assert Model.of(module, image_processor=tmp_path).preprocessing == own
+
+
+def test_what_a_processor_says_of_size_and_range() -> None:
+    assert reading({"size": 224}) == {"crop_pct": 1.0, "crop_mode": "squash"}
+    assert reading({"size": 256, "crop_size": 224, "do_center_crop": True}) == {"crop_pct": 0.875, "crop_mode": "center"}
+    assert reading({"do_resize": False, "resample": 0, "size": 40}) == {"crop_pct": 1.0, "crop_mode": "squash"}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    assert reading({**half, "rescale_factor": 0.00392156862745098}) == {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    assert reading({**half, "rescale_factor": 2 / 255})["mean"] == pytest.approx((0.25,) * 3)
+    for processor, line in [
+        ({"resample": 9}, r"resample 9 is unknown; give one of 0 \(nearest\)"),
+        ({"rescale_factor": 0.5}, "multiplies pixels with 0.5 and has no image_mean and image_std; leave it out"),
+        ({"rescale_factor": 0, **half}, "rescale_factor 0.0 is out of range"),
+        ({"do_resize": False, "do_center_crop": True, "crop_size": 32}, "crops pictures without resizing them"),
+    ]:
+        with pytest.raises(VitfrostError, match=line):
+            reading(processor)

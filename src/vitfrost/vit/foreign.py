@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModel, VitfrostError
-from ..regular import is_file
-from .huggingface import Converted, State, convert, is_configuration, reading
+from ..errors import UnsupportedModel
+from .huggingface import Converted, State, convert, is_configuration
+from .image_processor import read_object
 from .load import create_model, load_state
 from .resize import fit_state
 
 TOLERANCE = 1e-4  # of the largest output
-LARGEST_CONFIGURATION = 4 << 20
-CONFIGURATION, PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIGURATION = "config.json"
 
 
 def convert_module(module: nn.Module) -> Converted | None:
@@ -60,37 +58,13 @@ def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None
         )
 
 
-def folder_configuration(folder: str | Path) -> dict[str, Any] | None:
-    """The configuration in a folder of `save_pretrained`; None for any other folder, or a file."""
-    config = _read(Path(folder) / CONFIGURATION)
-    return config if config is not None and is_configuration(config) else None
+def convert_folder(folder: str | Path, state: State) -> Converted | None:
+    """What the weights of a folder of `save_pretrained` are in timm; None for any other folder, or a file.
 
-
-def processor_reading(processor: object) -> dict[str, Any]:
-    """How an image processor prepares pictures: one of transformers, its dictionary, its file, or a folder with one.
-
-    Raises VitfrostError for anything else.
+    Raises UnsupportedModel for a model without counterpart.
     """
-    if isinstance(processor, str | Path):
-        path = Path(processor)
-        found = _read(path / PROCESSOR if path.is_dir() else path)
-        return {} if found is None else reading(found)
-    if callable(getattr(processor, "to_dict", None)):
-        processor = processor.to_dict()  # type: ignore[attr-defined]
-    if not isinstance(processor, Mapping):
-        raise VitfrostError(f"a {type(processor).__name__} is no image processor; give one of transformers, or the folder it was saved to")
-    return reading(processor)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none."""
-    try:
-        if not is_file(path) or path.stat().st_size > LARGEST_CONFIGURATION:
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    config = read_object(Path(folder) / CONFIGURATION)
+    return convert(config, state) if config is not None and is_configuration(config) else None
 
 
 def _torchvision(module: Any) -> Converted:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModel, VitfrostError
+from .image_processor import MALFORMED
 
 State = dict[str, Tensor]
 KNOWN = "ViT, DeiT, Dinov2 (with registers), DINOv3 ViT, Swin, and the vision models of SigLIP and CLIP"
@@ -34,7 +35,6 @@ _PARTS = [
     (r"layer_scale1\.lambda1$", "ls1.gamma"),
     (r"layer_scale2\.lambda1$", "ls2.gamma"),
 ]
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 _PATCHES = re.compile(r"^embeddings\.patch_embeddings?\.(?:projection\.)?(weight|bias)$")
 # In files, and of no use to an image: masks, the text tower, indices that follow from the sizes.
 _LEFT_OUT = ("mask_token", "relative_position_index", "position_ids", "text_model.", "text_projection", "logit_scale", "logit_bias",
@@ -73,7 +73,7 @@ def convert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted
     try:
         made: Converted = _KINDS[kind](config, named)
         names = class_names(config) if made.options["num_classes"] else None
-    except _MALFORMED as error:
+    except MALFORMED as error:
         what = f"{type(error).__name__}: {str(error)[:100]}"
         raise VitfrostError(
             f"the configuration of type '{kind}' does not go with its weights ({what}); give both as they were saved"
@@ -89,33 +89,6 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
         return None
     ordered = [str(labels[key]) for key in sorted(labels, key=int)]
     return None if all(re.fullmatch(r"LABEL_\d+", label) for label in ordered) else tuple(ordered)
-
-
-def reading(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """How an image processor (preprocessor_config.json, or `to_dict()`) prepares pictures, in timm's words.
-
-    Raises VitfrostError for one that makes no sense.
-    """
-    try:
-        return _reading(processor)
-    except _MALFORMED as error:
-        raise VitfrostError(f"the image processor is damaged ({type(error).__name__}: {str(error)[:100]}); leave it out") from error
-
-
-def _reading(processor: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
-        found |= {name: tuple(map(float, processor[f"image_{name}"])) for name in ("mean", "std")}
-    elif processor.get("do_normalize") is False:
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    size, crop = processor.get("size"), processor.get("crop_size")
-    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
-    if processor.get("do_center_crop") and cropped and shortest:
-        found |= {"crop_pct": min(1.0, cropped / shortest), "crop_mode": "center"}
-    elif isinstance(size, Mapping) and "height" in size:
-        found |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return found
 
 
 def _neutral(state: Mapping[str, Tensor]) -> State:
