@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import vitfrost
@@ -43,6 +44,13 @@ MODELS: list[tuple[str, str, dict[str, Any], Callable[[Any], torch.Tensor]]] = [
         {**FEW, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu", "query_bias": False, "value_bias": False},
         lambda out: out.pooler_output,
     ),
+    ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {**SMALL, "num_register_tokens": 0}, lambda out: out.pooler_output),
+    ("DINOv3ViTModel", "DINOv3ViTConfig", FEW, lambda out: out.pooler_output),
+    (
+        "DINOv3ViTModel", "DINOv3ViTConfig", {**FEW, "query_bias": False, "proj_bias": False, "mlp_bias": False},
+        lambda out: out.pooler_output,
+    ),
+    ("SwinModel", "SwinConfig", {**SWIN, "qkv_bias": False}, lambda out: out.pooler_output),
     ("SwinForImageClassification", "SwinConfig", {**SWIN, "num_labels": 5}, lambda out: out.logits),
     ("SwinModel", "SwinConfig", SWIN, lambda out: out.pooler_output),
     ("SiglipVisionModel", "SiglipVisionConfig", FEW, lambda out: out.pooler_output),
@@ -59,7 +67,7 @@ def made(name: str, configuration: str, options: dict[str, Any]) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(drawn / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.5 + 0.2 * drawn)
+            parameter.copy_(drawn / max(parameter[0].numel(), 1) ** 0.5 if parameter.ndim > 1 else 0.5 + 0.2 * drawn)
     return module
 
 
@@ -106,6 +114,93 @@ def test_what_has_no_counterpart_is_refused_in_one_line() -> None:
         Model.of(made("Dinov2ForImageClassification", "Dinov2Config", {**SMALL, "num_labels": 5}))
     with pytest.raises(UnsupportedModel, match=r"of the type 'beit' of transformers is not supported; supported are ViT, DeiT"):
         convert({"model_type": "beit"}, {})
+
+
+VISION = {"model_type": "clip", "vision_config": FEW}
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "line"),
+    [
+        ({"model_type": "swin", "hidden_act": "relu"}, (), r"'relu' \(hidden_act\) of this Swin is not supported; timm's has gelu"),
+        ({"model_type": "swin", "use_absolute_embeddings": True}, (), r"absolute positions \(use_absolute_embeddings\)"),
+        ({"model_type": "swin", "layer_norm_eps": 1e-2}, (), r"layer_norm_eps 0.01 in its blocks alone.*give one with 1e-5"),
+        ({"model_type": "dinov3_vit", "hidden_act": "relu"}, (), r"'relu' \(hidden_act\) of this DINOv3 is not supported; timm's has gelu"),
+        ({"model_type": "dinov3_vit", "use_gated_mlp": True}, (), r"'gelu' \(hidden_act\) of this DINOv3 with gates .* timm's has silu"),
+        ({**VISION, "model_type": "siglip"}, ("classifier.weight",), r"SigLIP reads the mean of the tokens.*module.vision_model"),
+        (VISION, ("classifier.weight",), r"CLIP reads the mean of the patches.*module.vision_model"),
+        ({"model_type": "siglip2_vision_model", "num_patches": 16}, (), r"NaFlex inputs.*num_patches in the place of image_size"),
+        ({"model_type": "siglip2", "vision_config": {"num_patches": 16}}, (), r"NaFlex inputs"),
+        ({"model_type": "vit", "num_channels": 1}, (), r"num_channels 1, and pictures are read as RGB; give a model of three"),
+    ],
+)
+def test_configurations_without_counterpart_say_why(config: dict[str, Any], state: tuple[str, ...], line: str) -> None:
+    with pytest.raises(UnsupportedModel, match=line):
+        convert(config, {name: torch.zeros(2, 2) for name in state})
+
+
+@pytest.mark.parametrize("width", [32, 640])
+def test_a_projection_is_an_embedding_however_wide(width: int, tmp_path: Path) -> None:
+    module = made("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**FEW, "projection_dim": width})
+    module.save_pretrained(tmp_path)
+    name = "vit_base_patch16_clip_224"
+    for model in (Model.of(module), Model.open(name, weights=tmp_path)):
+        assert (model.outputs, model.classes) == ("embedding", width)
+    names = [f"class {number}" for number in range(width)]
+    for model in (Model.of(module, class_names=names), Model.open(name, weights=tmp_path, class_names=names)):
+        assert (model.outputs, model.classes) == ("classes", width)
+    assert Model.open(name, weights=tmp_path, outputs="tokens").outputs == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration", "options"),
+    [
+        ("Dinov2Backbone", "Dinov2Config", SMALL),
+        ("DINOv3ViTBackbone", "DINOv3ViTConfig", FEW),
+        ("Dinov2WithRegistersBackbone", "Dinov2WithRegistersConfig", SMALL),
+    ],
+)
+def test_a_backbone_is_refused(name: str, configuration: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"this {name} gives a \w*BackboneOutput, .*; give the model itself"):
+        Model.of(made(name, configuration, options))
+
+
+def test_outputs_that_cannot_be_compared_are_refused() -> None:
+    module = made("ViTModel", "ViTConfig", FEW)
+    module.config.return_dict = False
+    with pytest.raises(UnsupportedModel, match=r"this ViTModel gives a tuple, .*; set its config.return_dict"):
+        Model.of(module)
+    module.forward = lambda pixels, more: pixels
+    with pytest.raises(UnsupportedModel, match=r"this ViTModel cannot be run on pixels alone \(TypeError: .*missing 1 required"):
+        Model.of(module)
+
+
+def test_a_classifier_of_a_tower_is_not_a_text_tower() -> None:
+    text = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96, "vocab_size": 50}
+    options = {"text_config": text, "vision_config": FEW}
+    for family, reads in (("CLIP", "patches"), ("Siglip", "tokens")):
+        module = made(f"{family}ForImageClassification", f"{family}Config", options)
+        with pytest.raises(UnsupportedModel, match=rf"reads the mean of the {reads}.*give the model without it \(module.vision_model\)"):
+            Model.of(module)
+        assert Model.of(module.vision_model).outputs == "embedding"
+        with pytest.raises(UnsupportedModel, match=rf"this {family}Model has a text tower too; give its vision model"):
+            Model.of(made(f"{family}Model", f"{family}Config", options))
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "line"),
+    [
+        ({"model_type": "swin", **SWIN, "mlp_ratio": 4}, "vit_tiny_patch16_224",
+         r"timm's swin_tiny_patch4_window7_224 \(SwinTransformer\), and vit_tiny_patch16_224 is a VisionTransformer; give swin_tiny"),
+        ({"model_type": "dinov3_vit", **FEW}, "vit_tiny_patch16_224", r"\(Eva\).* is a VisionTransformer; give vit_base_patch16_dinov3"),
+        ({"model_type": "vit", **FEW, "hidden_act": "gelu"}, "vit_base_patch16_clip_224", r"another way; give vit_base_patch16_224"),
+    ],
+)  # fmt: skip
+def test_the_name_of_another_architecture_is_refused(config: dict[str, Any], name: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"norm.weight": torch.zeros(48)}, tmp_path / "model.safetensors")
+    with pytest.raises(VitfrostError, match=line):
+        Model.open(name, weights=tmp_path)
 
 
 @pytest.mark.parametrize("config", [{}, {"hidden_size": "x"}, {**FEW, "image_size": None}, {**FEW, "hidden_act": "gelu", "patch_size": []}])

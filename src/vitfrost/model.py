@@ -138,18 +138,9 @@ class Model:
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
         made = cls(
-            own,
-            known,
-            size,
-            MEMORY,
-            hash_state(own),
-            read,
-            classes,
-            options or {},
-            skeleton=build,
-            registered=options is not None,
-            outputs=kind,
-        )
+            own, known, size, MEMORY, hash_state(own), read, classes, options or {},
+            skeleton=build, registered=options is not None, outputs=kind,
+        )  # fmt: skip
         made.class_names = _names(class_names, made)
         return made
 
@@ -191,7 +182,8 @@ class Model:
         else:
             options = dict(options or {}) | (TOKENS if outputs == "tokens" else {})
             made = _open_timm(str(name), weights, image_size, classes, options, seed)
-            made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
+            if made.outputs == "classes" or class_names is not None:
+                made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
             if outputs is None and made.outputs == "embedding" and made.classes:
                 log.info(
                     "%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes
@@ -265,7 +257,8 @@ def _of_foreign(
     reading = (processor_reading(image_processor) if image_processor is not None else {}) | dict(reading)
     read = _preprocessing(own, size).changed(**reading)
     names = converted.class_names if class_names is None else class_names
-    kind, classes = kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
+    given = outputs or (converted.outputs if names is None else None)
+    kind, classes = kind_of_outputs(own, converted.name, size, given, named=names is not None)
     made = Model(own, converted.name, size, MEMORY, hash_state(own), read, classes, dict(converted.options), outputs=kind)
     made.class_names = None if names is None else read_class_names(names, made.classes)
     return made
@@ -333,7 +326,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
-    converted = None if weights is None or state is None else convert_folder(weights, state)
+    converted = None if weights is None or state is None else convert_folder(weights, state, name)
     if converted is not None:
         state, options = converted.state, converted.options | options
         image_size = converted.image_size if image_size is None else image_size
@@ -365,6 +358,8 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     made.class_names = _names(None if converted is None else converted.class_names, made)
     if converted is not None:
         made.preprocessing = made.preprocessing.changed(**processor_reading(str(weights)))
+        if converted.outputs is not None and made.classes:
+            made.outputs = converted.outputs
     return made
 
 

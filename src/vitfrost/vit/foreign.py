@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, VitfrostError
 from .huggingface import Converted, State, convert, is_configuration
 from .image_processor import read_object
 from .load import create_model, load_state
+from .registry import alike
 from .resize import fit_state
 
 TOLERANCE = 1e-4  # of the largest output
@@ -26,7 +27,7 @@ def convert_module(module: nn.Module) -> Converted | None:
     homes = {each.__module__.partition(".")[0] for each in type(module).__mro__}
     if "transformers" in homes and hasattr(module, "config"):
         config = module.config.to_dict()  # type: ignore[union-attr, operator]
-        if isinstance(config.get("vision_config"), Mapping):
+        if isinstance(config.get("vision_config"), Mapping) and hasattr(module, "text_model"):
             raise UnsupportedModel(f"this {type(module).__name__} has a text tower too; give its vision model (module.vision_model)")
         return convert(config, module.state_dict())
     if type(module).__module__ == "torchvision.models.vision_transformer":
@@ -43,9 +44,9 @@ def build(converted: Converted, what: str) -> Any:
 
 @torch.inference_mode()
 def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None:
-    """Compare the outputs on random pixels. Raises UnsupportedModel where they differ."""
+    """Compare the outputs on random pixels. Raises UnsupportedModel where they differ, and for a module that gives none to compare."""
     pixels = torch.randn(2, 3, *converted.image_size, generator=torch.Generator().manual_seed(0))
-    expected = converted.outputs(copy.deepcopy(module).cpu().float().eval()(pixels))
+    expected = _outputs(module, pixels, converted)
     found: Tensor = made(pixels)
     if found.shape != expected.shape:
         raise UnsupportedModel(
@@ -58,13 +59,44 @@ def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None
         )
 
 
-def convert_folder(folder: str | Path, state: State) -> Converted | None:
+def _outputs(module: nn.Module, pixels: Tensor, converted: Converted) -> Tensor:
+    """What the original gives for pixels. Raises UnsupportedModel where it cannot be run on them, or gives something else."""
+    what = f"this {type(module).__name__}"
+    try:
+        said = copy.deepcopy(module).cpu().float().eval()(pixels)
+    except Exception as error:  # foreign code
+        raise UnsupportedModel(
+            f"{what} cannot be run on pixels alone ({type(error).__name__}: {str(error)[:100]}); give the model that reads them"
+        ) from error
+    try:
+        return converted.taken(said)
+    except (AttributeError, TypeError, IndexError) as error:
+        mend = "set its config.return_dict" if isinstance(said, tuple) else "give the model itself"
+        raise UnsupportedModel(f"{what} gives a {type(said).__name__}, which does not name the outputs of a model; {mend}") from error
+
+
+def convert_folder(folder: str | Path, state: State, name: str) -> Converted | None:
     """What the weights of a folder of `save_pretrained` are in timm; None for any other folder, or a file.
 
-    Raises UnsupportedModel for a model without counterpart.
+    `name`: the architecture of timm that is asked for. Raises UnsupportedModel for a model without counterpart, VitfrostError for the name
+    of an architecture that is built in another way.
     """
     config = read_object(Path(folder) / CONFIGURATION)
-    return convert(config, state) if config is not None and is_configuration(config) else None
+    if config is None or not is_configuration(config):
+        return None
+    converted = convert(config, state)
+    with torch.device("meta"):  # layers without memory for their weights
+        own, given = create_model(converted.name, converted.image_size, **converted.options), create_model(name)
+        if type(given) is type(own):
+            given = create_model(name, converted.image_size, **converted.options)
+    if not alike(given, own):
+        kind, other = type(own).__name__, type(given).__name__
+        how = f"is a {other}" if other != kind else "is built in another way"
+        raise VitfrostError(
+            f"the folder {folder} holds a model of the type '{config['model_type']}', timm's {converted.name} ({kind}), and {name} {how}; "
+            f"give {converted.name} as the model's name"
+        )
+    return converted
 
 
 def _torchvision(module: Any) -> Converted:
