@@ -226,6 +226,36 @@ def test_torchvision() -> None:
     assert larger(torch.zeros(1, 3, 48, 48)).shape == (1, 5)
 
 
+def test_torchvision_with_heads_of_your_own() -> None:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    class Mine(VisionTransformer):
+        pass
+
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 48, "mlp_dim": 96, "num_classes": 5}
+    pixels = torch.randn(2, 3, 32, 32)
+    heads = (nn.Linear(48, 3), nn.Sequential(nn.Dropout(0.5), nn.Linear(48, 3)), nn.Identity())
+    for kind, head, outputs in zip((VisionTransformer, Mine, Mine), heads, (3, 3, 48), strict=True):
+        module = kind(32, 8, **sizes).eval()
+        module.heads = head.eval()
+        with torch.no_grad():
+            said = Model.of(module)(pixels)
+            assert said.shape == (2, outputs)
+            assert torch.allclose(said, module(pixels), atol=1e-5)
+    with pytest.raises(UnsupportedModel, match=r"heads.pre_logits, of representation_size"):
+        Model.of(VisionTransformer(32, 8, **sizes, representation_size=32))
+    module.heads = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 3))
+    with pytest.raises(UnsupportedModel, match=r"this Mine has other heads than a linear layer \(heads.0, a LayerNorm, heads.1"):
+        Model.of(module)
+
+    class Other(VisionTransformer):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    with pytest.raises(UnsupportedModel, match=r"this Other, which overrides forward of VisionTransformer, is not supported"):
+        Model.of(Other(32, 8, **sizes))
+
+
 def test_names_and_processors(tmp_path: Path) -> None:
     assert class_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}) is None
     assert class_names({"id2label": {"1": "b", "0": "a", "10": "k"}}) == ("a", "b", "k")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel, VitfrostError
 from .huggingface import Converted, State, convert, is_configuration
 from .image_processor import read_object
+from .kinds import is_kind, named
 from .load import create_model, load_state
 from .registry import alike
 from .resize import fit_state
@@ -30,9 +31,7 @@ def convert_module(module: nn.Module) -> Converted | None:
         if isinstance(config.get("vision_config"), Mapping) and hasattr(module, "text_model"):
             raise UnsupportedModel(f"this {type(module).__name__} has a text tower too; give its vision model (module.vision_model)")
         return convert(config, module.state_dict())
-    if type(module).__module__ == "torchvision.models.vision_transformer":
-        return _torchvision(module)
-    return None
+    return _torchvision(module) if "torchvision" in homes else None
 
 
 def build(converted: Converted, what: str) -> Any:
@@ -99,15 +98,38 @@ def convert_folder(folder: str | Path, state: State, name: str) -> Converted | N
     return converted
 
 
-def _torchvision(module: Any) -> Converted:
-    """torchvision's VisionTransformer."""
+def _classifier(heads: Any, what: str) -> str | None:
+    """The name of the one linear layer in torchvision's heads; None where they have no weights. Raises UnsupportedModel for more."""
+    if hasattr(heads, "pre_logits"):
+        raise UnsupportedModel(
+            f"{what} has a layer before its classifier (heads.pre_logits, of representation_size), which timm's has not; give one without"
+        )
+    layers = {name: layer for name, layer in heads.named_modules(prefix="heads") if next(layer.parameters(recurse=False), None) is not None}
+    if len(layers) > 1 or not all(isinstance(layer, nn.Linear) for layer in layers.values()):
+        found = ", ".join(f"{name}, a {type(layer).__name__}" for name, layer in layers.items())
+        raise UnsupportedModel(f"{what} has other heads than a linear layer ({found}); give one with a linear layer, or nn.Identity()")
+    return next(iter(layers), None)
+
+
+def _torchvision(module: Any) -> Converted | None:
+    """torchvision's VisionTransformer, and subclasses with the same forward pass; None for any other module of torchvision.
+
+    Raises UnsupportedModel for another forward pass, and for heads that timm's has no place for.
+    """
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    if not isinstance(module, VisionTransformer):
+        return None
+    if not is_kind(module, VisionTransformer):
+        raise UnsupportedModel(f"this {named(module, VisionTransformer)}, is not supported; give torchvision's own")
+    classifier = _classifier(module.heads, f"this {type(module).__name__}")
     layers, size = module.encoder.layers, int(module.image_size)
     state: State = {}
     names = {
         "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "conv_proj.weight": "patch_embed.proj.weight",
         "conv_proj.bias": "patch_embed.proj.bias", "encoder.ln.weight": "norm.weight", "encoder.ln.bias": "norm.bias",
-        "heads.head.weight": "head.weight", "heads.head.bias": "head.bias",
     }  # fmt: skip
+    names |= {} if classifier is None else {f"{classifier}.{part}": f"head.{part}" for part in ("weight", "bias")}
     parts = {
         "ln_1.": "norm1.", "ln_2.": "norm2.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
         "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.", "mlp.linear_1.": "mlp.fc1.", "mlp.linear_2.": "mlp.fc2.",
