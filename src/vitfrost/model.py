@@ -29,8 +29,9 @@ from .vit.checkpoint import check_finite, read_weights
 from .vit.compat import import_timm
 from .vit.families import built_size, family_of, find_sites
 from .vit.foreign import build as build_timm
-from .vit.foreign import check_same, convert_module, folder_configuration, processor_reading
-from .vit.huggingface import Converted, convert
+from .vit.foreign import check_same, convert_folder, convert_module
+from .vit.huggingface import Converted
+from .vit.image_processor import processor_reading
 from .vit.load import (
     RANDOM_WEIGHTS,
     create_model,
@@ -107,7 +108,7 @@ class Model:
         architecture of timm with their weights; outputs are compared on random pixels first. `image_processor`: that of transformers, or
         its folder, says how pictures are read; `config.id2label` names the classes.
 
-        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode) say how pictures in folders are read; what is not given is
+        `image_size` (pixels) and `reading` (mean, std, crop_pct, crop_mode, interpolation) say how pictures are read; what is not given is
         taken from the module's `pretrained_cfg`, else timm's defaults (ImageNet's). `name`: what it is called in files, else timm's.
         `build` makes the module anew (any weights), for what timm's registry cannot; without it the layers are copied from the module
         itself. `outputs`: what the module gives, if not what it looks like (an embedding without a classifier, tokens without pooling).
@@ -168,7 +169,7 @@ class Model:
         drawn from `seed`. `classes`: as many as the file's head has, if not given. `options`: of timm's model, such as depth.
         `outputs`: what the model gives: "classes", an "embedding", or "tokens", those of the last layer instead of a pooled vector. If not
         given, an embedding without a classifier and of towers that were trained to meet a text (CLIP), else classes.
-        `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct and crop_mode instead of the model's.
+        `device`: "cpu" or "cuda". `reading`: mean, std, crop_pct, crop_mode and interpolation instead of the model's.
         Raises VitfrostError in one line for anything that is not there or does not fit.
         """
         refuse_hub(name)
@@ -184,7 +185,8 @@ class Model:
         else:
             options = dict(options or {}) | (TOKENS if outputs == "tokens" else {})
             made = _open_timm(str(name), weights, image_size, classes, options, seed)
-            made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
+            if made.outputs == "classes" or class_names is not None:
+                made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)
             if outputs is None and made.outputs == "embedding" and made.classes:
                 log.info(
                     "%s: its %d outputs are taken as an embedding; outputs classes (--outputs classes) is the other", name, made.classes
@@ -258,7 +260,8 @@ def _of_foreign(
     reading = (processor_reading(image_processor) if image_processor is not None else {}) | dict(reading)
     read = _preprocessing(own, size).changed(**reading)
     names = converted.class_names if class_names is None else class_names
-    kind, classes = kind_of_outputs(own, converted.name, size, outputs, named=names is not None)
+    given = outputs or (converted.outputs if names is None else None)
+    kind, classes = kind_of_outputs(own, converted.name, size, given, named=names is not None)
     made = Model(own, converted.name, size, MEMORY, hash_state(own), read, classes, dict(converted.options), outputs=kind)
     made.class_names = None if names is None else read_class_names(names, made.classes)
     return made
@@ -326,8 +329,7 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     check_options({key: value for key, value in options.items() if key != "attn_head_dim"})
     random = str(weights) == RANDOM_WEIGHTS
     state = None if weights is None or random else read_weights(weights)
-    config = None if weights is None or random else folder_configuration(weights)
-    converted = None if config is None or state is None else convert(config, state)
+    converted = None if weights is None or state is None else convert_folder(weights, state, name)
     if converted is not None:
         state, options = converted.state, converted.options | options
         image_size = converted.image_size if image_size is None else image_size
@@ -359,6 +361,8 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     made.class_names = _names(None if converted is None else converted.class_names, made)
     if converted is not None:
         made.preprocessing = made.preprocessing.changed(**processor_reading(str(weights)))
+        if converted.outputs is not None and made.classes:
+            made.outputs = converted.outputs
     return made
 
 

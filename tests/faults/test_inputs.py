@@ -25,7 +25,7 @@ from vitfrost.statistics.record import ENTRIES_VERSION
 from vitfrost.timing.benchmark import load_benchmark
 from vitfrost.training.packs import Pack
 from vitfrost.vit.digits import WEIGHTS
-from vitfrost.vit.foreign import processor_reading
+from vitfrost.vit.image_processor import processor_reading
 
 MODEL = ("--model", "vitfrost_digits")
 

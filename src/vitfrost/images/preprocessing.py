@@ -20,6 +20,7 @@ class Reading(TypedDict, total=False):
     std: Sequence[float] | None
     crop_pct: float | None
     crop_mode: str | None
+    interpolation: str | None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel, VitfrostError
-from ..regular import is_file
-from .huggingface import Converted, State, convert, is_configuration, reading
+from .huggingface import Converted, State, convert, is_configuration
+from .image_processor import read_object
+from .kinds import is_kind, named
 from .load import create_model, load_state
+from .registry import alike
 from .resize import fit_state
 
 TOLERANCE = 1e-4  # of the largest output
-LARGEST_CONFIGURATION = 4 << 20
-CONFIGURATION, PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIGURATION = "config.json"
 
 
 def convert_module(module: nn.Module) -> Converted | None:
@@ -28,12 +28,10 @@ def convert_module(module: nn.Module) -> Converted | None:
     homes = {each.__module__.partition(".")[0] for each in type(module).__mro__}
     if "transformers" in homes and hasattr(module, "config"):
         config = module.config.to_dict()  # type: ignore[union-attr, operator]
-        if isinstance(config.get("vision_config"), Mapping):
+        if isinstance(config.get("vision_config"), Mapping) and hasattr(module, "text_model"):
             raise UnsupportedModel(f"this {type(module).__name__} has a text tower too; give its vision model (module.vision_model)")
         return convert(config, module.state_dict())
-    if type(module).__module__ == "torchvision.models.vision_transformer":
-        return _torchvision(module)
-    return None
+    return _torchvision(module) if "torchvision" in homes else None
 
 
 def build(converted: Converted, what: str) -> Any:
@@ -45,9 +43,9 @@ def build(converted: Converted, what: str) -> Any:
 
 @torch.inference_mode()
 def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None:
-    """Compare the outputs on random pixels. Raises UnsupportedModel where they differ."""
+    """Compare the outputs on random pixels. Raises UnsupportedModel where they differ, and for a module that gives none to compare."""
     pixels = torch.randn(2, 3, *converted.image_size, generator=torch.Generator().manual_seed(0))
-    expected = converted.outputs(copy.deepcopy(module).cpu().float().eval()(pixels))
+    expected = _outputs(module, pixels, converted)
     found: Tensor = made(pixels)
     if found.shape != expected.shape:
         raise UnsupportedModel(
@@ -60,48 +58,78 @@ def check_same(module: nn.Module, made: nn.Module, converted: Converted) -> None
         )
 
 
-def folder_configuration(folder: str | Path) -> dict[str, Any] | None:
-    """The configuration in a folder of `save_pretrained`; None for any other folder, or a file."""
-    config = _read(Path(folder) / CONFIGURATION)
-    return config if config is not None and is_configuration(config) else None
-
-
-def processor_reading(processor: object) -> dict[str, Any]:
-    """How an image processor prepares pictures: one of transformers, its dictionary, its file, or a folder with one.
-
-    Raises VitfrostError for anything else.
-    """
-    if isinstance(processor, str | Path):
-        path = Path(processor)
-        found = _read(path / PROCESSOR if path.is_dir() else path)
-        return {} if found is None else reading(found)
-    if callable(getattr(processor, "to_dict", None)):
-        processor = processor.to_dict()  # type: ignore[attr-defined]
-    if not isinstance(processor, Mapping):
-        raise VitfrostError(f"a {type(processor).__name__} is no image processor; give one of transformers, or the folder it was saved to")
-    return reading(processor)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none."""
+def _outputs(module: nn.Module, pixels: Tensor, converted: Converted) -> Tensor:
+    """What the original gives for pixels. Raises UnsupportedModel where it cannot be run on them, or gives something else."""
+    what = f"this {type(module).__name__}"
     try:
-        if not is_file(path) or path.stat().st_size > LARGEST_CONFIGURATION:
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        said = copy.deepcopy(module).cpu().float().eval()(pixels)
+    except Exception as error:  # foreign code
+        raise UnsupportedModel(
+            f"{what} cannot be run on pixels alone ({type(error).__name__}: {str(error)[:100]}); give the model that reads them"
+        ) from error
+    try:
+        return converted.taken(said)
+    except (AttributeError, TypeError, IndexError) as error:
+        mend = "set its config.return_dict" if isinstance(said, tuple) else "give the model itself"
+        raise UnsupportedModel(f"{what} gives a {type(said).__name__}, which does not name the outputs of a model; {mend}") from error
+
+
+def convert_folder(folder: str | Path, state: State, name: str) -> Converted | None:
+    """What the weights of a folder of `save_pretrained` are in timm; None for any other folder, or a file.
+
+    `name`: the architecture of timm that is asked for. Raises UnsupportedModel for a model without counterpart, VitfrostError for the name
+    of an architecture that is built in another way.
+    """
+    config = read_object(Path(folder) / CONFIGURATION)
+    if config is None or not is_configuration(config):
         return None
-    return found if isinstance(found, dict) else None
+    converted = convert(config, state)
+    with torch.device("meta"):  # layers without memory for their weights
+        own, given = create_model(converted.name, converted.image_size, **converted.options), create_model(name)
+        if type(given) is type(own):
+            given = create_model(name, converted.image_size, **converted.options)
+    if not alike(given, own):
+        kind, other = type(own).__name__, type(given).__name__
+        how = f"is a {other}" if other != kind else "is built in another way"
+        raise VitfrostError(
+            f"the folder {folder} holds a model of the type '{config['model_type']}', timm's {converted.name} ({kind}), and {name} {how}; "
+            f"give {converted.name} as the model's name"
+        )
+    return converted
 
 
-def _torchvision(module: Any) -> Converted:
-    """torchvision's VisionTransformer."""
+def _classifier(heads: Any, what: str) -> str | None:
+    """The name of the one linear layer in torchvision's heads; None where they have no weights. Raises UnsupportedModel for more."""
+    if hasattr(heads, "pre_logits"):
+        raise UnsupportedModel(
+            f"{what} has a layer before its classifier (heads.pre_logits, of representation_size), which timm's has not; give one without"
+        )
+    layers = {name: layer for name, layer in heads.named_modules(prefix="heads") if next(layer.parameters(recurse=False), None) is not None}
+    if len(layers) > 1 or not all(isinstance(layer, nn.Linear) for layer in layers.values()):
+        found = ", ".join(f"{name}, a {type(layer).__name__}" for name, layer in layers.items())
+        raise UnsupportedModel(f"{what} has other heads than a linear layer ({found}); give one with a linear layer, or nn.Identity()")
+    return next(iter(layers), None)
+
+
+def _torchvision(module: Any) -> Converted | None:
+    """torchvision's VisionTransformer, and subclasses with the same forward pass; None for any other module of torchvision.
+
+    Raises UnsupportedModel for another forward pass, and for heads that timm's has no place for.
+    """
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    if not isinstance(module, VisionTransformer):
+        return None
+    if not is_kind(module, VisionTransformer):
+        raise UnsupportedModel(f"this {named(module, VisionTransformer)}, is not supported; give torchvision's own")
+    classifier = _classifier(module.heads, f"this {type(module).__name__}")
     layers, size = module.encoder.layers, int(module.image_size)
     state: State = {}
     names = {
         "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "conv_proj.weight": "patch_embed.proj.weight",
         "conv_proj.bias": "patch_embed.proj.bias", "encoder.ln.weight": "norm.weight", "encoder.ln.bias": "norm.bias",
-        "heads.head.weight": "head.weight", "heads.head.bias": "head.bias",
     }  # fmt: skip
+    names |= {} if classifier is None else {f"{classifier}.{part}": f"head.{part}" for part in ("weight", "bias")}
     parts = {
         "ln_1.": "norm1.", "ln_2.": "norm2.", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj.": "attn.proj.",
         "mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2.", "mlp.linear_1.": "mlp.fc1.", "mlp.linear_2.": "mlp.fc2.",

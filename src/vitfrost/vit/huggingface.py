@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModel, VitfrostError
+from ..outputs import OutputKind
+from .image_processor import MALFORMED
 
 State = dict[str, Tensor]
 KNOWN = "ViT, DeiT, Dinov2 (with registers), DINOv3 ViT, Swin, and the vision models of SigLIP and CLIP"
@@ -34,7 +36,6 @@ _PARTS = [
     (r"layer_scale1\.lambda1$", "ls1.gamma"),
     (r"layer_scale2\.lambda1$", "ls2.gamma"),
 ]
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError)
 _PATCHES = re.compile(r"^embeddings\.patch_embeddings?\.(?:projection\.)?(weight|bias)$")
 # In files, and of no use to an image: masks, the text tower, indices that follow from the sizes.
 _LEFT_OUT = ("mask_token", "relative_position_index", "position_ids", "text_model.", "text_projection", "logit_scale", "logit_bias",
@@ -43,14 +44,15 @@ _LEFT_OUT = ("mask_token", "relative_position_index", "position_ids", "text_mode
 
 @dataclass(frozen=True)
 class Converted:
-    """A model as timm makes it: architecture, image size and options, its weights; what its outputs are called, and how the original gives
-    them: a function of what it puts out."""
+    """A model as timm makes it: architecture, image size and options, its weights; `taken`, a function that takes the same outputs from
+    what the original puts out; what these are, where timm's classifier is none, and what they are called."""
 
     name: str
     image_size: tuple[int, int]
     options: dict[str, Any]
     state: State
-    outputs: Callable[[Any], Tensor]
+    taken: Callable[[Any], Tensor]
+    outputs: OutputKind | None = None
     class_names: tuple[str, ...] | None = None
     left_out: tuple[str, ...] = field(default=())
 
@@ -66,20 +68,28 @@ def convert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted
     if isinstance(config.get("vision_config"), Mapping):  # of a model with a text tower
         config = {"projection_dim": config.get("projection_dim"), **config["vision_config"]}
         kind = f"{kind}_vision_model" if kind in ("clip", "siglip", "siglip2") else kind
+    if kind == "siglip2_vision_model" and "image_size" not in config:
+        raise UnsupportedModel(
+            "this SigLIP 2 has NaFlex inputs, patches of pictures of any shape (num_patches in the place of image_size), which are not "
+            "supported; give one of a fixed image size (model_type siglip)"
+        )
     kind = {"siglip2_vision_model": "siglip_vision_model"}.get(kind, kind)
     if kind not in _KINDS:
         raise UnsupportedModel(f"a model of the type '{kind}' of transformers is not supported; supported are {KNOWN}")
-    named = _neutral({name: value for name, value in state.items() if not any(part in name for part in _LEFT_OUT)})
+    if (channels := config.get("num_channels", 3)) != 3:
+        raise UnsupportedModel(f"this model reads images of num_channels {channels}, and pictures are read as RGB; give a model of three")
+    kept = {name: value for name, value in state.items() if not any(part in name for part in _LEFT_OUT)}
+    named = _neutral({name: value for name, value in kept.items() if value.numel() or not name.endswith("register_tokens")})
     try:
         made: Converted = _KINDS[kind](config, named)
-        names = class_names(config) if made.options["num_classes"] else None
-    except _MALFORMED as error:
+        names = class_names(config) if made.options["num_classes"] and made.outputs is None else None
+    except MALFORMED as error:
         what = f"{type(error).__name__}: {str(error)[:100]}"
         raise VitfrostError(
             f"the configuration of type '{kind}' does not go with its weights ({what}); give both as they were saved"
         ) from error
     left = tuple(sorted({name.rpartition(".")[0] for name in state if "pooler.dense" in name}))
-    return Converted(made.name, made.image_size, made.options, made.state, made.outputs, names, left)
+    return replace(made, class_names=names, left_out=left)
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -89,33 +99,6 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
         return None
     ordered = [str(labels[key]) for key in sorted(labels, key=int)]
     return None if all(re.fullmatch(r"LABEL_\d+", label) for label in ordered) else tuple(ordered)
-
-
-def reading(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """How an image processor (preprocessor_config.json, or `to_dict()`) prepares pictures, in timm's words.
-
-    Raises VitfrostError for one that makes no sense.
-    """
-    try:
-        return _reading(processor)
-    except _MALFORMED as error:
-        raise VitfrostError(f"the image processor is damaged ({type(error).__name__}: {str(error)[:100]}); leave it out") from error
-
-
-def _reading(processor: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
-        found |= {name: tuple(map(float, processor[f"image_{name}"])) for name in ("mean", "std")}
-    elif processor.get("do_normalize") is False:
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    size, crop = processor.get("size"), processor.get("crop_size")
-    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
-    if processor.get("do_center_crop") and cropped and shortest:
-        found |= {"crop_pct": min(1.0, cropped / shortest), "crop_mode": "center"}
-    elif isinstance(size, Mapping) and "height" in size:
-        found |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return found
 
 
 def _neutral(state: Mapping[str, Tensor]) -> State:
@@ -184,8 +167,23 @@ def _options(config: Mapping[str, Any], eps: float) -> dict[str, Any]:
 def _activation(config: Mapping[str, Any]) -> dict[str, Any]:
     name = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu", "gelu": "gelu"}.get(config["hidden_act"])
     if name is None:
-        raise UnsupportedModel(f"the activation '{config['hidden_act']}' is not supported")
+        raise UnsupportedModel(f"the activation '{config['hidden_act']}' (hidden_act) is not supported; supported are gelu and quick_gelu")
     return {"act_layer": name}
+
+
+def _require_activation(config: Mapping[str, Any], known: str, model: str) -> None:
+    """Raise UnsupportedModel for another activation than the one that timm's model has."""
+    given = {"swish": "silu"}.get(config.get("hidden_act", "gelu"), config.get("hidden_act", "gelu"))
+    if given != known:
+        raise UnsupportedModel(f"the activation '{given}' (hidden_act) of this {model} is not supported; timm's has {known}")
+
+
+def _refuse_classifier(state: State, model: str, reads: str, without: str) -> None:
+    """Raise UnsupportedModel for a classifier that reads what timm's does not."""
+    if "classifier.weight" in state:
+        raise UnsupportedModel(
+            f"the classifier of {model} reads {reads}, which timm's does not; give the model without it (module.{without})"
+        )
 
 
 def _renamed(state: State, names: Mapping[str, str]) -> State:
@@ -244,11 +242,7 @@ def _deit(config: Mapping[str, Any], state: State) -> Converted:
 
 
 def _dinov2(config: Mapping[str, Any], state: State) -> Converted:
-    if "classifier.weight" in state:
-        raise UnsupportedModel(
-            "the classifier of Dinov2 reads the class token and the mean of the patches, which timm's does not; give the model without it "
-            "(module.dinov2)"
-        )
+    _refuse_classifier(state, "Dinov2", "the class token and the mean of the patches", str(config["model_type"]))
     state = _merge_projections(_renamed(state, _EMBEDDINGS))
     options = _options(config, 1e-6) | {"qkv_bias": config.get("qkv_bias", True), "init_values": 1.0, "num_classes": 0}
     name = "vit_base_patch14_dinov2"
@@ -274,15 +268,20 @@ def _pack_gates(state: State) -> State:
 
 def _dinov3(config: Mapping[str, Any], state: State) -> Converted:
     """timm has biases of queries and values apart, and LayerScale under another name."""
+    gated = bool(config.get("use_gated_mlp"))
+    _require_activation(config, "silu" if gated else "gelu", "DINOv3 with gates" if gated else "DINOv3")
     names = _EMBEDDINGS | {"embeddings.patch_embeddings.weight": "patch_embed.proj.weight"}
     state = {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): value for name, value in _renamed(state, names).items()}
     if config.get("key_bias"):
         raise UnsupportedModel("this DINOv3 has biases of keys, which timm's has not")
-    biased = "blocks.0.attn.q.bias" in state
-    for name in [name for name in state if name.endswith(".attn.q.bias")]:
-        stem = name.removesuffix("q.bias")
-        state[f"{stem}q_bias"], state[f"{stem}v_bias"] = state.pop(name), state.pop(f"{stem}v.bias")
-    gated = bool(config.get("use_gated_mlp"))
+    biased = any(name.endswith((".attn.q.bias", ".attn.v.bias")) for name in state)
+    for name in [name for name in state if re.search(r"\.(attn\.[qv]|attn\.proj|mlp\.\w+)\.weight$", name)]:
+        stem = name.removesuffix(".weight")
+        bias = state.pop(f"{stem}.bias", torch.zeros(len(state[name])))  # timm's layers have one
+        if not stem.endswith((".q", ".v")):
+            state[f"{stem}.bias"] = bias
+        elif biased:
+            state[f"{stem}_bias"] = bias
     first = {"gate_proj": "fc1_g", "up_proj": "fc1_x"} if gated else {"up_proj": "fc1"}
     state = {re.sub(r"\.mlp\.(gate_proj|up_proj)\.", lambda m: f".mlp.{first[m[1]]}.", name): value for name, value in state.items()}
     options = _options(config, 1e-5) | {
@@ -300,6 +299,13 @@ def _dinov3(config: Mapping[str, Any], state: State) -> Converted:
 
 def _swin(config: Mapping[str, Any], state: State) -> Converted:
     """Patches are merged before a stage in timm, behind the stage before it in transformers."""
+    _require_activation(config, "gelu", "Swin")
+    if config.get("use_absolute_embeddings"):
+        raise UnsupportedModel("this Swin has absolute positions (use_absolute_embeddings), which timm's has not; give one without")
+    if abs(float(config.get("layer_norm_eps", 1e-5)) - 1e-5) > 1e-9:
+        raise UnsupportedModel(
+            f"this Swin has layer_norm_eps {config['layer_norm_eps']} in its blocks alone, and timm's has one for all; give one with 1e-5"
+        )
     made: State = {}
     for name, value in state.items():
         if stage := re.match(r"^blocks\.(\d+)\.(?:blocks\.(\d+)|downsample)\.(.+)$", name):
@@ -323,13 +329,15 @@ def _swin(config: Mapping[str, Any], state: State) -> Converted:
         "depths": tuple(config["depths"]),
         "num_heads": tuple(config["num_heads"]),
         "mlp_ratio": float(config["mlp_ratio"]),
+        "qkv_bias": config.get("qkv_bias", True),
         "num_classes": classes,
-        "norm_eps": float(config.get("layer_norm_eps", 1e-5)),
+        "norm_eps": 1e-5,
     }
     return Converted("swin_tiny_patch4_window7_224", _size(config), options, made, _logits if classes else _pooled)
 
 
 def _siglip(config: Mapping[str, Any], state: State) -> Converted:
+    _refuse_classifier(state, "SigLIP", "the mean of the tokens", "vision_model")
     if "head.probe" not in state:
         raise UnsupportedModel("this SigLIP has no head that pools its tokens, which timm's has")
     names = {
@@ -347,12 +355,12 @@ def _siglip(config: Mapping[str, Any], state: State) -> Converted:
         stacked = state.pop(f"head.attention.in_proj_{part}")
         state[f"attn_pool.q.{part}"], state[f"attn_pool.kv.{part}"] = stacked[:width], stacked[width:]
     state["pos_embed"] = state["pos_embed"][None]
-    state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     options = _options(config, 1e-6) | _activation(config) | {"num_classes": 0}
     return Converted("vit_base_patch16_siglip_224", _size(config), options, state, _pooled)
 
 
 def _clip(config: Mapping[str, Any], state: State) -> Converted:
+    _refuse_classifier(state, "CLIP", "the mean of the patches", "vision_model")
     names = {
         "embeddings.class_embedding": "cls_token",
         "embeddings.position_embedding.weight": "pos_embed",
@@ -362,9 +370,10 @@ def _clip(config: Mapping[str, Any], state: State) -> Converted:
         names |= {f"pre_layrnorm.{part}": f"norm_pre.{part}", f"post_layernorm.{part}": f"norm.{part}"}
     state = _merge_projections(_renamed(state, names))
     state["cls_token"], state["pos_embed"] = state["cls_token"][None, None], state["pos_embed"][None]
-    classes = len(state["head.weight"]) if "head.weight" in state else 0
-    options = _options(config, 1e-5) | _activation(config) | {"num_classes": classes}
-    return Converted("vit_base_patch16_clip_224", _size(config), options, state, _embeds if classes else _pooled)
+    width = len(state["head.weight"]) if "head.weight" in state else 0  # of the projection
+    options = _options(config, 1e-5) | _activation(config) | {"num_classes": width}
+    size, name = _size(config), "vit_base_patch16_clip_224"
+    return Converted(name, size, options, state, _embeds, "embedding") if width else Converted(name, size, options, state, _pooled)
 
 
 def _embeds(outputs: Any) -> Tensor:

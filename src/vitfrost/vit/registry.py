@@ -51,12 +51,12 @@ def registry_options(module: Any, name: str, size: tuple[int, int], classes: int
                 made = create_model(name, size, **options)
         except VitfrostError:
             continue
-        if _alike(module, made):
+        if alike(module, made):
             return options
     return None
 
 
-def _alike(one: nn.Module, other: nn.Module) -> bool:
+def alike(one: nn.Module, other: nn.Module) -> bool:
     """The same kinds of layers under the same names, with tensors of the same shapes and the same plain settings."""
     mine, theirs = dict(one.named_modules()), dict(other.named_modules())
     return mine.keys() == theirs.keys() and all(_settings(mine[name]) == _settings(theirs[name]) for name in mine)
