@@ -27,6 +27,7 @@ from timm.models.hiera import Hiera, HieraBlock, MaskUnitAttention  # noqa: E402
 
 KINDS = (Hiera,)
 NAMES = ("hiera_*",)
+OWN_ATTENTION_IN_ONNX = True  # heads and windows are two axes there, and ONNX's operator has one
 
 
 def matches(model: nn.Module) -> bool:
