@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import vitfrost
 from vitfrost.artifact import Artifact
-from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize, WindowHeads
+from vitfrost.configs import Compress, FreezeEntries, FreezeHeads, Quantize, WindowHeads
 from vitfrost.errors import VitfrostError
+from vitfrost.images.batches import take_usable
+from vitfrost.images.preprocess import Preprocess
+from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan as make_plan
 
@@ -93,3 +97,35 @@ def test_windows_of_computed_heads_grow_with_the_grid(model: Model, pictures: Pa
     assert {head.window for layer in large.plan.layers for head in layer.heads} == {None, 5}
     with torch.no_grad():
         assert large.module(torch.randn(1, 3, 128, 128)).isfinite().all()
+
+
+QUANTIZED = (
+    ("fast", Quantize(4, 4, method="fast", steps=("rotation", "ridge")), 48),  # the stream is turned
+    ("constants and a layer of 32 bits", Quantize(4, 8, layers={"head": (32, 32)}), (48, 40)),
+    ("weights alone", Quantize(8, 32), 48),
+)
+
+
+@pytest.mark.parametrize(("what", "quantize", "larger"), QUANTIZED, ids=[row[0] for row in QUANTIZED])
+def test_quantized_models_keep_codes_and_ranges(what: str, quantize: Quantize, larger: Any, pictures: Path, tmp_path: Path) -> None:
+    heads = (FreezeHeads(0.25, kind="local"),) if what.startswith("constants") else ()
+    statistics = vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=8, detail="heads"), progress=False)
+    made, plain = (
+        vitfrost.compress(
+            "vitfrost_digits", make_plan(statistics, *heads, each), statistics=statistics, images=pictures, config=Compress(0, 8)
+        )
+        for each in (quantize, Quantize(32, 32))
+    )
+    large, reference = vitfrost.resize(made, larger, out=tmp_path / "large"), vitfrost.resize(plain, larger)
+    again = Artifact.load(tmp_path / "large")
+    assert large.quantization == again.quantization == made.quantization
+    kept = large.module.state_dict()
+    for name, value in made.module.state_dict().items():
+        assert name == "pos_embed" or ".constants." in name or torch.equal(kept[name], value), name
+    images = open_images(pictures)
+    before, after = (take_usable(images, Preprocess(model.preprocessing), 8).pixels for model in (made, large))
+    with torch.no_grad():
+        found = large.module(after)
+        assert torch.equal(again.module(after), found)
+        lost = (made.module(before) - plain.module(before)).norm()
+        assert (found - reference.module(after)).norm() < 2 * lost
