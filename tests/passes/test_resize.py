@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vitfrost
 from vitfrost.artifact import Artifact
@@ -129,3 +130,25 @@ def test_quantized_models_keep_codes_and_ranges(what: str, quantize: Quantize, l
         assert torch.equal(again.module(after), found)
         lost = (made.module(before) - plain.module(before)).norm()
         assert (found - reference.module(after)).norm() < 2 * lost
+
+
+def test_position_biases_of_long_grids_are_resized_from_the_grid_that_they_have(tmp_path: Path) -> None:
+    """Of 5 x 13 patches there are as many relative positions, 9 x 25, as of 8 x 8."""
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+    for size, larger in (((64, 128), (128, 256)), ((80, 208), (128, 128))):
+        model = Model.open("beit_base_patch16_224", weights="random", image_size=size, options=options)
+        grid, table = (size[0] // 16, size[1] // 16), model.module.blocks[0].attn.relative_position_bias_table
+        rows = torch.arange(2 * grid[0] - 1).float().sub(grid[0] - 1)[:, None].expand(-1, 2 * grid[1] - 1)
+        table.data[:-3] = rows.reshape(-1, 1)  # a bias by the rows between two patches alone
+        artifact = vitfrost.compress(model, make_plan(model, FreezeHeads(0.0), Quantize(32, 32)))
+        large = vitfrost.resize(artifact, larger)
+        attention = large.module.blocks[0].attn
+        found = attention.relative_position_bias_table[:-3].unflatten(0, (2 * larger[0] // 16 - 1, 2 * larger[1] // 16 - 1))
+        torch.testing.assert_close(found, found[:, :1].expand_as(found), atol=1e-4, rtol=0)
+        assert (found[1:, 0] >= found[:-1, 0]).all()
+    save_file(model.module.state_dict(), tmp_path / "weights.safetensors")
+    Model.open("beit_base_patch16_224", weights=tmp_path / "weights.safetensors", image_size=size, options=options)
+    long = Model.open("beit_base_patch16_224", weights="random", image_size=(64, 128), options=options)
+    save_file(long.module.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(VitfrostError, match=r"of 105 relative positions, which no square window has; give the image size of these weights"):
+        Model.open("beit_base_patch16_224", weights=tmp_path / "weights.safetensors", image_size=128, options=options)

@@ -22,7 +22,7 @@ from ..torch_state import usual_torch
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
 from ..vit.load import create_model, hash_state, refuse_cut_pixels
-from ..vit.resize import fit_state
+from ..vit.resize import fit_state, windows_of
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
 
@@ -51,7 +51,8 @@ def resize(
     model = create_model(given.name, image_size, **given.options)
     refuse_cut_pixels(model, find_sites(model).image_size)
     sites = {site.name: site for site in find_sites(model).attention}
-    before = {site.name: site for site in find_sites(given.blank()).attention}
+    blank = given.blank()
+    before = {site.name: site for site in find_sites(blank).attention}
     size = find_sites(model).image_size
     layers = tuple(_layer(layer, before[layer.site], sites[layer.site]) for layer in given.plan.layers)
     state = {name: torch.from_numpy(value) for name, value in pack_state(given.module).items()}
@@ -61,7 +62,7 @@ def resize(
             state |= _constants(module.constants, f"{name}.constants", layer, before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
-    state = fit_state(model, state, getattr(getattr(given.blank(), "patch_embed", None), "grid_size", None))
+    state = fit_state(model, state, getattr(getattr(blank, "patch_embed", None), "grid_size", None), windows_of(blank))
     skeleton = Skeleton(model)
     restore_state(model, unhashed, {name: value.numpy() for name, value in state.items()})
     digest = hash_state(model)
