@@ -76,7 +76,7 @@ class Bessel(nn.Module):
 def test_an_operator_that_onnx_does_not_have_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     loaded = small("vit_tiny_patch16_224", 32, depth=1)
     loaded.module.norm = Bessel()
-    with pytest.raises(VitfrostError, match=r'cannot be written as ONNX: .*; try Export\(format="openvino"\)'):
+    with pytest.raises(VitfrostError, match=r'cannot be written as ONNX: \w+Error .*bessel_j0.*; try Export\(format="openvino"\)$'):
         vitfrost.export(loaded, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
