@@ -1,7 +1,8 @@
 """Which family a model belongs to, and why a model is refused.
 
 A new family is one module, named in `_FAMILIES`, with `NAMES`, `matches`, `find_sites`, `map_attention`, `forward_pass`, and
-`allowed_pairs` where masks hide pairs. `OWN_ATTENTION_IN_ONNX` is True where ONNX has no form of the attention that timm computes.
+`allowed_pairs` where masks hide pairs, `final_grid` where that is not the grid of the patch embedding. `OWN_ATTENTION_IN_ONNX` is True where
+ONNX has no form of the attention that timm computes.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ def built_size(model: nn.Module) -> tuple[int, int] | None:
         return hiera.image_size_of(model)
     holder = model if is_kind(model, *maxvit.KINDS) else getattr(model, "patch_embed", None)
     return getattr(holder, "img_size", None)
+
+
+def final_grid(model: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the tokens (but prefix tokens) that a model's last block gives; None where nothing says it. Raises
+    UnsupportedModel."""
+    find_grid = getattr(family_of(model), "final_grid", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None) if find_grid is None else find_grid(model)
+    return None if grid is None else (int(grid[0]), int(grid[1]))
 
 
 def has_class_token(model: nn.Module) -> bool:

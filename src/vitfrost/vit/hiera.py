@@ -108,6 +108,13 @@ def image_size_of(model: Any) -> Grid:
     return (height * high, width * wide)
 
 
+def final_grid(model: Any) -> Grid:
+    """Rows and columns of the tokens behind the last block; they are in this order once all pooling is done."""
+    halvings = sum(block.attn.q_stride > 1 for block in model.blocks)
+    height, width = model.tokens_spatial_shape
+    return (height >> halvings, width >> halvings)
+
+
 def forward_pass(model: Any) -> ForwardPass:
     """How a Hiera runs block by block."""
     return ForwardPass(
