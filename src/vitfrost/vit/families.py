@@ -1,8 +1,8 @@
 """Which family a model belongs to, and why a model is refused.
 
 A new family is one module, named in `_FAMILIES`, with `NAMES`, `matches`, `find_sites`, `map_attention`, `forward_pass`, and
-`allowed_pairs` where masks hide pairs, `final_grid` where that is not the grid of the patch embedding. `OWN_ATTENTION_IN_ONNX` is True where
-ONNX has no form of the attention that timm computes.
+`allowed_pairs` where masks hide pairs, `final_grid` where that is not the grid of the patch embedding. `OWN_ATTENTION_IN_ONNX` is True
+where ONNX has no form of the attention that timm computes.
 """
 
 from __future__ import annotations
