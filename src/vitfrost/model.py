@@ -47,7 +47,7 @@ from .vit.load import (
     trained_size,
 )
 from .vit.options import check_options
-from .vit.outputs import chosen_outputs, kind_of_outputs, outputs_of, without_head
+from .vit.outputs import chosen_outputs, kind_of_outputs, outputs_of, token_options, without_head
 from .vit.registry import classes_of, registry_options, unwrapped
 from .vit.resize import fit_state
 from .vit.skeleton import Skeleton
@@ -61,7 +61,6 @@ log = logging.getLogger("vitfrost")
 MEMORY = "memory"
 LONGEST_PATH = 4000
 IMAGENET_CLASSES = 1000
-TOKENS = {"num_classes": 0, "global_pool": ""}  # as timm is told to give all tokens
 Size = int | tuple[int, int] | None
 
 
@@ -183,7 +182,7 @@ class Model:
             module, function = _FOLDERS["export" if is_export(name) else "artifact"]
             made: Model = attrgetter(function)(import_module(module))(Path(name))
         else:
-            options = dict(options or {}) | (TOKENS if outputs == "tokens" else {})
+            options = dict(options or {}) | (token_options(str(name)) if outputs == "tokens" else {})
             made = _open_timm(str(name), weights, image_size, classes, options, seed)
             if made.outputs == "classes" or class_names is not None:
                 made.outputs = outputs_of(made.module, made.name, made.classes, named=class_names is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,25 @@ def test_patches_are_positions_also_where_only_features_have_channels_first(name
     assert found.grid == (2, 3)
     assert found.patches is not None
     assert found.patches.shape == (1, 6, model.module.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "grid"),
+    [
+        ("qwen3_vit_88m_enc", {"embed_dim": 64, "depth": 1, "num_heads": 2}, (2, 3)),  # 2 x 2 patches are merged
+        ("hiera_tiny_224", {"embed_dim": 16, "stages": (1, 1, 1, 1), "num_classes": 0}, (2, 3)),
+    ],
+)
+def test_heads_on_a_map_read_the_grid_of_the_last_block(name: str, options: dict[str, Any], grid: tuple[int, int]) -> None:
+    pytest.importorskip("timm.models.qwen3_vit" if name.startswith("qwen") else "timm")
+    model = Model.open(name, weights="random", image_size=(64, 96), options=options)
+    found = features_of(model, torch.randn(2, 3, 64, 96))
+    assert found.grid == grid
+    assert found.patches is not None
+    assert TaskHead(lambda maps: maps).of(found, name).shape == (2, found.patches.shape[2], *grid)
+    if name.startswith("hiera"):  # whose tokens are in rows and columns once they are pooled
+        places = torch.arange(6).view(1, 6, 1)
+        assert torch.equal(model.module.reroll(places, len(model.module.blocks) - 1).flatten(), places.flatten())
 
 
 def measure(model: Model | Path, data: Data, **given: object) -> Row:

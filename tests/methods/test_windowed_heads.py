@@ -99,6 +99,18 @@ def test_from_the_plan_to_a_graph(heads: Any, entries: Any, tmp_path: Path, outs
     assert vitfrost.inspect("vitfrost_digits", plan=plan)["planned"]["macs"] == macs
 
 
+@pytest.mark.parametrize(("share", "form"), [(0.3, "openvino"), (1.0, "openvino"), (1.0, "onnx")])
+def test_graphs_of_grids_with_several_blocks(share: float, form: str, pictures: Path, tmp_path: Path) -> None:
+    """One windowed head of three, whose axis tools leave out, and all."""
+    model = Model.open("deit_tiny_patch16_224", weights="random", image_size=(144, 160), options={"depth": 1, "num_classes": 10})
+    statistics = vitfrost.calibrate(model, pictures, Calibrate(limit=2, detail="heads"), progress=False)
+    made = vitfrost.compress(model, vitfrost.plan(statistics, WindowHeads(share, 3)), statistics=statistics)
+    session = vitfrost.runtime.open_export(vitfrost.export(made, Export(form), out=tmp_path / "out"))  # type: ignore[arg-type]
+    pixels = torch.randn(3, 3, 144, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(session.run(pixels.numpy())), made.module(pixels), atol=1e-5, rtol=0)
+
+
 def test_quantized_windowed_heads_and_their_statistics(heads: Any, pictures: Path) -> None:
     plan = vitfrost.plan(heads, WindowHeads(0.5, 5, "mean"), Quantize(8, 8))
     made = vitfrost.compress("vitfrost_digits", plan, statistics=heads, images=pictures)
@@ -112,6 +124,18 @@ def test_quantized_windowed_heads_and_their_statistics(heads: Any, pictures: Pat
             assert mass_outside(site, site.shape, head, 5) <= share + 1e-6
     later = vitfrost.plan(again, Quantize(8, 8))
     assert [layer.heads_of("windowed") for layer in later.layers] == [layer.heads_of("windowed") for layer in plan.layers]
+
+
+def test_images_of_another_size_are_refused_until_the_artifact_is_resized(pictures: Path) -> None:
+    options = {"depth": 1, "num_classes": 10, "dynamic_img_size": True}
+    model = Model.open("deit_tiny_patch16_224", weights="random", image_size=(64, 96), options=options)
+    statistics = vitfrost.calibrate(model, pictures, Calibrate(limit=2, detail="heads"), progress=False)
+    made = vitfrost.compress(model, vitfrost.plan(statistics, WindowHeads(0.4, 3)), statistics=statistics)
+    pixels = torch.randn(1, 3, 96, 96)
+    with pytest.raises(VitfrostError, match=r"has frozen maps or windows of 25 tokens, and this image has 37; resize the artifact"):
+        made.module(pixels)
+    with torch.no_grad():
+        assert vitfrost.resize(made, 96).module(pixels).shape == (1, 10)
 
 
 def test_cost_grows_with_the_window_not_with_the_grid() -> None:

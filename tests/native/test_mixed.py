@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,10 @@ def plain(**settings: Any) -> Any:
 def test_layers_in_floating_point_among_others(shallow: Any, tmp_path: Path) -> None:
     with pytest.raises(VitfrostError, match=r"the values of blocks.1.attn: they are in floating point, .*; plan with bits for all heads"):
         to_native(plain(heads=("blocks.1=32",)), "the model")
-    with pytest.raises(VitfrostError, match="head: its weights are in floating point"):
-        to_native(plain(layers=("head=32/8",)), "the model")
+    for name in ("head", "patch_embed.proj", "blocks.0.mlp.fc2"):
+        mend = f'plan with Quantize(..., layers={{"{name}": (8, 8)}}) and compress again'
+        with pytest.raises(VitfrostError, match=f"{re.escape(name)}: its weights are in floating point, .*; {re.escape(mend)}$"):
+            to_native(plain(layers=(f"{name}=32/8",)), "the model")
     made = shallow.compress(tmp_path / "made", Quantize(32, 32, layers={"head": (8, 8)}))
     with pytest.raises(VitfrostError, match=r"has some layers in few bits and others in floating point, .*Quantize\(weights=8"):
         in_integers(made, None)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vitfrost
 from vitfrost.artifact import Artifact
-from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize, WindowHeads
+from vitfrost.configs import Compress, FreezeEntries, FreezeHeads, Quantize, WindowHeads
 from vitfrost.errors import VitfrostError
+from vitfrost.images.batches import take_usable
+from vitfrost.images.preprocess import Preprocess
+from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan as make_plan
 
@@ -93,3 +98,57 @@ def test_windows_of_computed_heads_grow_with_the_grid(model: Model, pictures: Pa
     assert {head.window for layer in large.plan.layers for head in layer.heads} == {None, 5}
     with torch.no_grad():
         assert large.module(torch.randn(1, 3, 128, 128)).isfinite().all()
+
+
+QUANTIZED = (
+    ("fast", Quantize(4, 4, method="fast", steps=("rotation", "ridge")), 48),  # the stream is turned
+    ("constants and a layer of 32 bits", Quantize(4, 8, layers={"head": (32, 32)}), (48, 40)),
+    ("weights alone", Quantize(8, 32), 48),
+)
+
+
+@pytest.mark.parametrize(("what", "quantize", "larger"), QUANTIZED, ids=[row[0] for row in QUANTIZED])
+def test_quantized_models_keep_codes_and_ranges(what: str, quantize: Quantize, larger: Any, pictures: Path, tmp_path: Path) -> None:
+    heads = (FreezeHeads(0.25, kind="local"),) if what.startswith("constants") else ()
+    statistics = vitfrost.calibrate("vitfrost_digits", pictures, vitfrost.Calibrate(limit=8, detail="heads"), progress=False)
+    made, plain = (
+        vitfrost.compress(
+            "vitfrost_digits", make_plan(statistics, *heads, each), statistics=statistics, images=pictures, config=Compress(0, 8)
+        )
+        for each in (quantize, Quantize(32, 32))
+    )
+    large, reference = vitfrost.resize(made, larger, out=tmp_path / "large"), vitfrost.resize(plain, larger)
+    again = Artifact.load(tmp_path / "large")
+    assert large.quantization == again.quantization == made.quantization
+    kept = large.module.state_dict()
+    for name, value in made.module.state_dict().items():
+        assert name == "pos_embed" or ".constants." in name or torch.equal(kept[name], value), name
+    images = open_images(pictures)
+    before, after = (take_usable(images, Preprocess(model.preprocessing), 8).pixels for model in (made, large))
+    with torch.no_grad():
+        found = large.module(after)
+        assert torch.equal(again.module(after), found)
+        lost = (made.module(before) - plain.module(before)).norm()
+        assert (found - reference.module(after)).norm() < 2 * lost
+
+
+def test_position_biases_of_long_grids_are_resized_from_the_grid_that_they_have(tmp_path: Path) -> None:
+    """Of 5 x 13 patches there are as many relative positions, 9 x 25, as of 8 x 8."""
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+    for size, larger in (((64, 128), (128, 256)), ((80, 208), (128, 128))):
+        model = Model.open("beit_base_patch16_224", weights="random", image_size=size, options=options)
+        grid, table = (size[0] // 16, size[1] // 16), model.module.blocks[0].attn.relative_position_bias_table
+        rows = torch.arange(2 * grid[0] - 1).float().sub(grid[0] - 1)[:, None].expand(-1, 2 * grid[1] - 1)
+        table.data[:-3] = rows.reshape(-1, 1)  # a bias by the rows between two patches alone
+        artifact = vitfrost.compress(model, make_plan(model, FreezeHeads(0.0), Quantize(32, 32)))
+        large = vitfrost.resize(artifact, larger)
+        attention = large.module.blocks[0].attn
+        found = attention.relative_position_bias_table[:-3].unflatten(0, (2 * larger[0] // 16 - 1, 2 * larger[1] // 16 - 1))
+        torch.testing.assert_close(found, found[:, :1].expand_as(found), atol=1e-4, rtol=0)
+        assert (found[1:, 0] >= found[:-1, 0]).all()
+    save_file(model.module.state_dict(), tmp_path / "weights.safetensors")
+    Model.open("beit_base_patch16_224", weights=tmp_path / "weights.safetensors", image_size=size, options=options)
+    long = Model.open("beit_base_patch16_224", weights="random", image_size=(64, 128), options=options)
+    save_file(long.module.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(VitfrostError, match=r"of 105 relative positions, which no square window has; give the image size of these weights"):
+        Model.open("beit_base_patch16_224", weights=tmp_path / "weights.safetensors", image_size=128, options=options)

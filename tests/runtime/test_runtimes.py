@@ -9,7 +9,7 @@ import pytest
 
 from vitfrost.errors import VitfrostError
 from vitfrost.runtime import open_export
-from vitfrost.runtime.runtimes import FORMATS, PRECISIONS, RUNTIMES, OnnxRuntime, cores, default_threads
+from vitfrost.runtime.runtimes import FORMATS, PRECISIONS, RUNTIMES, OnnxRuntime, cause_of, cores, default_threads
 from vitfrost.timing.cells import plan_cells
 from vitfrost.timing.sessions import ModelSource, Opening
 from vitfrost.timing.subjects import Subject
@@ -70,3 +70,18 @@ def test_threads_are_those_of_the_environment_or_all(monkeypatch: pytest.MonkeyP
     for given, expected in (("3", 3), ("0", cores()), ("many", cores()), ("", cores())):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert default_threads() == expected
+
+
+def test_the_cause_is_what_the_innermost_error_says_first() -> None:
+    def wrapped(how: str) -> Exception:
+        try:
+            try:
+                raise ValueError("the strides do not fit\n\nwhile executing a node")
+            except ValueError as inner:
+                raise TypeError("step 2 failed; file an issue") from (inner if how == "from" else None)
+        except TypeError as error:
+            return error
+
+    assert cause_of(wrapped("from")) == "ValueError the strides do not fit"
+    assert cause_of(wrapped("none")) == "TypeError step 2 failed; file an issue"
+    assert cause_of(KeyError()) == "KeyError"

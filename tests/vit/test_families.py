@@ -220,5 +220,5 @@ def test_any_image_size_until_maps_are_frozen(pictures: Path) -> None:
     for method in (FreezeHeads(0.5), FreezeEntries(0.5, bits=32)):
         frozen = vitfrost.compress(model, vitfrost.plan(statistics, method, Quantize(32, 32)), statistics=statistics)
         frozen(torch.zeros(1, 3, *model.image_size))
-        with pytest.raises(VitfrostError, match="frozen maps of 101 tokens, and this image has 73; resize the artifact"):
+        with pytest.raises(VitfrostError, match="frozen maps or windows of 101 tokens, and this image has 73; resize the artifact"):
             frozen(larger)

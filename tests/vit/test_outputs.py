@@ -13,6 +13,7 @@ from torch import nn
 import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
+from vitfrost.evaluation.features import features_of
 from vitfrost.model import Model
 from vitfrost.plans.file import save_plan
 from vitfrost.vit.outputs import embedding_widths
@@ -60,6 +61,12 @@ def test_what_a_model_cannot_give_is_refused(tmp_path: Path) -> None:
         dino(outputs="classes")
     with pytest.raises(VitfrostError, match="gives one vector for an image, no tokens"):
         Model.of(dino().module, outputs="tokens")
+    with pytest.raises(VitfrostError, match=r"is distilled: .*; leave outputs tokens out and give 0 classes"):
+        Model.open("deit_tiny_distilled_patch16_224", weights="random", image_size=32, outputs="tokens")
+    distilled = Model.open("deit_tiny_distilled_patch16_224", weights="random", image_size=32, classes=0, options={"depth": 1})
+    found = features_of(distilled, torch.zeros(2, 3, 32, 32))
+    assert found.patches is not None
+    assert (found.patches.shape, found.grid) == ((2, 4, 192), (2, 2))
     model = random_model("vit_base_patch16_224", 32, **SMALL, global_pool="avg")
     save_file(model.module.state_dict(), tmp_path / "mean.safetensors")
     with pytest.raises(VitfrostError, match="has its last norm after pooling"):

@@ -31,7 +31,7 @@ from ..runtime.folder import EXPORT_FILE, FORMAT
 from ..runtime.runtimes import FORMATS, Native, import_runtime, reason_of
 from ..runtime.session import Session, open_export
 from ..torch_state import usual_torch
-from ..vit.families import find_sites
+from ..vit.families import find_sites, fit_for_onnx
 from ..vit.lean import is_lean, make_lean
 from .fuse import fuse
 from .graph import inference_form, save_openvino, to_onnx, to_openvino, trace, with_float_weights
@@ -257,7 +257,7 @@ def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, f
     """Returns, for export.json, "graph", "weight_range", "ranges", and "attention": what its products are computed in, "int8" or "float",
     if there are any in an int8 graph for OpenVINO."""
     written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
-    program = trace(written, loaded.image_size, loaded.name)
+    program = trace(fit_for_onnx(written) if config.format == "onnx" else written, loaded.image_size, loaded.name)
     kind = "lean" if is_lean(written) else "plain"
     said: dict[str, str | None] = {"weight_range": None, "ranges": None}
     if int8 is not None:

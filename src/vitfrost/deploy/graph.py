@@ -14,7 +14,7 @@ from ..methods.constant_heads.module import ConstantHeads
 from ..methods.quantize.modules import QuantizedLayer
 from ..model import Model
 from ..passes.structure import merge_structure
-from ..runtime.runtimes import INPUT, OUTPUT, import_runtime, reason_of
+from ..runtime.runtimes import INPUT, OUTPUT, cause_of, import_runtime, reason_of
 from .tools import quiet_tools
 
 # The first opset with a whole Attention operator: maps stay inside one fused operator, as in torch.
@@ -65,7 +65,7 @@ def to_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> Non
     except OSError as error:
         raise VitfrostError(f"{name} cannot be written as ONNX: {error.strerror or error}") from error
     except Exception as error:  # as above
-        raise VitfrostError(f'{name} cannot be written as ONNX: {reason_of(error)}; try Export(format="openvino")') from error
+        raise VitfrostError(f'{name} cannot be written as ONNX: {cause_of(error)}; try Export(format="openvino")') from error
 
 
 def to_openvino(program: torch.export.ExportedProgram, image_size: tuple[int, int], name: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..deploy.exported import ExportedModel
 from ..errors import VitfrostError
 from ..model import Model
-from ..vit.families import forward_pass, has_class_token
+from ..vit.families import final_grid, forward_pass, has_class_token
 from ..vit.outputs import has_classifier
 
 Part = Literal["pooled", "class_token", "patches"]
@@ -80,9 +80,10 @@ def _cut(model: Model, maps: Tensor, pooled: Tensor | None = None) -> Features:
         maps = maps.movedim(1, -1) if forward_pass(model.module).gives_maps else maps
         return Features.of_tokens(maps.flatten(1, 2), 0, False, (maps.shape[1], maps.shape[2]), pooled)
     module: Any = model.module
-    class_token = has_class_token(module)
-    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
-    return Features.of_tokens(maps, int(getattr(module, "num_prefix_tokens", int(class_token))), class_token, _grid(grid), pooled)
+    class_token, grid = has_class_token(module), final_grid(module)
+    prefix = int(getattr(module, "num_prefix_tokens", int(class_token)))
+    whole = grid is not None and grid[0] * grid[1] == maps.shape[1] - prefix
+    return Features.of_tokens(maps, prefix, class_token, grid if whole else None, pooled)
 
 
 @torch.inference_mode()

@@ -49,7 +49,10 @@ class WindowedHeads(nn.Module):
         """Outputs of the heads; the queries are scaled already."""
         prefix, heads = self.shape.prefix_tokens, q.shape[1]
         own, near, values = self._gathered(q, self.queries), self._gathered(k, self.keys), self._gathered(v, self.keys)
-        mixed = F.scaled_dot_product_attention(own, near, values, attn_mask=self.seen.repeat(heads, 1, 1), scale=1.0)
+        if torch.compiler.is_exporting():
+            mixed = self._one_by_one(own, near, values)
+        else:
+            mixed = F.scaled_dot_product_attention(own, near, values, attn_mask=self.seen.repeat(heads, 1, 1), scale=1.0)
         patches = mixed.unflatten(1, (heads, -1)).flatten(2, 3)[:, :, self.back]
         share = self.outside[:, None, None]
         patches = (1 - share) * patches + share * v[:, :, prefix:].mean(2, keepdim=True)
@@ -60,6 +63,13 @@ class WindowedHeads(nn.Module):
 
     def _gathered(self, tokens: Tensor, places: Tensor) -> Float[Tensor, "images blocks_of_heads places width"]:
         return tokens[:, :, places.flatten()].unflatten(2, tuple(places.shape)).flatten(1, 2)
+
+    def _one_by_one(self, own: Tensor, near: Tensor, values: Tensor) -> Float[Tensor, "images blocks_of_heads b width"]:
+        """The same attention, the block of every head an image of its own: OpenVINO merges axes of heads and blocks, but not the mask's."""
+        images, blocks = own.shape[:2]
+        q, k, v = (part.flatten(0, 1).unsqueeze(1) for part in (own, near, values))
+        seen = self.seen.repeat(images * blocks // len(self.seen), 1, 1).unsqueeze(1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0).squeeze(1).unflatten(0, (images, blocks))
 
     def maps(
         self, logits: Float[Tensor, "images some tokens tokens"], heads: list[int] | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import Artifact, settings_of
+from ..artifact import Artifact, pack_state, restore_state
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..identity import Identity
@@ -21,11 +21,10 @@ from ..plans.schema import Plan
 from ..torch_state import usual_torch
 from ..vit.attention import MapAttention
 from ..vit.families import find_sites
-from ..vit.load import create_model, hash_state, load_state, refuse_cut_pixels
-from ..vit.resize import fit_state
+from ..vit.load import create_model, hash_state, refuse_cut_pixels
+from ..vit.resize import fit_state, windows_of
 from ..vit.sites import AttentionSite
 from ..vit.skeleton import Skeleton
-from .structure import install_structure
 
 
 @usual_torch()
@@ -36,33 +35,36 @@ def resize(
     a grid 1.5 times as large and more they keep their few numbers, whose taps then stand apart), dense maps interpolated over queries and
     keys.
 
-    Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Quantized models and frozen
-    entries belong to their size and are refused, as are constants of windows. Raises VitfrostError naming what cannot be carried over.
+    Nothing is trained, so accuracy falls as it does for the original when its input size is changed. Codes of weights and ranges of
+    activations stay as they are. Frozen entries belong to their size and are refused, as are constants of windows. Raises VitfrostError
+    naming what cannot be carried over.
     """
     if out is not None:
         refuse_existing(Path(out), overwrite)
     given = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
-    if given.plan.freeze is not None or settings_of(given.plan).any:
-        raise VitfrostError("the artifact is quantized or has frozen entries, which belong to its image size; resize it before that")
+    if given.plan.freeze is not None:
+        raise VitfrostError(
+            "the artifact has frozen entries, which belong to its image size; freeze them in a model opened at the new size"
+        )
     if not given.registered:
         raise VitfrostError(f"only timm's models are built for another image size, and timm cannot make this {given.name}")
     model = create_model(given.name, image_size, **given.options)
     refuse_cut_pixels(model, find_sites(model).image_size)
     sites = {site.name: site for site in find_sites(model).attention}
-    before = {site.name: site for site in find_sites(given.blank()).attention}
+    blank = given.blank()
+    before = {site.name: site for site in find_sites(blank).attention}
     size = find_sites(model).image_size
     layers = tuple(_layer(layer, before[layer.site], sites[layer.site]) for layer in given.plan.layers)
-    state = dict(given.module.state_dict())
+    state = {name: torch.from_numpy(value) for name, value in pack_state(given.module).items()}
     for name, module in given.module.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.constants, ConstantHeads):
             layer = next(layer for layer in given.plan.layers if layer.site == name)
             state |= _constants(module.constants, f"{name}.constants", layer, before[name], sites[name])
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
-    state = fit_state(model, state, getattr(getattr(given.blank(), "patch_embed", None), "grid_size", None))
+    state = fit_state(model, state, getattr(getattr(blank, "patch_embed", None), "grid_size", None), windows_of(blank))
     skeleton = Skeleton(model)
-    install_structure(model, unhashed)
-    load_state(model, state, f"of the {given.name} at {_shown(given.image_size)} px")
+    restore_state(model, unhashed, {name: value.numpy() for name, value in state.items()})
     digest = hash_state(model)
     tag = f"{given.weight_tag} at {_shown(given.image_size)} px"
     plan = _named(unhashed, {"weight_tag": tag, "state_hash": digest})
@@ -70,8 +72,8 @@ def resize(
         given, image_size=size, weight_tag=tag, state_hash=digest, preprocessing=given.preprocessing.at(size), skeleton=skeleton
     )
     made = Artifact.made_from(
-        original, model, plan=plan, statistics=given.statistics, structure=given.structure, training=given.training, seeds=given.seeds,
-        recipe=given.recipe,
+        original, model, plan=plan, quantization=given.quantization, statistics=given.statistics, structure=given.structure,
+        repair=given.repair, passes=given.passes, training=given.training, seeds=given.seeds, recipe=given.recipe,
     )  # fmt: skip
     if out is not None:
         made.save(out, overwrite)

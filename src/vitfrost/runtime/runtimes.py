@@ -259,6 +259,16 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, VitfrostError) else f"{type(error).__name__} {first_line(error)}".strip()
 
 
+def cause_of(error: BaseException) -> str:
+    """One line: what the innermost of the errors behind this one says first. Tools wrap it in what they say of every failure."""
+    seen = {id(error)}
+    while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    said = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__} {said if len(said) <= 300 else f'{said[:297]}...'}".strip()
+
+
 def cores() -> int:
     """The cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

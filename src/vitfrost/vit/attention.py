@@ -268,10 +268,10 @@ class MapAttention(nn.Module):
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
-        if v.shape[2] != self.site.keys and (self.apart or self.frozen is not None):
+        if v.shape[2] != self.site.keys and (self.apart or self.frozen is not None or self.windowed is not None):
             raise VitfrostError(
-                f"{self.site.name} has frozen maps of {self.site.keys} tokens, and this image has {v.shape[2]}; resize the artifact "
-                "(vitfrost resize) for images of another size"
+                f"{self.site.name} has frozen maps or windows of {self.site.keys} tokens, and this image has {v.shape[2]}; resize the "
+                "artifact (vitfrost resize) for images of another size"
             )
         if q is not None and self.scale_queries_first:
             q = self.scaled(q)

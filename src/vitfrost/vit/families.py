@@ -1,11 +1,13 @@
 """Which family a model belongs to, and why a model is refused.
 
 A new family is one module, named in `_FAMILIES`, with `NAMES`, `matches`, `find_sites`, `map_attention`, `forward_pass`, and
-`allowed_pairs` where masks hide pairs.
+`allowed_pairs` where masks hide pairs, `final_grid` where that is not the grid of the patch embedding. `OWN_ATTENTION_IN_ONNX` is True
+where ONNX has no form of the attention that timm computes.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from jaxtyping import Bool
@@ -76,6 +78,14 @@ def built_size(model: nn.Module) -> tuple[int, int] | None:
     return getattr(holder, "img_size", None)
 
 
+def final_grid(model: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the tokens (but prefix tokens) that a model's last block gives; None where nothing says it. Raises
+    UnsupportedModel."""
+    find_grid = getattr(family_of(model), "final_grid", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None) if find_grid is None else find_grid(model)
+    return None if grid is None else (int(grid[0]), int(grid[1]))
+
+
 def has_class_token(model: nn.Module) -> bool:
     """Whether the first of the tokens before the patches is a class token."""
     return getattr(model, "cls_token", None) is not None
@@ -103,6 +113,17 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
         modules[site.name] = family.map_attention(model.get_submodule(site.name), site)
         model.set_submodule(site.name, modules[site.name])
     return modules
+
+
+def fit_for_onnx(model: nn.Module) -> nn.Module:
+    """The model, where ONNX has no form of timm's attention a copy with the run-time attention; outputs are equal (fp32: 1e-5).
+
+    Raises UnsupportedModel.
+    """
+    if getattr(family_of(model), "OWN_ATTENTION_IN_ONNX", False):
+        model = copy.deepcopy(model)
+        install_map_attention(model)
+    return model
 
 
 def show_layers(model: nn.Module) -> None:

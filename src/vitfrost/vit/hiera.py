@@ -27,6 +27,7 @@ from timm.models.hiera import Hiera, HieraBlock, MaskUnitAttention  # noqa: E402
 
 KINDS = (Hiera,)
 NAMES = ("hiera_*",)
+OWN_ATTENTION_IN_ONNX = True  # heads and windows are two axes there, and ONNX's operator has one
 
 
 def matches(model: nn.Module) -> bool:
@@ -105,6 +106,13 @@ def image_size_of(model: Any) -> Grid:
     """Height and width in pixels that the model was built for."""
     (height, width), (high, wide) = model.tokens_spatial_shape, model.patch_stride
     return (height * high, width * wide)
+
+
+def final_grid(model: Any) -> Grid:
+    """Rows and columns of the tokens behind the last block; they are in this order once all pooling is done."""
+    halvings = sum(block.attn.q_stride > 1 for block in model.blocks)
+    height, width = model.tokens_spatial_shape
+    return (height >> halvings, width >> halvings)
 
 
 def forward_pass(model: Any) -> ForwardPass:

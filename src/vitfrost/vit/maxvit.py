@@ -27,6 +27,7 @@ from timm.models.maxxvit import AttentionCl, MaxxVit, MaxxVitBlock, PartitionAtt
 
 KINDS = (MaxxVit,)
 NAMES = ("maxvit_*", "maxxvit_*")
+OWN_ATTENTION_IN_ONNX = True  # as in `relative`
 
 
 def matches(model: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from .compat import import_timm
 timm = import_timm()
 # Towers that were trained to meet a text: what timm calls their classes are the channels of the embedding.
 _TOWERS = ("clip", "vitamin", "pe_core")
+_DISTILLED = re.compile(r"deit_\w+_distilled_")
 _LABELED = re.compile(r"in(1|12|21|22)k")
 
 
@@ -68,6 +69,16 @@ def chosen_outputs(given: OutputKind | None, found: OutputKind, name: str, class
     if given == "classes" and classes < 1:
         raise VitfrostError(f"{name} has no classifier, so its outputs are no classes; leave outputs out, or give the number of classes")
     return given
+
+
+def token_options(name: str) -> dict[str, Any]:
+    """What timm is told to give all tokens. Raises VitfrostError for a distilled DeiT, whose two heads read the first two tokens alone."""
+    if _DISTILLED.match(name):
+        raise VitfrostError(
+            f"{name} is distilled: its forward pass ends at the class and the distillation token; leave outputs tokens out and give 0 "
+            "classes (an embedding, beside which features have all tokens)"
+        )
+    return {"num_classes": 0, "global_pool": ""}
 
 
 @torch.inference_mode()

@@ -48,6 +48,13 @@ def _grid(model: Any) -> Grid:
     return convolved(_encoder(model)[0].patch_embed.proj, image_size_of(model))
 
 
+def final_grid(model: Any) -> Grid:
+    """Rows and columns of the tokens that the encoder gives: squares of patches, where it merges them."""
+    encoder, (height, width) = _encoder(model)[0], _grid(model)
+    side = 1 if encoder.merger is None else encoder.merge_size
+    return (height // side, width // side)
+
+
 @torch.no_grad()
 def forward_pass(model: Any) -> ForwardPass:
     """How such a model runs block by block; every block is given the rotations too."""

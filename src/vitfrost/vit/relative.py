@@ -26,6 +26,7 @@ from timm.models.vision_transformer_relpos import (  # noqa: E402
 
 KINDS = (Beit, VisionTransformerRelPos)
 NAMES = ("beit*", "vit_relpos_*", "vit_srelpos_*")
+OWN_ATTENTION_IN_ONNX = True  # torch takes it apart into heads that lie in another order, and cannot put them side by side
 STACK = Stack("relative", (Block, RelPosBlock), (ResPostRelPosBlock,), (Attention, RelPosAttention), "the blocks of BEiT and vit_relpos_*")
 
 

@@ -101,6 +101,16 @@ def check_bits(bits: int, where: str) -> None:
         raise refuse(where, f"it has {bits} bits", "plan with 2 to 8")
 
 
+def quantized(layer: nn.Module, where: str) -> QuantizedLayer:
+    """A layer with integer weights. Raises VitfrostError for another, naming what gives a layer of its name such weights."""
+    if not isinstance(layer, QuantizedLayer):
+        raise refuse(where, "its weights are in floating point", f"quantize weights and activations, or {MEND}")
+    if layer.bits == 32:  # other layers are quantized, so other formats do not take the model either
+        mend = f'plan with Quantize(..., layers={{"{where}": (8, 8)}}) and compress again'
+        raise refuse(where, "its weights are in floating point", mend)
+    return layer
+
+
 def add_classifier(file: ModelFile, layer: nn.Module, where: str) -> int:
     """The layer behind pooling; -1 for a model that gives features as they are."""
     return NONE if isinstance(layer, nn.Identity) else add_linear(file, layer, where)
@@ -111,12 +121,7 @@ def add_linear(
 ) -> int:
     """A linear layer or a patch convolution with integer weights. `stretch` [outputs]: a LayerScale behind it, folded into it. `order`: the
     layer's input at each place of the engine's."""
-    if not isinstance(layer, QuantizedLayer) or layer.bits == 32:
-        raise refuse(
-            where,
-            "its weights are in floating point",
-            f"quantize weights and activations, or {MEND}",
-        )
+    layer = quantized(layer, where)
     check_bits(layer.bits, where)
     codes = layer.codes.cpu().numpy().reshape(len(layer.codes), -1)
     codes = codes if order is None else codes[:, order]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.low_rank.projection import CompactProjection
-from ...methods.quantize.modules import QuantizedLayer
 from ...vit import plain
 from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
@@ -33,7 +32,7 @@ from .format import (
     Layer,
     ModelFile,
 )
-from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, layer_scale, refuse
+from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, layer_scale, quantized, refuse
 
 import_timm()
 from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through the guard)
@@ -71,11 +70,9 @@ def add_norm_step(file: ModelFile, norm: Any, where: str) -> None:
 
 def add_patches(file: ModelFile, embedding: Any, where: str) -> tuple[int, ...]:
     """The linear layer of a patch embedding; the first numbers of an EMBED layer."""
-    layer = embedding.proj
     if type(embedding) is not PatchEmbed:
         raise refuse(where, f"it is a {type(embedding).__name__}", MEND)
-    if not isinstance(layer, QuantizedLayer):
-        raise refuse(where, "its weights are in floating point", MEND)
+    layer = quantized(embedding.proj, f"{where}.proj")
     stride, padding, dilation, groups = layer.geometry
     height, width = embedding.img_size
     channels, *patch = layer.codes.shape[1:]

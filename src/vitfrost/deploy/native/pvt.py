@@ -17,7 +17,7 @@ from ...vit.grids import image_size_of
 from ...vit.reduced_attention import PyramidAttention
 from . import parts
 from .format import DEPTHWISE, DOWNSAMPLE, HEAD, NONE, OVERLAPPING_EMBED, REDUCED_ATTENTION, Layer, ModelFile
-from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, refuse
+from .parts import MEND, add_classifier, add_linear, add_norm, grid_of, quantized, refuse
 from .plain_vit import MEAN, add_feed_forward, add_heads, add_norm_before, add_norm_step
 
 import_timm()
@@ -50,8 +50,7 @@ def add_pvt(file: ModelFile, module: nn.Module) -> None:
 
 def _kernel(layer: Any, where: str, padded: bool) -> tuple[int, ...]:
     """Height, width, steps down and to the right, rows above and columns left of a convolution's patches."""
-    if not isinstance(layer, QuantizedLayer) or layer.bits == 32:
-        raise refuse(where, "its weights are in floating point", f"quantize weights and activations, or {MEND}")
+    layer = quantized(layer, where)
     stride, padding, dilation, _ = layer.geometry
     if set(dilation) != {1} or (any(padding) and not padded):
         raise refuse(where, "its patches have holes, or reach over the grid", MEND)
