@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..configs.base import options_of
 from ..configs.model import Colors, Crop, ModelPart, read_pairs
-from ..configs.words import read_size
+from ..configs.words import read_size, spelled
 from ..errors import VitfrostError
 from ..outputs import OutputKind
 
@@ -47,6 +47,11 @@ class ModelFlags:
     outputs: Annotated[OutputKind | None, _model_flag("outputs")] = None
     model_option: Annotated[tuple[str, ...], _model_flag("options")] = ()
     device: Device = "cpu"
+
+    def given(self) -> list[str]:
+        """The flags that were given, as they are typed, but for the model itself."""
+        others = [each for each in fields(self) if each.name != "model" and getattr(self, each.name) != each.default]
+        return [spelled(each.name.replace("_", "-")) for each in others]
 
     def open(self, artifact: Path | None = None, *, exports: bool = False, untrained: bool = False) -> Model:
         """The artifact, or the model that the flags name; without weights that download them, or `untrained`.
