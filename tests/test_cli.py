@@ -91,6 +91,7 @@ def test_every_verb_has_help_and_its_fixed_names(call: Callable, verb: str, monk
     assert set(FLAGS[verb]) <= flags
     assert POSITIONAL.get(verb, "") in shown.out
     words = " ".join(re.sub(r"[│|]", " ", shown.out).split())
+    assert not re.search(r"\bNone\}|\{None|\(default: (None|False|)\)", words)
     for flag, default in DEFAULTS.get(verb, {}).items():
         assert re.search(rf"{flag} .*?\(default: {re.escape(default)}\)", words), flag
 
