@@ -251,6 +251,16 @@ def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable
     assert "4 where single weights are frozen, else 32" in " ".join(call("plan", "--help").out.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("levels", ["published", "strict"])
+def test_the_advice_to_plan_with_strict_levels_is_not_given_to_who_did(
+    folder: Path, call: Callable[..., Any], tmp_path: Path, levels: str
+) -> None:
+    words = ("--freeze", "none", "--weight-bits", 4, "--activation-bits", 4, "--levels", levels, "--out", tmp_path / "p.yaml")
+    ended = call("plan", "--statistics", folder / "statistics.safetensors", *words)
+    assert ended.status == 0, ended.err
+    assert ("(plan with --levels strict)" in ended.out) == (levels == "published")
+
+
 def test_the_methods_of_a_plan_are_those_it_was_made_by(folder: Path) -> None:
     chosen = (FreezeEntries(0.1), Hallucinate(0.25, by="first"), Compact(0.3), Quantize(8, 8))
     assert methods_in(vitfrost.plan(folder / "statistics.safetensors", *chosen)) == chosen

@@ -59,7 +59,8 @@ def _known(name: str) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name)
     if config is not None:
         return dict(config.to_dict())
-    return dict(timm.create_model(name).pretrained_cfg) if timm.is_model(name) else {}
+    built: Any = timm.create_model(name) if timm.is_model(name) else None
+    return {} if built is None else dict(built.pretrained_cfg)
 
 
 def _yaml_word(value: Any) -> str:

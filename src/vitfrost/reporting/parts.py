@@ -221,7 +221,9 @@ class RunParts:
                 f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTIFACT}, {RESULTS} and {ROW}; make one with vitfrost run"
             )
         hashes = [(name, identity.state_hash) for name, identity in identities]
-        hashes += [(f"row '{row.name}' of {self.named.get(ROW, RESULTS)}", row.state_hash) for row in (self.original, self.compressed) if row]
+        hashes += [
+            (f"row '{row.name}' of {self.named.get(ROW, RESULTS)}", row.state_hash) for row in (self.original, self.compressed) if row
+        ]
         for name, state_hash in hashes[1:]:
             if state_hash != hashes[0][1]:
                 raise VitfrostError(
