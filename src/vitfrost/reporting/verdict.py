@@ -78,7 +78,8 @@ def compared_row(rows: list[BenchRow]) -> BenchRow | None:
 
 def _time(parts: RunParts) -> Answer:
     question = "Time beside the fastest peer"
-    row = compared_row(parts.bench.groups()[0]) if parts.bench else None
+    rows = parts.bench.groups()[0] if parts.bench else []
+    row = compared_row(rows)
     if row is None or row.to_peer is None:
         where = parts.place(DEPLOY if parts.exported else ARTIFACT)
         command = f"vitfrost bench timm:{_name(parts)} {where} --images CALIBRATION_IMAGES --out RUN/bench"
@@ -86,9 +87,17 @@ def _time(parts: RunParts) -> Answer:
     ratio, threads = row.to_peer, f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"
     note = (
         f"({interval(ratio.interval)}) of the time of {ratio.to}; {row.p50_ms:.2f} ms per image on {row.runtime} {row.precision}, "
-        f"batch {row.batch}, {threads}"
+        f"batch {row.batch}, {threads}{_untimed(row, rows)}"
     )
     return Answer(question, f"{ratio.value:.2f}", note, row.kind)
+
+
+def _untimed(row: BenchRow, rows: list[BenchRow]) -> str:
+    """Which precisions the peers have, where none has that of the row: the fastest may be one that was not timed."""
+    timed = list(dict.fromkeys(peer.precision for peer in rows if peer.unmodified))
+    if row.precision in timed or not timed:
+        return ""
+    return f"; the fastest of {' and '.join(timed)} only: {row.precision} peers were not timed"
 
 
 def _size(parts: RunParts) -> Answer:
