@@ -55,7 +55,6 @@ DEFAULTS = {
     "search": {"--search-images": "200", "--rescore": "lazy"},
     "compress": {"--seed": "0"},
     "export": {"--calibration-images": "300", "--seed": "0"},
-    "predict": {"--top": "None"},
 }  # fmt: skip
 HEAVY = ("torch", "timm", "torchvision", "numpy", "numba", "matplotlib", "jinja2", "sklearn")
 

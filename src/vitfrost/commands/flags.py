@@ -150,4 +150,4 @@ def _optional(annotation: Any) -> Any:
     if annotation is kind and not kinds:
         return Annotated[annotation, arg(help_behavior_hint="")] if kind is bool else annotation
     word = None if named else "PATH" if Path in kinds else "NAME" if str in kinds else "INT" if int in kinds else None
-    return Annotated[annotation, arg(metavar=word, help_behavior_hint="")]
+    return Annotated[(kind, arg(metavar=word, help_behavior_hint=""), *about)]  # what the command itself says comes after, and holds
