@@ -55,7 +55,6 @@ DEFAULTS = {
     "search": {"--search-images": "200", "--rescore": "lazy"},
     "compress": {"--seed": "0"},
     "export": {"--calibration-images": "300", "--seed": "0"},
-    "predict": {"--top": "None"},
 }  # fmt: skip
 HEAVY = ("torch", "timm", "torchvision", "numpy", "numba", "matplotlib", "jinja2", "sklearn")
 
@@ -91,6 +90,7 @@ def test_every_verb_has_help_and_its_fixed_names(call: Callable, verb: str, monk
     assert set(FLAGS[verb]) <= flags
     assert POSITIONAL.get(verb, "") in shown.out
     words = " ".join(re.sub(r"[│|]", " ", shown.out).split())
+    assert not re.search(r"\bNone\}|\{None|\(default: (None|False|)\)", words)
     for flag, default in DEFAULTS.get(verb, {}).items():
         assert re.search(rf"{flag} .*?\(default: {re.escape(default)}\)", words), flag
 

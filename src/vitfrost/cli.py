@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import functools
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -19,17 +17,6 @@ from . import __version__
 from .errors import VitfrostError
 from .progress import doing, messages_on_stderr
 from .spelling import american_words
-
-
-def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The same signature and help, but called it only returns what is to be done: parsing and doing stay apart."""
-
-    @functools.wraps(verb)
-    def collect(*args: Any, **options: Any) -> Callable[[], None]:
-        return functools.partial(verb, *args, **options)
-
-    return collect
-
 
 MODULES = {
     "demo": "runs", "inspect": "models", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
@@ -46,6 +33,12 @@ def command(name: str) -> Callable[..., None]:
 
 
 DESCRIPTION = "Make Vision Transformers smaller and faster by using what their attention maps repeat."
+
+
+def _deferred(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    from .commands.flags import deferred
+
+    return deferred(verb)
 
 
 def _described(name: str) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import vitfrost
@@ -111,17 +111,43 @@ def test_the_printed_command_makes_the_plan_again(folder: Path, chosen: tuple[An
     assert load_plan(again) == made
 
 
-@pytest.mark.parametrize(
-    "chosen", [(FreezeHeads(0.5, "layer"), Compact(0.5, branches=3)), (Hallucinate(0.25, inter_map="pair"), Quantize(8, 8))]
-)
-def test_so_does_that_of_a_plan_from_a_model(chosen: tuple[Any, ...], tmp_path: Path) -> None:
+FIRST_HEADS = st.builds(FreezeHeads, ratio=small(0, 0.5), unit=st.sampled_from(["head", "layer"]))
+FIRST_MIXED = st.builds(Hallucinate, share=small(0, 0.4), inter_map=st.sampled_from(["linear", "copy", "pair"]))
+SHAPES = [{}, {"options": {"depth": 2}}, {"options": {"depth": 2, "global_pool": "avg"}, "image_size": 48}, {"classes": 7}]
+
+
+@st.composite
+def methods_without_statistics(draw: Any) -> tuple[Any, ...]:
+    """Any methods of a plan from a model, none at all too."""
+    kinds = (FIRST_HEADS, FIRST_MIXED, COMPACTED, QUANTIZED)
+    made = [effective(method) for kind in kinds if (method := draw(st.one_of(st.none(), kind))) is not None]
+    if made and isinstance(made[-1], Quantize) and made[-1].weights == made[-1].activations == 32:
+        made[-1] = replace(made[-1], levels="published")
+    if not any(isinstance(method, Hallucinate | Compact | FreezeHeads) for method in made) and not any(
+        isinstance(method, Quantize) for method in made
+    ):
+        made.append(Quantize(32, 32))
+    return tuple(made)
+
+
+@given(methods_without_statistics(), st.sampled_from(SHAPES), st.sampled_from(["random", None]))
+@settings(max_examples=8, deadline=None)
+@example((Quantize(32, 32),), {}, None)
+@example((Quantize(8, 32), FreezeHeads(0.5, "layer")), {"options": {"depth": 4}}, "random")
+def test_so_does_that_of_a_plan_from_a_model(folder: Path, chosen: tuple[Any, ...], shape: dict[str, Any], weights: str | None) -> None:
     from vitfrost.model import Model
 
-    made = vitfrost.plan(Model.open("vitfrost_digits", weights="random"), *chosen)
-    words = shlex.split(plan_command(made).replace("\\\n", " "))
-    place = {"WEIGHTS": "random", "plan.yaml": str(tmp_path / "plan.yaml")}
-    main([place.get(word, word) for word in words[1:]])
-    assert load_plan(tmp_path / "plan.yaml") == made
+    shape = shape if weights == "random" else {}
+    model, again = Model.open("vitfrost_digits", weights=weights, **shape), folder / "again.yaml"
+    try:
+        made = vitfrost.plan(model, *chosen)
+    except VitfrostError as error:  # more heads in all than there are
+        assume("can be; give less" not in str(error))
+        raise
+    again.unlink(missing_ok=True)
+    words = shlex.split(plan_command(made, shape.get("options")).replace("\\\n", " "))
+    main([{"plan.yaml": str(again)}.get(word, word) for word in words[1:]])
+    assert load_plan(again) == made
 
 
 @given(st.sampled_from([ENTRIES, HEADS, HALLUCINATED, COMPACTED, QUANTIZED]).flatmap(lambda kind: kind))
@@ -159,7 +185,9 @@ def test_a_value_is_read_from_its_words(method: Any) -> None:
         ("--activation-bits 32 --order merge-quantize", "--order has no effect where --activation-bits is 32"),
         ("--unit head --levels strict", "--levels has no effect where all bits are 32"),
         ("--freeze none --by mean", "--by goes with --freeze"),
-        ("--weights random", "--weights and --image-size go with --model"),
+        ("--weights random", "--weights goes with --model; statistics know their model"),
+        ("--model-option depth=4", "--model-option goes with --model"),
+        ("--classes 7", "--classes goes with --model"),
         ("--target-macs 0.9", "Unrecognized options: --target-macs"),
     ],
 )
@@ -221,6 +249,16 @@ def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable
     assert ended.status == 0, ended.err
     assert load_plan(tmp_path / "p.yaml").quantize == Quantize(32, 32)
     assert "4 where single weights are frozen, else 32" in " ".join(call("plan", "--help").out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("levels", ["published", "strict"])
+def test_the_advice_to_plan_with_strict_levels_is_not_given_to_who_did(
+    folder: Path, call: Callable[..., Any], tmp_path: Path, levels: str
+) -> None:
+    words = ("--freeze", "none", "--weight-bits", 4, "--activation-bits", 4, "--levels", levels, "--out", tmp_path / "p.yaml")
+    ended = call("plan", "--statistics", folder / "statistics.safetensors", *words)
+    assert ended.status == 0, ended.err
+    assert ("(plan with --levels strict)" in ended.out) == (levels == "published")
 
 
 def test_the_methods_of_a_plan_are_those_it_was_made_by(folder: Path) -> None:

@@ -80,3 +80,22 @@ def test_table_adds_up() -> None:
     assert f"{found['macs_total']:,}" in text
     for part in ("query key projection", "patch merging", "layers.2.blocks.0.attn"):
         assert part in text
+
+
+def test_a_plan_of_frozen_weights_and_bits_is_told_and_one_for_the_original_is_refused(pictures: Path, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    import vitfrost
+    from vitfrost.configs import Calibrate, FreezeEntries, FreezeHeads, Quantize
+
+    model, statistics = Model.open("vitfrost_digits", weights="random"), tmp_path / "statistics.safetensors"
+    vitfrost.calibrate(model, pictures, Calibrate(limit=2), progress=False, out=statistics)
+    found = inspect(model, plan=vitfrost.plan(statistics, FreezeEntries(0.2), Quantize(4, 4)))
+    assert (found["planned"]["frozen_entries"], found["planned"]["bits"]) == (24 * 845, "W4/A4")
+    console = Console(width=200, file=io.StringIO())
+    console.print(format_inspection(found))
+    assert "20,280 frozen attention weights (20.00 %); bits: W4/A4" in console.file.getvalue()
+    heads = vitfrost.plan(statistics, FreezeHeads(0.5))
+    made = vitfrost.compress(model, heads, statistics=statistics)
+    with pytest.raises(VitfrostError, match="the plan is for the original vitfrost_digits, and the artifact's layers are changed already"):
+        inspect(made, plan=heads)

@@ -238,8 +238,8 @@ evaluation: {images: IMAGES}
         ("model: {name: vitfrost_digits}", "model: {}", "model.name is missing"),
         ("name: vitfrost_digits", "name: vitfrost_digit", "timm has no model 'vitfrost_digit'"),
         ("name: vitfrost_digits", "name: vitfrost_digits, weights: none.safetensors", "no weights file"),
-        ("calibration: {images: IMAGES", "calibration: {images: nowhere", "no image folder"),
-        ("evaluation: {images: IMAGES}", "evaluation: {images: nowhere}", "no image folder"),
+        ("calibration: {images: IMAGES", "calibration: {images: nowhere", "name an existing folder with --calibration"),
+        ("evaluation: {images: IMAGES}", "evaluation: {images: nowhere}", "name an existing folder with --images"),
         ("evaluation: {images: IMAGES}", "evaluation: {images: IMAGES, labels: none.csv}", "no labels CSV"),
         ("plan:", "plan: [", "is not readable YAML"),
     ],
@@ -248,6 +248,13 @@ def test_recipes_that_cannot_be_run(refused, pictures: Path, tmp_path: Path, old
     assert old in RECIPE
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace(old, new, 1).replace("IMAGES", str(pictures)))
     assert message in refused("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+
+
+def test_evaluation_images_of_a_run_that_evaluates_nothing_are_refused(refused, pictures: Path, tmp_path: Path) -> None:
+    recipe = RECIPE.replace("evaluation: {images: IMAGES}", "").replace("IMAGES", str(pictures))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    said = refused("run", tmp_path / "recipe.yaml", "--images", pictures, "--out", tmp_path / "run")
+    assert f"--images is {pictures}, but the recipe evaluates nothing" in said
 
 
 def test_folders_that_are_no_run(refused, tmp_path: Path) -> None:

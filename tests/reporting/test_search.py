@@ -51,7 +51,7 @@ def test_page_shows_every_measurement_and_step(searched: Path, tmp_path: Path, p
         assert taken.move in page.text
     assert "labeled images" in page.text
     command = " ".join(line for line in page.text.replace("\\", " ").split("vitfrost search ")[-1].split())
-    assert command.startswith("--statistics STATISTICS --model vitfrost_digits --weights WEIGHTS --images SEARCH_IMAGES --target-macs 0.93")
+    assert command.startswith("--statistics STATISTICS --model vitfrost_digits --images SEARCH_IMAGES --target-macs 0.93")
     assert "--target-macs 0.93 --search-over heads layers ranks windows --search-images 8" in command
     assert "--windowed-side 3" in command
     marks = [len(drawn.marks) for chart in found.charts for drawn in chart.curves]

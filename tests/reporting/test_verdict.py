@@ -81,6 +81,18 @@ def test_what_is_measured_comes_with_its_interval(parts: RunParts) -> None:
     )
 
 
+def test_a_fastest_peer_of_other_precisions_alone_is_told(parts: RunParts) -> None:
+    assert parts.bench is not None
+    verdict = build_verdict(parts)
+    assert verdict is not None
+    assert "not timed" not in verdict.answers[1].note
+    peer, ours = parts.bench.rows
+    bench = parts.bench.model_copy(update={"rows": [peer.model_copy(update={"precision": "fp32"}), ours]})
+    verdict = build_verdict(replace(parts, bench=bench))
+    assert verdict is not None
+    assert verdict.answers[1].note.endswith("1 thread; the fastest of fp32 only: int8 peers were not timed")
+
+
 def test_what_is_not_measured_comes_with_the_command_that_does(run_folder: Path) -> None:
     (run_folder / "results.json").unlink()
     verdict = build_verdict(read_parts(run_folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from ..configs.base import options_of
 from ..configs.model import Colors, Crop, ModelPart, read_pairs
-from ..configs.words import read_size
+from ..configs.words import metavar, read_size, spelled
 from ..errors import VitfrostError
 from ..outputs import OutputKind
 
@@ -28,7 +28,7 @@ _OPTIONS = {option.field: option for option in options_of(ModelPart)}
 
 def _model_flag(field: str) -> Any:
     option = _OPTIONS[field]
-    return arg(name=option.flag.name, metavar=option.flag.metavar, help=option.help)
+    return arg(name=option.flag.name, metavar=metavar(option), help=option.help, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class ModelFlags:
     outputs: Annotated[OutputKind | None, _model_flag("outputs")] = None
     model_option: Annotated[tuple[str, ...], _model_flag("options")] = ()
     device: Device = "cpu"
+
+    def given(self) -> list[str]:
+        """The flags that were given, as they are typed, but for the model itself."""
+        others = [each for each in fields(self) if each.name != "model" and getattr(self, each.name) != each.default]
+        return [spelled(each.name.replace("_", "-")) for each in others]
 
     def open(self, artifact: Path | None = None, *, exports: bool = False, untrained: bool = False) -> Model:
         """The artifact, or the model that the flags name; without weights that download them, or `untrained`.
@@ -86,7 +91,8 @@ def announce_simulation(plan: Any) -> None:
     """Say in one line that a plan's model is simulated, and which exports refuse it therefore."""
     bits = plan.quantize.parts
     if bits.any_activations:
+        how = "" if plan.quantize.levels == "strict" or plan.quantize.method != "repq" else " (plan with --levels strict)"
         print(
-            f"PyTorch simulates activations of {bits.of_activations} bits; vitfrost export --format native runs them (plan with "
-            "--levels strict), other formats refuse them; to deploy in int8 there, plan with --activation-bits 32"
+            f"PyTorch simulates activations of {bits.of_activations} bits; vitfrost export --format native runs them{how}, other formats "
+            "refuse them; to deploy in int8 there, plan with --activation-bits 32"
         )

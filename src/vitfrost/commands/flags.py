@@ -7,7 +7,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from tyro.conf import OmitArgPrefixes, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -118,3 +119,35 @@ def _annotation(option: Option) -> Any:
         str_from_instance=lambda value: [] if value is None else [str(value)],
     )
     return Annotated[Any, spec, about]
+
+
+def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The same flags and help, but called it only returns what is to be done: parsing and doing stay apart.
+
+    Optional arguments are shown as those of groups are: what they take, and no default where it is nothing.
+    """
+    parameters = [
+        each.replace(annotation=_optional(each.annotation)) if each.default in (None, False, (), each.empty) else each
+        for each in inspect.signature(command, eval_str=True).parameters.values()
+    ]
+
+    @functools.wraps(command)
+    def shown(*args: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **named)
+
+    del shown.__wrapped__  # type: ignore[attr-defined]  # the parser would read the command's own annotations
+    shown.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    shown.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
+    return shown
+
+
+def _optional(annotation: Any) -> Any:
+    """An annotation such as `Path | None` with a name for the value, unless it has one, and without the default's; of what is required,
+    such as `Path`, itself."""
+    kind, *about = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    named = any(getattr(each, "metavar", None) for each in about)
+    kinds = get_args(kind)
+    if annotation is kind and not kinds:
+        return Annotated[annotation, arg(help_behavior_hint="")] if kind is bool else annotation
+    word = None if named else "PATH" if Path in kinds else "NAME" if str in kinds else "INT" if int in kinds else None
+    return Annotated[(kind, arg(metavar=word, help_behavior_hint=""), *about)]  # what the command itself says comes after, and holds

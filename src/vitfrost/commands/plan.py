@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search, WindowHeads
-from ..configs.flat import flat_options, methods_of
+from ..configs.flat import NONE, flat_options, methods_of
 from ..configs.words import spelled
 from ..errors import VitfrostError
 from .arguments import Flags, ModelFlags, announce_simulation
@@ -37,10 +37,10 @@ def plan(
     """
     if (statistics is None) == (model.model is None):
         raise VitfrostError("give either --statistics FILE or --model NAME (a plan without statistics, for training)")
-    if statistics is not None and model != ModelFlags():
-        raise VitfrostError("--weights and --image-size go with --model; statistics know their model")
+    if statistics is not None and (named := model.given()):
+        raise VitfrostError(f"{named[0]} goes with --model; statistics know their model, so leave it out")
     methods = methods_of(given.values, spelled, freezes=statistics is not None)
-    if statistics is None and "freeze" in given and ("by" in given or "unit" not in given):
+    if statistics is None and given.values.get("freeze", NONE) != NONE and ("by" in given or "unit" not in given):
         raise VitfrostError("freezing by what maps are takes their statistics; give --statistics FILE, or --unit head without --by")
     from .. import plan as verb
 

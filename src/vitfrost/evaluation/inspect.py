@@ -33,9 +33,10 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
     `model`: as of every verb, but a timm name downloads nothing; the plan's own where it is not given.
     Returns plain data for JSON: name, family, image_size, tokens, attention
     (one entry per site), feed_forward (likewise), parameters and macs (by part), parameters_total, macs_total,
-    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, and parameters
-    and macs as above.
-    Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans.
+    softmax_elements, supported (always True), and with a plan `planned`: hallucinated_heads, constant_heads, compact_blocks, frozen_entries
+    of so many entries (attention weights), bits, and parameters and macs as above.
+    Raises UnsupportedModel in one line that names what is not supported, VitfrostError for bad names, weights and plans, and for a plan
+    that changes layers beside an artifact whose layers are changed already.
     """
     from ..model import Model, as_model, names_folder
     from ..plans.file import load_plan
@@ -50,6 +51,8 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
     elif isinstance(model, str) and not names_folder(model):
         model = Model.open(model, weights="random")
     loaded = as_model(model)
+    if plan is not None:
+        _refuse_twice(loaded, plan)
     plain, sites = skeleton(loaded)
     parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
     description = {
@@ -87,18 +90,33 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
     return description if plan is None else description | {"planned": _planned(plain, sites, plan)}
 
 
+def _refuse_twice(loaded: Model, plan: Plan) -> None:
+    from ..artifact import Artifact
+    from ..passes.structure import has_structure
+
+    if isinstance(loaded, Artifact) and has_structure(loaded.plan) and has_structure(plan):
+        raise VitfrostError(
+            f"the plan is for the original {plan.model.name}, and the artifact's layers are changed already; inspect the plan without the "
+            "artifact, or the artifact without the plan"
+        )
+
+
 def _planned(model: nn.Module, sites: ModelSites, plan: Plan) -> dict[str, Any]:
     """What the plan makes of the model's parameters and multiply-accumulates; the model gets the plan's structure."""
     from ..passes.structure import install_structure
+    from ..plans.choose import summary
     from ..plans.fits import check_sites
 
     check_sites(plan, sites.signature(), [site.signature() for site in sites.feed_forward])
     changed = install_structure(model, plan)
-    parameters, macs = parameters_by_part(model, changed), macs_by_part(model, changed)
+    parameters, macs, frozen = parameters_by_part(model, changed), macs_by_part(model, changed), summary(plan)
     return {
         "hallucinated_heads": sum(len(layer.hallucinated) for layer in plan.layers),
         "constant_heads": sum(len(layer.constant) for layer in plan.layers),
         "compact_blocks": sum(block.rank is not None for block in plan.feed_forward),
+        "frozen_entries": frozen["frozen_entries"],
+        "entries": frozen["entries"],
+        "bits": plan.quantize.parts.label,
         "parameters": parameters,
         "parameters_total": sum(parameters.values()),
         "macs": macs,
@@ -133,8 +151,12 @@ def format_inspection(description: dict[str, Any]) -> Group:
     planned = description.get("planned")
     if planned is None:
         return Group(sites, feed_forward, _parts(description), elements)
-    heads, compact = planned["hallucinated_heads"], planned["compact_blocks"]
-    said = f"{planned['constant_heads']} frozen heads, {heads} hallucinated heads, {compact} compact feed-forward blocks"
+    heads, compact, entries = planned["hallucinated_heads"], planned["compact_blocks"], planned["frozen_entries"]
+    share = f" ({100 * entries / planned['entries']:.2f} %)" if entries else ""
+    said = (
+        f"{planned['constant_heads']} frozen heads, {heads} hallucinated heads, {compact} compact feed-forward blocks, "
+        f"{entries:,} frozen attention weights{share}; bits: {planned['bits']}"
+    )
     return Group(sites, feed_forward, _parts(description, planned), said, elements)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..artifact import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from ..budget.history import SUFFIX, SearchRecord, load_search
 from ..errors import VitfrostError
 from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, parameters_by_part
-from ..evaluation.results import Results, Row, load_results, load_row
+from ..evaluation.results import Results, Row, load_row
 from ..identity import Identity
 from ..passes.structure import has_structure, install_structure
 from ..plans.file import load_plan, parse_plan, plan_hash
@@ -27,12 +28,9 @@ from ..timing.benchmark import Benchmark, load_benchmark
 from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
 from ..vit.sites import ModelSites
+from .places import ARTIFACT, BENCH, DEPLOY, PLAN, QUANTIZED, RECIPE, RESULTS, ROW, STATISTICS, find_places
 
-RECIPE, PLAN, RESULTS, ARTIFACT = "recipe.yaml", "plan.yaml", "results.json", "artifact"
-ROW, BENCH, DEPLOY = "result.json", "bench/bench.json", "deploy"
 ARTIFACT_KEYS = {"model", "plan", "seeds", "versions", "weights_sha256"}
-STATISTICS, QUANTIZED = "statistics.safetensors", "statistics.quantized.safetensors"
-OLDER = {ARTIFACT: "artefact", QUANTIZED: "statistics.quantised.safetensors"}  # what earlier versions called them
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,8 @@ class _Structure(BaseModel):
 class RunParts:
     """What was found in the folder of a run; parts that are not there are None.
 
-    `plan` is the one inside the artifact where there is one (it is what runs), else `plan.yaml`.
+    `plan` is the one inside the artifact where there is one (it is what runs), else `plan.yaml`. `named`: what parts are called that have
+    other names than a run's, by these.
     """
 
     recipe: Recipe | None
@@ -97,6 +96,7 @@ class RunParts:
     search: SearchRecord | None = None
     bench: Benchmark | None = None
     exported: dict[str, Any] | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> Identity | None:
@@ -107,7 +107,7 @@ class RunParts:
     def _identities(self) -> list[tuple[str, Identity]]:
         """Which model each part is of; the plan inside the artifact names the artifact's."""
         return [
-            *([(PLAN, self.plan.model)] if self.plan else []),
+            *([(self.called(PLAN if self.artifact is None else ARTIFACT), self.plan.model)] if self.plan else []),
             *([(STATISTICS, self.statistics.header.model)] if self.statistics else []),
             *([(QUANTIZED, self.quantized.header.model)] if self.quantized else []),
             *([("the search", self.search.subject.model)] if self.search else []),
@@ -123,8 +123,7 @@ class RunParts:
             return None
         if self.artifact and not self.artifact["model"].get("registered", True):
             return None
-        options = self.artifact["model"].get("options", {}) if self.artifact else self.recipe.model.options if self.recipe else {}
-        model = create_model(self.identity.name, self.identity.image_size, **options)
+        model = create_model(self.identity.name, self.identity.image_size, **self.options)
         sites = find_sites(model)
         for statistics in (self.statistics, self.quantized):
             if statistics is not None:
@@ -137,6 +136,21 @@ class RunParts:
             changed = install_structure(model, self.plan)
             planned = Costs(parameters_by_part(model, changed), macs_by_part(model, changed))
         return Anatomy(sites, class_token, macs, parameters, planned)
+
+    def called(self, name: str) -> str:
+        """What a part of the folder is called, by the name that a run gives it."""
+        return self.named.get(name, name)
+
+    def place(self, name: str) -> str:
+        """How a command names a part of the folder."""
+        return f"RUN/{self.called(name)}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of timm's model that the artifact names, or the recipe."""
+        if self.artifact:
+            return dict(self.artifact["model"].get("options", {}))
+        return dict(self.recipe.model.options) if self.recipe else {}
 
     @property
     def shown(self) -> Statistics | None:
@@ -203,9 +217,13 @@ class RunParts:
         """Raise VitfrostError when nothing was found, or when two parts are of different models."""
         identities = self._identities()
         if not identities and self.results is None:
-            raise VitfrostError(f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTIFACT}, {RESULTS}; make one with vitfrost run")
+            raise VitfrostError(
+                f"{folder} holds no run: none of {STATISTICS}, {PLAN}, {ARTIFACT}, {RESULTS} and {ROW}; make one with vitfrost run"
+            )
         hashes = [(name, identity.state_hash) for name, identity in identities]
-        hashes += [(f"row '{row.name}' of {RESULTS}", row.state_hash) for row in (self.original, self.compressed) if row]
+        hashes += [
+            (f"row '{row.name}' of {self.named.get(ROW, RESULTS)}", row.state_hash) for row in (self.original, self.compressed) if row
+        ]
         for name, state_hash in hashes[1:]:
             if state_hash != hashes[0][1]:
                 raise VitfrostError(
@@ -224,16 +242,14 @@ def read_parts(folder: Path) -> RunParts:
     if (folder / RECIPE).is_file() and is_study(read_recipe(folder / RECIPE)):
         raise VitfrostError(f"{folder} is the folder of a study; make its page with python -m vitfrost.studies report {folder}")
 
-    def place(name: str) -> Path:
-        older = folder / OLDER.get(name, name)
-        return older if older.exists() and not (folder / name).exists() else folder / name
+    places = find_places(folder)
 
     def optional(name: str, read: Any) -> Any:
-        return read(place(name)) if place(name).exists() else None
+        return read(places[name]) if places[name].exists() else None
 
     artifact = optional(ARTIFACT, _read_artifact)
     written = optional(PLAN, load_plan)
-    plan = parse_plan(artifact["plan"], source=str(place(ARTIFACT) / CONFIG_FILE)) if artifact else written
+    plan = parse_plan(artifact["plan"], source=str(places[ARTIFACT] / CONFIG_FILE)) if artifact else written
     parts = RunParts(
         recipe=optional(RECIPE, load_recipe),
         statistics=optional(STATISTICS, Statistics.load),
@@ -241,12 +257,13 @@ def read_parts(folder: Path) -> RunParts:
         plan=plan,
         plan_differs=written is not None and plan is not None and plan_hash(written) != plan_hash(plan),
         artifact=artifact,
-        artifact_bytes=sum(file.stat().st_size for file in place(ARTIFACT).iterdir()) if artifact else None,
-        results=optional(RESULTS, load_results) or optional(ROW, load_row),
-        record=_read_record(artifact, place(ARTIFACT) / CONFIG_FILE) if artifact else None,
-        search=_read_search(folder),
+        artifact_bytes=sum(file.stat().st_size for file in places[ARTIFACT].iterdir()) if artifact else None,
+        results=optional(RESULTS, load_row) or optional(ROW, load_row),
+        record=_read_record(artifact, places[ARTIFACT] / CONFIG_FILE) if artifact else None,
+        search=_read_search(folder, places[PLAN]),
         bench=optional(BENCH, load_benchmark),
-        exported=read_export(folder / DEPLOY) if is_export(folder / DEPLOY) else None,
+        exported=read_export(places[DEPLOY]) if is_export(places[DEPLOY]) else None,
+        named={name: found for name, path in places.items() if (found := str(path.relative_to(folder))) != name},
     )
     parts.check(folder)
     return parts
@@ -261,9 +278,9 @@ def _read_artifact(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_search(folder: Path) -> SearchRecord | None:
-    """The search of plan.yaml, or another one that lies in the folder (of several the first by name)."""
-    found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.name != Path(PLAN).with_suffix(SUFFIX).name, path.name))
+def _read_search(folder: Path, plan: Path) -> SearchRecord | None:
+    """The search of the plan, or another one that lies in the folder (of several the first by name)."""
+    found = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.name != plan.with_suffix(SUFFIX).name, path.name))
     return load_search(found[0]) if found else None
 
 

@@ -14,7 +14,8 @@ from ..plans.criteria import CRITERIA
 from ..plans.file import plan_hash
 from ..plans.schema import Plan
 from ..runs.recipe import Recipe
-from .parts import QUANTIZED, STATISTICS, RunParts
+from .parts import RunParts
+from .places import QUANTIZED, STATISTICS
 
 Kind = Literal["executed", "simulated"]
 

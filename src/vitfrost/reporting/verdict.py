@@ -8,7 +8,9 @@ from typing import Literal
 from ..budget.history import Taken
 from ..outputs import distance_text
 from ..timing.benchmark import BenchRow
+from .commands import compress_command
 from .parts import RunParts
+from .places import ARTIFACT, DEPLOY
 from .summary import interval, megabytes, signed
 
 SMALL_DROP = 1.0
@@ -48,7 +50,7 @@ def _name(parts: RunParts) -> str:
 def _accuracy(parts: RunParts) -> Answer:
     question, row = "Accuracy kept", parts.compressed
     if row is None:
-        where = "RUN/deploy" if parts.exported else "RUN/artifact"
+        where = parts.place(DEPLOY if parts.exported else ARTIFACT)
         command = f"vitfrost evaluate {where} --images EVALUATION_IMAGES --reference {_name(parts)} --json RUN/result.json"
         return Answer(question, "not measured", "No results in this folder.", command=command)
     if row.agreement is None and row.top1 is None:
@@ -76,29 +78,33 @@ def compared_row(rows: list[BenchRow]) -> BenchRow | None:
 
 def _time(parts: RunParts) -> Answer:
     question = "Time beside the fastest peer"
-    row = compared_row(parts.bench.groups()[0]) if parts.bench else None
+    rows = parts.bench.groups()[0] if parts.bench else []
+    row = compared_row(rows)
     if row is None or row.to_peer is None:
-        where = "RUN/deploy" if parts.exported else "RUN/artifact"
+        where = parts.place(DEPLOY if parts.exported else ARTIFACT)
         command = f"vitfrost bench timm:{_name(parts)} {where} --images CALIBRATION_IMAGES --out RUN/bench"
         return Answer(question, "not measured", "No bench in this folder.", command=command)
     ratio, threads = row.to_peer, f"{row.threads} {'thread' if row.threads == 1 else 'threads'}"
     note = (
         f"({interval(ratio.interval)}) of the time of {ratio.to}; {row.p50_ms:.2f} ms per image on {row.runtime} {row.precision}, "
-        f"batch {row.batch}, {threads}"
+        f"batch {row.batch}, {threads}{_untimed(row, rows)}"
     )
     return Answer(question, f"{ratio.value:.2f}", note, row.kind)
+
+
+def _untimed(row: BenchRow, rows: list[BenchRow]) -> str:
+    """Which precisions the peers have, where none has that of the row: the fastest may be one that was not timed."""
+    timed = list(dict.fromkeys(peer.precision for peer in rows if peer.unmodified))
+    if row.precision in timed or not timed:
+        return ""
+    return f"; the fastest of {' and '.join(timed)} only: {row.precision} peers were not timed"
 
 
 def _size(parts: RunParts) -> Answer:
     row, before = parts.compressed, None if parts.original is None else parts.original.size_bytes
     after = parts.artifact_bytes if row is None or row.size_bytes is None else row.size_bytes
     if after is None:
-        return Answer(
-            "Size",
-            "not known",
-            "No artifact in this folder.",
-            command=f"vitfrost compress --model {_name(parts)} --plan RUN/plan.yaml --out RUN/artifact",
-        )
+        return Answer("Size", "not known", "No artifact in this folder.", command=compress_command(parts))
     note = "" if before is None else f"on disk, after {megabytes(before)} in fp32: {before / after:.1f} times smaller"
     return Answer("Size", megabytes(after), note or "on disk", "executed")
 
@@ -120,7 +126,7 @@ def _next(parts: RunParts) -> list[tuple[str, str | None]]:
     if parts.artifact is not None and not parts.exported and parts.plan is not None and not parts.plan.quantize.parts.any_activations:
         found.append(
             ("Export it, to run without torch and in int8.",
-             "vitfrost export RUN/artifact --format onnx --precision int8 --images CALIBRATION_IMAGES --out RUN/deploy"),
+             f"vitfrost export {parts.place(ARTIFACT)} --format onnx --precision int8 --images CALIBRATION_IMAGES --out RUN/deploy"),
         )  # fmt: skip
     if lost is not None and lost <= SMALL_DROP and parts.search is not None:
         found.append(("Accuracy is nearly kept, so a tighter budget may pay.", _tighter(parts)))

@@ -14,6 +14,7 @@ from ..configs import Bench, Compress, Evaluate, Export, Quantize, Run, Search
 from ..configs.base import parsed, plain
 from ..configs.methods import REPQ
 from ..deploy.export import export
+from ..errors import VitfrostError
 from ..evaluation.evaluate import evaluate_many, find_images
 from ..evaluation.results import Results, save_results
 from ..files import refuse_existing_run
@@ -90,8 +91,12 @@ class RecipeRun(ABC, Generic[R]):
     def check_images(self) -> None:
         """Find out before the work that every folder of images and every label is there. Raises VitfrostError as the stages do."""
         for folder in {self.recipe.calibration.images, self.compression_images}:
+            option = "Run.calibration" if folder == self.recipe.calibration.images else "compress.images in the recipe"
+            _refuse_missing(folder, option)
             open_images(folder)
-        if (part := self.recipe.evaluation) is not None:
+        part = self.recipe.evaluation
+        if part is not None:
+            _refuse_missing(part.images, "Run.images")
             classes = self.original.class_space if self.original.outputs == "classes" else None
             find_images(part.images, part.labels, classes, has_reference=True)
 
@@ -112,6 +117,12 @@ class RecipeRun(ABC, Generic[R]):
         settings = parsed(Quantize, bits)
         chosen = unfrozen_plan(self.original.identity, find_sites(self.original.module).signature(), settings)
         self.compress(out, chosen, Compress(seed, self.recipe.compress.calibration_images))
+
+
+def _refuse_missing(folder: str, option: str) -> None:
+    """Raise VitfrostError for images that are not there, which names what gives others."""
+    if not Path(folder).exists():
+        raise VitfrostError(f"no image folder {folder}; name an existing folder with {option}")
 
 
 class SingleRun(RecipeRun[Recipe]):
@@ -275,13 +286,20 @@ def run(
 
 
 def with_paths(recipe: R, config: Run) -> R:
-    """The recipe with other weights (a file, or a folder as in `run`), calibration images and evaluation images where they are given."""
+    """The recipe with other weights (a file, or a folder as in `run`), calibration images and evaluation images where they are given.
+
+    Raises VitfrostError for evaluation images where the recipe evaluates nothing, and as `find_weights` does.
+    """
     recipe = recipe.model_copy(deep=True)
     if config.weights is not None:
         found = str(config.weights) if str(config.weights) == "random" else find_weights(Path(config.weights), recipe.model.name)
         recipe.model = replace(recipe.model, weights=found)
     if config.calibration is not None:
         recipe.calibration.images = str(Path(config.calibration).resolve())
-    if config.images is not None and recipe.evaluation is not None:
+    if config.images is not None:
+        if recipe.evaluation is None:
+            raise VitfrostError(
+                f"Run.images is {config.images}, but the recipe evaluates nothing; give it a part evaluation, or leave it out"
+            )
         recipe.evaluation.images = str(Path(config.images).resolve())
     return recipe

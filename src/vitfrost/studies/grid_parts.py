@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import VitfrostError
 from ..evaluation.cost import macs_by_part
 from ..evaluation.results import Row
-from ..reporting.parts import RECIPE, Anatomy
+from ..reporting.parts import Anatomy
+from ..reporting.places import RECIPE
 from ..statistics.record import Statistics
 from ..vit.families import find_sites, has_class_token
 from ..vit.load import create_model
