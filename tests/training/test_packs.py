@@ -32,7 +32,9 @@ def arrays(count: int = 12, size: int = 16) -> dict[str, np.ndarray]:
 
 
 def preprocess(size: int) -> Preprocess:
-    plain: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic"}
+    plain: dict[str, Any] = {
+        "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic",
+    }  # fmt: skip
     return Preprocess({"input_size": (3, size, size), **plain})
 
 

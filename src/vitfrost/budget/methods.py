@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..configs import Compact, FreezeHeads, Quantize, Search, WindowHeads, expect, refuse_idle
+from ..configs.verbs import MADE_BY
 from ..errors import VitfrostError
 from ..plans.choose import UNQUANTIZED
 
@@ -24,7 +25,7 @@ class SearchMethods:
 
     @classmethod
     def of(cls, methods: Sequence[SearchMethod], budget: Search) -> SearchMethods:
-        """Sorted and checked. Raises VitfrostError for other methods, for shares, and for windows where none are searched over."""
+        """Sorted and checked. Raises VitfrostError for other methods, for shares, and for what is not searched over."""
         expect(Search, budget, "budget")
         given: dict[type, Any] = {}
         for method in methods:
@@ -38,8 +39,9 @@ class SearchMethods:
             raise VitfrostError("a search finds shares and ratios itself, and ranks by what it measures; leave out ratio and by")
         if windowed is not None and windowed.ratio is not None:
             raise VitfrostError("a search finds the share of windowed heads itself; leave out WindowHeads.ratio")
-        if windowed is not None and "windows" not in budget.over:
-            raise VitfrostError("WindowHeads has no effect where no heads are windowed; leave it out, or add windows to Search.over")
+        for kind in sorted(given.keys() - {Quantize, *(MADE_BY[unit] for unit in budget.over)}, key=str):
+            units, over = " or ".join(unit for unit, made_by in MADE_BY.items() if made_by is kind), ", ".join(budget.over)
+            raise VitfrostError(f"{kind.__name__} has no effect in a search over {over}; leave it out, or add {units} to Search.over")
         if blocks.init == "random":
             raise VitfrostError("Compact.init is 'random', but a search measures what factors do; give activations or weights")
         if blocks.blocks != "all":

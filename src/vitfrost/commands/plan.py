@@ -7,6 +7,7 @@ from typing import Any
 
 from ..configs import Compact, FreezeHeads, Hallucinate, Quantize, Search, WindowHeads
 from ..configs.flat import NONE, flat_options, methods_of
+from ..configs.verbs import MADE_BY
 from ..configs.words import spelled
 from ..errors import VitfrostError
 from .arguments import Flags, ModelFlags, announce_simulation
@@ -14,7 +15,11 @@ from .flags import Given, Group, takes
 
 _OTHERS = {option.name for cls in (WindowHeads, Hallucinate, Compact, Quantize) for option in Group.of(cls).options}
 FREEZING = Group("frozen weights and heads", tuple(option for name, option in flat_options().items() if name not in _OTHERS))
-WINDOWS = Group.of(WindowHeads, without=("ratio",))
+CHANGES: dict[Any, Group] = {  # how a search makes its changes
+    FreezeHeads: Group.of(FreezeHeads, without=("ratio", "unit", "by", "seed")),
+    WindowHeads: Group.of(WindowHeads, without=("ratio",)),
+    Compact: Group.of(Compact, without=("ratio", "blocks")),
+}
 METHODS = (FREEZING, Group.of(WindowHeads), Group.of(Hallucinate), Group.of(Compact), Group.of(Quantize))
 
 
@@ -50,9 +55,7 @@ def plan(
 
 @takes(
     Group.of(Search),
-    Group.of(FreezeHeads, without=("ratio", "unit", "by", "seed")),
-    WINDOWS,
-    Group.of(Compact, without=("ratio", "blocks")),
+    *CHANGES.values(),
     Group.of(Quantize),
 )
 def search(
@@ -83,11 +86,14 @@ def search(
         raise VitfrostError("a search measures the model; give --model NAME")
     budget = given.config(Search)
     bits = {"weight-bits": 32, "activation-bits": 32} | dict(given.values)
-    how: tuple[Any, ...] = (given.config(FreezeHeads), given.config(Compact), Given(bits).config(Quantize))
-    if "windows" in budget.over:
-        how = (*how, given.config(WindowHeads))
-    else:
-        given.refuse((option.name for option in WINDOWS.options), "goes with --search-over windows; give that too, or leave it out")
+    how: list[Any] = [Given(bits).config(Quantize)]
+    for method, group in CHANGES.items():
+        units = [unit for unit, made_by in MADE_BY.items() if made_by is method]
+        if set(units) & set(budget.over):
+            how.append(given.config(method))
+        else:
+            asked = " or ".join(units)
+            given.refuse((option.name for option in group.options), f"goes with --search-over {asked}; give that too, or leave it out")
     from .. import search as verb
 
     made = verb(model.open(), images, budget, *how, statistics=statistics, labels=labels, record=record, resume=resume, out=out)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .base import PYTHON_ONLY, Flag, Images, Positive, Seed, config
+from .methods import Compact, FreezeHeads, WindowHeads
 
 Format = Literal["onnx", "openvino", "native"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -17,6 +18,7 @@ Graph = Literal["lean", "plain"]
 Detail = Literal["entries", "heads"]
 Ranges = Literal["static", "dynamic"]
 Unit = Literal["heads", "layers", "ranks", "windows"]
+MADE_BY: dict[Unit, type] = {"heads": FreezeHeads, "layers": FreezeHeads, "ranks": Compact, "windows": WindowHeads}  # what a search changes
 Rescore = Literal["lazy", "all"]
 SearchRuntime = Literal["onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch-fp32", "native"]
 BenchRuntime = Literal["openvino", "onnxruntime", "native", "torch", "compiled"]
@@ -200,6 +202,10 @@ class Bench:
     """A row of the native engine for every instruction set that this processor has."""
     profile: bool = False
     """Where the time of the native engine's rows goes, layer by layer, measured after the rounds."""
+
+    def idle(self) -> dict[str, str]:
+        """Fields without effect."""
+        return {} if self.runtime is None or "native" in self.runtime else dict.fromkeys(("isa", "profile"), "runtime")
 
 
 @config

@@ -72,7 +72,8 @@ class Preprocessing:
     def from_plain(cls, config: Mapping[str, Any]) -> Preprocessing:
         """From timm's configuration or a file's; what else stands in it is left out. Raises KeyError where something is missing."""
         required = {field.name: config[field.name] for field in fields(cls) if field.name != "whole_squares"}
-        required |= {name: tuple(required[name]) for name in ("input_size", "mean", "std")}  # a file has lists
+        kinds = {"input_size": int, "mean": float, "std": float}  # a file has lists, and 0 for 0.0
+        required |= {name: tuple(map(kind, required[name])) for name, kind in kinds.items()} | {"crop_pct": float(required["crop_pct"])}
         return cls(**required, whole_squares=config.get("whole_squares", False))
 
     def plain(self) -> dict[str, Any]:

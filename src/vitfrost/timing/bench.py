@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..configs import Bench, expect
+from ..configs import Bench, expect, refuse_idle
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import refuse_existing_run, refuse_unwritable, write_json
@@ -64,6 +64,7 @@ def bench(
     Raises VitfrostError for anything that cannot be opened or is out of range, and where not a single row can be measured.
     """
     expect(Bench, config, "config")
+    refuse_idle(config)
     batches, threads_asked = tuple(dict.fromkeys(config.batch)), tuple(dict.fromkeys(config.threads))
     sizes, rounds, seed, against = config.image_size, config.rounds, config.seed, config.against
     _check(threads_asked, device)
