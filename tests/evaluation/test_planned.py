@@ -17,6 +17,8 @@ from vitfrost.plans.schema import Plan
 
 from ..shapes import shapes_only
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # costs of large models; what they are made of is checked in tests of its own
+
 # reductions in %: parameters / multiply-accumulates; None for the ratio: blocks stay as they are
 TABLE: dict[str, dict[tuple[bool, float | None], tuple[float, float]]] = {
     "deit_tiny_patch16_224": {

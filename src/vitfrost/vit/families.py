@@ -116,11 +116,8 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
 
 
 def fit_for_onnx(model: nn.Module) -> nn.Module:
-    """The model, where ONNX has no form of timm's attention a copy with the run-time attention; outputs are equal (fp32: 1e-5).
-
-    Raises UnsupportedModel.
-    """
-    if getattr(family_of(model), "OWN_ATTENTION_IN_ONNX", False):
+    """The model, where ONNX has no form of timm's attention a copy with the run-time attention; outputs are equal (fp32: 1e-5)."""
+    if any(family.matches(model) and getattr(family, "OWN_ATTENTION_IN_ONNX", False) for family in _FAMILIES):
         model = copy.deepcopy(model)
         install_map_attention(model)
     return model
