@@ -76,3 +76,14 @@ def test_nothing_imports_the_studies() -> None:
 
 def test_the_table_is_that_of_the_documents() -> None:
     assert LAYERS in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_timm_is_imported_through_its_guard() -> None:
+    """It fails beside a torch without torchvision's operators; a module that is imported first must not depend on others' order."""
+    for path in SOURCE.rglob("*.py"):
+        guarded = path == SOURCE / "vit" / "compat.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert guarded or not any(name.split(".")[0] == "timm" for name in names), f"{path}: call vit.compat.import_timm() first"
+            guarded |= "import_timm()" in ast.unparse(node) and not isinstance(node, ast.FunctionDef | ast.ClassDef)

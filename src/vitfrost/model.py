@@ -142,7 +142,10 @@ class Model:
         kind, classes = kind_of_outputs(own, known, size, outputs, named=class_names is not None)
         options = registry_options(own, known, size, classes)
         read = _preprocessing(own, size).changed(**reading)
-        made = cls(own, known, size, MEMORY, hash_state(own), read, classes, options or {}, None, build, options is not None, kind)
+        made = cls(
+            own, known, size, MEMORY, hash_state(own), read, classes, options or {},
+            skeleton=build, registered=options is not None, outputs=kind,
+        )  # fmt: skip
         made.class_names = _names(class_names, made)
         return made
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
@@ -18,8 +17,7 @@ from ..errors import VitfrostError
 from ..files import atomic_file
 from ..plans.schema import Plan
 from ..vit.load import hash_state
-
-Record = dict[str, Any]
+from .work import Record
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import timm
 import yaml
 
 from ..budget.history import SearchRecord
@@ -18,10 +17,12 @@ from ..configs.words import config_words, method_words, size_word
 from ..identity import Identity
 from ..plans.schema import Plan, methods_in
 from ..runs.recipe import Recipe
+from ..vit.compat import import_timm
 from ..vit.load import RANDOM_WEIGHTS
 from .parts import RunParts
 from .places import ARTIFACT, PLAN, QUANTIZED, STATISTICS
 
+timm = import_timm()
 NEXT = " \\\n    "
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -11,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ...files import atomic_file
 from ...methods.quantize.polish import Polishing, PolishOptions, best_precision
 from ...progress import track
 from ..guard import take_back_blocks
+from ..left_models import key_of
 from ..quantize_chain import Chain
 from ..work import Record
 
@@ -42,7 +40,7 @@ class Polish:
         pixels = torch.cat(chain.batches)
         options = replace(self.options, seed=chain.seed, batch=min(self.options.batch, len(pixels)))
         precision = best_precision()
-        key = _key(chain.model, pixels, options, precision)
+        key = key_of([chain.model], [pixels], options, precision)
         polishing = Polishing(chain.model, chain.teacher, pixels, chain.divergence_of, options, chain.outputs, precision)
         path = None if chain.scratch is None else chain.scratch / "gradient_steps"
         if (found := _saved(path, key)) is not None:
@@ -59,14 +57,6 @@ class Polish:
         record |= {"blocks_taken_back": taken_back} if taken_back else {}
         measured = {str(step): lost if math.isfinite(lost) else None for step, lost in end.measured.items()}
         return record | {"measured": measured} | ({} if end.broke_at is None else {"broke_at": end.broke_at})
-
-
-def _key(model: nn.Module, pixels: Tensor, options: PolishOptions, precision: torch.dtype) -> str:
-    """SHA-256 of everything that the training starts from."""
-    digest = hashlib.sha256((json.dumps(asdict(options), sort_keys=True) + str(precision)).encode())
-    for name, value in [*model.state_dict().items(), ("pixels", pixels)]:
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _saved(path: Path | None, key: str) -> dict[str, Any] | None:
