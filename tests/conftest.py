@@ -19,6 +19,9 @@ sys.dont_write_bytecode = False  # what the next line makes of every module take
 
 import jaxtyping  # noqa: E402
 
+from .annotations import checked  # noqa: E402
+
+jaxtyping.jaxtyped = checked(jaxtyping.jaxtyped)  # what the import hook decorates everything with
 jaxtyping.install_import_hook("vitfrost", "beartype.beartype")
 
 import numpy as np  # noqa: E402
