@@ -27,7 +27,7 @@ from ..methods.frozen_entries import FrozenMaps
 from ..model import Model, ModelLike, as_model
 from ..plans.choose import summary
 from ..progress import doing
-from ..runtime.folder import EXPORT_FILE, FORMAT
+from ..runtime.folder import EXPORT_FILE, FORMAT, read_export
 from ..runtime.runtimes import FORMATS, Native, import_runtime, reason_of
 from ..runtime.session import Session, open_export
 from ..torch_state import usual_torch
@@ -109,11 +109,12 @@ def export_graph(
     *,
     time_only: bool = False,
     overwrite: bool = False,
+    floating: Path | None = None,
 ) -> Path:
     """What `export` does.
 
     `time_only`: an int8 model whose logits differ too much is written all the same, for measurements of time on noise or untrained
-    weights; export.json says how far they differ.
+    weights; export.json says how far they differ. `floating`: the folder of the same graph of this model in fp32, from which int8 is made.
     """
     out = Path(out)
     refuse_idle(config)
@@ -144,7 +145,7 @@ def export_graph(
         int8 = Int8(calibration if static else None, reduced, config.attention, config.graph == "lean")
     with atomic_folder(out, overwrite) as folder:
         doing(f"export to {format} {precision}: write the graph")
-        made = _write(ready, loaded, config, int8, folder)
+        made = _write(ready, loaded, config, int8, folder, floating)
         fields: dict[str, Any] = {
             "kind": FORMAT.kind,
             "version": FORMAT.version,
@@ -225,10 +226,12 @@ def _warn_few(found: int, wanted: int, images: object) -> None:
         _LOG.warning(f"{images} has only {found} usable images to calibrate with; a few hundred give a better int8 model")
 
 
-def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+def _write(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path, floating: Path | None) -> dict[str, str | None]:
     """Write the model's files; see `_write_graph`. Raises VitfrostError where the tools cannot, OSError where there is no room."""
     try:
-        return _write_native(loaded, int8, folder) if config.format == NATIVE else _write_graph(ready, loaded, config, int8, folder)
+        if config.format == NATIVE:
+            return _write_native(loaded, int8, folder)
+        return _write_graph(_float_graph(ready, loaded, config, folder, floating), config, int8, folder)
     except OSError:
         raise
     except Exception as error:  # the tools raise types of their own, also where the disk is full
@@ -253,17 +256,42 @@ def _write_native(loaded: Model, int8: Int8 | None, folder: Path) -> dict[str, s
     return {"weight_range": None, "graph": "lean", "attention": None, "ranges": None, "bits": bits_of(loaded)}
 
 
-def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
+class FloatGraph(NamedTuple):
+    """A model as a graph in floating point: "lean" or "plain"; of OpenVINO, or the file of ONNX that it was written to."""
+
+    kind: str
+    openvino: Any
+    onnx: Path
+
+
+def _float_graph(ready: Any, loaded: Model, config: Export, folder: Path, floating: Path | None) -> FloatGraph:
+    """The graph that is written in fp32 and that int8 is made from: traced, or taken from the folder `floating`."""
+    form, made = config.format, None
+    onnx = folder / ("float.onnx" if config.precision == "int8" else FORMATS["onnx"].files[0])
+    if floating is not None:
+        if form == "openvino":
+            made = import_runtime("openvino", "export").Core().read_model(floating / FORMATS[form].files[0])
+        else:
+            shutil.copyfile(floating / FORMATS[form].files[0], onnx)
+        return FloatGraph(read_export(floating)["graph"], made, onnx)
+    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
+    program = trace(fit_for_onnx(written) if form == "onnx" else written, loaded.image_size, loaded.name)
+    if form == "openvino":
+        made = to_openvino(program, loaded.image_size, loaded.name)
+    else:
+        to_onnx(program, onnx, loaded.name)
+    return FloatGraph("lean" if is_lean(written) else "plain", made, onnx)
+
+
+def _write_graph(floating: FloatGraph, config: Export, int8: Int8 | None, folder: Path) -> dict[str, str | None]:
     """Returns, for export.json, "graph", "weight_range", "ranges", and "attention": what its products are computed in, "int8" or "float",
     if there are any in an int8 graph for OpenVINO."""
-    written = make_lean(with_float_weights(copy.deepcopy(ready))) if config.graph == "lean" else ready
-    program = trace(fit_for_onnx(written) if config.format == "onnx" else written, loaded.image_size, loaded.name)
-    kind = "lean" if is_lean(written) else "plain"
+    kind, graph = floating.kind, floating.openvino
     said: dict[str, str | None] = {"weight_range": None, "ranges": None}
     if int8 is not None:
         said = {"weight_range": "reduced" if int8.reduced else "full", "ranges": config.ranges}
     if config.format == "openvino":
-        graph, products, leave = to_openvino(program, loaded.image_size, loaded.name), [], []
+        products, leave = [], []
         if int8 is not None:
             products = attention_products(graph)
             leave = products if keeps_attention_float(int8.attention) else []
@@ -272,14 +300,12 @@ def _write_graph(ready: Any, loaded: Model, config: Export, int8: Int8 | None, f
         save_openvino(graph, folder)
         return {"graph": kind, "attention": "float" if leave else "int8" if products else None} | said
     if int8 is None:
-        to_onnx(program, folder / "model.onnx", loaded.name)
         return {"graph": kind, "attention": None} | said
-    to_onnx(program, folder / "float.onnx", loaded.name)
     if int8.pixels is None:
-        quantize_onnx_dynamic(folder / "float.onnx", folder / "model.onnx", int8.reduced)
+        quantize_onnx_dynamic(floating.onnx, folder / "model.onnx", int8.reduced)
     else:
         options = {"OpTypesToExcludeOutputQuantization": list(PRODUCTS)} if int8.lean else {}
-        quantize_onnx(folder / "float.onnx", folder / "model.onnx", int8.pixels, int8.reduced, **options)
+        quantize_onnx(floating.onnx, folder / "model.onnx", int8.pixels, int8.reduced, **options)
     for path in folder.glob("float.onnx*"):
         os.unlink(path)
     if int8.lean and fuse(folder / "model.onnx"):

@@ -107,6 +107,8 @@ def identity_of(subject: Subject) -> list[object]:
 def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
     assert cell.subject.loaded is not None
     form = RUNTIMES[cell.runtime].format
+    # The same graph in fp32 comes first where both are measured; tracing it again would take most of the time.
+    floating = path.with_name(_key(replace(cell, precision="fp32", attention=None, ranges=None), images, seed))
     if cell.precision != "int8":
         export_graph(cell.subject.loaded, Export(form, cell.precision, seed=seed, graph=cell.graph), path)  # type: ignore[arg-type]
         return
@@ -120,7 +122,13 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
         form, "int8", attention=cell.attention or "auto", graph=cell.graph, ranges=ranges, seed=seed,  # type: ignore[arg-type]
         calibration_images=NOISE_IMAGES if images is None and ranges == "static" else Export.calibration_images,
     )  # fmt: skip
-    export_graph(cell.subject.loaded, config, path, drawn, time_only=images is None or cell.subject.random_weights)
+    time_only = images is None or cell.subject.random_weights
+    export_graph(cell.subject.loaded, config, path, drawn, time_only=time_only, floating=floating if _is_whole(floating) else None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a graph lies there, in one file."""
+    return folder.is_dir() and not list(folder.glob("*.data"))
 
 
 def noise_pictures(folder: Path, image_size: tuple[int, int], seed: int) -> Path:
