@@ -28,8 +28,8 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.output_distance import distances
 from vitfrost.model import Model
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.heads import HeadPlan, LayerPlan
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.select import share
 from vitfrost.vit.stream import ResidualStream
 
@@ -75,7 +75,7 @@ class Work:
         if not name.endswith(SEARCHED):
             return vf.plan(self.statistics, *PLANS[name])
         if (found := self.folder / f"{name}.yaml").is_file():
-            return load_plan(found)
+            return Plan.load(found)
         like, _, side = name.removesuffix(f", {SEARCHED}").partition(", windows ")
         equal = vf.compress(self.model, self.plan(like), statistics=self.statistics)
         over: tuple[Any, ...] = ("heads", "windows") if side else ("heads",)

@@ -30,7 +30,7 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.plans.choose import unfrozen_plan
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.families import find_sites
 
@@ -62,7 +62,7 @@ def plan_of(case: str, loaded: Model, statistics: Path, calibration: Path) -> tu
             macs = executed_macs(vitfrost.compress(loaded, vitfrost.plan(known, FreezeHeads(0.2, kind="dense")), statistics=known))
             budget = Search(target_macs=macs / executed_macs(loaded) + 1e-6, over=("heads",), images=96)
             vitfrost.search(loaded, calibration, budget, FreezeHeads(kind="dense"), statistics=known, out=found)
-        chosen_heads = load_plan(found).model_copy(update={"quantize": quantize})
+        chosen_heads = Plan.load(found).model_copy(update={"quantize": quantize})
     return chosen_heads, known
 
 

@@ -19,7 +19,7 @@ import vitfrost
 from vitfrost.artifact import CONFIG_FILE, WEIGHTS_FILE, Artifact
 from vitfrost.configs import Compress, FreezeEntries, Quantize
 from vitfrost.model import Model
-from vitfrost.plans.file import load_plan, plan_hash
+from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.statistics.site import SiteStatistics
 from vitfrost.vit.families import find_sites, install_map_attention
@@ -210,7 +210,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
     vitfrost.plan(measured, FreezeEntries(FREEZE), out=tmp_path / "plan.yaml")
-    chosen, out = load_plan(tmp_path / "plan.yaml"), tmp_path / "artifact"
+    chosen, out = Plan.load(tmp_path / "plan.yaml"), tmp_path / "artifact"
     made = vitfrost.compress(
         loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
     )
@@ -236,7 +236,7 @@ def test_whole_path(architecture: Architecture, pictures: Path, tmp_path: Path) 
 
     row = vitfrost.evaluate(again, pictures, config=vitfrost.Evaluate(limit=IMAGES), reference=loaded, progress=False)
     assert (row.kind, row.precision, row.images, row.skipped) == ("simulated", "W4/A4", IMAGES, 0)
-    assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), len(content) + (out / CONFIG_FILE).stat().st_size)
+    assert (row.plan_hash, row.size_bytes) == (chosen.content_hash, len(content) + (out / CONFIG_FILE).stat().st_size)
     assert row.reference == architecture.name
     assert 0 <= row.agreement <= 100
     assert np.isfinite(row.kl)
@@ -329,7 +329,7 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
 
     # the main path: the same counts in the plan, in the file's bits, and in the loaded model
     vitfrost.plan(measured, FreezeEntries(FREEZE), out=tmp_path / "plan.yaml")
-    chosen = load_plan(tmp_path / "plan.yaml")
+    chosen = Plan.load(tmp_path / "plan.yaml")
     made = vitfrost.compress(
         loaded, tmp_path / "plan.yaml", statistics=measured, images=pictures, out=out, config=Compress(calibration_images=2)
     )
@@ -349,6 +349,6 @@ def test_whole_path_with_fewer_keys(architecture: Reduced, pictures: Path, tmp_p
 
     row = vitfrost.evaluate(again, pictures, config=vitfrost.Evaluate(limit=IMAGES), reference=loaded, progress=False)
     assert (row.kind, row.precision, row.images, row.skipped) == ("simulated", "W4/A4", IMAGES, 0)
-    assert (row.plan_hash, row.size_bytes) == (plan_hash(chosen), sum(file.stat().st_size for file in out.iterdir()))
+    assert (row.plan_hash, row.size_bytes) == (chosen.content_hash, sum(file.stat().st_size for file in out.iterdir()))
     assert np.isfinite(row.kl)
     assert row.kl > 0

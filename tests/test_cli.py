@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vitfrost.artifact import Artifact
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
 from vitfrost.vit.digits import WEIGHTS
 
@@ -114,7 +114,7 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     )  # fmt: skip
     assert called.status == 0, called.err
     assert "30,42" in called.out
-    made = load_plan(plan)
+    made = Plan.load(plan)
     assert (made.freeze.ratio, made.freeze.by, made.freeze.scope, made.freeze.bits, made.freeze.seed) == (0.3, "variance", "layer", 32, 2)
     assert (made.quantize.weights, made.quantize.activations) == (6, 8)
     called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artifact)

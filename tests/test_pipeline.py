@@ -12,7 +12,7 @@ import yaml
 from vitfrost.artifact import Artifact
 from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.runs.recipe import load_recipe
 from vitfrost.runs.run import run
 from vitfrost.statistics.record import Statistics
@@ -54,7 +54,7 @@ def test_a_changed_recipe_does_again_what_the_change_touches(images: Path, tmp_p
     assert load_recipe(out / "recipe.yaml") == load_recipe(recipe)
     first = Statistics.load(out / "statistics.safetensors")
     assert first.header.images == 4
-    assert load_plan(out / "plan.yaml").statistics.hash == first.content_hash
+    assert Plan.load(out / "plan.yaml").statistics.hash == first.content_hash
 
     _write(tmp_path, plan=RECIPE["plan"] | {"freeze": 0.3})
     run(recipe, out, resume=True, progress=False)

@@ -18,7 +18,7 @@ from vitfrost.budget.history import load_search
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.files import read_json
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.records import DEEPEST, LARGEST_NUMBER, Format, parse
 from vitfrost.runs.recipe import load_recipe
 from vitfrost.runs.stages import run_stages
@@ -45,7 +45,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 # Readers by the kind of their files, and the name of the file in a folder where they read a folder.
 READERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "vitfrost plan": (load_plan, "plan.yaml"),
+    "vitfrost plan": (Plan.load, "plan.yaml"),
     "vitfrost recipe": (load_recipe, "recipe.yaml"),
     "vitfrost recipes": (load_study_list, "recipes.yaml"),
     "study": (load_study, "study.yaml"),

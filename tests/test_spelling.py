@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vitfrost.plans.file import load_plan, plan_hash
+from vitfrost.plans.schema import Plan
 from vitfrost.runs.recipe import load_recipe
 from vitfrost.spelling import american, american_words, hashed
 
@@ -22,11 +22,11 @@ layers: []
 
 def test_a_plan_of_an_earlier_version_is_read_and_keeps_its_hash(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN)
-    plan = load_plan(tmp_path / "plan.yaml")
+    plan = Plan.load(tmp_path / "plan.yaml")
     assert plan.freeze is not None
     assert plan.statistics is not None
     assert (plan.freeze.renormalize, plan.freeze.order, plan.statistics.precision) == ("mass", "merge-quantize", "quantized")
-    assert plan_hash(plan) == "0c091f49d230b2f53079aadb168196d3adcc2e6206dda3090cf2c7dd5cf10066"
+    assert plan.content_hash == "0c091f49d230b2f53079aadb168196d3adcc2e6206dda3090cf2c7dd5cf10066"
 
 
 def test_a_recipe_of_an_earlier_version_is_read(tmp_path: Path) -> None:

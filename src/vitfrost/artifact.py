@@ -36,7 +36,6 @@ from .methods.quantize.repq import QuantizationSettings, install_quantizers
 from .model import Model
 from .outputs import OutputKind
 from .passes.structure import install_structure
-from .plans.file import parse_plan, plan_hash
 from .plans.schema import Plan
 from .records import Format
 from .regular import is_file
@@ -85,7 +84,7 @@ class Artifact(Model):
     @property
     def plan_hash(self) -> str:
         """SHA-256 of the plan."""
-        return plan_hash(self.plan)
+        return self.plan.content_hash
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write the artifact's folder atomically and note its size. Raises VitfrostError where it cannot be written."""
@@ -134,9 +133,9 @@ class Artifact(Model):
         """
         path = Path(folder)
         plain = _read_config(path)
-        plan = parse_plan(plain.get("plan"), source=str(path / CONFIG_FILE))
+        plan = Plan.parse(plain.get("plan"), source=str(path / CONFIG_FILE))
         config = FORMAT.record(_Config, plain, path / CONFIG_FILE)
-        if config.plan_hash != plan_hash(plan):
+        if config.plan_hash != plan.content_hash:
             raise VitfrostError(f"the plan in {path / CONFIG_FILE} is not the one that was saved; compress again")
         artifact = cls(**_about_model(config.model, path, build), plan=plan, **config.history())
         try:

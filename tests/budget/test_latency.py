@@ -20,7 +20,7 @@ from vitfrost.budget.timer import RuntimeTimer, Timed
 from vitfrost.configs import FreezeHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.description import describe
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.runtime import Runtime
 
 from . import searching
@@ -78,7 +78,7 @@ def test_a_prediction_that_holds_ends_the_search(models: Any, pictures: Path, tm
     assert not plan.feed_forward  # factors cost time here, so none are taken
     assert sum(len(layer.constant) for layer in plan.layers) >= 10
     assert plan.latency is not None
-    assert load_plan(out) == plan
+    assert Plan.load(out) == plan
     record = load_search(out.with_suffix(".search.json"))
     (known,) = record.latencies
     assert [(change.kind, change.amount) for change in known.changes] == [("heads", n) for n in (1, 2, 3, 4)] + [

@@ -22,7 +22,6 @@ from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.intervals import divergences
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.model import Model
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.schema import Plan
 
 from .searching import QUICK, search
@@ -62,7 +61,7 @@ def test_what_is_measured_is_what_the_compressed_model_does(models: Any, picture
     options |= {"images": 4 if which == "pvt" else 10}
     methods = () if "over" in options else (SVD,)
     plan = search(known, pictures, *methods, target_macs=target, out=out, **options)
-    assert load_plan(out) == plan
+    assert Plan.load(out) == plan
     checked(known, drawn(known.model, pictures, options["images"]), plan, tmp_path / "plan.search.json")
     if which in ("swin", "pvt"):
         assert {len(layer.constant) for layer in plan.layers if layer.constant} <= {len(layer.heads) for layer in plan.layers}
@@ -242,7 +241,7 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
     assert ended.status == 0, ended.err
     assert "heads frozen whole" in ended.out
     assert "search: step 1, " in ended.err
-    plan = load_plan(out)
+    plan = Plan.load(out)
     assert {head.constant for layer in plan.layers for head in layer.heads} == {"dense", None}
     assert (plan.quantize.weights, plan.quantize.activations) == (32, 32)
     ended = call("compress", "--model", "vitfrost_digits", "--plan", out, "--statistics", statistics, "--out", tmp_path / "artifact")

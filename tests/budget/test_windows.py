@@ -28,7 +28,7 @@ from vitfrost.configs import FreezeHeads, WindowHeads
 from vitfrost.errors import VitfrostError
 from vitfrost.methods.constant_heads.constants import Shape
 from vitfrost.methods.windowed_heads import windowed_macs
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.sites import AttentionSite
 
@@ -122,7 +122,7 @@ def test_the_floor_is_the_least_that_a_state_costs(models: Any, over: Any, side:
 def test_what_is_measured_is_what_the_compressed_model_does(models: Any, pictures: Path, tmp_path: Path) -> None:
     known, out = models["fine"], tmp_path / "plan.yaml"
     plan = search(known, pictures, NEAR[0], WindowHeads(window=3, outside="mean"), target_macs=0.95, out=out, **BOTH)
-    assert load_plan(out) == plan
+    assert Plan.load(out) == plan
     record = tmp_path / "plan.search.json"
     checked(known, drawn(known.model, pictures, BOTH["images"]), plan, record)
     windowed = [layer.heads[head] for layer in plan.layers for head in layer.heads_of("windowed")]
@@ -257,4 +257,4 @@ def test_the_command(models: Any, pictures: Path, tmp_path: Path, call: Callable
     ended = call("search", *words, "--target-macs", "0.98", "--search-over", "windows", "--windowed-side", "3")
     assert ended.status == 0, ended.err
     assert " of 24 heads windowed" in ended.out
-    assert (load_plan(out).constants, load_plan(out).windowed) == (None, NEAR[1])
+    assert (Plan.load(out).constants, Plan.load(out).windowed) == (None, NEAR[1])

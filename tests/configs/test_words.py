@@ -19,8 +19,7 @@ from vitfrost.configs.base import idle_fields, options_of
 from vitfrost.configs.words import as_flags, default_text, metavar, read, words_of
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.criteria import CRITERIA
-from vitfrost.plans.file import load_plan
-from vitfrost.plans.schema import methods_in
+from vitfrost.plans.schema import Plan, methods_in
 from vitfrost.reporting.commands import plan_command
 
 # Type checks of constructors draw which item of a container they look at.
@@ -108,7 +107,7 @@ def test_the_printed_command_makes_the_plan_again(folder: Path, chosen: tuple[An
     words = shlex.split(plan_command(made).replace("\\\n", " "))
     place = {"STATISTICS": str(statistics), "plan.yaml": str(again)}
     main([place.get(word, word) for word in words[1:]])
-    assert load_plan(again) == made
+    assert Plan.load(again) == made
 
 
 FIRST_HEADS = st.builds(FreezeHeads, ratio=small(0, 0.5), unit=st.sampled_from(["head", "layer"]))
@@ -147,7 +146,7 @@ def test_so_does_that_of_a_plan_from_a_model(folder: Path, chosen: tuple[Any, ..
     again.unlink(missing_ok=True)
     words = shlex.split(plan_command(made, shape.get("options")).replace("\\\n", " "))
     main([{"plan.yaml": str(again)}.get(word, word) for word in words[1:]])
-    assert load_plan(again) == made
+    assert Plan.load(again) == made
 
 
 @given(st.sampled_from([ENTRIES, HEADS, HALLUCINATED, COMPACTED, QUANTIZED]).flatmap(lambda kind: kind))
@@ -247,7 +246,7 @@ def test_images_that_a_plan_does_not_draw_are_refused(
 def test_hallucinated_heads_alone_are_not_quantized(folder: Path, call: Callable[..., Any], tmp_path: Path) -> None:
     ended = call("plan", "--statistics", folder / "statistics.safetensors", "--hallucinate", 0.25, "--out", tmp_path / "p.yaml")
     assert ended.status == 0, ended.err
-    assert load_plan(tmp_path / "p.yaml").quantize == Quantize(32, 32)
+    assert Plan.load(tmp_path / "p.yaml").quantize == Quantize(32, 32)
     assert "4 where single weights are frozen, else 32" in " ".join(call("plan", "--help").out.replace("│", " ").split())
 
 

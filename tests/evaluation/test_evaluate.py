@@ -28,7 +28,7 @@ from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
 from vitfrost.methods.frozen_entries import FrozenMaps
 from vitfrost.model import Model
-from vitfrost.plans.file import parse_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites, install_map_attention
 
 
@@ -220,7 +220,7 @@ def frozen_artifact(original: Model, heads: int, weight_bits: int) -> Artifact:
         }
         for each in sites.attention
     ]
-    plan = parse_plan(
+    plan = Plan.parse(
         {
             "kind": "vitfrost plan",
             "version": 1,

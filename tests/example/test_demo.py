@@ -12,7 +12,7 @@ from vitfrost.example import data
 from vitfrost.example.data import write_digit_images
 from vitfrost.example.demo import FAST, RECIPE, WITHOUT_EXPORT, demo
 from vitfrost.images.source import open_images
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.runs.recipe import load_recipe
 from vitfrost.timing.benchmark import load_benchmark
 
@@ -74,7 +74,7 @@ def test_the_demo_ends_with_a_smaller_and_faster_model_and_a_second_call_takes_i
     assert exported.macs is not None
     assert original.macs is not None
     assert exported.macs < 0.95 * original.macs
-    plan = load_plan(run / "plan.yaml")
+    plan = Plan.load(run / "plan.yaml")
     assert plan.latency is not None
     assert plan.latency.ratio <= 0.85
     rows = load_benchmark(run / "bench" / "bench.json").rows

@@ -117,11 +117,11 @@ def _read_native(path: Path) -> str:
 
 
 def _agree_artifact(path: Path) -> None:
-    from vitfrost.plans.file import parse_plan, plan_hash
+    from vitfrost.plans.schema import Plan
 
     config = json.loads((path / "config.json").read_text())
     config["weights_sha256"] = sha256_of_file(path / "model.safetensors")
-    config["plan_hash"] = plan_hash(parse_plan(config["plan"], ""))
+    config["plan_hash"] = Plan.parse(config["plan"], "").content_hash
     (path / "config.json").write_text(json.dumps(config))
 
 
@@ -190,7 +190,7 @@ def make_corpus(folder: Path) -> list[Kind]:
     from vitfrost.budget.history import load_search
     from vitfrost.class_names import read_class_names
     from vitfrost.evaluation.results import load_results
-    from vitfrost.plans.file import load_plan
+    from vitfrost.plans.schema import Plan
     from vitfrost.runs.recipe import Recipe, load_recipe, save_recipe
     from vitfrost.studies.recipe import load_study
     from vitfrost.timing.benchmark import load_benchmark
@@ -238,7 +238,7 @@ def make_corpus(folder: Path) -> list[Kind]:
     run = folder / "run"
     read_export, read_labels = partial(_read_export, picture=folder / "picture.png"), partial(_read_labels, pictures=pictures)
     return [
-        Kind("plan", folder / "plan.yaml", {"": damage_yaml}, _said(load_plan)),
+        Kind("plan", folder / "plan.yaml", {"": damage_yaml}, _said(Plan.load)),
         Kind("statistics", folder / "statistics.safetensors", {"": damage_safetensors}, _statistics),
         Kind("artifact", run / "artifact", {"config.json": damage_json, "model.safetensors": damage_safetensors},
              partial(_read_artifact, pictures=pictures), _agree_artifact),

@@ -19,7 +19,7 @@ from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.cost import macs_by_part
 from vitfrost.map_sources import SOURCES, MapSource, register
 from vitfrost.passes.structure import changed_sites
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -64,7 +64,7 @@ def written(uniform: None, shallow: Any, tmp_path: Path) -> Path:
 
 
 def test_it_goes_from_the_plan_file_to_the_loaded_artifact(written: Path, shallow: Any, tmp_path: Path) -> None:
-    plan, model = load_plan(written), shallow.model
+    plan, model = Plan.load(written), shallow.model
     made = vitfrost.compress(model, plan, statistics=shallow.statistics, out=tmp_path / "artifact")
     again = vitfrost.Artifact.load(tmp_path / "artifact")
     assert again.plan == plan
@@ -89,7 +89,7 @@ def test_it_goes_from_the_plan_file_to_the_loaded_artifact(written: Path, shallo
 
 
 def test_its_cost_its_statistics_and_its_page(written: Path, shallow: Any, pictures: Path) -> None:
-    plan = load_plan(written)
+    plan = Plan.load(written)
     made = vitfrost.compress(shallow.model, plan, statistics=shallow.statistics, out=written.parent / "artifact")
     page = vitfrost.report(written.parent).read_text()
     assert "Maps of other sources" in page
@@ -123,7 +123,7 @@ def test_its_cost_its_statistics_and_its_page(written: Path, shallow: Any, pictu
 def test_mistakes_are_named(written: Path, old: str, new: str, message: str) -> None:
     written.write_text(written.read_text().replace(old, new, 1))
     with pytest.raises(VitfrostError, match=message):
-        load_plan(written)
+        Plan.load(written)
 
 
 def test_a_name_is_taken_once() -> None:

@@ -20,8 +20,8 @@ from vitfrost.methods.constant_heads.constants import Shape
 from vitfrost.methods.windowed_heads import WindowedHeads, window_mask, windowed_macs
 from vitfrost.model import Model
 from vitfrost.passes.structure import changed_sites
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.heads import HeadPlan, LayerPlan
+from vitfrost.plans.schema import Plan
 from vitfrost.vit.attention import MapAttention
 from vitfrost.vit.families import find_sites
 
@@ -78,7 +78,7 @@ def test_from_the_plan_to_a_graph(heads: Any, entries: Any, tmp_path: Path, outs
         layer.heads_of("windowed") for layer in vitfrost.plan(entries, *methods).layers
     ]
     assert sum(len(layer.heads_of("windowed")) for layer in plan.layers) == 12
-    assert load_plan(tmp_path / "plan.yaml") == plan
+    assert Plan.load(tmp_path / "plan.yaml") == plan
     made = vitfrost.compress("vitfrost_digits", plan, statistics=heads, out=tmp_path / "artifact")
     again = vitfrost.Artifact.load(tmp_path / "artifact")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

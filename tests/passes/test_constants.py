@@ -18,7 +18,6 @@ from vitfrost.methods.constant_heads.kinds import KINDS
 from vitfrost.model import Model
 from vitfrost.passes.structure import fit_sources
 from vitfrost.plans.choose import plan as make_plan
-from vitfrost.plans.file import load_plan, save_plan
 from vitfrost.plans.heads import HeadPlan, LayerPlan
 from vitfrost.plans.schema import Plan
 from vitfrost.statistics.record import Statistics
@@ -176,8 +175,8 @@ def test_a_wholly_frozen_model_is_quantized(calibrated: Any, pictures: Path, bit
 
 def test_a_plan_is_edited_line_by_line(calibrated: Any, tmp_path: Path) -> None:
     model, statistics = calibrated["cls"]
-    save_plan(make_plan(statistics, FreezeHeads(0.5)), tmp_path / "plan.yaml")
-    plan = load_plan(tmp_path / "plan.yaml")
+    make_plan(statistics, FreezeHeads(0.5)).save(tmp_path / "plan.yaml")
+    plan = Plan.load(tmp_path / "plan.yaml")
     line = HeadPlan(source="frozen", constant="toeplitz")
     layers = [layer.model_copy(update={"heads": (line, line, HeadPlan(source="computed"))}) for layer in plan.layers]
     edited = plan.model_copy(update={"layers": tuple(layers)})

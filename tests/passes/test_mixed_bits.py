@@ -21,7 +21,7 @@ from vitfrost.methods.quantize.modules import LogQuantizer, QuantizedLayer, Unif
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
 from vitfrost.methods.quantize.trainable import take, trainable
 from vitfrost.model import Model
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.reporting.commands import plan_command
 from vitfrost.reporting.summary import what_was_done
 from vitfrost.vit.families import find_sites, install_map_attention
@@ -173,12 +173,12 @@ def test_heads_keep_their_bits_where_they_change_places(shallow: Any, tmp_path: 
 def test_a_plan_and_its_command_say_it(shallow: Any, call: Callable[..., Any], tmp_path: Path) -> None:
     shallow.statistics.save(tmp_path / "statistics.safetensors")
     made = vitfrost.plan(shallow.statistics, FreezeEntries(0.2), Quantize(4, 8, layers=LAYERS, heads=HEADS), out=tmp_path / "plan.yaml")
-    assert load_plan(tmp_path / "plan.yaml") == made
+    assert Plan.load(tmp_path / "plan.yaml") == made
     assert "layer_bits: [blocks.0.attn.qkv=8/8, '*.mlp.fc2=4/8', head=32/6]" in (tmp_path / "plan.yaml").read_text()
     words = shlex.split(plan_command(made).replace("\\\n", " "))
     place = {"STATISTICS": tmp_path / "statistics.safetensors", "plan.yaml": tmp_path / "again.yaml"}
     assert call(*(place.get(word, word) for word in words[1:])).status == 0
-    assert load_plan(tmp_path / "again.yaml") == made
+    assert Plan.load(tmp_path / "again.yaml") == made
 
 
 def test_names_of_nothing(shallow: Any, call: Callable[..., Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vitfrost.configs.methods import QUANTIZER_FOLDERS
 from vitfrost.configs.words import metavar
 from vitfrost.errors import VitfrostError
 from vitfrost.passes import quantizers
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -42,7 +42,7 @@ def test_it_is_a_value_of_the_flag_and_quantizes(added: str, shallow: Any, prepa
     bits = ("--weight-bits", 4, "--activation-bits", 6)
     ended = call("plan", "--statistics", prepared.statistics, *bits, "--quantizer", added, "--out", tmp_path / "plan.yaml")
     assert ended.status == 0, ended.err
-    assert load_plan(tmp_path / "plan.yaml").quantize == Quantize(4, 6, method=added)
+    assert Plan.load(tmp_path / "plan.yaml").quantize == Quantize(4, 6, method=added)
     plan = vitfrost.plan(shallow.statistics, FreezeHeads(0.25), Quantize(4, 6, method=added))
     made = vitfrost.compress(shallow.model, plan, statistics=shallow.statistics, images=shallow.pictures, config=Compress(0, 8))
     assert [step["step"] for step in made.quantization["steps"]] == ["ranges", "widening"]

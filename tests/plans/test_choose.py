@@ -14,7 +14,6 @@ from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.plans.choose import plan, summary, unfrozen_plan
 from vitfrost.plans.criteria import CRITERIA
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.freeze_entries import frozen_maps
 from vitfrost.plans.heads import HeadPlan
 from vitfrost.plans.schema import Plan
@@ -216,7 +215,7 @@ def test_no_freezing_needs_no_statistics_and_ratio_zero_leaves_every_head_comput
 
 def test_the_verb_writes_the_plan_it_returns(draw_record, tmp_path):
     made = vitfrost.plan(draw_record(WINDOWED, masked=True), FreezeEntries(0.3, ties="strict", scope="model"), out=tmp_path / "plan.yaml")
-    assert load_plan(tmp_path / "plan.yaml") == made
+    assert Plan.load(tmp_path / "plan.yaml") == made
 
 
 def test_the_summary_counts_unmasked_entries_and_whole_heads(draw_record):

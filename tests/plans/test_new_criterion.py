@@ -16,7 +16,7 @@ from vitfrost.configs.tables import criteria_table
 from vitfrost.configs.words import metavar
 from vitfrost.plans.choose import plan
 from vitfrost.plans.criteria import CRITERIA, Scores, SiteArrays, criterion
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -43,4 +43,4 @@ def test_it_is_a_value_of_the_flag(added: str, prepared: Any, call: Callable[...
     assert added in metavar(flat_options()["by"])
     ended = call("plan", "--statistics", prepared.statistics, "--by", added, "--out", tmp_path / "plan.yaml")
     assert ended.status == 0, ended.err
-    assert load_plan(tmp_path / "plan.yaml").freeze.by == added
+    assert Plan.load(tmp_path / "plan.yaml").freeze.by == added

@@ -10,9 +10,9 @@ import pytest
 from vitfrost.configs import Calibrate, FreezeEntries
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan, summary
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.freeze_entries import frozen_maps
+from vitfrost.plans.schema import Plan
 from vitfrost.plans.select import share
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.statistics.record import Statistics
@@ -38,7 +38,7 @@ def calibrated(request, pictures, tmp_path_factory):
 def test_a_plan_from_a_statistics_file_fits_its_model_and_gives_its_entries_back(calibrated, tmp_path, by):
     identity, sites, path, statistics = calibrated
     made = plan(path, FreezeEntries(0.2, by=by), out=tmp_path / "plan.yaml")
-    assert load_plan(tmp_path / "plan.yaml") == made == plan(statistics, FreezeEntries(0.2, by=by))
+    assert Plan.load(tmp_path / "plan.yaml") == made == plan(statistics, FreezeEntries(0.2, by=by))
     check_fits(made, identity, sites.signature())
     assert made.statistics.hash == Statistics.load(path).content_hash
     for layer in made.layers:

@@ -11,7 +11,6 @@ from vitfrost.configs import FreezeEntries, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan, unfrozen_plan
-from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.schema import Plan
 from vitfrost.vit.families import find_sites
@@ -27,14 +26,14 @@ def made(draw_record):
 @pytest.fixture
 def written(made, tmp_path):
     path = tmp_path / "plan.yaml"
-    save_plan(made, path)
+    made.save(path)
     return path
 
 
 def refusal(path):
     """The one line with which a file is refused."""
     with pytest.raises(VitfrostError) as caught:
-        load_plan(path)
+        Plan.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -52,13 +51,13 @@ def refusal(path):
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_plan_survives_its_file_with_the_same_bytes_and_hash(draw_record, tmp_path, methods, masked):
     made = plan(draw_record(SHAPES, masked=masked), *methods)
-    save_plan(made, tmp_path / "one.yaml")
-    loaded = load_plan(tmp_path / "one.yaml")
+    made.save(tmp_path / "one.yaml")
+    loaded = Plan.load(tmp_path / "one.yaml")
     assert loaded == made
-    assert plan_hash(loaded) == plan_hash(made)
-    save_plan(loaded, tmp_path / "two.yaml")
+    assert loaded.content_hash == made.content_hash
+    loaded.save(tmp_path / "two.yaml")
     assert (tmp_path / "one.yaml").read_bytes() == (tmp_path / "two.yaml").read_bytes()
-    assert parse_plan(made.model_dump(mode="json"), source="config.json") == made
+    assert Plan.parse(made.model_dump(mode="json"), source="config.json") == made
 
 
 def test_the_file_is_for_people(written):
@@ -73,7 +72,7 @@ def test_changing_one_head_changes_one_line(made, written):
     before = written.read_text().splitlines()
     data = made.model_dump(mode="json")
     data["layers"][1]["heads"][0]["entries"] = 7
-    save_plan(Plan.model_validate(data), written)
+    Plan.model_validate(data).save(written)
     after = written.read_text().splitlines()
     assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
         ("  - {source: frozen, entries: 5}", "  - {source: frozen, entries: 7}")
@@ -83,15 +82,15 @@ def test_changing_one_head_changes_one_line(made, written):
 def test_the_hash_ignores_comments_layout_and_key_order_but_no_value(made, written):
     data = yaml.safe_load(written.read_text())
     written.write_text(yaml.safe_dump(data, sort_keys=True, default_flow_style=True))
-    assert plan_hash(load_plan(written)) == plan_hash(made)
+    assert Plan.load(written).content_hash == made.content_hash
     data["freeze"]["seed"] = 1
-    assert plan_hash(Plan.model_validate(data)) != plan_hash(made)
+    assert Plan.model_validate(data).content_hash != made.content_hash
 
 
 def test_the_hash_is_the_same_in_every_version(identity):
     """Artifacts and results hold it, so a change needs a new plan version."""
     signature = [{"name": "blocks.0.attn", "heads": 2, "maps": [1, 2, 5, 5], "prefix_tokens": 1}]
-    assert plan_hash(unfrozen_plan(identity, signature, Quantize())) == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
+    assert unfrozen_plan(identity, signature, Quantize()).content_hash == "1a1ed83301c5eceffce17533206c3b17dee8547eefea91f91cc179a98b118dfd"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from vitfrost.errors import VitfrostError
 from vitfrost.map_sources.hallucinated import sources
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan
-from vitfrost.plans.file import load_plan
 from vitfrost.plans.fits import check_fits
+from vitfrost.plans.schema import Plan
 from vitfrost.statistics.calibrate import calibrate
 from vitfrost.vit.families import find_sites
 
@@ -84,7 +84,7 @@ def test_what_takes_statistics_and_swin_are_refused(tmp_path):
 def test_the_command_reaches_every_option(call, statistics, tmp_path):
     called = call("plan", "--statistics", statistics / "with.safetensors", *ALL, "--hallucinate-by", "random", "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
-    made = load_plan(tmp_path / "p.yaml")
+    made = Plan.load(tmp_path / "p.yaml")
     assert made.hallucinate == Hallucinate(**HALLUCINATED, by="random")
     assert made.compact == COMPACTED
     assert (made.freeze, made.quantize.weights) == (None, 32)
@@ -97,7 +97,7 @@ def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
     arguments = ["plan", "--model", "vitfrost_digits", "--weights", "random", "--weight-bits", 8, "--levels", "strict", *ALL]
     called = call(*arguments, "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
-    made = load_plan(tmp_path / "p.yaml")
+    made = Plan.load(tmp_path / "p.yaml")
     assert made.hallucinate == Hallucinate(**HALLUCINATED, by="first")
     assert made.compact == COMPACTED
     assert (made.statistics, made.freeze, made.quantize.weights, made.quantize.levels) == (None, None, 8, "strict")
@@ -116,7 +116,7 @@ def test_the_command_takes_a_model_instead_of_statistics(call, tmp_path):
 def test_nothing_is_frozen_unasked_once_something_else_is_done(call, statistics, tmp_path, arguments, ratio, hallucinated, compact):
     called = call("plan", "--statistics", statistics / "with.safetensors", *arguments, "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
-    made = load_plan(tmp_path / "p.yaml")
+    made = Plan.load(tmp_path / "p.yaml")
     assert (None if made.freeze is None else made.freeze.ratio) == ratio
     assert (made.hallucinate is not None, made.compact is not None) == (hallucinated, compact)
     assert made.hallucinate is None or made.hallucinate.by == "medoids"

@@ -14,7 +14,6 @@ from vitfrost.configs import Compact, FreezeEntries, Hallucinate
 from vitfrost.errors import VitfrostError
 from vitfrost.map_sources.hallucinated import sources
 from vitfrost.plans.choose import plan, summary
-from vitfrost.plans.file import load_plan, parse_plan, plan_hash, save_plan
 from vitfrost.plans.fits import check_fits
 from vitfrost.plans.heads import HeadPlan, LayerPlan
 from vitfrost.plans.schema import Plan
@@ -41,35 +40,35 @@ def made(draw_record):
 
 @pytest.fixture
 def written(made, tmp_path):
-    save_plan(made, tmp_path / "plan.yaml")
+    made.save(tmp_path / "plan.yaml")
     return tmp_path / "plan.yaml"
 
 
 def refusal(path):
     """The one line with which a file is refused."""
     with pytest.raises(VitfrostError) as caught:
-        load_plan(path)
+        Plan.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_plans_without_the_new_parts_keep_their_hash_and_their_bytes(tmp_path):
     """As they were before there were hallucinated heads and compact blocks."""
-    old = parse_plan(OLD, "old")
-    save_plan(old, tmp_path / "plan.yaml")
-    assert plan_hash(old) == "8fe576e86cdac32a7af2d5e8af02808cf00f892c35d6ab8fa54819cd4a260936"
+    old = Plan.parse(OLD, "old")
+    old.save(tmp_path / "plan.yaml")
+    assert old.content_hash == "8fe576e86cdac32a7af2d5e8af02808cf00f892c35d6ab8fa54819cd4a260936"
     written = hashlib.sha256((tmp_path / "plan.yaml").read_bytes()).hexdigest()
     assert written == "2461d6fc396c8416052d6e0cfbf3563d1314b8db3d5c17e9da76bfd6e46e9dde"
     assert not {"hallucinate", "compact", "feed_forward"} & old.plain().keys()
 
 
 def test_a_plan_with_them_survives_its_file(made, written, tmp_path):
-    loaded = load_plan(written)
+    loaded = Plan.load(written)
     assert loaded == made
-    assert plan_hash(loaded) == plan_hash(made)
-    save_plan(loaded, tmp_path / "two.yaml")
+    assert loaded.content_hash == made.content_hash
+    loaded.save(tmp_path / "two.yaml")
     assert written.read_bytes() == (tmp_path / "two.yaml").read_bytes()
-    assert parse_plan(made.plain(), "config.json") == parse_plan(made.model_dump(mode="json"), "config.json") == made
+    assert Plan.parse(made.plain(), "config.json") == Plan.parse(made.model_dump(mode="json"), "config.json") == made
 
 
 def test_the_file_says_each_head_and_block_on_one_line(written):
@@ -201,9 +200,9 @@ def test_heads_and_ranks_need_their_part(written, part, message):
 def test_the_largest_useful_rank_is_allowed_and_a_block_without_rank(written):
     text = written.read_text()
     written.write_text(text.replace("rank: 12", "rank: 19", 1))
-    assert load_plan(written).feed_forward[0].rank == 19
+    assert Plan.load(written).feed_forward[0].rank == 19
     written.write_text(text.replace(", rank: 12", "", 1))
-    loaded = load_plan(written)
+    loaded = Plan.load(written)
     assert [block.rank for block in loaded.feed_forward] == [None, 12]
     assert summary(loaded)["compact_blocks"] == 1
 
@@ -221,5 +220,5 @@ def test_a_plan_fits_a_model_with_its_feed_forward_blocks_only(made, draw_record
 
 
 def test_an_old_plan_still_loads_after_every_part_was_added():
-    assert isinstance(parse_plan(OLD, "old"), Plan)
-    assert parse_plan(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == Hallucinate(share=0.0)
+    assert isinstance(Plan.parse(OLD, "old"), Plan)
+    assert Plan.parse(OLD | {"hallucinate": {"share": 0.0}}, "old").hallucinate == Hallucinate(share=0.0)

@@ -33,7 +33,6 @@ def main(folder: Path) -> dict[str, str]:
     from vitfrost.configs import Compact, Compress, FreezeEntries, FreezeHeads, Hallucinate, Quantize, Repair
     from vitfrost.configs.flat import Method
     from vitfrost.example.data import write_digit_images
-    from vitfrost.plans.file import plan_hash
 
     torch.set_num_threads(1)
     (images,) = write_digit_images(folder, ["calibration"])
@@ -67,7 +66,7 @@ def main(folder: Path) -> dict[str, str]:
         plan = vitfrost.plan(statistics, *methods)
         options = {"config": Compress(3, 16)} | how
         vitfrost.compress("vitfrost_digits", plan, statistics=statistics, images=images, out=folder / name, **options)
-        found[f"plan {name}"] = plan_hash(plan)
+        found[f"plan {name}"] = plan.content_hash
         found[f"weights {name}"] = hashlib.sha256((folder / name / "model.safetensors").read_bytes()).hexdigest()
     return found
 

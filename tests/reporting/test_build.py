@@ -19,8 +19,8 @@ from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.results import load_results
 from vitfrost.model import Model
 from vitfrost.plans.choose import plan
-from vitfrost.plans.file import load_plan, plan_hash
 from vitfrost.plans.freeze_entries import frozen_maps
+from vitfrost.plans.schema import Plan
 from vitfrost.reporting.build import report
 from vitfrost.reporting.heads import build_gallery
 from vitfrost.reporting.parts import read_parts
@@ -58,7 +58,7 @@ def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path, p
     assert f"{compressed.agreement:.2f} %" in text
     size = sum(file.stat().st_size for file in (finished_run / "artifact").iterdir())
     assert f"{size / 1e6:.2f} MB" in text
-    chosen = load_plan(finished_run / "plan.yaml")
+    chosen = Plan.load(finished_run / "plan.yaml")
     frozen = sum(head.entries for layer in chosen.layers for head in layer.heads)
     assert f"({frozen:,} of {LAYERS * HEADS * 65 * 65:,})" in text
     assert "those of lowest entropy, in the whole model, stored at 4 bits" in text
@@ -67,7 +67,7 @@ def test_page_holds_the_numbers_of_the_run(finished_run: Path, tmp_path: Path, p
     for digest in (
         original.state_hash,
         original.images_hash,
-        plan_hash(chosen),
+        chosen.content_hash,
         Statistics.load(finished_run / "statistics.safetensors").content_hash,
     ):
         assert digest in text
@@ -78,7 +78,7 @@ def test_gallery_shows_the_statistics_and_the_plan(finished_run: Path) -> None:
     gallery = build_gallery(parts)
     assert gallery is not None
     statistics, quantized = (Statistics.load(finished_run / f"statistics{kind}.safetensors") for kind in ("", ".quantized"))
-    chosen = load_plan(finished_run / "plan.yaml")
+    chosen = Plan.load(finished_run / "plan.yaml")
     assert parts.ranking is not None
     assert parts.ranking.content_hash == quantized.content_hash
     assert gallery.divergence is not None

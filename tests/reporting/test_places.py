@@ -16,7 +16,7 @@ import vitfrost
 from vitfrost.artifact import Artifact
 from vitfrost.configs import Calibrate, Compact, FreezeHeads, Quantize
 from vitfrost.model import Model
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.reporting.commands import commands, plan_command
 from vitfrost.reporting.parts import read_parts
 from vitfrost.reporting.verdict import build_verdict
@@ -83,7 +83,7 @@ def test_the_printed_commands_of_a_plan_alone_work(
     words = [places.get(word, word.replace("RUN/", f"{run}/")) for word in shlex.split(size)]
     ended = call(*words[1:])
     assert ended.status == 0, ended.err
-    assert Artifact.load(run / "artifact").plan == load_plan(run / "plan.yaml")
+    assert Artifact.load(run / "artifact").plan == Plan.load(run / "plan.yaml")
 
 
 def test_the_command_of_a_plan_without_statistics_knows_the_artifacts_options(tmp_path: Path, call: Callable[..., Any]) -> None:
@@ -94,4 +94,4 @@ def test_the_command_of_a_plan_without_statistics_knows_the_artifacts_options(tm
     assert "--weights random --classes 7 --model-option depth=4" in again
     words = shlex.split(again.replace("\\\n", " ").replace("plan.yaml", str(tmp_path / "again.yaml")))
     assert call(*words[1:]).status == 0
-    assert load_plan(tmp_path / "again.yaml") == made
+    assert Plan.load(tmp_path / "again.yaml") == made

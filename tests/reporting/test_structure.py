@@ -19,7 +19,7 @@ from vitfrost.files import read_json, write_json
 from vitfrost.model import Model
 from vitfrost.passes.compress import compress
 from vitfrost.plans.choose import plan
-from vitfrost.plans.file import load_plan
+from vitfrost.plans.schema import Plan
 from vitfrost.reporting.build import report
 from vitfrost.reporting.commands import plan_command
 from vitfrost.reporting.heads import build_gallery
@@ -97,7 +97,7 @@ def test_costs_are_those_that_inspect_counts(structured_run: Path) -> None:
 
 
 def test_heads_and_blocks_are_those_of_the_artifact(structured_run: Path, tmp_path: Path, page_of: PageOf) -> None:
-    chosen, record = load_plan(structured_run / "plan.yaml"), Artifact.load(structured_run / "artifact").structure
+    chosen, record = Plan.load(structured_run / "plan.yaml"), Artifact.load(structured_run / "artifact").structure
     assert record is not None
     parts = read_parts(structured_run)
     likeness = build_likeness(parts)
@@ -232,7 +232,7 @@ def test_the_command_makes_the_plan_again(structured_run: Path, tmp_path: Path, 
     chosen = plan(statistics, Hallucinate(**options), Compact(0.25, expand=True), Quantize(32, 8))  # fmt: skip
     words = plan_command(chosen).replace("\\\n", " ").replace("STATISTICS", str(statistics)).replace("plan.yaml", str(tmp_path / "p.yaml"))
     assert call(*words.split()[1:]).status == 0
-    assert load_plan(tmp_path / "p.yaml") == chosen
+    assert Plan.load(tmp_path / "p.yaml") == chosen
 
 
 @pytest.mark.browser

@@ -15,7 +15,6 @@ from vitfrost.artifact import Artifact
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.features import features_of
 from vitfrost.model import Model
-from vitfrost.plans.file import save_plan
 from vitfrost.vit.outputs import embedding_widths
 
 from ..models import random_model
@@ -85,7 +84,7 @@ def test_a_module_in_memory_says_it_by_itself() -> None:
 @pytest.mark.parametrize("outputs", ["embedding", "tokens"])
 def test_an_artifact_keeps_it(outputs: str, tmp_path: Path) -> None:
     model = dino(outputs=outputs)
-    save_plan(vitfrost.plan(model, vitfrost.FreezeHeads(0.5, unit="layer")), tmp_path / "plan.yaml")
+    vitfrost.plan(model, vitfrost.FreezeHeads(0.5, unit="layer")).save(tmp_path / "plan.yaml")
     made = vitfrost.compress(model, tmp_path / "plan.yaml", out=tmp_path / "artifact")
     loaded = Artifact.load(tmp_path / "artifact")
     pixels = torch.randn(2, 3, 56, 56)

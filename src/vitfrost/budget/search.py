@@ -27,7 +27,6 @@ from ..passes.compress import compress
 from ..passes.structure import watch_inputs
 from ..plans.choose import computed_layer
 from ..plans.compact import FeedForwardPlan
-from ..plans.file import save_plan
 from ..plans.fits import check_bits
 from ..plans.schema import Plan
 from ..progress import doing, say
@@ -133,7 +132,7 @@ def search(
         say(f"search: ended at {found.said}")
     made = planned(known, sites, layers, found.state, log.record, how, windows)
     if out is not None:
-        save_plan(made, out)
+        made.save(out)
     return made
 
 

@@ -36,9 +36,9 @@ def compress(
     config, repair = given.config(Compress), given.optional(Repair)
     one_of(artifact, model.model)
     from .. import compress as verb
-    from ..plans.file import load_plan
+    from ..plans.schema import Plan
 
-    loaded, chosen = model.open(artifact), load_plan(plan)
+    loaded, chosen = model.open(artifact), Plan.load(plan)
     if not chosen.quantize.parts.any_activations:
         given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
     if chosen.hallucinate is None and chosen.compact is None:

@@ -39,11 +39,10 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
     that changes layers beside an artifact whose layers are changed already.
     """
     from ..model import Model, as_model, names_folder
-    from ..plans.file import load_plan
     from ..plans.schema import Plan
 
     if plan is not None and not isinstance(plan, Plan):
-        plan = load_plan(plan)
+        plan = Plan.load(plan)
     if model is None:
         if plan is None:
             raise VitfrostError("nothing to inspect; give a model, an artifact or a plan")

@@ -70,7 +70,7 @@ def _table(run: Path) -> Table:
     from rich.table import Table
 
     from ..evaluation.results import load_results
-    from ..plans.file import load_plan
+    from ..plans.schema import Plan
     from ..timing.bench import RESULT_FILE
     from ..timing.benchmark import load_benchmark
     from ..timing.rounds import paired_ratio
@@ -94,7 +94,7 @@ def _table(run: Path) -> Table:
         table.add_row(name, f"{made.precision}\n{made.kind}", _accuracy(accuracy), f"{made.file_bytes / 1e6:.2f}", time)
     table.caption = f"time of the original's, ONNX Runtime, 1 thread; {final.p50_ms:.2f} ms in the end"
     table.caption_justify = "left"
-    if (alike := load_plan(run / "plan.yaml").latency) is not None:
+    if (alike := Plan.load(run / "plan.yaml").latency) is not None:
         low, high = alike.interval
         table.caption += f"\nbeside the original in int8: {alike.ratio:.2f} [{low:.2f}, {high:.2f}]"
     return table

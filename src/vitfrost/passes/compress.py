@@ -13,7 +13,6 @@ from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.given import ImagesLike, find_given
 from ..model import Model, ModelLike, as_model
-from ..plans.file import load_plan
 from ..plans.fits import check_bits, check_fits
 from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
@@ -155,7 +154,7 @@ def compress(
         refuse_idle(repair)
     if not isinstance(plan, Plan | str | Path):
         raise VitfrostError(f"plan is a {type(plan).__name__}; give a vitfrost.Plan, or the file of one")
-    plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     known: Statistics | None = plan.origin if statistics is None else None
     if statistics is not None:
         known = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)

@@ -18,7 +18,6 @@ from ..files import refuse_unwritable
 from ..identity import Identity
 from ..regular import is_file
 from .compact import FeedForwardPlan, compact_blocks
-from .file import save_plan
 from .fits import check_bits
 from .freeze_entries import with_frozen_entries
 from .freeze_heads import first_heads, frozen_by_criterion
@@ -139,7 +138,7 @@ def plan(
     else:
         made = _from_model(source, chosen)  # type: ignore[arg-type]
     if out is not None:
-        save_plan(made, out)
+        made.save(out)
     return made
 
 

@@ -5,7 +5,10 @@ The lines of the layers are in heads.py, the parts that change layers in structu
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,13 +17,15 @@ from ..configs import Compact, FreezeEntries, FreezeHeads, Hallucinate, Quantize
 from ..configs.base import parsed
 from ..configs.flat import Method
 from ..errors import VitfrostError
+from ..files import write_text
 from ..identity import Identity
 from ..map_sources import SOURCES, MapSource
+from ..spelling import american, hashed
 from ..strict import Count, Positive, Strict
 from .compact import FeedForwardPlan
+from .file import FORMAT, to_yaml
 from .heads import HeadPlan, LayerPlan
 
-KIND, VERSION = "vitfrost plan", 1
 STRUCTURE_PARTS = ("constants", "windowed", "hallucinate", "sources", "compact", "feed_forward")
 
 
@@ -140,6 +145,29 @@ class Plan(Strict):
             if block.rank is not None and self.compact is None:
                 raise ValueError(f"{where}.rank is {block.rank}, but the plan has no compact part; make it with vitfrost plan")
         return self
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the plan as canonical JSON: comments, layout and the order of keys do not matter."""
+        canonical = json.dumps(hashed(self.plain()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as commented YAML, atomically. The same plan gives the same bytes."""
+        write_text(path, to_yaml(self.plain()))
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan. Raises VitfrostError, one line that names file, field, value and what is allowed.
+
+        So for a file that is missing, is no YAML, is of another kind or a newer version, and for any value that makes no sense.
+        """
+        return Plan.parse(FORMAT.plain(path), path)
+
+    @staticmethod
+    def parse(data: Any, source: str | Path) -> Plan:
+        """A plan from plain data (of YAML or JSON). Raises VitfrostError that begins with `source` and names the field."""
+        return FORMAT.record(Plan, american(FORMAT.check(data, source)), source)
 
     def plain(self) -> dict[str, Any]:
         """Plain data for YAML and JSON, without the parts that are not used, so that plans keep their hash when parts are added."""

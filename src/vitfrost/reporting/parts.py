@@ -17,7 +17,6 @@ from ..evaluation.cost import FrozenSavings, frozen_savings, macs_by_part, param
 from ..evaluation.results import Results, Row, load_row
 from ..identity import Identity
 from ..passes.structure import has_structure, install_structure
-from ..plans.file import load_plan, parse_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.heads import LayerPlan
 from ..plans.schema import Plan
@@ -248,14 +247,14 @@ def read_parts(folder: Path) -> RunParts:
         return read(places[name]) if places[name].exists() else None
 
     artifact = optional(ARTIFACT, _read_artifact)
-    written = optional(PLAN, load_plan)
-    plan = parse_plan(artifact["plan"], source=str(places[ARTIFACT] / CONFIG_FILE)) if artifact else written
+    written = optional(PLAN, Plan.load)
+    plan = Plan.parse(artifact["plan"], source=str(places[ARTIFACT] / CONFIG_FILE)) if artifact else written
     parts = RunParts(
         recipe=optional(RECIPE, load_recipe),
         statistics=optional(STATISTICS, Statistics.load),
         quantized=optional(QUANTIZED, Statistics.load),
         plan=plan,
-        plan_differs=written is not None and plan is not None and plan_hash(written) != plan_hash(plan),
+        plan_differs=written is not None and plan is not None and written.content_hash != plan.content_hash,
         artifact=artifact,
         artifact_bytes=sum(file.stat().st_size for file in places[ARTIFACT].iterdir()) if artifact else None,
         results=optional(RESULTS, load_row) or optional(ROW, load_row),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import CONFIG_FILE, FORMAT
-from ..plans.schema import KIND
+from ..plans.file import KIND
 from ..runtime.folder import is_export
 
 RECIPE, PLAN, RESULTS, ARTIFACT = "recipe.yaml", "plan.yaml", "results.json", "artifact"

@@ -11,7 +11,6 @@ from ..evaluation.cost import MAC_PARTS
 from ..evaluation.results import Interval, Row
 from ..plans.choose import summary as count_frozen
 from ..plans.criteria import CRITERIA
-from ..plans.file import plan_hash
 from ..plans.schema import Plan
 from ..runs.recipe import Recipe
 from .parts import RunParts
@@ -276,7 +275,7 @@ def facts(parts: RunParts) -> list[tuple[str, str, str]]:
         if statistics is not None:
             found.append((name, f"{statistics.header.images:,}", statistics.header.images_hash))
     if parts.plan is not None:
-        found.append(("Plan", "", plan_hash(parts.plan)))
+        found.append(("Plan", "", parts.plan.content_hash))
     seeds = parts.artifact["seeds"] if parts.artifact else (row.seeds if row else {})
     if seeds:
         found.append(("Seeds", ", ".join(f"{name} {seed}" for name, seed in sorted(seeds.items())), ""))

@@ -20,7 +20,6 @@ from ..model import Model, open_part
 from ..passes.structure import fit_sources, has_structure, install_structure, start_from
 from ..passes.work import draw_calibration
 from ..plans.choose import plan, unfrozen_plan
-from ..plans.file import load_plan, plan_hash
 from ..plans.fits import check_fits
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
@@ -114,7 +113,7 @@ def _plan(recipe: TrainingRecipe, loaded: Model) -> Plan:
     if recipe.plan is None:
         return unfrozen_plan(loaded.identity, find_sites(loaded.module).signature(), UNQUANTIZED)
     if isinstance(recipe.plan, str):
-        return load_plan(recipe.plan)
+        return Plan.load(recipe.plan)
     methods = (recipe.plan.constants, recipe.plan.hallucinate, recipe.plan.compact)
     source: Any = recipe.start.statistics or loaded
     return plan(source, *(method for method in methods if method is not None), UNQUANTIZED)
@@ -191,7 +190,7 @@ def input_hashes(
     recipe: TrainingRecipe, start: Start, images: DecodedImages, evaluation: str | None, teacher: Model | None
 ) -> dict[str, str]:
     """What a checkpoint belongs to, by name."""
-    found = {"recipe": recipe.hash(), "plan": plan_hash(start.plan), "start": start.loaded.state_hash, "training data": images.digest}
+    found = {"recipe": recipe.hash(), "plan": start.plan.content_hash, "start": start.loaded.state_hash, "training data": images.digest}
     if evaluation is not None:
         found["evaluation data"] = evaluation
     if teacher is not None:
