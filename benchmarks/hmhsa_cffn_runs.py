@@ -6,11 +6,15 @@
 One process, one thread, a folder per run. Stop it at any time and start it again with the same line: finished runs are left alone, the
 one that was stopped goes on from its checkpoint and ends in the same bits. What matters most comes first, so a part of it is of use.
 `--source` trains with the vitfrost of another folder, such as a copy that nobody edits while the runs last.
+
+Results hold which pictures every run gets right, so runs of several machines come together: `--known FILE` reads results of before. What
+is in them is not trained again (but for the baseline that a run is taught by, whose weights are needed).
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import fcntl
 import json
 import os
@@ -90,8 +94,24 @@ def train(run: Run, options: argparse.Namespace, lock: int) -> int:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has been measured."""
+    """Whether a run has been measured here."""
     return (folder / "result.json").is_file()
+
+
+def known(options: argparse.Namespace) -> dict[Run, dict[str, Any]]:
+    """The rows of results of before, by run."""
+    rows = [] if options.known is None else json.loads(options.known.read_text())["runs"]
+    return {Run(row["name"], row["seed"]): row for row in rows}
+
+
+def to_train(options: argparse.Namespace) -> list[Run]:
+    """What is not finished, here or before, in order; a run that needs the baseline's weights has that before it."""
+    before = known(options)
+    missing = [run for run in runs() if run not in before and not finished(options.runs / run.folder)]
+    teacher = Run("baseline", 0)
+    if any(run.name == "taught" for run in missing) and teacher not in missing and not finished(options.runs / teacher.folder):
+        missing.insert([run.name for run in missing].index("taught"), teacher)
+    return missing
 
 
 def curve(folder: Path) -> Iterator[dict[str, Any]]:
@@ -112,9 +132,14 @@ def stacked(name: str, seeds: list[int], options: argparse.Namespace) -> Any:
 
 
 def right_answers(run: Run, options: argparse.Namespace) -> Any:
-    """Which pictures the kept weights get right, measured once and kept beside the run's folder."""
+    """Which pictures the kept weights get right: from results of before, or measured once and kept beside the run's folder."""
     import numpy as np
     import torch
+
+    if not finished(options.runs / run.folder):
+        row = known(options)[run]
+        bits = np.frombuffer(base64.b64decode(row["right"]), np.uint8)
+        return np.unpackbits(bits, count=row["images"]).astype(bool)
 
     from vitfrost.images.classes import ClassSpace
     from vitfrost.training.evaluation import open_evaluation, outcomes_of
@@ -133,14 +158,19 @@ def right_answers(run: Run, options: argparse.Namespace) -> Any:
 
 def gather(options: argparse.Namespace) -> dict[str, Any]:
     """What the finished runs gave, differences to references of the same seed on the same pictures, and what is still to come."""
-    from vitfrost.evaluation.intervals import paired_difference
+    import numpy as np
+
     from vitfrost.evaluation.results import load_results
     from vitfrost.files import sha256_of_file
 
-    rows, waiting = [], []
+    rows, waiting, before = [], [], known(options)
+    there = {run for run in runs() if finished(options.runs / run.folder)} | set(before)
     for run in runs():
         folder = options.runs / run.folder
         if not finished(folder):
+            if run in before:
+                rows.append(before[run] | {"differences": differences(run, there, options)})
+                continue
             waiting.append({"name": run.name, "title": TITLES[run.name], "seed": run.seed})
             continue
         (row,) = load_results(folder / "result.json").rows
@@ -154,15 +184,23 @@ def gather(options: argparse.Namespace) -> dict[str, Any]:
                 "images_hash", "environment",
             },
         )  # fmt: skip
-        found["differences"] = {}
-        for reference in (Run(name, run.seed) for name in REFERENCES if name != run.name):
-            if finished(options.runs / reference.folder):
-                value, interval = paired_difference(right_answers(run, options), right_answers(reference, options))
-                assert interval is not None
-                found["differences"][reference.name] = {"value": round(value, 4), "interval": [round(end, 4) for end in interval]}
-        weights = sha256_of_file(weights_of(folder))
-        rows.append(found | {"weights_sha256": weights, "seconds": seconds, "curve": points})
+        right = base64.b64encode(np.packbits(np.asarray(right_answers(run, options), bool)).tobytes()).decode()
+        found |= {"differences": differences(run, there, options), "weights_sha256": sha256_of_file(weights_of(folder))}
+        rows.append(found | {"seconds": seconds, "curve": points, "right": right})
     return {"recipe": RECIPE.as_posix(), "runs": rows, "means": means(rows, options), "waiting": waiting}
+
+
+def differences(run: Run, there: set[Run], options: argparse.Namespace) -> dict[str, Any]:
+    """To references of the same seed that are there, on the same pictures."""
+    from vitfrost.evaluation.intervals import paired_difference
+
+    found = {}
+    for reference in (Run(name, run.seed) for name in REFERENCES if name != run.name):
+        if reference in there:
+            value, interval = paired_difference(right_answers(run, options), right_answers(reference, options))
+            assert interval is not None
+            found[reference.name] = {"value": round(value, 4), "interval": [round(end, 4) for end in interval]}
+    return found
 
 
 def means(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -194,6 +232,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--source", type=Path, help="folder to import vitfrost from while training")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="results of before, whose runs are not trained again")
     parser.add_argument("--json", type=Path, help="where the results go (results.json among the runs)")
     parser.add_argument("--gather", action="store_true", help="train nothing, write the results")
     options = parser.parse_args()
@@ -210,9 +249,7 @@ def main() -> None:
         except BlockingIOError:
             sys.exit(f"{options.runs} is being worked on by another process; wait for it, or name another folder")
         failed = []
-        for run in runs():
-            if finished(options.runs / run.folder):
-                continue
+        for run in to_train(options):
             status = train(run, options, lock.fileno())
             if status < 0:
                 sys.exit(f"{run.folder} was ended by signal {-status}; the same line goes on with it")

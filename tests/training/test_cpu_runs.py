@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 from argparse import Namespace
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitfrost.training.recipe import TrainingRecipe, load_training_recipe
@@ -72,10 +74,28 @@ def test_what_is_not_finished_gives_no_numbers(driver: ModuleType, tmp_path: Pat
     begun = tmp_path / "baseline-s0"
     begun.mkdir()
     (begun / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "top1": 5.0}\n')
-    found = driver.gather(Namespace(runs=tmp_path))
+    found = driver.gather(Namespace(runs=tmp_path, known=None))
     assert found["runs"] == found["means"] == []
     assert {"name": "baseline", "title": "baseline", "seed": 0} in found["waiting"]
     assert len(found["waiting"]) == len(driver.runs())
+
+
+def test_results_of_before_are_compared_with_picture_by_picture_and_not_trained_again(driver: ModuleType, tmp_path: Path) -> None:
+    def row(name: str, right: list[int]) -> dict[str, Any]:
+        packed = base64.b64encode(np.packbits(np.array(right * 8, bool)).tobytes()).decode()
+        return {"name": name, "title": driver.TITLES[name], "seed": 0, "images": 24, "right": packed, "differences": {}}
+
+    (tmp_path / "before.json").write_text(json.dumps({"runs": [row("baseline", [1, 1, 0]), row("both", [0, 1, 0])]}))
+    options = Namespace(runs=tmp_path, known=tmp_path / "before.json")
+    found = driver.gather(options)
+    assert [(run["name"], len(run["differences"])) for run in found["runs"]] == [("baseline", 0), ("both", 1)]
+    assert found["runs"][1]["differences"]["baseline"]["value"] == pytest.approx(-100 / 3, abs=1e-3)
+    assert len(found["waiting"]) == len(driver.runs()) - 2
+    left = driver.to_train(options)
+    assert driver.Run("both", 0) not in left
+    taught = left.index(driver.Run("taught", 0))
+    assert left[taught - 1] == driver.Run("baseline", 0)  # the teacher's weights are not here
+    assert len(left) == len(driver.runs()) - 1
 
 
 def test_a_documents_marked_part_is_replaced_and_nothing_else(tmp_path: Path) -> None:

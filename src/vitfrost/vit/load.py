@@ -174,7 +174,7 @@ def create_model(
     from .plain import attention_with_heads_of
     from .tiny_vit import forget_biases
 
-    eps = options.pop("norm_eps", None)
+    given, eps = dict(options), options.pop("norm_eps", None)
     check_options({"norm_eps": eps} | {name: value for name, value in options.items() if name != "attn_head_dim"})
     if len(name) > LONGEST_NAME or not timm.is_model(name):
         import difflib
@@ -195,6 +195,11 @@ def create_model(
         with own_seed(seed):
             made = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors raise anything where options do not go together
+        if pretrained and "loading state_dict" in str(error):
+            changed = ", ".join(f"{option}={value}" for option, value in given.items())
+            raise VitfrostError(
+                f"timm's weights of {name} do not fit {changed}; give weights that do (--weights FILE), or random ones"
+            ) from error
         what = "create the model with its pretrained weights (give --weights FILE to use your own)" if pretrained else "create the model"
         raise VitfrostError(f"timm cannot {what} {name}: {type(error).__name__}: {error}") from error
     forget_biases(made, forever=True)
