@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_threads_are_those_of_before_after_a_run_and_an_error() -> None:
     assert torch.get_num_threads() == before
     with torch_threads(None):
         assert torch.get_num_threads() == before
+
+
+def test_a_tool_that_draws_when_it_is_imported_moves_no_generator_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitfrost.runtime.runtimes import import_runtime
+
+    (tmp_path / "tool_that_draws.py").write_text("import random\n\ndrawn = random.random()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = random.getstate()
+    assert 0 <= import_runtime("tool_that_draws").drawn < 1
+    assert random.getstate() == before
 
 
 def test_a_command_shows_messages_on_stderr_and_takes_its_handler_away(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ PyTorch, which needs no export, is a runtime of the same kind in `vitfrost.timin
 from __future__ import annotations
 
 import os
+import random
 import re
 from abc import ABC, abstractmethod
 from importlib import import_module
@@ -221,6 +222,7 @@ def start(kind: type[Runtime], folder: Path, threads: int, hint: str) -> Runtime
 def import_runtime(name: str, extra: str = "") -> Any:
     """Import a runtime or one of its tools; raise VitfrostError that says what to install where it is missing."""
     forbid_telemetry()
+    drawn = random.getstate()  # some of them draw from it when they are imported
     try:
         return import_module(name)
     except ImportError as error:
@@ -229,6 +231,8 @@ def import_runtime(name: str, extra: str = "") -> Any:
         reason = "is not installed" if missing and isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         also = extra and f" (or the extra: pip install 'vitfrost[{extra}]')"
         raise VitfrostError(f"{package} {reason}; {how_to_install(package) or f'pip install {package}{also}'}") from error
+    finally:
+        random.setstate(drawn)
 
 
 def how_to_install(package: str) -> str | None:
