@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import vitfrost
 from vitfrost.configs import Bench, FreezeEntries
@@ -20,8 +22,6 @@ from vitfrost.timing.cells import plan_cells
 from vitfrost.timing.exports import with_exports
 from vitfrost.timing.sessions import ModelSource
 from vitfrost.timing.subjects import Subject, open_subjects
-
-from ..conftest import write_pictures
 
 pytestmark = pytest.mark.xdist_group("bench")  # its runs are made once
 
@@ -150,7 +150,7 @@ def test_exported_folders_are_measured_as_they_are(
     # One way of each int8; the others are exported by other tests.
     monkeypatch.setattr(OpenVino, "int8", ({"attention": "float"},))
     monkeypatch.setattr(OnnxRuntime, "int8", ({"ranges": "static"},))
-    pictures = write_pictures(tmp_path / "pictures", 8)
+    pictures = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32))
     graph = next(path for path in (artifact_run[0] / "exports").iterdir() if "onnx-int8-lean" in path.name)
     options = {"images": pictures, "progress": False, "json": tmp_path / "b.json"}
     made = vitfrost.bench(graph, Bench(("openvino", "onnxruntime"), ("bf16", "int8"), rounds=2, memory=False), **options)

@@ -15,6 +15,7 @@ from ..configs import Bench, expect, refuse_idle
 from ..errors import VitfrostError
 from ..evaluation.results import device_environment, environment, processor_name
 from ..files import refuse_existing_run, refuse_unwritable, write_json
+from ..images.given import ImagesLike, find_given
 from ..keyed import found_or_made, hash_of
 from ..model import Model
 from ..progress import TimeLeft, say, track
@@ -42,7 +43,7 @@ def bench(
     what: str | Path | Model | nn.Module | Sequence[str | Path | Model | nn.Module],
     config: Bench = DEFAULTS,
     *,
-    images: str | Path | None = None,
+    images: ImagesLike | None = None,
     weights: str | Path | None = None,
     device: str = "cpu",
     out: str | Path | None = None,
@@ -55,7 +56,7 @@ def bench(
     Args:
         what: artifact folders, exported folders, "timm:NAME" for a timm model, and models in memory.
         config: what is timed, and how often.
-        images: folder that int8 is calibrated on; noise if not given.
+        images: a folder or an iterable that int8 is calibrated on; noise if not given.
         weights: of timm models and unmodified peers; "random" for untrained ones, which peers have where none are given.
         device: "cpu" or "cuda".
         out: folder of the run; exported graphs and what was measured are kept there, and with `resume` a run that was stopped goes on.
@@ -73,7 +74,7 @@ def bench(
         refuse_existing_run(Path(out), resume, SETTINGS_FILE, "run of vitfrost bench")
     if json is not None:
         refuse_unwritable(json)
-    images = None if images is None else _images(images)
+    pictures = None if images is None else find_given(images, several=True)
     with ExitStack() as stack:
         subjects = open_subjects(stack.enter_context(on_disk(what)), weights, sizes)
         isas = find_isas() if config.isa and any(name in OWN_BITS for name in runtimes) else ()
@@ -87,7 +88,7 @@ def bench(
             )
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitfrost-bench-")))
         write_json(folder / SETTINGS_FILE, {"kind": "vitfrost bench settings", "what": [subject.label for subject in subjects]})
-        cells, failed = with_exports(cells, folder, images, seed)
+        cells, failed = with_exports(cells, folder, pictures, seed)
         run = _Run(folder, rounds, seed, device, config.memory, config.profile, progress)
         groups = run.groups(cells, batches, threads_asked)
         left_out += [*failed, *(left for group in groups for left in group.left_out)]
@@ -172,13 +173,6 @@ def _origin(runtime: str) -> str:
 
 def _once(left_out: Sequence[LeftOut]) -> list[LeftOut]:
     return list({(left.name, left.why): left for left in left_out}.values())
-
-
-def _images(images: str | Path) -> Path:
-    from ..images.source import open_images
-
-    open_images(images)
-    return Path(images)
 
 
 def _check(threads: Sequence[int], device: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,8 @@ from ..deploy.export import export_graph
 from ..deploy.native.eight_bits import needs_images
 from ..errors import VitfrostError
 from ..files import atomic_folder, sha256_of_file, write_json
+from ..images.given import AnyImages, ImagesLike
+from ..images.source import ImageSet
 from ..keyed import file_key, hash_of
 from ..progress import say
 from ..records import Format
@@ -27,10 +30,11 @@ from .subjects import Subject
 # Why a model could not be exported, beside where it would be: a run that goes on does not try for minutes again.
 _Failed = Format("a failed export", "vitfrost failed export", mend="remove it to try again")
 NOISE_IMAGES = 4
+_PROCESS = uuid4().hex
 ON_NOISE = f"noise ({NOISE_IMAGES} pictures), for time only"
 
 
-def with_exports(cells: list[Cell], folder: Path, images: Path | None, seed: int) -> tuple[list[Cell], list[LeftOut]]:
+def with_exports(cells: list[Cell], folder: Path, images: AnyImages | None, seed: int) -> tuple[list[Cell], list[LeftOut]]:
     """The cells with their exported folders; those whose model cannot be exported are left out, with the reason.
 
     int8 is calibrated on a draw from `images`; without them on seeded noise, which the cell's `calibration` says.
@@ -83,15 +87,20 @@ def _is_calibrated(cell: Cell) -> bool:
     return cell.precision == "int8" and cell.ranges != "dynamic"
 
 
-def _key(cell: Cell, images: Path | None, seed: int) -> str:
+def _key(cell: Cell, images: AnyImages | None, seed: int) -> str:
     """A folder's name that says what is in it and differs where anything differs that it is made from."""
     subject, runtime = cell.subject, RUNTIMES[cell.runtime]
     form = runtime.format
-    drawn = [ON_NOISE if images is None else str(images.resolve()), seed] if _is_calibrated(cell) else None
+    drawn = [ON_NOISE if images is None else _place(images), seed] if _is_calibrated(cell) else None
     tools = [version(name) for name in ("torch", *runtime.needs(cell.precision))]
     kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
     made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
     return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{kind}-{cell.graph}-{hash_of(made_of)[:12]}"
+
+
+def _place(images: AnyImages) -> str:
+    """Where images are; of those in memory a name that no other run gives."""
+    return str(Path(images.root).resolve()) if isinstance(images, ImageSet) else f"in memory {_PROCESS} {id(images)}"
 
 
 def identity_of(subject: Subject) -> list[object]:
@@ -104,7 +113,7 @@ def identity_of(subject: Subject) -> list[object]:
     return [subject.original.model, subject.state_hash, subject.original.options]
 
 
-def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int) -> None:
+def _export(cell: Cell, path: Path, folder: Path, images: AnyImages | None, seed: int) -> None:
     assert cell.subject.loaded is not None
     form = RUNTIMES[cell.runtime].format
     # The same graph in fp32 comes first where both are measured; tracing it again would take most of the time.
@@ -112,7 +121,7 @@ def _export(cell: Cell, path: Path, folder: Path, images: Path | None, seed: int
     if cell.precision != "int8":
         export_graph(cell.subject.loaded, Export(form, cell.precision, seed=seed, graph=cell.graph), path)  # type: ignore[arg-type]
         return
-    drawn = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
+    drawn: ImagesLike = noise_pictures(folder, cell.subject.image_size, seed) if images is None else images
     if cell.bits is not None:
         config = Export("native", calibration_images=NOISE_IMAGES if images is None else Export.calibration_images, seed=seed)
         export_graph(cell.subject.loaded, config, path, drawn, time_only=images is None or cell.subject.random_weights)
