@@ -25,7 +25,7 @@ from .outputs import OutputKind, described
 from .runtime.folder import EXPORT_FILE, is_export
 from .torch_state import usual_torch
 from .vit.attention import MapAttention
-from .vit.checkpoint import check_finite, read_weights
+from .vit.checkpoint import check_finite, own_part, read_weights
 from .vit.compat import import_timm
 from .vit.families import built_size, family_of, find_sites
 from .vit.foreign import build as build_timm
@@ -347,8 +347,8 @@ def _open_timm(name: str, weights: str | Path | None, image_size: Size, classes:
     if random:
         tag = f"random:{seed}"
     elif state is not None:
-        found = None if "num_classes" in options else classes_of(module, state)
-        if found is not None and found != classes_of(module):
+        state = own_part(module, state, str(weights))
+        if "num_classes" not in options and (found := classes_of(module, state)) not in (None, classes_of(module)):
             options["num_classes"] = found
             log.info("%s: its head has %d classes", weights, found)
             module = create_model(name, image_size, seed=seed, **options)

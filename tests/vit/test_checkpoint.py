@@ -98,6 +98,22 @@ def test_weights_are_found_and_the_line_says_which(state: State, tmp_path: Path,
     assert (caplog.text == "") if said is None else (said in caplog.text)
 
 
+@pytest.mark.parametrize("kind", ["projector", "two"])
+def test_weights_under_a_prefix_beside_others_are_found(state: State, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    beside = {"head.mlp.0.weight": torch.zeros(3, 3)} if kind == "projector" else prefixed(other(state), "student.")
+    save_file(prefixed(state, "teacher.backbone.") | beside, tmp_path / "dino.safetensors")
+    with caplog.at_level(logging.INFO, logger="vitfrost"):
+        key = "" if kind == "projector" else "#teacher"
+        opened = Model.open("vitfrost_digits", weights=f"{tmp_path}/dino.safetensors{key}", options={"depth": 1})
+    assert opened.classes == 7
+    assert all(torch.equal(tensor, state[name]) for name, tensor in opened.module.state_dict().items())
+    if kind == "projector":
+        assert "weights under the prefix 'teacher.backbone.' taken; not used: head.mlp.0.weight" in caplog.text
+        return
+    with pytest.raises(VitfrostError, match=r"holds the model's weights several times; .*#KEY .* one of student., teacher.backbone."):
+        Model.open("vitfrost_digits", weights=tmp_path / "dino.safetensors", options={"depth": 1})
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_becomes_float32_and_the_head_tells_the_classes(state: State, tmp_path: Path, kind: torch.dtype) -> None:
     save_file({name: tensor.to(kind) for name, tensor in state.items()}, tmp_path / "half.safetensors")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import VitfrostError
 from ..regular import is_file
@@ -31,8 +32,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
     Prefixes that wrappers put before all names (module., _orig_mod., model.) are taken off, half precision becomes float32. What was
     taken, and what else the file holds, is logged. FILE#KEY takes the weights under a key of the checkpoint, such as
-    last.pth.tar#state_dict for those that were not averaged. Raises VitfrostError when the file is missing or damaged, when it holds
-    anything but tensors, and for values that are not finite.
+    last.pth.tar#state_dict for those that were not averaged, or those whose names begin with it, such as dino.pth#teacher. Raises
+    VitfrostError when the file is missing or damaged, when it holds anything but tensors, and for values that are not finite.
     """
     path, key = _split(Path(path))
     if path.is_dir():
@@ -57,6 +58,25 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
     check_finite(single, f"the weights {path}")  # also what 64 bits could hold, and 32 cannot
     return single
+
+
+def own_part(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of the model where they lie under a prefix beside others', as the backbone of a larger network does, with a line in the
+    log; all weights where its names are there, or are not found. Raises VitfrostError where they are there several times."""
+    own = [name for name, _ in model.named_parameters() if "head" not in name]  # a backbone has no head, or another
+    if not own or any(name in state for name in own):
+        return state
+    longest = max(own, key=len)
+    prefixes = sorted(name.removesuffix(longest) for name in state if name.endswith(f".{longest}"))
+    found = [prefix for prefix in prefixes if all(prefix + name in state for name in own)]
+    if not found:
+        return state
+    if len(found) > 1:
+        raise VitfrostError(f"{path} holds the model's weights several times; {path}#KEY takes those under one of {', '.join(found)}")
+    others = [name for name in state if not name.startswith(found[0])]
+    more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+    log.info("%s: weights under the prefix '%s' taken; not used: %s%s", path, found[0], ", ".join(others[:4]) or "none", more)
+    return {name.removeprefix(found[0]): tensor for name, tensor in state.items() if name.startswith(found[0])}
 
 
 def _in_folder(folder: Path) -> Path:
@@ -140,6 +160,9 @@ def _find_state(content: Any) -> tuple[str, dict[str, torch.Tensor] | None]:
 
 
 def _under(content: Any, key: str, path: Path) -> tuple[str, dict[str, torch.Tensor] | None]:
+    prefix = f"{key.removesuffix('.')}."
+    if _is_state(content) and any(name.startswith(prefix) for name in content):
+        return key, {name.removeprefix(prefix): tensor for name, tensor in content.items() if name.startswith(prefix)}
     if not isinstance(content, dict) or key not in content:
         raise VitfrostError(f"{path} has no weights under {key}; its keys are {_shown(content)}")
     inner, state = _find_state(content[key])
