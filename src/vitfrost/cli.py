@@ -17,6 +17,7 @@ from . import __version__
 from .errors import VitfrostError
 from .progress import doing, messages_on_stderr
 from .spelling import american_words
+from .vit import compat
 
 MODULES = {
     "demo": "runs", "inspect": "models", "calibrate": "calibrate", "plan": "plan", "search": "plan", "compress": "compress",
@@ -98,6 +99,7 @@ def main(
     """Parse the command line and run a verb; bad input ends in one line on stderr and exit status 2."""
     # OpenMP threads that spin while they wait take the cores that decode images, and slow a busy machine several times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    compat.own_process |= arguments is None
     act: Callable[[], None] | None = None
     try:
         with messages_on_stderr():

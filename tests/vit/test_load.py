@@ -131,6 +131,53 @@ else:
 """
 
 
+COMPILER = """
+import sys
+sys.argv = ["vitfrost", "inspect", "vitfrost_digits"]
+from vitfrost.cli import main
+main()
+assert "timm" in sys.modules and "torch._dynamo" not in sys.modules    # which takes as long to load as everything else
+import timm, torch
+from torchvision.ops.roi_align import is_compile_supported
+assert is_compile_supported("cpu") in (True, False)
+assert hasattr(sys.modules["torch._dynamo.utils"], "counters")           # torch's own
+assert torch.compiler.disable.__module__.startswith("torch")
+from timm.models.naflexvit import NaFlexRopeIterator
+assert NaFlexRopeIterator.__next__.__name__ == "__next__"
+compiled = torch.compile(timm.create_model("test_vit"), backend="eager")
+assert compiled(torch.zeros(1, 3, 160, 160)).shape == (1, 1000)
+"""
+
+
+def test_a_command_does_without_the_compiler_which_is_there_when_it_is_used() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILER], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_imports_timm_as_it_is() -> None:
+    from vitfrost.vit import compat
+
+    before = torch.compiler.disable
+    assert not compat.own_process
+    with compat.without_compiler():
+        assert torch.compiler.disable is before
+
+
+def test_a_name_of_the_module_that_waits_is_that_of_the_module_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitfrost.vit.compat import _Later
+
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    later = _Later("colorsys")
+    monkeypatch.setitem(sys.modules, "colorsys", later)
+    import colorsys
+
+    assert colorsys is later
+    assert colorsys.rgb_to_hls(0.5, 0.5, 0.5) == (0.0, 0.5, 0.0)
+    assert sys.modules["colorsys"] is not later
+    with pytest.raises(AttributeError):
+        _ = later.nothing
+
+
 @pytest.mark.parametrize("branch", ["extension", "schemas"])
 def test_both_branches_of_the_torchvision_guard(branch: str) -> None:
     done = subprocess.run([sys.executable, "-c", GUARD.format(branch=branch)], capture_output=True, text=True, timeout=120)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +21,7 @@ _SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _declared: Any = None
+own_process = False  # whether vitfrost's command line is what runs, so that nobody else reads what `without_compiler` changes
 
 
 def torchvision_extension_loads() -> bool:
@@ -52,6 +56,54 @@ def import_timm() -> ModuleType:
     """Import timm, declaring torchvision's operator schemas first where its extension cannot load."""
     if "timm" not in sys.modules and "torchvision" not in sys.modules and not torchvision_extension_loads():
         declare_torchvision_schemas()
-    import timm
+    with without_compiler():
+        import timm
 
-    return timm
+        return timm
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Leave torch's compiler unloaded meanwhile, in a process of our own: loading it takes as long as PyTorch and timm together.
+
+    torchvision imports one function of it, and timm switches it off for a method of an iterator, both of which wait until they are called.
+    """
+    if not own_process or "torch._dynamo" in sys.modules:
+        yield
+        return
+    import torch.compiler
+
+    name, disable = "torch._dynamo.utils", torch.compiler.disable
+    later = sys.modules[name] = _Later(name)
+    torch.compiler.disable = lambda fn=None, *given, **named: _disabled(disable, fn) if fn else disable(fn, *given, **named)
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+        if sys.modules.get(name) is later:
+            del sys.modules[name]
+
+
+class _Later(ModuleType):
+    """A module that is imported when something of it is used."""
+
+    def is_compile_supported(self, *given: Any) -> Any:
+        """As torch's."""
+        return self.__getattr__("is_compile_supported")(*given)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _disabled(disable: Callable[[Any], Any], function: Any) -> Any:
+    """The function, which the compiler is to leave alone, should it be loaded by then."""
+
+    @wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        return (disable(function) if "torch._dynamo" in sys.modules else function)(*given, **named)
+
+    return call

@@ -19,6 +19,13 @@ _DRAWING: frozenset[Callable[..., Any]] = frozenset(
         *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
     ]
 )
+# What puts values into a tensor: for one that has shapes alone there is nothing to do, and torch would load its compiler for it.
+_FILLING: frozenset[Callable[..., Any]] = frozenset(
+    [
+        *(getattr(Tensor, f"{name}_") for name in ("add", "clamp", "copy", "erfinv", "fill", "mul", "normal", "uniform", "zero")),
+        *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
+    ]
+)
 
 
 class own_seed(TorchFunctionMode):
@@ -30,6 +37,8 @@ class own_seed(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _FILLING and (filled := args[0] if args else kwargs["tensor"]).is_meta:
+            return filled
         if func in (Tensor.erfinv, Tensor.erfinv_):
             return _inverse_error_function(func, args[0])
         if func in _DRAWING and kwargs.get("generator") is None and _on_cpu(args, kwargs):

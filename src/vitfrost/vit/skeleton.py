@@ -31,7 +31,8 @@ def without_memory(module: nn.Module) -> nn.Module:
 def _with_parameters(module: nn.Module, device: str | torch.device) -> nn.Module:
     """A copy whose parameters are zeros on `device`; what is shared stays shared."""
     replaced: dict[int, Any] = {
-        id(parameter): nn.Parameter(torch.zeros_like(parameter, device=device), parameter.requires_grad)
+        # torch.zeros_like takes a second to import what it needs where there are no values
+        id(parameter): nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype, device=device), parameter.requires_grad)
         for parameter in module.parameters()
     }
     return copy.deepcopy(module, replaced)
