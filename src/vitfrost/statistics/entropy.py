@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped, UInt8, UInt16
 
-from .histogram import BINS, SQUARE_SCALE, SUM_SCALE, jit
+from .histogram import BINS, SQUARE_SCALE, SUM_SCALE
+from .jit import jit
 
 
 @jit

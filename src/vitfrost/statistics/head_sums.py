@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 
 from ..errors import VitfrostError
 from ..methods.constant_heads.constants import Shape
-from .histogram import jit
+from .jit import jit
 
 MASS_SCALE = 2.0**26  # of sums of weights; 2^19 images of 2^16 queries fit
 VALUE_SCALE = 2.0**20  # of what has value norms in it, as everywhere

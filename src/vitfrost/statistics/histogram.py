@@ -12,40 +12,15 @@ A weight a in [0, 1] falls into bin min(floor(256 a), 255).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
-from inspect import unwrap
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
-from numba import njit
 
-
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, without the interpreter lock; cached on disk where there is a writable place.
-
-    numba raises RuntimeError at decoration when it finds no cache folder, and OSError during the first call when it
-    cannot write there; the compiled code is already registered then, so the call is made once more.
-    Wrappers that check annotations are taken off: numba compiles the plain function.
-    """
-    function = unwrap(function)
-    try:
-        compiled = njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
-
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        try:
-            return compiled(*arguments)
-        except OSError:
-            return compiled(*arguments)
-
-    return call
-
+from .jit import jit
 
 BINS = 256
 LOW_BINS = 16
