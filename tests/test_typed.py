@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def test_user_code_passes_a_strict_type_checker_and_mistakes_do_not() -> None:
-    # pyproject.toml has the options of --strict for these two files: those of the package stay as they are for `make lint`, and so does its cache
+    # pyproject.toml has the options of --strict for these two files, so the cache that `make lint` leaves is of use
     words = [sys.executable, "-m", "mypy", HERE / "typed_user_code.py", HERE / "typed_mistakes.py"]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=240, cwd=HERE.parent)
     errors = re.findall(r"(\w+)\.py:(\d+): error", done.stdout)
