@@ -20,7 +20,7 @@ from vitfrost.files import write_json
 from vitfrost.images.batches import images_hash, take_usable
 from vitfrost.images.preprocess import Preprocess
 from vitfrost.images.source import open_images
-from vitfrost.methods.repair.constants import MapSums
+from vitfrost.methods.repair.constants import ValueSums
 from vitfrost.model import Model
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         model(pixels)
         for index, block in enumerate(model.blocks):
             means[index] = means[index] + maps_and_values(block.attn, read[index])[0].sum(0) / options.fit
-    sums = [MapSums() for _ in range(depth)]
+    sums = [ValueSums() for _ in range(depth)]
     for pixels in batch.pixels[: options.fit].split(20):
         model(pixels)
         for index, block in enumerate(model.blocks):

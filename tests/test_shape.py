@@ -55,3 +55,12 @@ def test_the_measures_see_what_they_should() -> None:
     body, ten = "\n".join(["    pass"] * 80), ", ".join(f"a{number}" for number in range(10))
     assert long(ast.parse(f"def f():\n{body}")) == {"f"}
     assert wide(ast.parse(f"class C:\n  def fits(self, {ten}): ...\n  def wide(self, {ten}, *, b): ...")) == {"wide"}
+
+
+def test_a_name_is_that_of_one_class() -> None:
+    named: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(path.relative_to(SOURCE).as_posix())
+    assert {name: files for name, files in named.items() if len(files) > 1} == {}

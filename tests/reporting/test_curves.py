@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitfrost.reporting.curves import COLORS, FRAME, Axis, Curve, Level, Reading, by_head, line_chart, mark, nice_ticks, tick_label
+from vitfrost.reporting.curves import COLORS, FRAME, Axis, Curve, CurvePoint, Level, by_head, line_chart, mark, nice_ticks, tick_label
 
 X, Y = Axis("x"), Axis("y")
 VALUES = st.floats(-100, 100, allow_nan=False, width=32)
@@ -17,7 +17,7 @@ POINTS = st.lists(st.tuples(st.floats(0, 100, width=32), VALUES), min_size=1, ma
 
 
 def curve(points: list[tuple[float, float]], half: float = 0.0, **options) -> Curve:
-    readings = [Reading(x, y, (y - half, y + half) if half else None, f"{x} {y}") for x, y in sorted(points)]
+    readings = [CurvePoint(x, y, (y - half, y + half) if half else None, f"{x} {y}") for x, y in sorted(points)]
     return Curve("one", readings, **({"color": 1} | options))
 
 

@@ -21,7 +21,7 @@ Measure = Callable[[State, State, Move, int], Effect | None]
 
 
 @dataclass(frozen=True)
-class Step:
+class TakenMove:
     """One move that was taken. `increase`: of the divergence in nats; `cost`: share of the original's that is left."""
 
     move: Move
@@ -73,7 +73,7 @@ class GreedySearch:
     original: Effect
     goal: Goal
     rescore: Rescore = "lazy"
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TakenMove] = field(default_factory=list)
     set_aside: set[Move] = field(default_factory=set)
     failed: set[Move] = field(default_factory=set)
     _scored: dict[Move, _Scored] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class GreedySearch:
         """Whether the target is reached; without one, whether anything was changed."""
         return self.goal.reached(self.cost_left) if self.goal.target is not None else bool(self.steps)
 
-    def run(self, on_step: Callable[[Step], None] | None = None) -> None:
+    def run(self, on_step: Callable[[TakenMove], None] | None = None) -> None:
         """Take moves until the goal is reached or nothing more is possible. The first round measures every move alone.
 
         Called again, after the goal was set further, it goes on from where it is.
@@ -127,11 +127,11 @@ class GreedySearch:
             if on_step is not None:
                 on_step(step)
 
-    def _take(self, best: _Scored) -> Step:
+    def _take(self, best: _Scored) -> TakenMove:
         assert best.effect is not None
         state = self.moves.applied(best.move, self.state)
         share = self.cost(state) / self.cost(self.moves.start)
-        step = Step(best.move, state, best.effect, best.effect.kl - self.effect.kl, share)
+        step = TakenMove(best.move, state, best.effect, best.effect.kl - self.effect.kl, share)
         self.steps.append(step)
         possible = {move for _, move in self._possible(state)}
         self._scored = {move: known for move, known in self._scored.items() if move in possible}

@@ -95,7 +95,7 @@ class Taken(Strict):
     latency_share: float | None = None
 
 
-class LeftOut(Strict):
+class LeftOutState(Strict):
     """A state that could not be measured, or (with `setup`) not be timed there: `what` it is, and why. A search that goes on does not try
     it again."""
 
@@ -126,7 +126,7 @@ class SearchRecord(Strict):
     original_macs: Positive
     measurements: tuple[Measurement, ...] = ()
     latencies: tuple[Latencies, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutState, ...] = ()
     steps: tuple[Taken, ...] = ()
     outcome: SearchEnd | None = None
 
@@ -172,14 +172,14 @@ class SearchLog:
         self._known[measured.state] = measured
         self.change(measurements=tuple(measured if each.state == measured.state else each for each in self.record.measurements))
 
-    def left_out(self, state: str, setup: LatencySetup | None = None) -> LeftOut | None:
+    def left_out(self, state: str, setup: LatencySetup | None = None) -> LeftOutState | None:
         """Why this state cannot be measured, or be timed in this setup; None where that is not known."""
         return next((each for each in self.record.left_out if (each.state, each.setup) == (state, setup)), None)
 
     def leave_out(self, state: str, what: str, why: str, setup: LatencySetup | None = None) -> None:
         """Note a state that failed, and write the file."""
         log.warning("search: %s is left out: %s", what, why)
-        self.change(left_out=(*self.record.left_out, LeftOut(state=state, what=what, why=why, setup=setup)))
+        self.change(left_out=(*self.record.left_out, LeftOutState(state=state, what=what, why=why, setup=setup)))
 
     def latencies(self, setup: LatencySetup) -> Latencies:
         """What was timed in this setup."""

@@ -14,7 +14,7 @@ from ..progress import say
 from ..timing.rounds import paired_ratio
 from ..vit.sites import AttentionSite
 from .additive import AdditiveLatency, corrected_target, counts_to_measure, fewest_steps, filled, groups, rotated
-from .greedy import GreedySearch, Step
+from .greedy import GreedySearch, TakenMove
 from .history import SearchLog
 from .latency_record import Latencies, LatencyOutcome, LatencySetup, TimedChange, TimedModel, change_name
 from .moves import Moves, State, ranks_of
@@ -37,7 +37,7 @@ class Timer(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
+class SiteGroup:
     """Sites of equal shape, by their places, and the changes that are measured there: numbers of frozen or windowed heads, or ranks."""
 
     kind: str
@@ -46,7 +46,7 @@ class Group:
     amounts: tuple[int, ...]
 
 
-def groups_of(moves: Moves, apart: str | None = None) -> list[Group]:
+def groups_of(moves: Moves, apart: str | None = None) -> list[SiteGroup]:
     """The groups of a model and what a search over these moves needs to know of them. `apart`: a block whose sites are no others' equals,
     as a lean graph computes it for some tokens only."""
 
@@ -57,22 +57,22 @@ def groups_of(moves: Moves, apart: str | None = None) -> list[Group]:
     if moves.over & {"heads", "layers"}:
         for places in groups([(_shape(site), inside(site.name)) for site in moves.attention]):
             amounts = counts_to_measure(moves.attention[places[0]].heads, "heads" in moves.over)
-            found.append(Group("heads", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
+            found.append(SiteGroup("heads", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
     if "ranks" in moves.over:
         shapes = [(block.width, block.hidden, block.tokens, block.block, inside(block.name)) for block in moves.feed_forward]
         for places in groups(shapes):
             ranks = tuple(ranks_of(moves.feed_forward[places[0]]))
             if ranks:
-                found.append(Group("rank", tuple(places), tuple(moves.feed_forward[place].name for place in places), ranks))
+                found.append(SiteGroup("rank", tuple(places), tuple(moves.feed_forward[place].name for place in places), ranks))
     windowable = sorted(moves.windowable)
     for numbers in groups([(_shape(site), inside(site.name)) for site in (moves.attention[place] for place in windowable)]):
         places = [windowable[number] for number in numbers]
         amounts = counts_to_measure(moves.attention[places[0]].heads, single=True)
-        found.append(Group("windows", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
+        found.append(SiteGroup("windows", tuple(places), tuple(moves.attention[place].name for place in places), tuple(amounts)))
     return found
 
 
-def state_of(group: Group, amount: int, moves: Moves) -> State:
+def state_of(group: SiteGroup, amount: int, moves: Moves) -> State:
     """The state in which all sites of a group are changed alike."""
     heads, ranks, windows = list(moves.start.heads), list(moves.start.ranks), list(moves.start.windows)
     for turn, place in enumerate(group.places):
@@ -118,7 +118,7 @@ class Latency:
         """The share that a search over these units can come down to."""
         return self.model.floor(single="heads" in over, whole="layers" in over, factorize="ranks" in over, window="windows" in over)
 
-    def settle(self, search: GreedySearch, target: float, on_step: Callable[[Step], None]) -> bool:
+    def settle(self, search: GreedySearch, target: float, on_step: Callable[[TakenMove], None]) -> bool:
         """Time what a search came to. Where it takes longer than the target, the search goes on to a prediction that is lower as what was
         predicted was more than what was saved, at most `CORRECTIONS` times. Where it takes less than was asked for, the last steps are
         given back. Where it cannot be timed, its last step is taken back and the search goes on, as often. Whether the target is met."""
@@ -215,7 +215,7 @@ class Latency:
             raise VitfrostError(f"no change can be timed on {self.setup.said}; the first: {self.log.record.left_out[-1].why}")
         return AdditiveLatency(tuple(heads), tuple(ranks), tuple(windows))
 
-    def _saved(self, group: Group, text: str, seconds: float) -> dict[int, float]:
+    def _saved(self, group: SiteGroup, text: str, seconds: float) -> dict[int, float]:
         """The share of the original's time that each change of a group saves at one site; 0 where it cannot be timed, which is noted."""
         keys = {amount: state_of(group, amount, self.moves).key for amount in group.amounts}
         missing = [
@@ -245,7 +245,7 @@ class Latency:
         found = {amount: self.known.change(group.kind, group.sites, amount) for amount in group.amounts}
         return {amount: 0.0 if change is None else change.saved for amount, change in found.items()}
 
-    def _making(self, group: Group, amount: int) -> Callable[[], Model]:
+    def _making(self, group: SiteGroup, amount: int) -> Callable[[], Model]:
         return lambda: self.model_of(state_of(group, amount, self.moves))
 
 

@@ -38,7 +38,7 @@ from ..vit.lean import block_cut_short
 from ..vit.load import device_of
 from ..vit.sites import ModelSites
 from .effects import Effect, EffectMeter
-from .greedy import Goal, GreedySearch, Step, drop_of
+from .greedy import Goal, GreedySearch, TakenMove, drop_of
 from .history import SUFFIX, Measurement, SearchEnd, SearchImages, SearchLog, SearchSubject, Taken, open_log, scratch_of
 from .latency import Latency
 from .macs import MacsOfStates
@@ -165,7 +165,7 @@ class _Searching:
         goal = Goal(target_of(budget), budget.max_drop)
         search = GreedySearch(self.moves, self.measure, cost, self.meter.original, goal, budget.rescore)
 
-        def took(step: Step) -> None:
+        def took(step: TakenMove) -> None:
             self._took(search, step)
 
         search.run(took)
@@ -214,7 +214,7 @@ class _Searching:
     def _latency_share(self, state: State) -> float | None:
         return None if self.latency is None else self.latency.share(state)
 
-    def _took(self, search: GreedySearch, step: Step) -> None:
+    def _took(self, search: GreedySearch, step: TakenMove) -> None:
         move, place = step.move, step.move.place
         frozen = () if move.kind in ("rank", "window") else step.state.heads[place] - search.before.heads[place]
         taken = Taken(

@@ -115,7 +115,7 @@ def open_images(
     root = Path(folder)
     if not root.is_dir():
         raise VitfrostError(f"no image folder {root}; name an existing folder")
-    search = _Search(root)
+    search = _PictureSearch(root)
     found = sorted(search, key=natural_key)
     search.warn()
     if not found:
@@ -141,7 +141,7 @@ def class_folders(root: str | Path) -> tuple[str, ...]:
     """The folders with images below `root`, in timm's natural order; none where images or a table of labels lie beside them."""
     if (Path(root) / LABELS_FILE).is_file():
         return ()
-    names = {file.partition("/")[0] if "/" in file else "" for file in _Search(Path(root))}
+    names = {file.partition("/")[0] if "/" in file else "" for file in _PictureSearch(Path(root))}
     return () if "" in names else tuple(sorted(names, key=natural_key))
 
 
@@ -151,7 +151,7 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], text
 
 
-class _Search:
+class _PictureSearch:
     """Pictures below a folder, which may itself be a link. `others`: how many pictures are of a kind that is not read, by extension;
     `links`: symbolic links to pictures and to folders that were not followed."""
 

@@ -18,7 +18,7 @@ from ..plans.schema import Plan, structure_of
 from ..statistics.record import Statistics
 from ..torch_state import usual_torch
 from ..vit.families import find_sites, install_map_attention
-from .freeze_entries import FreezeEntries
+from .freeze_entries import FreezeMapEntries
 from .give_structure import GiveStructure
 from .quantizers import find_quantizer, quantizing_pass
 from .repair_layers import RepairLayers
@@ -44,13 +44,13 @@ def passes_of(plan: Plan, repair: Repair | None = None, config: Compress = DEFAU
         passes.append(UseReLU())
     frozen_last = settings.parts.any_maps and not find_quantizer(plan.quantize.method).freezes_first
     if plan.freeze is not None and not frozen_last:
-        passes.append(FreezeEntries())
+        passes.append(FreezeMapEntries())
     if repair is not None:
         passes.append(RepairLayers(repair))
     if settings.any:
         passes.append(quantizing_pass(plan.quantize, config))
     if plan.freeze is not None and frozen_last:
-        passes.append(FreezeEntries())
+        passes.append(FreezeMapEntries())
     return passes
 
 

@@ -46,7 +46,7 @@ def frozen_modules(model: nn.Module, plan: Plan, statistics: Statistics) -> dict
 
 
 @dataclass(frozen=True)
-class FreezeEntries:
+class FreezeMapEntries:
     """Frozen values lie on the grids of the map quantizers, where there are any: this pass comes after quantization then."""
 
     name = "frozen entries"

@@ -105,7 +105,7 @@ class Chain:
 
 
 @runtime_checkable
-class Step(Protocol):
+class ChainStep(Protocol):
     """One change. `needed`: it is never taken back."""
 
     @property
@@ -128,13 +128,13 @@ class QuantizeInSteps:
 
     method: str
     settings: QuantizationSettings
-    steps: tuple[Step, ...]
+    steps: tuple[ChainStep, ...]
     images: int
     fitted: int | None = None
     name = "quantization"
 
     @classmethod
-    def of(cls, method: str, config: Quantize, steps: Sequence[Step], images: int, fitted: int | None = None) -> QuantizeInSteps:
+    def of(cls, method: str, config: Quantize, steps: Sequence[ChainStep], images: int, fitted: int | None = None) -> QuantizeInSteps:
         """The steps that the configuration leaves. Raises VitfrostError for one that the method has not."""
         known = [step.name for step in steps if not step.needed]
         for name in config.steps or ():

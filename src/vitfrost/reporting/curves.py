@@ -68,7 +68,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CurvePoint:
     """A point of a curve, in the units of the axes, with its 95 % interval."""
 
     x: float
@@ -82,7 +82,7 @@ class Curve:
     """A named line. `color` is 1 to COLORS and brings a shape along; `light` ones are thin and have no whiskers."""
 
     name: str
-    readings: Sequence[Reading]
+    readings: Sequence[CurvePoint]
     color: int
     light: bool = False
     dashed: bool = False
@@ -119,7 +119,7 @@ class DrawnCurve:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ShareBar:
     """A bar from the bottom: `height` of what could be, `reached` of what is (None: nothing to reach)."""
 
     x: float
@@ -142,7 +142,7 @@ class Chart:
     curves: list[DrawnCurve]
     bands: list[tuple[float, float]]
     frame: Frame
-    bars: Sequence[Bar] = ()
+    bars: Sequence[ShareBar] = ()
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -241,7 +241,7 @@ def by_head(series: dict[str, list[list[float]]], y_title: str, log: bool = True
     for color, (name, values) in enumerate(flat.items(), 1):
         titles = [f"{where}: {name} {value:.4g} bits" for where, value in zip(names, values, strict=True)]
         heights = [max(value, low) for value in values]
-        readings = [Reading(n + 0.5, y, None, title) for n, (y, title) in enumerate(zip(heights, titles, strict=True))]
+        readings = [CurvePoint(n + 0.5, y, None, title) for n, (y, title) in enumerate(zip(heights, titles, strict=True))]
         curves.append(Curve(name, readings, color))
     return over_heads(curves, heads_per_layer, Axis(y_title, (low, high), log, ticks))
 

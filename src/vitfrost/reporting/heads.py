@@ -54,7 +54,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class HeadGallery:
     """All layers with their heads, and the scales of the colors."""
 
     layers: list[tuple[AttentionSite, list[Head]]]
@@ -114,7 +114,7 @@ def _likes(layer: LayerPlan) -> dict[int, int]:
     return dict(zip(layer.hallucinated, sources(layer), strict=True))
 
 
-def build_gallery(parts: RunParts) -> Gallery | None:
+def build_gallery(parts: RunParts) -> HeadGallery | None:
     """Draw every head of the shown statistics; None where the run has no statistics of every weight."""
     shown, anatomy = parts.shown, parts.anatomy
     if shown is None or anatomy is None or shown.header.detail == "heads":
@@ -125,7 +125,7 @@ def build_gallery(parts: RunParts) -> Gallery | None:
     planned = frozen_shares(parts.plan.layers) if parts.plan else [[0.0] * layer.site.heads for layer in layers]
     likes = [_likes(layer) for layer in parts.plan.layers] if parts.plan else [{} for _ in layers]
     means = [np.nanmean(layer.entropy, axis=(1, 2)).tolist() for layer in layers]
-    return Gallery(
+    return HeadGallery(
         layers=[
             (
                 layer.site,

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float
 
-from .curves import Axis, Bar, Chart, Frame, layer_labels, over_heads
+from .curves import Axis, Chart, Frame, ShareBar, layer_labels, over_heads
 from .figures import Scale, picture
 
 SIDE, LABEL_ROOM = 440.0, 24.0
@@ -97,7 +97,7 @@ def bar_chart(shares: Sequence[Sequence[float | None]], reached: Sequence[dict[i
     percents = [(share, f"{100 * share:.0f} %") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     chart = over_heads([], heads_per_layer, Axis("", (0.0, 1.0), ticks=percents), BARS_FRAME)
     step, full = (BARS_FRAME.right - BARS_FRAME.left) / len(names), BARS_FRAME.bottom - BARS_FRAME.top
-    bars: list[Bar] = []
+    bars: list[ShareBar] = []
     for layer, heads in enumerate(shares):
         for head, share in enumerate(heads):
             own = reached[layer].get(head)
@@ -106,7 +106,7 @@ def bar_chart(shares: Sequence[Sequence[float | None]], reached: Sequence[dict[i
                 text += "; hallucinated" + ("" if own is None else f", {100 * own:.1f} % explained by its mix")
             made = _height(own, full) if head in reached[layer] else None
             x, title = round(BARS_FRAME.left + step * (len(bars) + 0.14), 2), f"{names[len(bars)]}: {text}"
-            bars.append(Bar(x, round(0.72 * step, 2), _height(share, full), made, title))
+            bars.append(ShareBar(x, round(0.72 * step, 2), _height(share, full), made, title))
     return replace(chart, bars=bars)
 
 

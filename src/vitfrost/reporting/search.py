@@ -8,10 +8,10 @@ from ..budget.history import Measurement, SearchRecord, Taken
 from ..budget.latency_record import Latencies, TimedChange, change_name
 from ..budget.moves import MoveKind
 from ..outputs import OutputKind, distance_name, distance_text
-from .curves import Axis, Chart, Curve, Level, Reading, line_chart
+from .curves import Axis, Chart, Curve, CurvePoint, Level, line_chart
 from .figures import HeatMap, heat_map
 from .parts import RunParts
-from .tables import EMPTY, Cell, Table
+from .tables import EMPTY, Table, TableCell
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def _where(change: TimedChange) -> str:
     return change.sites[0] + (f" and {more} like it" if more else "")
 
 
-def _change(change: TimedChange) -> list[Cell]:
+def _change(change: TimedChange) -> list[TableCell]:
     low, high = change.interval
     return [
-        Cell(change_name(change.kind, change.amount)),
-        Cell(f"{change.saved_ms:.3f}"),
-        Cell(f"{100 * change.saved:.2f}"),
-        Cell(f"{100 * low:.2f} to {100 * high:.2f}"),
+        TableCell(change_name(change.kind, change.amount)),
+        TableCell(f"{change.saved_ms:.3f}"),
+        TableCell(f"{100 * change.saved:.2f}"),
+        TableCell(f"{100 * low:.2f} to {100 * high:.2f}"),
     ]
 
 
@@ -70,7 +70,7 @@ def _models(timed: Latencies) -> Table | None:
     for number, model in enumerate(timed.models, 1):
         low, high = model.interval
         figures = [f"{100 * model.predicted:.1f}", f"{100 * model.ratio:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
-        rows.append((str(number), [*map(Cell, figures), Cell(f"{model.ms:.2f}"), Cell(f"{model.original_ms:.2f}")]))
+        rows.append((str(number), [*map(TableCell, figures), TableCell(f"{model.ms:.2f}"), TableCell(f"{model.original_ms:.2f}")]))
     columns = ["predicted, %", "measured, %", "95 % interval", "ms", "original, ms"]
     return Table("Whole models beside the original in the same rounds: share of its time", "Model", columns, rows)
 
@@ -150,13 +150,13 @@ def _layers(record: SearchRecord) -> Table | None:
     return Table(f"{_thousandths(record)} of each change alone, and what it saves", "Layer", columns, rows)
 
 
-def _alone(each: Measurement, record: SearchRecord, what: str = "") -> Cell:
+def _alone(each: Measurement, record: SearchRecord, what: str = "") -> TableCell:
     saved = f"{what}{100 * (1 - each.macs / record.original_macs):.2f} % of MACs"
     timed = timed_for(record)
     if each.latency_share is not None and timed is not None and timed.original_ms is not None:
         share = 1 - each.latency_share
         saved += f", {share * timed.original_ms:.3f} ms ({100 * share:.2f} %)"
-    return Cell(f"{1000 * each.kl:.2f}", (saved,))
+    return TableCell(f"{1000 * each.kl:.2f}", (saved,))
 
 
 def _charts(record: SearchRecord) -> list[Chart]:
@@ -165,12 +165,12 @@ def _charts(record: SearchRecord) -> list[Chart]:
     title = "KL divergence from the original" if outputs == "classes" else "Relative error of the features"
     x = Axis(MACS if record.steps[0].latency_share is None else LATENCY)
 
-    def readings(value: str, factor: float = 1.0) -> list[Reading]:
-        start = Reading(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
+    def readings(value: str, factor: float = 1.0) -> list[CurvePoint]:
+        start = CurvePoint(100.0, factor * getattr(original, value), None, f"the original: {getattr(original, value):.4g}")
         steps = enumerate(record.steps, 1)
         return [
             start,
-            *(Reading(100 * _left(one), factor * getattr(one, value), None, _title(number, one, outputs)) for number, one in steps),
+            *(CurvePoint(100 * _left(one), factor * getattr(one, value), None, _title(number, one, outputs)) for number, one in steps),
         ]
 
     shares = [Curve("agreement with the original", readings("agreement"), 1)]
@@ -217,9 +217,15 @@ def _steps(record: SearchRecord) -> Table:
     columns += [LATENCY] * latency
     rows = []
     for number, taken in enumerate(record.steps, 1):
-        top1 = [Cell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labeled else []
-        cells = [Cell(taken.move), Cell(f"{taken.increase:.4f}"), Cell(f"{taken.kl:.4f}"), Cell(f"{taken.agreement:.1f}"), *top1]
-        cells += [Cell(f"{100 * taken.macs_share:.1f}")]
-        cells += [] if taken.latency_share is None else [Cell(f"{100 * taken.latency_share:.1f}")]
+        top1 = [TableCell("–" if taken.top1 is None else f"{taken.top1:.1f}")] if labeled else []
+        cells = [
+            TableCell(taken.move),
+            TableCell(f"{taken.increase:.4f}"),
+            TableCell(f"{taken.kl:.4f}"),
+            TableCell(f"{taken.agreement:.1f}"),
+            *top1,
+        ]
+        cells += [TableCell(f"{100 * taken.macs_share:.1f}")]
+        cells += [] if taken.latency_share is None else [TableCell(f"{100 * taken.latency_share:.1f}")]
         rows.append((str(number), cells))
     return Table("The steps of the search", "Step", columns, rows)

@@ -21,7 +21,7 @@ from .likeness import Pair, Twins, closest_pairs, cosines_of, count_twins, expla
 from .matrix import MatrixChart, bar_chart, matrix_chart, name_heads
 from .parts import Costs, HallucinatedHead, RunParts
 from .summary import MAC_NAMES, signed
-from .tables import EMPTY, Cell, Table
+from .tables import EMPTY, Table, TableCell
 
 THRESHOLDS = (0.9, 0.8)
 PAIRS = 8
@@ -37,7 +37,7 @@ Source = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Likeness:
+class HeadLikeness:
     """How alike heads are. `shares[layer][head]`: explained by all other heads of the layer; `across` and `within` are closest pairs."""
 
     images: int
@@ -90,7 +90,7 @@ class Structure:
     times: tuple[float, float] | None
 
 
-def build_likeness(parts: RunParts) -> Likeness | None:
+def build_likeness(parts: RunParts) -> HeadLikeness | None:
     """Compare all heads with each other; None where no statistics of the run hold their similarity."""
     statistics = parts.compared
     if statistics is None:
@@ -118,7 +118,7 @@ def build_likeness(parts: RunParts) -> Likeness | None:
             else None
         )
 
-    return Likeness(
+    return HeadLikeness(
         images=statistics.header.images,
         heads=len(names),
         shapes=len({(site["maps"][0], *site["maps"][2:]) for site in statistics.header.sites}),
@@ -133,10 +133,10 @@ def build_likeness(parts: RunParts) -> Likeness | None:
     )
 
 
-def _pair(pair: Pair, names: list[str], hallucinated: set[int]) -> tuple[str, list[Cell]]:
-    cells = [Cell(signed(pair.cosine, 3))]
+def _pair(pair: Pair, names: list[str], hallucinated: set[int]) -> tuple[str, list[TableCell]]:
+    cells = [TableCell(signed(pair.cosine, 3))]
     if hallucinated:
-        cells.append(Cell(", ".join(names[place] for place in (pair.first, pair.second) if place in hallucinated) or "–"))
+        cells.append(TableCell(", ".join(names[place] for place in (pair.first, pair.second) if place in hallucinated) or "–"))
     return f"{names[pair.first]} and {names[pair.second]}", cells
 
 
@@ -146,7 +146,7 @@ def _reached(parts: RunParts, layer: LayerPlan) -> list[tuple[int, HallucinatedH
     return [(head, known.get(head)) for head in layer.hallucinated]
 
 
-def build_structure(parts: RunParts, likeness: Likeness | None) -> Structure | None:
+def build_structure(parts: RunParts, likeness: HeadLikeness | None) -> Structure | None:
     """What the plan freezes whole, hallucinates and makes compact; None where it changes no layer."""
     plan, anatomy = parts.plan, parts.anatomy
     if plan is None or anatomy is None or anatomy.planned is None:
@@ -231,7 +231,7 @@ def _constants(plan: Plan) -> Table | None:
         for head in layer.constant:
             made = layer.heads[head]
             kind = f"{made.constant}, {made.window} × {made.window}" if made.window else str(made.constant)
-            rows.append((f"L{number}H{head}", [Cell(kind), Cell(made.why) if made.why else EMPTY]))
+            rows.append((f"L{number}H{head}", [TableCell(kind), TableCell(made.why) if made.why else EMPTY]))
     return Table("Heads that are frozen whole", "Head", ["constant", "why"], rows) if rows else None
 
 
@@ -240,7 +240,7 @@ def _range(values: list[float | None]) -> tuple[float, float] | None:
     return (min(known), max(known)) if known else None
 
 
-def _likes(parts: RunParts, plan: Plan, likeness: Likeness | None) -> Table | None:
+def _likes(parts: RunParts, plan: Plan, likeness: HeadLikeness | None) -> Table | None:
     """Every hallucinated head: what it is made like, how alike both are, what could be explained and what is, how far its map is off."""
     rows = []
     for number, layer in enumerate(plan.layers):
@@ -248,19 +248,19 @@ def _likes(parts: RunParts, plan: Plan, likeness: Likeness | None) -> Table | No
         for (head, one), like in zip(_reached(parts, layer), sources(layer), strict=True):
             share = likeness.shares[number][head] if likeness else None
             cells = [
-                Cell(f"L{number}H{like}"),
-                EMPTY if moments is None else Cell(f"{cosines_of(moments)[head, like]:.3f}"),
+                TableCell(f"L{number}H{like}"),
+                EMPTY if moments is None else TableCell(f"{cosines_of(moments)[head, like]:.3f}"),
                 _percent(share),
                 _percent(one.explained if one else None),
-                EMPTY if one is None or one.distance is None else Cell(f"{one.distance:.3f}"),
+                EMPTY if one is None or one.distance is None else TableCell(f"{one.distance:.3f}"),
             ]
             rows.append((f"L{number}H{head}", cells))
     columns = ["starts like", "cosine with it", "explained by all others, %", "explained by its mix, %", "distance of maps"]
     return Table("Hallucinated heads", "Head", columns, rows) if rows else None
 
 
-def _percent(share: float | None) -> Cell:
-    return EMPTY if share is None else Cell(f"{100 * share:.1f}".replace("-", "−"))
+def _percent(share: float | None) -> TableCell:
+    return EMPTY if share is None else TableCell(f"{100 * share:.1f}".replace("-", "−"))
 
 
 def _blocks(parts: RunParts, plan: Plan) -> list[BlockBar]:
@@ -296,9 +296,9 @@ def _costs(before: Costs, after: Costs) -> Table:
     return Table("Parameters, and multiply-accumulates (MACs) of one image, before and after", "Part", columns, rows)
 
 
-def _cost_cells(counts: list[int]) -> list[Cell]:
+def _cost_cells(counts: list[int]) -> list[TableCell]:
     shown = [f"{counts[0]:,}", f"{counts[1]:,}", _millions(counts[2]), _millions(counts[3])]
-    cells = [Cell(text) if count else EMPTY for text, count in zip(shown, counts, strict=True)]
+    cells = [TableCell(text) if count else EMPTY for text, count in zip(shown, counts, strict=True)]
     return [*cells[:2], _change(*counts[:2]), *cells[2:], _change(*counts[2:])]
 
 
@@ -306,7 +306,7 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.2f}" if count >= 5000 else "below 0.01"
 
 
-def _change(old: int, new: int) -> Cell:
+def _change(old: int, new: int) -> TableCell:
     if old == new:
         return EMPTY
-    return Cell("new") if not old else Cell(f"{signed(100 * (new / old - 1), 1)} %")
+    return TableCell("new") if not old else TableCell(f"{signed(100 * (new / old - 1), 1)} %")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A value and the lines below it."""
 
     value: str
@@ -20,7 +20,7 @@ class Table:
     title: str
     corner: str
     columns: list[str]
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, list[TableCell]]]
 
 
-EMPTY = Cell("–")
+EMPTY = TableCell("–")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .tables import Cell, Table
+from .tables import Table, TableCell
 
 NAMES = {
     "ranges": "ranges, nearest levels",
@@ -19,7 +19,7 @@ LEFT, RIGHT, ROW, TOP = 176.0, 610.0, 30.0, 10.0
 
 
 @dataclass(frozen=True)
-class Bar:
+class StepBar:
     """One step: where its bar lies, what it is called, and `kind`: "up", "down", "back" (taken back) or "end"."""
 
     name: str
@@ -40,7 +40,7 @@ class Waterfall:
     measure: str
     axis: str
     height: float
-    bars: list[Bar]
+    bars: list[StepBar]
     links: list[tuple[float, float, float]]
     ticks: list[tuple[float, str]]
     table: Table
@@ -66,13 +66,16 @@ def build_waterfall(quantization: Mapping[str, Any] | None) -> Waterfall | None:
         change = step["after"] - step["before"]
         label = f"{'+' if change > 0 else '−' if change < 0 else ''}{abs(change):.3f}{', taken back' if kind == 'back' else ''}"
         width = round(max(place(top) - place(low), 1.0), 2)
-        bars.append(Bar(NAMES.get(step["step"], step["step"]), kind, round(place(low), 2), y, width, label, round(place(top) + 6, 2)))
+        bars.append(StepBar(NAMES.get(step["step"], step["step"]), kind, round(place(low), 2), y, width, label, round(place(top) + 6, 2)))
         at = step["after"] if step["kept"] else step["before"]
         links.append((round(place(at), 2), y, y + 2 * ROW - 8))
     y = TOP + len(steps) * ROW
-    bars.append(Bar("in the end", "end", LEFT, y, round(max(place(at) - LEFT, 1.0), 2), f"{at:.3f}", round(place(at) + 6, 2)))
+    bars.append(StepBar("in the end", "end", LEFT, y, round(max(place(at) - LEFT, 1.0), 2), f"{at:.3f}", round(place(at) + 6, 2)))
     rows = [
-        (bar.name, [Cell(f"{step['before']:.4f}"), Cell(f"{step['after']:.4f}"), Cell("yes" if step["kept"] else "no, taken back")])
+        (
+            bar.name,
+            [TableCell(f"{step['before']:.4f}"), TableCell(f"{step['after']:.4f}"), TableCell("yes" if step["kept"] else "no, taken back")],
+        )
         for bar, step in zip(bars, steps, strict=False)
     ]
     measure, axis, of = "KL(original ‖ quantized) of the outputs, in nats", "KL divergence, nats", "Divergence from the original in nats"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..evaluation.cost import logit_macs
 from ..reporting.parts import Anatomy
 from ..reporting.summary import MAC_NAMES
-from ..reporting.tables import EMPTY, Cell, Table
+from ..reporting.tables import EMPTY, Table, TableCell
 from ..vit.sites import ModelSites
 from .grid_parts import GridParts
 from .outcome_files import Outcome
@@ -118,15 +118,15 @@ def _numbered(numbers: list[int]) -> str:
     return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}"
 
 
-def _row(layer: _Layer, named: str, count: int, published: bool) -> tuple[str, list[Cell]]:
+def _row(layer: _Layer, named: str, count: int, published: bool) -> tuple[str, list[TableCell]]:
     attends = layer.queries > 0
     attention = [layer.projections, layer.products, layer.projections + layer.products]
-    costs = [Cell(_millions(cost)) if attends else EMPTY for cost in attention]
-    size = [Cell(f"{number:,}") for number in (layer.queries or layer.tokens, layer.width, layer.windows)]
+    costs = [TableCell(_millions(cost)) if attends else EMPTY for cost in attention]
+    size = [TableCell(f"{number:,}") for number in (layer.queries or layer.tokens, layer.width, layer.windows)]
     if not published:
-        size.insert(1, Cell(f"{layer.keys:,}") if attends else EMPTY)
-        costs.append(Cell(f"{layer.hidden:,}"))
-    costs += [Cell(_millions(cost)) for cost in (layer.feed_forward, layer.total, count * layer.total)]
+        size.insert(1, TableCell(f"{layer.keys:,}") if attends else EMPTY)
+        costs.append(TableCell(f"{layer.hidden:,}"))
+    costs += [TableCell(_millions(cost)) for cost in (layer.feed_forward, layer.total, count * layer.total)]
     return named, size + costs
 
 
@@ -163,7 +163,7 @@ def savings(parts: GridParts) -> Savings | None:
                 _saved(saved, whole),
                 f"{ideal / 1e6:.2f} M ({100 * ideal / whole:.2f} %)",
             ]
-            rows.append((f"{label}, {percent(share)}", [Cell(text) for text in [*cells, _constants(point, sizes)]]))
+            rows.append((f"{label}, {percent(share)}", [TableCell(text) for text in [*cells, _constants(point, sizes)]]))
             plans, measured, saving, largest = plans + 1, measured + len(point.outcomes), saving + any(saved), max(largest, ideal / whole)
     if not rows:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import VitfrostError
 from ..reporting.curves import COLORS, Axis, Chart, Curve, Level, line_chart
-from ..reporting.tables import EMPTY, Cell, Table
+from ..reporting.tables import EMPTY, Table, TableCell
 from .grid_parts import GridParts
 from .paper import DIFFERENCE, SPARSITY, numbered_curves
 from .roles import Line, Panel, Ranking, bits_word, line_title, names, word
@@ -106,15 +106,15 @@ def _ranking(ranking: Ranking) -> RankedLines:
     return RankedLines(f"{bits_word(ranking.bits)}, {percent(share)} frozen", rows, place(0.0), against)
 
 
-def _difference_cell(line: Line, share: float) -> Cell:
+def _difference_cell(line: Line, share: float) -> TableCell:
     point = line.points.get(share)
     if point is None:
         return EMPTY
     cell = gain(point.difference)
-    return Cell(cell.value, (*cell.notes, *missing_seeds(point, line.expected[share])))
+    return TableCell(cell.value, (*cell.notes, *missing_seeds(point, line.expected[share])))
 
 
-def _against(one: Point | None, other: Point | None) -> Cell:
+def _against(one: Point | None, other: Point | None) -> TableCell:
     if one is None or other is None:
         return EMPTY
     try:

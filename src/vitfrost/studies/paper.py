@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..evaluation.intervals import Estimate
-from ..reporting.curves import Axis, Chart, Curve, Level, Reading, line_chart
+from ..reporting.curves import Axis, Chart, Curve, CurvePoint, Level, line_chart
 from ..reporting.summary import signed
-from ..reporting.tables import EMPTY, Cell, Table
+from ..reporting.tables import EMPTY, Table, TableCell
 from .grid_parts import GridParts
 from .recipe import PublishedPart
 from .roles import Line, bits_word, names
@@ -40,9 +40,9 @@ class PaperRow:
     name: str
     precision: str
     published: float | None
-    ours: Cell | None
+    ours: TableCell | None
     published_difference: float | None
-    difference: Cell | None
+    difference: TableCell | None
 
 
 def baseline(parts: GridParts) -> Point | None:
@@ -88,13 +88,13 @@ def paper_rows(parts: GridParts) -> list[PaperRow]:
     return rows
 
 
-def _original(parts: GridParts) -> Cell | None:
+def _original(parts: GridParts) -> TableCell | None:
     row = parts.original.row if parts.original else None
     return None if row is None or row.top1 is None else accuracy(Estimate(row.top1, row.interval))
 
 
-def _with(cell: Cell, notes: tuple[str, ...]) -> Cell:
-    return Cell(cell.value, (*cell.notes, *notes))
+def _with(cell: TableCell, notes: tuple[str, ...]) -> TableCell:
+    return TableCell(cell.value, (*cell.notes, *notes))
 
 
 def table_one(parts: GridParts) -> Table | None:
@@ -104,20 +104,20 @@ def table_one(parts: GridParts) -> Table | None:
         return None
     published = any(row.published is not None for row in rows)
 
-    def plain(value: float | None, with_sign: bool = False) -> Cell:
-        return EMPTY if value is None else Cell(signed(value) if with_sign else f"{value:.2f}")
+    def plain(value: float | None, with_sign: bool = False) -> TableCell:
+        return EMPTY if value is None else TableCell(signed(value) if with_sign else f"{value:.2f}")
 
     columns = ["Bits W/A", *(["Published top-1 %"] if published else []), "Our top-1 %"]
     columns += [*(["Published, less RepQ-ViT"] if published else []), "Ours, less RepQ-ViT"]
     made = []
     for row in rows:
-        cells = [Cell(row.precision), *([plain(row.published)] if published else []), row.ours or EMPTY]
+        cells = [TableCell(row.precision), *([plain(row.published)] if published else []), row.ours or EMPTY]
         cells += [*([plain(row.published_difference, True)] if published else []), row.difference or EMPTY]
         made.append((row.name, cells))
     return Table("Table 1 of the paper", "Method", columns, made)
 
 
-def readings(line: Line, name: str, difference: bool = False) -> list[Reading]:
+def readings(line: Line, name: str, difference: bool = False) -> list[CurvePoint]:
     """The points of a line over its shares in percent: accuracies, or differences to the unfrozen model."""
     unit = "points" if difference else "% top-1"
     return [
@@ -142,13 +142,13 @@ def share_table(title: str, lines: Sequence[Line], labels: Sequence[str]) -> Tab
     return Table(title, "Frozen", list(labels), [(percent(share), [_share_cell(line, share) for line in lines]) for share in shares])
 
 
-def _share_cell(line: Line, share: float) -> Cell:
+def _share_cell(line: Line, share: float) -> TableCell:
     point = line.points.get(share)
     if point is None:
         return EMPTY
     top1, difference = accuracy(point.top1), gain(point.difference)
     against = f"{difference.value} ({difference.notes[0]})" if difference.notes else difference.value
-    return Cell(top1.value, (*top1.notes, f"less unfrozen: {against}", *missing_seeds(point, line.expected[share])))
+    return TableCell(top1.value, (*top1.notes, f"less unfrozen: {against}", *missing_seeds(point, line.expected[share])))
 
 
 def accuracy_chart(lines: Sequence[Line], curves: Sequence[Curve], levels: Sequence[Level]) -> Chart:
@@ -181,12 +181,12 @@ def _cell_curves(lines: Sequence[Line], labels: Sequence[str], difference: bool 
     ]
 
 
-def published_points(published: PublishedPart | None) -> list[Reading]:
+def published_points(published: PublishedPart | None) -> list[CurvePoint]:
     """Published accuracies less the published baseline, by share in percent."""
     if published is None or published.quantized is None:
         return []
     return [
-        Reading(
+        CurvePoint(
             100 * share,
             value - published.quantized,
             None,

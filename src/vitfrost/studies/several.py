@@ -11,7 +11,7 @@ from ..errors import VitfrostError
 from ..files import write_text
 from ..reporting.build import REPORT
 from ..reporting.summary import signed
-from ..reporting.tables import EMPTY, Cell, Table
+from ..reporting.tables import EMPTY, Table, TableCell
 from ..reporting.templates import fill
 from .grid_page import Progress, progress
 from .grid_parts import read_grid
@@ -76,16 +76,16 @@ def _table(models: list[OneModel]) -> Table | None:
     return Table("Top-1 %, below it the difference to RepQ-ViT", "Method", [model.name for model in models], rows) if rows else None
 
 
-def _published(row: PaperRow | None) -> Cell:
+def _published(row: PaperRow | None) -> TableCell:
     if row is None or row.published is None:
         return EMPTY
-    return Cell(f"{row.published:.2f}", () if row.published_difference is None else (signed(row.published_difference),))
+    return TableCell(f"{row.published:.2f}", () if row.published_difference is None else (signed(row.published_difference),))
 
 
-def _ours(row: PaperRow | None) -> Cell:
+def _ours(row: PaperRow | None) -> TableCell:
     if row is None or row.ours is None:
         return EMPTY
     if row.difference is None:
         return row.ours
     bounds, *others = row.difference.notes or ("",)
-    return Cell(row.ours.value, (row.difference.value + (f" ({bounds})" if bounds else ""), *others))
+    return TableCell(row.ours.value, (row.difference.value + (f" ({bounds})" if bounds else ""), *others))

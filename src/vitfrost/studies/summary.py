@@ -12,9 +12,9 @@ from jaxtyping import Bool
 
 from ..errors import VitfrostError
 from ..evaluation.intervals import Estimate, bootstrap_over_seeds
-from ..reporting.curves import Reading
+from ..reporting.curves import CurvePoint
 from ..reporting.summary import interval, signed
-from ..reporting.tables import Cell
+from ..reporting.tables import TableCell
 from .outcome_files import Outcome
 from .variants import UNFROZEN, Source
 
@@ -136,14 +136,14 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def accuracy(estimate: Estimate) -> Cell:
+def accuracy(estimate: Estimate) -> TableCell:
     """A percentage with its interval."""
-    return Cell(f"{estimate.value:.2f}", (interval(estimate.interval),) if estimate.interval else ())
+    return TableCell(f"{estimate.value:.2f}", (interval(estimate.interval),) if estimate.interval else ())
 
 
-def gain(estimate: Estimate) -> Cell:
+def gain(estimate: Estimate) -> TableCell:
     """A difference in points with its interval, both signed."""
-    return Cell(signed(estimate.value), (interval(estimate.interval, True),) if estimate.interval else ())
+    return TableCell(signed(estimate.value), (interval(estimate.interval, True),) if estimate.interval else ())
 
 
 def missing_seeds(point: Point, expected: int) -> tuple[str, ...]:
@@ -151,8 +151,8 @@ def missing_seeds(point: Point, expected: int) -> tuple[str, ...]:
     return () if len(point.seeds) >= expected else (f"{len(point.seeds)} of {expected} seeds",)
 
 
-def reading(x: float, what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> Reading:
+def reading(x: float, what: str, estimate: Estimate, unit: str, with_sign: bool = False) -> CurvePoint:
     """An estimate as a point of a curve, entitled "entropy: 61.38 % (58.02 to 64.71)"."""
     value = signed(estimate.value) if with_sign else f"{estimate.value:.2f}"
     bounds = f" ({interval(estimate.interval, with_sign)})" if estimate.interval else ""
-    return Reading(x, estimate.value, estimate.interval, f"{what}: {value} {unit}{bounds}")
+    return CurvePoint(x, estimate.value, estimate.interval, f"{what}: {value} {unit}{bounds}")

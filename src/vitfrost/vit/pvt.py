@@ -52,7 +52,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Stage(nn.Module):
+class PVTStage(nn.Module):
     """Patches of the map before, learned positions on `grid` (after `prefix` tokens), and the stage's blocks."""
 
     def __init__(self, channels: int, patch_size: int, width: int, grid: tuple[int, int], prefix: int, blocks: Sequence[Block]):
@@ -119,7 +119,7 @@ class PyramidVisionTransformer(nn.Module):
             reduction *= patch_size
             blocks = [Block(width, heads, mlp_ratio, sr_ratio, rate) for rate in drop_paths]
             prefix = int(index == len(embed_dims) - 1)
-            stages.append(Stage(channels, patch_size, width, (high // reduction, wide // reduction), prefix, blocks))
+            stages.append(PVTStage(channels, patch_size, width, (high // reduction, wide // reduction), prefix, blocks))
             channels = width
         self.stages = nn.ModuleList(stages)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
@@ -133,7 +133,7 @@ class PyramidVisionTransformer(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, Stage):
+            elif isinstance(module, PVTStage):
                 trunc_normal_(module.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vitfrost
 from vitfrost.configs import FreezeHeads
 from vitfrost.methods.constant_heads.module import ConstantHeads
-from vitfrost.methods.repair.constants import MapSums
+from vitfrost.methods.repair.constants import ValueSums
 from vitfrost.model import Model
 from vitfrost.passes.structure import install_sources
 
@@ -24,7 +24,7 @@ def test_without_a_penalty_it_is_least_squares(windows: int, heads: int, queries
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(7, windows, heads, keys, 3, generator=generator, dtype=torch.float64)
     residuals = torch.randn(7, windows, heads, queries, 3, generator=generator, dtype=torch.float64)
-    sums = MapSums()
+    sums = ValueSums()
     for part in (slice(0, 4), slice(4, 7)):
         sums.add(values[part], residuals[part])
     found = sums.solve(0.0)
@@ -37,7 +37,7 @@ def test_without_a_penalty_it_is_least_squares(windows: int, heads: int, queries
 
 
 def test_a_penalty_holds_the_maps_and_bad_ones_are_refused() -> None:
-    sums, values = MapSums(), torch.randn(4, 1, 2, 3, 5)
+    sums, values = ValueSums(), torch.randn(4, 1, 2, 3, 5)
     with pytest.raises(ValueError, match="no images"):
         sums.solve(0.1)
     sums.add(values, torch.randn(4, 1, 2, 3, 5))

@@ -200,7 +200,7 @@ def map_grid(quantizer: nn.Module | None, heads: int, where: str) -> MapGrid:
     return MapGrid(LOG_MAPS, quantizer.bits, zero, step, head_bits=head_bits_of(quantizer), octave=octave)
 
 
-class HeadBits(NamedTuple):
+class BitsOfHeads(NamedTuple):
     """Bits of maps, their zero code and bits of queries, keys and values, as the numbers of a layer; where heads have different bits these
     are 0, what zero codes have beyond 2^bits - 1, and 0, and `each` has the bits of every head."""
 
@@ -208,7 +208,7 @@ class HeadBits(NamedTuple):
     each: ndarray | None = None
 
 
-def bits_of_heads(values: Grid, others: Sequence[Grid], maps: MapGrid, counts: tuple[int, int, int], where: str) -> HeadBits:
+def bits_of_heads(values: Grid, others: Sequence[Grid], maps: MapGrid, counts: tuple[int, int, int], where: str) -> BitsOfHeads:
     """The bits of a layer whose values have the grid `values`, queries and keys `others`. `counts`: heads, those with logits, with maps."""
     heads, computed, moving = counts
     whole = values.head_bits or (values.bits,) * heads
@@ -219,8 +219,8 @@ def bits_of_heads(values: Grid, others: Sequence[Grid], maps: MapGrid, counts: t
     if any(own != whole[: len(own)] for own in near) or (maps.head_bits is not None and not mixed):
         raise refuse(where, "queries, keys, values or maps have different bits", "vitfrost evaluate simulates it")
     if not mixed:
-        return HeadBits((maps.bits, maps.zero_code, values.bits))
-    return HeadBits((0, maps.zero_code + 1 - 2**maps.bits if maps.mode == LOG_MAPS else 0, 0), np.array(whole, np.float32))
+        return BitsOfHeads((maps.bits, maps.zero_code, values.bits))
+    return BitsOfHeads((0, maps.zero_code + 1 - 2**maps.bits if maps.mode == LOG_MAPS else 0, 0), np.array(whole, np.float32))
 
 
 class FrozenEntries(NamedTuple):
@@ -306,7 +306,7 @@ def local_maps(constants: ConstantHeads, tokens: int) -> LocalMaps | None:
     return LocalMaps(local["kernel"], local["scale"], local["shared"], rows, columns, constants.shape.grid, constants.shape.dilation)
 
 
-class Hallucinated(NamedTuple):
+class HallucinatedLogits(NamedTuple):
     """What makes hallucinated logits: mix [q, g], bias [q], convolution [q, side, side], first token that the latter covers."""
 
     mix: ndarray
@@ -315,7 +315,7 @@ class Hallucinated(NamedTuple):
     first: int
 
 
-def hallucinated(module: nn.Module, where: str) -> Hallucinated:
+def hallucinated(module: nn.Module, where: str) -> HallucinatedLogits:
     """Mix and convolution of a layer's hallucinated heads, in the space of logits."""
     if not isinstance(module, HeadHallucination):
         raise refuse(where, f"its maps are made by {type(module).__name__}", MEND)
@@ -332,5 +332,5 @@ def hallucinated(module: nn.Module, where: str) -> Hallucinated:
         mix = to_array(module.mix.matrix())
     bias = None if module.mix.bias is None else to_array(module.mix.bias)
     if convolution is None:
-        return Hallucinated(mix, bias, None, 0)
-    return Hallucinated(mix, bias, to_array(convolution.weight)[:, 0], convolution.first_row)
+        return HallucinatedLogits(mix, bias, None, 0)
+    return HallucinatedLogits(mix, bias, to_array(convolution.weight)[:, 0], convolution.first_row)

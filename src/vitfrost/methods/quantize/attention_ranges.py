@@ -67,7 +67,7 @@ def quantize_attention(
     with mixed_by(attention) as seen:
         run()
     q, k, v, bias = seen
-    search = _Search(attention, q, k, v, bias)
+    search = _RangeSearch(attention, q, k, v, bias)
     quantize_heads(attention, bits, levels)
     made = {part: getattr(attention, part) for part in PARTS}
     for part in PARTS:
@@ -87,7 +87,7 @@ def quantize_attention(
                 search.uniform(quantizer, values)
 
 
-class _Search:
+class _RangeSearch:
     """What the heads put out without quantizers, and the error of what they put out with them."""
 
     def __init__(self, attention: MapAttention, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None):

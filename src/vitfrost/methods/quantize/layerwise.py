@@ -22,7 +22,7 @@ from ...errors import UnsupportedModel
 from ...vit.attention import MapAttention
 from ...vit.sites import LinearSite, ModelSites
 from ...vit.stream import Landing, ResidualStream, first_read_by, read_by, tokens_of
-from ..repair.constants import MapSums, best_penalty
+from ..repair.constants import ValueSums, best_penalty
 from ..repair.head_constants import DenseConstants
 from ..repair.ridge import RidgeSums
 from .attention_ranges import quantize_attention
@@ -155,7 +155,7 @@ class LayerWise:
         found, block = DenseConstants.of(self.changed.model.get_submodule(name), known[name]), segment.block
         if found is None:
             return
-        halves = MapSums(), MapSums()
+        halves = ValueSums(), ValueSums()
         until, aimed_until = self.changed.after_attention(block), self.teacher.after_attention(block)
         for number, (x, aim) in enumerate(zip(own, aims, strict=True)):
             found.add(

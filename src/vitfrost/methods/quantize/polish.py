@@ -53,7 +53,7 @@ class PolishEnd:
     measured: dict[int, float] = field(default_factory=dict)
 
 
-class _Streams:
+class _BlockOutputs:
     """What the blocks of a model put out."""
 
     def __init__(self, model: nn.Module, names: list[str]):
@@ -152,7 +152,7 @@ class Polishing:
 
     def steps(self) -> Iterator[int]:
         """Train to the end; a number that is not finite is the end, and `end` has its step. What was reached before it is measured."""
-        own, aimed = _Streams(self.twin, self.names), _Streams(self.teacher, self.names)
+        own, aimed = _BlockOutputs(self.twin, self.names), _BlockOutputs(self.teacher, self.names)
         try:
             while self.done < self.options.steps and self.end.broke_at is None:
                 loss = self._loss(own, aimed)
@@ -175,7 +175,7 @@ class Polishing:
         if self.end.best_step:
             take(self.model, self.twin)
 
-    def _loss(self, own: _Streams, aimed: _Streams) -> Tensor:
+    def _loss(self, own: _BlockOutputs, aimed: _BlockOutputs) -> Tensor:
         """The loss of the next batch, whose gradients are taken."""
         if len(self.order) < self.options.batch:
             self.order += torch.randperm(len(self.pixels), generator=self.generator).tolist()

@@ -27,7 +27,7 @@ class MapCorrection:
     after: float
 
 
-class MapSums:
+class ValueSums:
     """Sums over images and channels: products of values, of residuals with values, and of residuals."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class MapSums:
         self.energy += float(residuals.double().square().sum())
         self.images += len(values)
 
-    def merge(self, other: MapSums) -> None:
+    def merge(self, other: ValueSums) -> None:
         """Add the sums of other images."""
         if other.products is None or other.crossed is None:
             return
@@ -79,8 +79,8 @@ class MapSums:
         return MapCorrection(maps, self.energy / self.images, max(0.0, self.left(maps) / self.images))
 
 
-def best_penalty(first: MapSums, second: MapSums, penalties: tuple[float, ...] = PENALTIES) -> float | None:
-    """The penalty (see MapSums.solve) with the smallest squared residual on the half that it was not fitted to; None where the maps are
+def best_penalty(first: ValueSums, second: ValueSums, penalties: tuple[float, ...] = PENALTIES) -> float | None:
+    """The penalty (see ValueSums.solve) with the smallest squared residual on the half that it was not fitted to; None where the maps are
     best left as they are."""
     lost = {penalty: first.left(second.solve(penalty).maps) + second.left(first.solve(penalty).maps) for penalty in penalties}
     found = min(lost, key=lost.__getitem__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...vit.attention import FusedAttention, MapAttention
 from ...vit.stream import read_by
 from ..constant_heads.module import ConstantHeads
-from .constants import MapCorrection, MapSums
+from .constants import MapCorrection, ValueSums
 
 
 class DenseConstants:
@@ -37,7 +37,7 @@ class DenseConstants:
             return None
         return cls(attention, aim) if all(head.kind == "dense" for head in constants.constants()) else None
 
-    def add(self, sums: MapSums, run: Callable[[], Any], run_original: Callable[[], Any]) -> Float[Tensor, "rows heads queries width"]:
+    def add(self, sums: ValueSums, run: Callable[[], Any], run_original: Callable[[], Any]) -> Float[Tensor, "rows heads queries width"]:
         """Add what the heads read and what is left of their aims, as both models are run; returns the aims."""
         with read_by(self.constants) as seen:
             run()

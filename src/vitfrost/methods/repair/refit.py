@@ -21,7 +21,7 @@ from ...errors import VitfrostError
 from ...progress import track
 from ...vit.sites import LinearSite, ModelSites
 from ...vit.stream import Landing, ResidualStream, output_in_place_of, read_by, tokens_of
-from .constants import MapSums
+from .constants import ValueSums
 from .head_constants import DenseConstants
 from .ridge import Correction, RidgeSums
 
@@ -30,7 +30,7 @@ log = logging.getLogger("vitfrost")
 
 
 @dataclass
-class Layer:
+class FittedLayer:
     """A layer that is fitted: its name below its block, where its outputs land, and whether that is right after attention."""
 
     name: str
@@ -88,14 +88,14 @@ def first_changed_block(changed: nn.Module, original: nn.Module, names: list[str
     return None
 
 
-def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: int, options: Repair) -> list[list[Layer]]:
+def layers_to_fit(sites: ModelSites, stream: ResidualStream, first: int, end: int, options: Repair) -> list[list[FittedLayer]]:
     """The layers of the blocks `first` to `end` (excluded), by block. Of a compact projection it is the last factor."""
-    found: list[list[Layer]] = [[] for _ in stream.names]
+    found: list[list[FittedLayer]] = [[] for _ in stream.names]
     for index in range(first, end):
         block = f"{stream.names[index]}."
         for linear in sites.linears:
             if linear.name.startswith(block) and _is_last_factor(linear, options):
-                found[index].append(Layer(linear.name, index, linear.name.removeprefix(block), linear.role == "proj"))
+                found[index].append(FittedLayer(linear.name, index, linear.name.removeprefix(block), linear.role == "proj"))
     return found
 
 
@@ -182,7 +182,7 @@ class Refit:
             block.original.append(self.original.through(block.index, streams.original[number]))
         return seen[0]
 
-    def _fit(self, layer: Layer, streams: _Streams, block: _Block) -> None:
+    def _fit(self, layer: FittedLayer, streams: _Streams, block: _Block) -> None:
         """One layer, from all batches."""
         index = layer.block
         penalty = self.options.constants_penalty
@@ -213,7 +213,7 @@ class Refit:
         found = DenseConstants.of(self.changed.blocks[index].get_submodule(path), self.original.blocks[index].get_submodule(path))
         if found is None:
             return
-        sums, spread = MapSums(), _Spread()
+        sums, spread = ValueSums(), _Spread()
         for changed, original in zip(streams.changed, streams.original, strict=True):
             wanted = found.add(
                 sums,
@@ -234,7 +234,7 @@ class Refit:
         weights[:, :prefix] = self.options.prefix_weight
         return weights.flatten()
 
-    def _take(self, layer: Layer, module: nn.Linear | nn.Conv2d, landing: Landing, sums: RidgeSums, spread: _Spread) -> None:
+    def _take(self, layer: FittedLayer, module: nn.Linear | nn.Conv2d, landing: Landing, sums: RidgeSums, spread: _Spread) -> None:
         fitted: Correction = sums.solve(float("inf") if self.options.method == "bias" else self.options.penalty)
         scale = landing.scale.to(fitted.bias)
         inverse = torch.where(scale == 0, 0.0, 1 / scale)  # a channel that LayerScale shuts off stays as it is
