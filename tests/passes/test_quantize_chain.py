@@ -293,12 +293,13 @@ def test_what_was_reached_before_a_number_that_is_not_finite_is_kept(what: str, 
             next(each.grad for each in self.twin.parameters() if each.grad is not None)[0] = torch.inf
         return loss
 
+    falling = iter((0.3, 0.2))  # whether so few steps help differs from processor to processor
+    monkeypatch.setattr(Chain, "divergence_of", lambda self, model: next(falling))
     monkeypatch.setattr(Polishing, "_loss", broken)
     step = polished(PolishOptions(steps=6, batch=8, every=10))[1]["steps"][1]
     assert step["broke_at"] == last
-    assert list(step["measured"]) == ["0", str(last - 1)]
+    assert step["measured"] == {"0": 0.3, str(last - 1): 0.2}
     assert step["best_step"] == last - 1
-    assert step["after"] < step["before"]
 
 
 def test_where_no_gradient_step_helps_the_model_stays_as_it_is() -> None:

@@ -119,7 +119,7 @@ def test_ranges_of_channels_before_convolutions_become_alike() -> None:
         for norm in (first, "norm2")
     }
     drawn = torch.Generator().manual_seed(0)
-    for norm in norms:
+    for norm in sorted(norms):
         made.module.get_parameter(f"{norm}.weight").copy_(torch.randn(made.module.get_submodule(norm).weight.shape, generator=drawn).exp())
     by_layer = replace(sites, linears=tuple(replace(site, norm=None) for site in sites.linears))
     settings, reference = QuantizationSettings(32, 4), made.module(pixels)
