@@ -17,6 +17,7 @@ import torch
 
 import vitfrost
 from vitfrost.configs import Export, Quantize
+from vitfrost.deploy.export import export_graph
 from vitfrost.deploy.graph import to_openvino, trace
 from vitfrost.deploy.int8 import attention_products, keeps_attention_float, quantize_openvino, reduces_range
 from vitfrost.images.batches import images_hash, take_usable
@@ -68,7 +69,11 @@ def test_onnx_quantizes_the_layers_with_weights_only(shallow: Any, pictures: Pat
 
 
 def test_dynamic_ranges_need_no_pictures_and_look_at_the_whole_batch(shallow: Any, tmp_path: Path) -> None:
-    folder = vitfrost.export(shallow.model, Export("onnx", "int8", ranges="dynamic"), out=tmp_path / "out")
+    config = Export("onnx", "int8", ranges="dynamic")
+    folder = vitfrost.export(shallow.model, config, out=tmp_path / "out")
+    floating = vitfrost.export(shallow.model, Export("onnx"), out=tmp_path / "floating")
+    again = export_graph(shallow.model, config, tmp_path / "again", floating=floating)
+    assert (again / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()  # traced or not
     about = json.loads((folder / "export.json").read_text())
     assert (about["ranges"], about["calibration"], about["graph"]) == ("dynamic", None, "lean")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

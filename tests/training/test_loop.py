@@ -293,7 +293,9 @@ def test_a_teacher_is_built_with_its_own_options(written: Callable[..., Path], t
 
 
 def test_the_original_as_teacher_starts_without_a_difference(written: Callable[..., Path], tmp_path: Path) -> None:
-    save_file(Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL).module.state_dict(), tmp_path / "w.safetensors")
+    state = Model.open("vitfrost_digits", weights="random", seed=3, options=SMALL).module.state_dict()
+    within = {f"backbone.{name}": tensor for name, tensor in state.items()}  # of a larger network
+    save_file(within | {"projector.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
     teacher = {"original": True, "weight": 1.0, "kind": "soft"}
     run = trained(written(model={"weights": "w.safetensors"}, teacher=teacher, optimizer={"lr": 1e-9}, log_every=1), tmp_path / "run")
     assert max(abs(line["loss"]) for line in read_metrics(run / "metrics.jsonl") if "loss" in line) < 1e-5

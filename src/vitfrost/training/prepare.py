@@ -23,7 +23,7 @@ from ..plans.choose import plan, unfrozen_plan
 from ..plans.fits import check_fits
 from ..plans.schema import Plan
 from ..statistics.record import Statistics
-from ..vit.checkpoint import read_weights
+from ..vit.checkpoint import own_part, read_weights
 from ..vit.draws import own_seed
 from ..vit.families import find_sites
 from ..vit.load import hash_state, load_state
@@ -99,7 +99,7 @@ def _load_model(recipe: TrainingRecipe) -> Model:
 def _with_weights(loaded: Model, path: str) -> Model:
     """Weights of a file, but for a classifier that has other classes: that stays untrained."""
     model: Any = loaded.module
-    state, own = fit_state(model, read_weights(path)), model.state_dict()
+    state, own = fit_state(model, own_part(model, read_weights(path), path)), model.state_dict()
     classifier = model.get_classifier()
     for name in [name for name, module in model.named_modules() if module is classifier]:
         for key in (f"{name}.{part}" for part in classifier.state_dict()):

@@ -195,7 +195,7 @@ def create_model(
         with own_seed(seed):
             made = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # constructors raise anything where options do not go together
-        if pretrained and "loading state_dict" in str(error):
+        if pretrained and given and "loading state_dict" in str(error):
             changed = ", ".join(f"{option}={value}" for option, value in given.items())
             raise VitfrostError(
                 f"timm's weights of {name} do not fit {changed}; give weights that do (--weights FILE), or random ones"
