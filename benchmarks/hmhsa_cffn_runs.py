@@ -107,7 +107,8 @@ def known(options: argparse.Namespace) -> dict[Run, dict[str, Any]]:
 def to_train(options: argparse.Namespace) -> list[Run]:
     """What is not finished, here or before, in order; a run that needs the baseline's weights has that before it."""
     before = known(options)
-    missing = [run for run in runs() if run not in before and not finished(options.runs / run.folder)]
+    wanted = [run for run in runs() if options.seeds is None or run.seed in options.seeds]
+    missing = [run for run in wanted if run not in before and not finished(options.runs / run.folder)]
     teacher = Run("baseline", 0)
     if any(run.name == "taught" for run in missing) and teacher not in missing and not finished(options.runs / teacher.folder):
         missing.insert([run.name for run in missing].index("taught"), teacher)
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--source", type=Path, help="folder to import vitfrost from while training")
     parser.add_argument("--known", type=Path, metavar="FILE", help="results of before, whose runs are not trained again")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="train these seeds alone (all), as one of several processes")
     parser.add_argument("--json", type=Path, help="where the results go (results.json among the runs)")
     parser.add_argument("--gather", action="store_true", help="train nothing, write the results")
     options = parser.parse_args()

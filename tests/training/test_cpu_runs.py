@@ -86,7 +86,7 @@ def test_results_of_before_are_compared_with_picture_by_picture_and_not_trained_
         return {"name": name, "title": driver.TITLES[name], "seed": 0, "images": 24, "right": packed, "differences": {}}
 
     (tmp_path / "before.json").write_text(json.dumps({"runs": [row("baseline", [1, 1, 0]), row("both", [0, 1, 0])]}))
-    options = Namespace(runs=tmp_path, known=tmp_path / "before.json")
+    options = Namespace(runs=tmp_path, known=tmp_path / "before.json", seeds=None)
     found = driver.gather(options)
     assert [(run["name"], len(run["differences"])) for run in found["runs"]] == [("baseline", 0), ("both", 1)]
     assert found["runs"][1]["differences"]["baseline"]["value"] == pytest.approx(-100 / 3, abs=1e-3)
@@ -96,6 +96,8 @@ def test_results_of_before_are_compared_with_picture_by_picture_and_not_trained_
     taught = left.index(driver.Run("taught", 0))
     assert left[taught - 1] == driver.Run("baseline", 0)  # the teacher's weights are not here
     assert len(left) == len(driver.runs()) - 1
+    options.seeds = [1, 2]
+    assert {run.seed for run in driver.to_train(options)} == {1, 2}
 
 
 def test_a_documents_marked_part_is_replaced_and_nothing_else(tmp_path: Path) -> None:
