@@ -19,12 +19,13 @@ from ..models import random_model
 ALL = [
     "--hallucinate", 0.4, "--mix", "ridge", "--ridge", 0.5, "--space", "logits", "--inter-map", "pair", "--intra-map", "5x5",
     "--prefix", "include", "--map-bias", "no", "--compact", 0.25, "--compact-init", "weights", "--compact-blocks", "transformer",
-    "--branches", 3, "--branch-norm", "batch", "--expand", "--identity", "--noise", 0.5, "--hallucinate-seed", 4,
+    "--branches", 3, "--branch-norm", "batch", "--expand", "--identity", "--noise", 0.5,
 ]  # fmt: skip
 HALLUCINATED = {
     "share": 0.4, "mix": "ridge", "ridge": 0.5, "space": "logits", "inter_map": "pair", "intra_map": "5x5", "prefix": "include",
-    "bias": False, "seed": 4,
+    "bias": False,
 }  # fmt: skip
+DRAWN = ["--hallucinate-by", "random", "--hallucinate-seed", 4]
 COMPACTED = Compact(
     ratio=0.25, init="weights", blocks="transformer", branches=3, norm="batch", expand=True, identity=True, noise=0.5
 )  # fmt: skip
@@ -82,10 +83,10 @@ def test_what_takes_statistics_and_swin_are_refused(tmp_path):
 
 
 def test_the_command_reaches_every_option(call, statistics, tmp_path):
-    called = call("plan", "--statistics", statistics / "with.safetensors", *ALL, "--hallucinate-by", "random", "--out", tmp_path / "p.yaml")
+    called = call("plan", "--statistics", statistics / "with.safetensors", *ALL, *DRAWN, "--out", tmp_path / "p.yaml")
     assert called.status == 0, called.err
     made = Plan.load(tmp_path / "p.yaml")
-    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="random")
+    assert made.hallucinate == Hallucinate(**HALLUCINATED, by="random", seed=4)
     assert made.compact == COMPACTED
     assert (made.freeze, made.quantize.weights) == (None, 32)
     heads, blocks = sum(len(layer.hallucinated) for layer in made.layers), len(made.feed_forward)

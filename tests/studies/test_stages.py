@@ -84,7 +84,7 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     statistics = vitfrost.calibrate(
         whole / "quantized" / "w4a4-seed1", pictures, vitfrost.Calibrate(limit=8, sensitivity=True), progress=False
     )
-    plan = vitfrost.plan(statistics, FreezeEntries(0.6, seed=1))
+    plan = vitfrost.plan(statistics, FreezeEntries(0.6))
     model = vitfrost.compress(
         "vitfrost_digits", plan, statistics=statistics, images=pictures, config=Compress(seed=1, calibration_images=4)
     )
@@ -94,7 +94,7 @@ def test_a_variant_is_what_the_verbs_make_one_by_one(recipe: Path, whole: Path, 
     for field in ("top1", "top5", "agreement", "kl", "images_hash", "kind", "precision", "state_hash", "top1_difference", "macs"):
         assert getattr(ours, field) == getattr(row, field), field
     assert ours.plan_hash == row.plan_hash
-    assert ours.seeds == {"calibration": 1, "statistics": 0, "plan": 1}
+    assert ours.seeds == {"calibration": 1, "statistics": 0, "plan": 0}
     assert point.share == pytest.approx(0.6, abs=1e-3)
     assert len(load_results(whole / "results.json").rows) == len(found) * 2
     assert {outcome.row.name for outcome in grid_outcomes(whole)} == {row.name for row in load_results(whole / "results.json").rows}

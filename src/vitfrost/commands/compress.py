@@ -36,13 +36,12 @@ def compress(
     config, repair = given.config(Compress), given.optional(Repair)
     one_of(artifact, model.model)
     from .. import compress as verb
+    from ..passes.compress import idle_draws
     from ..plans.schema import Plan
 
     loaded, chosen = model.open(artifact), Plan.load(plan)
-    if not chosen.quantize.parts.any_activations:
-        given.refuse(["calibration-images"], "has no effect: the plan leaves activations in floating point; leave it out")
-    if chosen.hallucinate is None and chosen.compact is None:
-        given.refuse(["compact-images"], "has no effect: the plan neither hallucinates heads nor compacts blocks; leave it out")
+    for field, why in idle_draws(chosen).items():
+        given.refuse([field.replace("_", "-")], f"has no effect: {why}; leave it out")
     made = verb(
         loaded, chosen, statistics=statistics, images=images, repair=repair, config=config, progress=True, out=out, overwrite=overwrite
     )

@@ -173,6 +173,11 @@ def idle_fields(config: Any) -> dict[str, str]:
     return {} if rules is None else rules()
 
 
+def idle_seed(by: str | None) -> dict[str, str]:
+    """For `idle`: a seed is that of the criterion `random` alone."""
+    return {} if by == "random" else {"seed": "by"}
+
+
 def expect(kind: type, value: Any, what: str) -> None:
     """Raise VitfrostError for an argument that is no configuration of this class."""
     if not isinstance(value, kind):

@@ -12,7 +12,7 @@ from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from ..methods.constant_heads.kinds import KINDS
 from ..plans.criteria import CRITERIA
-from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config
+from .base import PYTHON_ONLY, Flag, Images, Nonnegative, Positive, Seed, Share, config, idle_seed
 from .mixed import BitsOfParts, head_words, heads_of, layer_of, layer_words
 
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -34,10 +34,6 @@ def _known(name: str) -> str:
 
 def _criteria() -> Sequence[str]:
     return tuple(CRITERIA)
-
-
-def _kinds() -> Sequence[str]:
-    return (*KINDS, "auto")
 
 
 def _known_kind(name: str, *others: str) -> str:
@@ -110,7 +106,7 @@ class FreezeEntries:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        return {"grid": "bits"} if self.bits == FULL_PRECISION else {}
+        return idle_seed(self.by) | ({"grid": "bits"} if self.bits == FULL_PRECISION else {})
 
 
 @config
@@ -127,7 +123,7 @@ class FreezeHeads:
     by: Annotated[str | None, Flag(choices=_criteria)] = None
     """Criterion, summed up or averaged over a head's map; the lowest are frozen. If not given: `fisher` where the statistics have
     sensitivity, else `entropy`; without statistics the first heads."""
-    kind: Annotated[KindOrAuto, Flag("constants", choices=_kinds)] = "auto"
+    kind: Annotated[KindOrAuto, Flag("constants", choices=lambda: (*KINDS, "auto"))] = "auto"
     """`dense` maps, `toeplitz` (by relative position on the patch grid), `local` (a window and a uniform rest), or `auto`: the cheapest of
     them that the tolerance allows."""
     window: Window | None = None
@@ -144,7 +140,7 @@ class FreezeHeads:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {} if self.kind == "auto" or KINDS[self.kind].has_window else {"window": "kind"}
+        found = idle_seed(self.by) | ({} if self.kind == "auto" or KINDS[self.kind].has_window else {"window": "kind"})
         return found if self.kind == "auto" else found | {"tolerance": "kind"}
 
 
@@ -227,7 +223,7 @@ class Hallucinate:
 
     def idle(self) -> dict[str, str]:
         """Fields without effect."""
-        found = {"mix": "inter_map"} if self.inter_map == "copy" and self.mix == "ridge" else {}
+        found = idle_seed(self.by) | ({"mix": "inter_map"} if self.inter_map == "copy" and self.mix == "ridge" else {})
         if not self.fits_mix and self.by != "explained":
             found["ridge"] = "inter_map" if self.inter_map == "copy" else "mix"
         if self.intra_map == "none":
@@ -359,7 +355,8 @@ class Quantize:
         """Fields without effect."""
         if not self.parts.any:
             return dict.fromkeys(("method", "steps", "map_base"), "weights")
-        return dict.fromkeys(("steps", "map_base"), "method") if self.method == REPQ else {}
+        found = {} if self.parts.any_coarse_maps else {"map_base": "activations"}
+        return dict.fromkeys(("steps", "map_base"), "method") if self.method == REPQ else found
 
 
 RepairMethod = Literal["ridge", "bias"]

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import VitfrostError, shown
 
-FULL = 32
+FULL, COARSE = 32, 4
 BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 _LAYER, _HEADS = re.compile(r"([^\s=]+)=(\d+)/(\d+)"), re.compile(r"([^\s=:]+)(?::(\d+(?:,\d+)*))?=(\d+)")
 
@@ -121,6 +121,11 @@ class BitsOfParts:
     def any_maps(self) -> bool:
         """Whether queries, keys, values and maps of any head are quantized."""
         return self.activations != FULL or any(each.bits != FULL for each in self.heads)
+
+    @property
+    def any_coarse_maps(self) -> bool:
+        """Whether maps of any head have few levels, up to 4 bits, on a log grid."""
+        return any(bits <= COARSE for bits in (self.activations, *(each.bits for each in self.heads)))
 
     @property
     def of_activations(self) -> str:

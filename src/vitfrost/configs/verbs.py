@@ -169,9 +169,9 @@ class Export:
         if self.format == "native":
             return dict.fromkeys(("precision", "weight_range", "attention", "graph", "ranges"), "format")
         if self.precision != "int8":
-            return dict.fromkeys(("calibration_images", "weight_range", "attention"), "precision")
+            return dict.fromkeys(("calibration_images", "weight_range", "attention", "seed"), "precision")
         found = {"attention": "format"} if self.format == "onnx" else {}
-        return found | ({"calibration_images": "ranges"} if self.ranges == "dynamic" else {})
+        return found | (dict.fromkeys(("calibration_images", "seed"), "ranges") if self.ranges == "dynamic" else {})
 
 
 @config

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..artifact import Artifact, settings_of
 from ..configs import Compress, Repair, expect, refuse_idle
+from ..configs.methods import REPQ
 from ..errors import VitfrostError
 from ..files import refuse_existing
 from ..images.given import ImagesLike, find_given
@@ -73,6 +74,16 @@ def start_work(loaded: Model, plan: Plan, statistics: Statistics | None = None, 
     install_map_attention(model)
     kept = {name: record for name, record in records.items() if record is not None}
     return Work(model, sites, loaded, plan, statistics, draws or Draws(loaded, None, 0), progress, kept)
+
+
+def idle_draws(plan: Plan) -> dict[str, str]:
+    """Fields of `Compress` that a plan leaves without effect, and why."""
+    found = {}
+    if not plan.quantize.parts.any_activations and plan.quantize.method == REPQ:
+        found["calibration_images"] = "the plan leaves activations in floating point"
+    if plan.hallucinate is None and plan.compact is None:
+        found["compact_images"] = "the plan neither hallucinates heads nor compacts blocks"
+    return found
 
 
 def _check_structure(made: Plan, plan: Plan) -> None:
@@ -140,7 +151,8 @@ def compress(
             fitted, or the model repaired.
         repair: re-fit output projections and second feed-forward projections (see methods.repair.refit): to the structure alone where
             activations are quantized, else to frozen maps too.
-        config: how many images are drawn, and by which seed.
+        config: how many images are drawn, and by which seed. One may serve several plans: numbers that this plan has no use for are left
+            aside.
 
     The model itself is not changed. It may be an artifact (or its folder), such as a trained one, that is neither quantized nor frozen:
     its structure stays, the plan has to be made from statistics of it, and a repair aims at it. `passes_of` gives the order of the passes.

@@ -146,8 +146,8 @@ class PlanPart(_Flat):
                 value = getattr(self, key)
                 if value != option.default or name in ("weight-bits", "activation-bits") or (name == "by" and self.unit != UNIT.default):
                     given[name] = value
-        if self.freeze is None:
-            given.pop("seed", None)
+        if self.freeze is None or self.by != "random":
+            given.pop("seed", None)  # a study gives every plan the seed of its images
         made = list(methods_of(given, lambda name: name.replace("-", "_")))
         if self.compact is not None:
             made.append(self.compact if isinstance(self.compact, Compact) else Compact(self.compact))
