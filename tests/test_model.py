@@ -267,7 +267,8 @@ def test_reprs_are_short(shallow: Any, pixels: torch.Tensor) -> None:
     plan = vf.plan(statistics)
     artifact = vf.compress(shallow.model, vf.plan(statistics, vf.FreezeEntries(0.1), vf.Quantize(32, 32)), statistics=statistics)
     row = vf.evaluate(shallow.model, shallow.pictures, config=vf.Evaluate(limit=4), progress=False)
-    for value in (statistics, statistics["blocks.0.attn"], plan, shallow.model, artifact, row):
+    found = vf.inspect(shallow.model, plan=plan)
+    for value in (statistics, statistics["blocks.0.attn"], plan, shallow.model, artifact, row, found):
         assert len(repr(value)) < 200, repr(value)
         assert repr(value).startswith(type(value).__name__)
         assert len(str(value)) < 200

@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from ..vit.sites import ModelSites
 
 
+class Inspection(dict[str, Any]):
+    """What `inspect` found, as plain data for JSON; shown in one line."""
+
+    def __repr__(self) -> str:
+        heads = sum(site["heads"] for site in self["attention"])
+        size = f"{self['layers']} layers, {heads} heads, {_size(self['image_size'])} px"
+        return f"Inspection({self['name']}: {self['family']}, {size}, {_cost(self)}{self._planned()})"
+
+    def _planned(self) -> str:
+        return f"; planned: {_cost(self['planned'])}, {self['planned']['bits']}" if "planned" in self else ""
+
+    __str__ = __repr__
+
+
+def _cost(counted: dict[str, Any]) -> str:
+    return f"{counted['parameters_total'] / 1e6:.2f} M parameters, {counted['macs_total'] / 1e6:.1f} M multiply-accumulates"
+
+
 def skeleton(loaded: Model) -> tuple[nn.Module, ModelSites]:
     """The model as timm builds it, or with an artifact's structure, before anything was quantized, untrained; and its sites."""
     from ..artifact import Artifact
@@ -27,7 +45,7 @@ def skeleton(loaded: Model) -> tuple[nn.Module, ModelSites]:
     return model, install_structure(model, loaded.plan) if isinstance(loaded, Artifact) else find_sites(model)
 
 
-def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = None) -> dict[str, Any]:
+def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = None) -> Inspection:
     """Describe a model: sites, heads, tokens, parameters and multiply-accumulates by part; with a plan, also what it makes of them.
 
     `model`: as of every verb, but a timm name downloads nothing; the plan's own where it is not given.
@@ -54,7 +72,7 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
         _refuse_twice(loaded, plan)
     plain, sites = skeleton(loaded)
     parameters, macs = parameters_by_part(plain, sites), macs_by_part(plain, sites)
-    description = {
+    description: dict[str, Any] = {
         "name": loaded.name,
         "supported": True,
         "family": sites.family,
@@ -86,7 +104,7 @@ def inspect(model: ModelLike | None = None, *, plan: Plan | str | Path | None = 
         "macs_total": sum(macs.values()),
         "softmax_elements": softmax_elements(sites),
     }
-    return description if plan is None else description | {"planned": _planned(plain, sites, plan)}
+    return Inspection(description if plan is None else description | {"planned": _planned(plain, sites, plan)})
 
 
 def _refuse_twice(loaded: Model, plan: Plan) -> None:
