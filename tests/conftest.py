@@ -19,7 +19,7 @@ sys.dont_write_bytecode = False  # what the next line makes of every module take
 
 import jaxtyping  # noqa: E402
 
-from .annotations import checked  # noqa: E402
+from .annotations import RunningTest, checked  # noqa: E402
 
 jaxtyping.jaxtyped = checked(jaxtyping.jaxtyped)  # what the import hook decorates everything with
 jaxtyping.install_import_hook("vitfrost", "beartype.beartype")
@@ -45,6 +45,11 @@ def pytest_collection_finish() -> None:
     """What has been imported by now stays: the garbage collector need not look at it in every full collection."""
     gc.freeze()
     gc.set_threshold(5000, 10, 10)
+
+
+def pytest_runtest_setup() -> None:
+    """Annotations are checked in every test anew."""
+    RunningTest.number += 1
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from vitfrost.files import sha256_of_file
 from vitfrost.methods.quantize.quantizers import log_codes, uniform_codes, uniform_parameters, uniform_values
 
-from .annotations import has_shapes
+from .annotations import CHECKED_CALLS, RunningTest, has_shapes
 from .conftest import unchecked_shapes
 
 
@@ -26,6 +26,16 @@ def test_a_wrong_shape_is_found() -> None:
         uniform_parameters(torch.zeros(2), torch.ones(3), 4)
     with unchecked_shapes(), pytest.raises(RuntimeError, match="size"):
         uniform_parameters(torch.zeros(2), torch.ones(3), 4)
+
+
+def test_the_first_calls_of_a_function_in_a_test_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.ones(())
+    for _ in range(CHECKED_CALLS):
+        uniform_values(one, one, one)
+    assert uniform_values(cast(Any, 3), one, one - 1) == 3
+    monkeypatch.setattr(RunningTest, "number", RunningTest.number + 1)  # as the next test has it
+    with pytest.raises(Exception, match="violates type hint"):
+        uniform_values(cast(Any, 3), one, one - 1)
 
 
 def test_functions_are_told_apart_by_their_annotations() -> None:
