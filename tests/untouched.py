@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
             print(f"{verb}: {changed}")
         before = after
 
-    shallow = vitfrost.Model.open("vitfrost_digits", weights="random", options={"depth": 3})
+    shallow = vitfrost.Model.open("vitfrost_digits", weights="random", options={"depth": 2})
     report("open")
     statistics = vitfrost.calibrate(shallow, images, vitfrost.Calibrate(limit=8, similarity=True), progress=False)
     report("calibrate")

@@ -94,7 +94,7 @@ TWO_STAGES = {"depths": (1, 1), "embed_dims": (32, 64), "num_heads": (1, 2), "ml
     [
         ("deit_tiny_distilled_patch16_224", 32, {"depth": 2}),
         ("vit_tiny_patch16_224", (32, 48), {"depth": 2, "global_pool": "avg"}),
-        ("swin_tiny_patch4_window7_224", 56, {"depths": (2, 1), "num_heads": (3, 6)}),
+        ("swin_tiny_patch4_window7_224", 56, {"depths": (1, 1), "num_heads": (3, 6)}),
         ("pvt_v2_b0", 64, TWO_STAGES),
         ("vitfrost_pvt_tiny", 64, TWO_STAGES),
         ("nextvit_small", 64, {"depths": (1, 1, 5, 1)}),

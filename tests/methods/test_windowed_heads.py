@@ -90,9 +90,10 @@ def test_from_the_plan_to_a_graph(heads: Any, entries: Any, tmp_path: Path, outs
                 if isinstance(module, MapAttention):
                     module.observe(**how)
             torch.testing.assert_close(again.module(pixels), expected, atol=1e-4, rtol=1e-4)
-    vitfrost.export(vitfrost.Artifact.load(tmp_path / "artifact"), Export(), out=tmp_path / "onnx")
-    session = vitfrost.runtime.open_export(tmp_path / "onnx", runtime="onnxruntime")
-    torch.testing.assert_close(torch.from_numpy(session.run(pixels.numpy())), expected, atol=1e-4, rtol=1e-4)
+    if outside == "mean":  # the graph of the others is a part of it, and test_graphs_of_grids_with_several_blocks has such
+        vitfrost.export(vitfrost.Artifact.load(tmp_path / "artifact"), Export(), out=tmp_path / "onnx")
+        session = vitfrost.runtime.open_export(tmp_path / "onnx", runtime="onnxruntime")
+        torch.testing.assert_close(torch.from_numpy(session.run(pixels.numpy())), expected, atol=1e-4, rtol=1e-4)
     macs = macs_by_part(again.module, changed_sites(find_sites(again.blank()), plan))
     width = find_sites(again.blank()).attention[0].head_dim
     assert macs["other_maps"] == 12 * windowed_macs(Shape((8, 8), 1), width, 5)
