@@ -208,7 +208,7 @@ void Forward::attend_head(const Attention &layer, int window, int head, Stream &
         return;
     }
     const size_t map = size_t(layer.queries) * layer.map_stride;
-    made.bias = layer.bias.data() + size_t(head) * map, made.bias_stride = layer.map_stride;
+    made.bias = layer.bias.data() + (layer.bias.size() > map ? size_t(head) * map : 0), made.bias_stride = layer.map_stride;
     const int mask = layer.mask_of[size_t(window)];
     if (mask >= 0) made.mask = layer.masks.data() + size_t(mask) * map;
     kernels_.attend_biased(made, rows.first, rows.last, worker.scratch);

@@ -30,6 +30,8 @@ struct vf_model {
 namespace {
 
 constexpr int most_threads = 256;
+// Memory that a file may ask for: codes of one bit become bytes, rows of maps end at whole lines, and 65,536 tokens of 768 channels take 500 MB.
+constexpr size_t memory_of_any = size_t(1) << 30, memory_of_byte = 64, most_bytes = size_t(1) << 40;
 
 int refuse(char *message, size_t bytes, const char *text) {
     if (message && bytes) {
@@ -56,6 +58,7 @@ template <typename Body> int guarded(char *message, size_t bytes, Body body) {
 vf_model *open_bytes(const Bytes &bytes, int threads) {
     if (threads < 1 || threads > most_threads) fail("the number of threads is %d; give 1 to %d", threads, most_threads);
     const Kernels *kernels = find_kernels(nullptr);
+    const Allowance allowance(memory_of_any + memory_of_byte * std::min(bytes.count(), most_bytes));
     File file(bytes);
     return new vf_model(read_layers(file, *kernels), threads);
 }

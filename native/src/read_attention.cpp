@@ -1,6 +1,7 @@
 // Attention layers of a model file.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "error.hpp"
 #include "reader.hpp"
@@ -79,6 +80,11 @@ void Reader::quantizers(int layer, Attention &made) {
                 fail("the model file is damaged: layer %d has maps on a grid that is not known; export it again", layer);
     }
     if (moving && made.mode == 2 && file_.has(layer, 7)) scales(found.map_zero, 7, moving, true);
+    // A map's code times a value's less its zero point, added up over all keys, stays within 32 bits: 255 * 255 * 33,025 where both have 8 bits.
+    const float highest = float((1 << made.bits) - 1);
+    for (float zero : found.value_zero)
+        if (255.0 * made.tokens * double(std::max(std::fabs(zero), std::fabs(highest - zero))) > double(INT32_MAX))
+            fail("the model file is damaged: sums over the %d keys of layer %d do not fit 32 bits; export it again", made.tokens, layer);
     // A logit is at most width * 255 * 128 and what the zero point of queries takes off; it stays far from what is no key.
     for (float zero : found.query_zero)
         if (double(made.width) * 128.0 * (255.0 + std::fabs(zero)) >= double(1 << 29))
@@ -243,10 +249,11 @@ void Reader::windows(int layer, Attention &made) {
 // What is added to logits: a bias for every head and pair, and the mask between regions of a shifted window.
 void Reader::bias(int layer, Attention &made) {
     if (!made.logit_heads) return;
-    const size_t tokens = size_t(made.tokens), rows = size_t(made.logit_heads) * tokens;
+    const bool own = file_.has(layer, 21); // else one of zeros for all heads
+    const size_t tokens = size_t(made.tokens), rows = size_t(own ? made.logit_heads : 1) * tokens;
     made.bias.assign(rows * made.map_stride, -1e30f);
     Array<float> found(rows * tokens);
-    if (file_.has(layer, 21)) found = file_.floats(layer, 21, {uint64_t(made.logit_heads), tokens, tokens});
+    if (own) found = file_.floats(layer, 21, {uint64_t(made.logit_heads), tokens, tokens});
     for (size_t row = 0; row < rows; row++)
         for (size_t key = 0; key < tokens; key++) made.bias[row * made.map_stride + key] = found[row * tokens + key] * log2e;
     made.grid.add_masks(file_.number(layer, 1, "mask") * log2e, made.map_stride, made.masks, made.mask_of);
