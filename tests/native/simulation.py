@@ -48,7 +48,7 @@ def quantized(
     weight_bits: int, activation_bits: int, *, levels: Any = "strict", size: Any = 48, seed: int = 0, **options: Any
 ) -> nn.Module:
     """A small ViT with random weights, quantized on noise."""
-    name, size = options.pop("name", "vit_tiny_patch16_224"), options.pop("size", 48)
+    name = options.pop("name", "vit_tiny_patch16_224")
     given: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 7} | options
     return quantized_model(name, size, given, QuantizationSettings(weight_bits, activation_bits, levels), seed)
 

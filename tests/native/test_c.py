@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image
 
 import vitfrost
 from vitfrost.configs import Export, Quantize
+
+from .simulation import quantized, write
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
 
@@ -61,3 +64,24 @@ def test_it_names_the_class_that_python_names(classify: Path, shallow: Any, pict
         ended = subprocess.run([classify, *given, *norm], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
         assert message in ended.stderr
+
+
+def test_a_deit_tiny_of_four_bits_is_small_on_disk_and_in_memory(classify: Path, engine: Any, tmp_path: Path) -> None:
+    """The library is stripped: at most 1 MB. The file has at most 3.4 MB; a process that opens and runs it takes at most 25 MB."""
+    assert (Path(engine.__file__).parent / engine.library.NAME).stat().st_size <= 1e6
+    options = {"depth": 12, "embed_dim": 192, "num_heads": 3, "num_classes": 1000}
+    model = write(quantized(4, 4, name="deit_tiny_patch16_224", size=224, **options), tmp_path / "model.vfn")
+    assert model.stat().st_size <= 3.4e6
+    picture = tmp_path / "picture.ppm"
+    Image.new("RGB", (224, 224), (90, 120, 30)).save(picture)
+    # From a small process: what one holds before it becomes another program counts as that one's memory.
+    script = (
+        "import os, sys\n"
+        "_, status, used = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), 0)\n"
+        "print(status, used.ru_maxrss, file=sys.stderr)"
+    )
+    command = [sys.executable, "-S", "-E", "-c", script, classify, model, picture, *["0.5"] * 6]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    status, kibibytes = map(int, ended.stderr.split())
+    assert status == 0
+    assert kibibytes * 1024 <= 25e6
