@@ -267,6 +267,7 @@ def test_a_closed_model_and_unknown_instructions_are_named(engine: Any, tmp_path
         model.run(np.zeros((1, 3, 48, 48), np.float32))
     with engine.instructions("mmx"), pytest.raises(engine.VitfrostError, match="mmx"):
         engine.Model(path)
-    with pytest.raises(engine.VitfrostError, match="thread"):
-        engine.Model(path, threads=0)
+    for threads in (0, -5, 257, 2**32 + 1):
+        with pytest.raises(engine.VitfrostError, match=r"the number of threads is .*; give 1 to 256"):
+            engine.Model(path, threads=threads)
     engine.Model(path).close()

@@ -19,6 +19,7 @@ from .library import CInfo, call, isas, library
 
 ISA = "VITFROST_ISA"  # an environment variable: which instructions a model is opened for
 _ENVIRONMENT = threading.RLock()
+_MOST_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Model:
     def __init__(self, source: str | Path | bytes, threads: int = 1):
         self._handle: ctypes.c_void_p | None = None
         handle = ctypes.c_void_p()
+        threads = max(-1, min(threads, _MOST_INT32))  # the library refuses these and says how many it takes; larger ones would wrap round
         with _ENVIRONMENT:
             if isinstance(source, bytes):
                 call("vf_open_memory", source, len(source), threads, ctypes.byref(handle))
