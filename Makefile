@@ -34,6 +34,12 @@ test: install
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks && $(BIN)/mypy native/python
 	$(BIN)/clang-format --dry-run -Werror native/*/*.[hc]pp native/*/*.h native/*/*/*.cpp native/*/*/*.inl
+	@if ! command -v $${CXX:-c++} > /dev/null || ! command -v cmake > /dev/null; then \
+		echo "no C++ compiler or no cmake here: the engine's warnings are not checked"; \
+	else \
+		cmake -S native -B build/lint -DVITFROST_CHECKS=ON -DVITFROST_WARNINGS_AS_ERRORS=ON -DCMAKE_CXX_FLAGS_RELEASE=-O1 > /dev/null && \
+		cmake --build build/lint --parallel $(WORKERS) > /dev/null; \
+	fi
 
 # The engine under AddressSanitizer and UBSan: damaged files, and models opened and closed over and over. Some minutes.
 engine-checks: install
