@@ -23,6 +23,7 @@ from .format import LINEAR, NONE, NORM, Layer, ModelFile
 import_timm()
 from timm.layers import LayerScale  # noqa: E402  (timm must be imported through the guard)
 
+LARGEST_ZERO_POINT = 2**15
 MEND = 'export it in floating point with Export(format="onnx")'
 STATIC, DYNAMIC = 0, 1
 ROW_MAPS, LOG_MAPS, UNIFORM_MAPS = 0, 1, 2
@@ -68,11 +69,13 @@ def to_array(tensor: Tensor) -> ndarray:
 
 
 def integers(values: Tensor, where: str) -> ndarray:
-    """Zero points [n]. Raises VitfrostError where one is no integer."""
+    """Zero points [n]. Raises VitfrostError where one is no integer, or a larger one than the engine reads."""
     found = to_array(values).reshape(-1)
     if not np.array_equal(found, np.round(found)):
         worst = float(found[np.abs(found - np.round(found)).argmax()])
         raise refuse(where, f"the zero point is {worst:.4g} and no integer", 'plan with Quantize(levels="strict") and compress again')
+    if np.abs(found).max() > LARGEST_ZERO_POINT:  # of a range that is narrow and far from zero
+        raise refuse(where, f"a zero point of {np.abs(found).max():.4g} says that its numbers hardly vary", MEND)
     return found
 
 
