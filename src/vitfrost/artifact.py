@@ -33,6 +33,7 @@ from .methods.quantize.modules import LogQuantizer, QuantizedLayer, UniformMapQu
 from .methods.quantize.packing import pack, packed_size, unpack
 from .methods.quantize.quantizers import zero_code
 from .methods.quantize.repq import QuantizationSettings, install_quantizers
+from .methods.quantize.turn import restore_turns
 from .model import Model
 from .outputs import OutputKind
 from .passes.structure import install_structure
@@ -333,6 +334,7 @@ def restore_state(model: nn.Module, plan: Plan, tensors: dict[str, np.ndarray]) 
         use_relu(model, sites.feed_forward)
     layers = install_quantizers(model, sites, settings_of(plan))
     try:
+        restore_turns(model, tensors)
         _restore_frozen(model, plan, tensors)
         _restore_layers(layers, tensors)
         _take_quantizers(model, tensors)

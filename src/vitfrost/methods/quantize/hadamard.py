@@ -10,26 +10,34 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 PRIMES = (3, 7, 11, 19, 23, 31, 43)  # 3 modulo 4: Paley's construction gives the orders 4, 8, 12, 20, 24, 32, 44
 
 
-def hadamard(order: int) -> Float[Tensor, "order order"] | None:
-    """A matrix of ones and minus ones with H^T H = order I and a first column of ones, in float64; None where none is made here.
+def factors(order: int) -> tuple[Float[Tensor, "core core"], Float[Tensor, "times times"]] | None:
+    """A small Hadamard matrix M and one of powers of two S, of ones and minus ones, in float64; S x M (Kronecker's product) has this order.
+    None where none is made here.
 
-    Sylvester's doubling of Paley's first construction (1933); 192 = 12 x 16, 384 = 12 x 32, 768 = 12 x 64.
+    Paley's first construction (1933) and Sylvester's doubling; 192 = 24 x 8, 384 = 24 x 16, 768 = 24 x 32.
     """
     odd = order
     while odd % 2 == 0 and odd - 1 not in PRIMES and odd > 1:
         odd //= 2
     if odd != 1 and odd - 1 not in PRIMES:
         return None
-    made = torch.ones(1, 1, dtype=torch.float64) if odd == 1 else _paley(odd - 1)
-    while len(made) < order:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
-    return made
+    doubled = torch.ones(1, 1, dtype=torch.float64)
+    while len(doubled) * odd < order:
+        doubled = torch.cat([torch.cat([doubled, doubled], 1), torch.cat([doubled, -doubled], 1)])
+    return (torch.ones(1, 1, dtype=torch.float64) if odd == 1 else _paley(odd - 1)), doubled
+
+
+def hadamard(order: int) -> Float[Tensor, "order order"] | None:
+    """A matrix of ones and minus ones with H^T H = order I and a first column of ones, in float64; None where none is made here. It is the
+    product of `factors`."""
+    found = factors(order)
+    return None if found is None else torch.kron(found[1], found[0])
 
 
 def _paley(prime: int) -> Tensor:
@@ -54,6 +62,12 @@ def rotation(width: int, generator: torch.Generator) -> Float[Tensor, "width wid
     return torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
 
 
+def _signed_places(width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Signs [width] and an order [width] of the columns of a basis, of which the first, constant one stays what and where it is."""
+    signs = torch.cat([torch.ones(1, dtype=torch.float64), _signs(width - 1, generator)])
+    return signs, torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(width - 1, generator=generator)])
+
+
 def rotation_of_stream(width: int, generator: torch.Generator) -> Float[Tensor, "width width"]:
     """An orthogonal matrix R with R 1 = 1 = R^T 1, in float64."""
     basis = hadamard(width)
@@ -63,7 +77,17 @@ def rotation_of_stream(width: int, generator: torch.Generator) -> Float[Tensor, 
         drawn = torch.randn(width, width, generator=generator, dtype=torch.float64)
         drawn[:, 0] = 1
         basis = torch.linalg.qr(drawn).Q
-    inner = torch.eye(width, dtype=torch.float64)
-    inner[1:, 1:] = torch.diag(_signs(width - 1, generator))
-    columns = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(width - 1, generator=generator)])
-    return basis @ inner[:, columns] @ basis.T
+    signs, columns = _signed_places(width, generator)
+    return basis @ torch.diag(signs)[:, columns] @ basis.T
+
+
+def signs_of_stream(width: int, generator: torch.Generator) -> tuple[Int[Tensor, " width"], Float[Tensor, " width"]]:
+    """The rotation that `rotation_of_stream` makes of the same generator, as places p and signs s: where H is the Hadamard matrix,
+    x R = z H^T / width with z_j = s_j (x H)_p_j.
+
+    Raises ValueError for a width without such a matrix.
+    """
+    if factors(width) is None:
+        raise ValueError(f"no Hadamard matrix of order {width} is made here")
+    signs, columns = _signed_places(width, generator)
+    return columns, signs[columns]

@@ -1,12 +1,14 @@
 """A plain ViT rotated: LayerNorms folded into the layers behind them and LayerScale into those before it, then the residual stream, queries
 with keys, and values turned.
 
-The function stays the same up to rounding, and nothing is computed that was not before: rotations lie in the weights.
+The function stays the same up to rounding. Rotations lie in the weights where the stream is written and read by linear layers. Where
+something else stands at its beginning (a LayerNorm in front of the first block) or its end (features that nothing linear reads), it is
+turned by a layer of its own there (see turn.py).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +18,56 @@ from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
 from ...vit.kinds import has_affine_norm
 from ...vit.sites import ModelSites
-from .hadamard import rotation, rotation_of_stream
+from .hadamard import factors, rotation, rotation_of_stream
+from .turn import Turn, turn_before, turn_behind
 
 import_timm()
 from timm.layers import LayerScale  # noqa: E402  (timm must be imported through the guard)
 
+_LINEAR_POOLING = ("token", "avg", "")  # which a rotation commutes with
+
+
+class _Ends(NamedTuple):
+    """What is at the ends of a stream: whether it has to be turned by a layer of its own at its beginning and at its end, the norm that is
+    folded into the heads where it has not, and whether the mean of its channels may be taken away."""
+
+    behind: bool
+    before: bool
+    last: nn.Module
+    without_mean: bool
+
+
+def _ends(vit: Any, sites: ModelSites) -> _Ends:
+    bare = all(isinstance(part, nn.Identity) for part in (vit.norm_pre, getattr(vit.patch_embed, "norm", nn.Identity())))
+    behind = not bare or not sites.linears or sites.linears[0].role != "stem"
+    last = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
+    alone = isinstance(vit.norm, nn.Identity) or isinstance(vit.fc_norm, nn.Identity)
+    linear = vit.attn_pool is None and vit.global_pool in _LINEAR_POOLING and any(site.role == "head" for site in sites.linears)
+    before = not (linear and alone and has_affine_norm(last))
+    # Features behind no norm, as of a model whose last norm comes after pooling, have the mean of their channels.
+    return _Ends(behind, before, last, not before or isinstance(vit.norm, nn.LayerNorm))
+
 
 def can_rotate(model: nn.Module, sites: ModelSites) -> bool:
-    """Whether everything that reads the residual stream is a linear layer behind a LayerNorm with gain and bias, and everything that
-    writes to it a linear layer, with LayerScale or without."""
-    if not plain.matches(model) or not any(site.role == "head" for site in sites.linears):
-        return False
-    if not all(site.norm is not None for site in sites.linears if site.role in ("qkv", "fc1")) or sites.linears[0].role != "stem":
+    """Whether everything within the blocks that reads the residual stream is a linear layer behind a LayerNorm with gain and bias, and
+    everything there that writes to it a linear layer, with LayerScale or without. Where the stream has to be turned at its ends, it also
+    needs a width that a Hadamard matrix is made for."""
+    if not plain.matches(model) or not all(site.norm is not None for site in sites.linears if site.role in ("qkv", "fc1")):
         return False
     vit: Any = model
-    between = [vit.norm_pre, vit.fc_norm, getattr(vit.patch_embed, "norm", nn.Identity())]
-    norms = [vit.norm]
     for block in vit.blocks:
-        norms += [block.norm1, block.norm2]
         if not all(isinstance(scale, nn.Identity | LayerScale) for scale in (block.ls1, block.ls2)):
             return False
-    plain_parts = all(isinstance(part, nn.Identity) for part in between) and vit.attn_pool is None
-    return plain_parts and all(has_affine_norm(norm) for norm in norms)
+        if not all(has_affine_norm(norm) for norm in (block.norm1, block.norm2)):
+            return False
+    ends = _ends(vit, sites)
+    return not (ends.behind or ends.before) or factors(vit.embed_dim) is not None
 
 
 @torch.no_grad()
 def rotate(model: nn.Module, sites: ModelSites, seed: int) -> None:
-    """Rotate `model` in place. The stream's rotation depends on its width and the seed only, so two models of one width agree.
+    """Rotate `model` in place. The stream's rotation depends on its width and the seed only, so two models of one width agree. Features of
+    a model without a linear head come out as they were.
 
     Raises ValueError for a model that `can_rotate` refuses.
     """
@@ -50,22 +75,35 @@ def rotate(model: nn.Module, sites: ModelSites, seed: int) -> None:
         raise ValueError(f"this {type(model).__name__} cannot be rotated")
     vit: Any = model
     heads = [site.name for site in sites.linears if site.role == "head"]
+    ends = _ends(vit, sites)
     _fold_scales(vit, sites)
     for site in sites.linears:
         if site.norm is not None:
             _fold(model.get_submodule(site.norm), [model.get_submodule(site.name)])
-    _fold(vit.norm, [model.get_submodule(name) for name in heads])
-    turn = rotation_of_stream(vit.embed_dim, torch.Generator().manual_seed(seed)).to(next(model.parameters()).device)
-    written = turn - turn.mean(0)  # the mean of the channels is taken away where they are written, not where they are read
-    for name in ("cls_token", "pos_embed", "reg_token", "dist_token"):
-        value = getattr(vit, name, None)
-        if value is not None:
-            value.data = (value.double() @ written).to(value.dtype)
+    device = next(model.parameters()).device
+    turn = rotation_of_stream(vit.embed_dim, torch.Generator().manual_seed(seed)).to(device)
+    # The mean of the channels is taken away where they are written, not where they are read.
+    written = turn - turn.mean(0) if ends.without_mean else turn
+    own = Turn.of_stream(vit.embed_dim, seed, ends.without_mean).to(next(model.parameters())) if ends.behind or ends.before else None
+    if ends.behind:
+        assert own is not None
+        vit.norm_pre = turn_behind(vit.norm_pre, own)
+    else:
+        for name in ("cls_token", "pos_embed", "reg_token", "dist_token"):
+            value = getattr(vit, name, None)
+            if value is not None:
+                value.data = (value.double() @ written).to(value.dtype)
+    if ends.before:
+        assert own is not None
+        vit.norm = turn_before(vit.norm, own.back())
+    else:
+        _fold(ends.last, [model.get_submodule(name) for name in heads])
+    writing = ("proj", "fc2") if ends.behind else ("stem", "proj", "fc2")
     for site in sites.linears:
         layer: Any = model.get_submodule(site.name)
-        if site.norm is not None or site.role == "head":
+        if site.norm is not None or (site.role == "head" and not ends.before):
             _set(layer, layer.weight.double() @ turn)
-        elif site.role in ("stem", "proj", "fc2") and not site.name.endswith(".down"):
+        elif site.role in writing and not site.name.endswith(".down"):
             _set(layer, written.T @ layer.weight.double().flatten(1), None if layer.bias is None else layer.bias.double() @ written)
     generator = torch.Generator().manual_seed(seed + 1)
     for attention in sites.attention:
