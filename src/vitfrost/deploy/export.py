@@ -43,6 +43,7 @@ from .int8 import (
     quantize_onnx_dynamic,
     quantize_openvino,
     reduces_range,
+    sign_products,
 )
 from .native.eight_bits import bits_of, images_for, in_integers, needs_images
 from .native.families import check_family, to_native
@@ -296,7 +297,7 @@ def _write_graph(floating: FloatGraph, config: Export, int8: Int8 | None, folder
             products = attention_products(graph)
             leave = products if keeps_attention_float(int8.attention) else []
             assert int8.pixels is not None
-            graph = quantize_openvino(graph, int8.pixels, int8.reduced, leave)
+            graph = quantize_openvino(graph, int8.pixels, int8.reduced, [*leave, *sign_products(graph)])
         save_openvino(graph, folder)
         return {"graph": kind, "attention": "float" if leave else "int8" if products else None} | said
     if int8 is None:

@@ -23,6 +23,7 @@ BATCH_SIZE = 8
 # ONNX operators with weights; outputs of products can stay in floating point at no cost.
 PRODUCTS = ("MatMul", "Gemm")
 LAYERS = (*PRODUCTS, "Conv")
+LARGEST_SIGNS = 1024  # rows of a matrix of signs
 
 
 def reduces_range(asked: WeightRange) -> bool:
@@ -63,6 +64,31 @@ def attention_products(model: Any) -> list[str]:
     return found
 
 
+def sign_products(model: Any) -> list[str]:
+    """Names of an OpenVINO model's MatMuls with a constant of nothing but 1 and -1: those of turns (methods.quantize.turn), which read the
+    residual stream as it is, outliers and all."""
+    found = []
+    for operator in model.get_ordered_ops():
+        sources = [value.get_source_output().get_node() for value in operator.inputs()]
+        if operator.get_type_name() == "MatMul" and any(each.get_type_name() == "Constant" and _signs(each.data) for each in sources):
+            found.append(operator.get_friendly_name())
+    return found
+
+
+def _signs(constant: ndarray) -> bool:
+    return constant.ndim == 2 and bool((abs(constant) == 1).all())
+
+
+def _sign_products_of_onnx(graph: Any) -> list[str]:
+    """The same of an ONNX graph."""
+    onnx = import_runtime("onnx", "export")
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    read = {name for node in products for name in node.input}
+    small = {value.name for value in graph.initializer if value.name in read and len(value.dims) == 2 and max(value.dims) <= LARGEST_SIGNS}
+    signs = {value.name for value in graph.initializer if value.name in small and _signs(onnx.numpy_helper.to_array(value))}
+    return [node.name for node in products if signs & set(node.input)]
+
+
 def quantize_openvino(
     model: Any, pixels: Float[ndarray, "images 3 height width"], reduced: bool, leave: Sequence[str] = (), **options: Any
 ) -> Any:
@@ -90,7 +116,8 @@ def quantize_onnx(source: Path, target: Path, pixels: Float[ndarray, "images 3 h
     tools = import_runtime("onnxruntime.quantization", "export")
     graph = onnx.load(source).graph
     constants = {value.name for value in graph.initializer}
-    layers = [node.name for node in graph.node if node.op_type in LAYERS and constants & set(node.input[1:2])]
+    left = set(_sign_products_of_onnx(graph))
+    layers = [node.name for node in graph.node if node.op_type in LAYERS and constants & set(node.input[1:2]) and node.name not in left]
 
     class Pictures(tools.CalibrationDataReader):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -113,11 +140,12 @@ def quantize_onnx_dynamic(source: Path, target: Path, reduced: bool) -> None:
     """ONNX Runtime's dynamic quantization of `source`'s products with weights into `target`: inputs get their ranges in every run, from the
     whole batch."""
     tools = import_runtime("onnxruntime.quantization", "export")
+    left = _sign_products_of_onnx(import_runtime("onnx", "export").load(source).graph)
     _forget_shapes_of_weights(source)
     with quiet_tools():
         tools.quantize_dynamic(
             source, target, op_types_to_quantize=list(PRODUCTS), per_channel=True, reduce_range=reduced, weight_type=tools.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"MatMulConstBOnly": True}, nodes_to_exclude=left,
         )  # fmt: skip
 
 

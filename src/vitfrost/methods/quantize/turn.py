@@ -25,7 +25,7 @@ class Turn(nn.Module):
     """x -> z H^T / C with z_j = signs_j (x H)_places_j, H the Hadamard matrix of order C.
 
     A sign of 0 at the first place takes the mean of the channels away. `places` and `signs` are what a file holds of it; the rest
-    follows from the width. Products have the constant matrix first: what runs graphs in 8 bits takes a second one for weights.
+    follows from the width.
     """
 
     places: Tensor
@@ -63,15 +63,16 @@ class Turn(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch channels"]:
         """The turned stream; in float32 right to some 1e-6 of its norm."""
-        x = self._spread(x, self.small.T)
+        x = self._spread(x, self.small)
         x = x.index_select(-1, self.places) * (self.signs / len(self.signs))
-        return self._spread(x, self.small)
+        return self._spread(x, self.small.T)
 
     def _spread(self, x: Tensor, small: Tensor) -> Tensor:
-        """x H, or x H^T with the other small matrix (`doubled` is symmetric)."""
-        x = x.unflatten(-1, (len(self.doubled), len(small)))
-        x = (small @ x.transpose(-1, -2)).transpose(-1, -2)
-        return (self.doubled @ x).flatten(-2)
+        """x H, or x H^T with the other small matrix (`doubled` is symmetric). In matrices: of more axes graphs copy the small ones."""
+        inner, outer = len(small), len(self.doubled)
+        made = (x.reshape(-1, inner) @ small).view(-1, outer, inner).transpose(1, 2)
+        made = (made.reshape(-1, outer) @ self.doubled).view(-1, inner, outer).transpose(1, 2)
+        return made.reshape(x.shape)
 
 
 def turn_behind(norm: nn.Module, turn: Turn) -> nn.Sequential:
