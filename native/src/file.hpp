@@ -27,6 +27,7 @@ enum LayerKind : uint32_t {
     layer_overlapping_embed = 17,
     layer_reduced_attention = 18,
     layer_convolved_feed_forward = 19,
+    layer_turn_step = 20,
 };
 
 struct TensorRecord {

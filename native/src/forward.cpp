@@ -290,6 +290,9 @@ void Forward::run(const float *pixels, float *logits, Stream &stream, Worker &wo
             rows = rows_of(number, count, layers_.stages[size_t(found.stage) + 1].tokens);
             Timer timer(profile, profile.row(step, only_part));
             downsample(layers_.downsample[size_t(found.index)], found.stage, stream, worker, rows);
+        } else if (found.kind == layer_turn_step) {
+            Timer timer(profile, profile.row(step, only_part));
+            turn(layers_.turns[size_t(found.index)], found.stage, stream, worker, rows);
         } else {
             const Norm &norm = *layers_.norms[size_t(found.index)];
             const Stage &stage = layers_.stages[size_t(found.stage)];

@@ -101,6 +101,7 @@ class Forward {
     void add_hidden(const FeedForward &layer, Input input, int rows, float *x, size_t stride, Worker &worker) const;
     void feed_forward(const FeedForward &layer, int stage, Stream &stream, Worker &worker, Rows rows) const;
     void downsample(const Downsample &layer, int stage, Stream &stream, Worker &worker, Rows rows) const;
+    void turn(const Turn &layer, int stage, Stream &stream, Worker &worker, Rows rows) const;
     void classify(float *logits, Stream &stream, Worker &worker) const;
 
     const Layers &layers_;

@@ -161,6 +161,15 @@ struct DepthwiseProduct {
     float inverse = 1, zero = 0, highest = 255;
 };
 
+// A turn of the stream: x -> z H^T with z_j = factor_j (x H)_places_j, where H is a Hadamard matrix, the product (Kronecker's) of one of a power of two
+// and a small one of `inner` rows.
+struct Turning {
+    int channels = 0, inner = 1;
+    const float *small = nullptr;    // [inner][inner] of 1 and -1
+    const int32_t *places = nullptr; // [channels]
+    const float *factor = nullptr;   // [channels]
+};
+
 // Memory of one worker for attention.
 struct Scratch {
     Array<int32_t> logits, sums;
@@ -203,6 +212,8 @@ struct Kernels {
     // Values [tokens][stride] of codes, (code - zero) scale, and their sums over tokens first..last.
     void (*float_values)(const uint8_t *codes, size_t codes_stride, int tokens, int width, float scale, float zero, float *values, size_t stride,
                          int first, float *sums);
+    // Rows turned in place. `scratch` has room for two rows of every lane.
+    void (*turn)(const Turning &, float *x, size_t stride, int rows, float *scratch);
 };
 
 // Rows behind the last one that kernels may read.

@@ -43,6 +43,7 @@ Layers Reader::read() {
         else if (kind == layer_feed_forward || kind == layer_convolved_feed_forward) feed_forward(layer, kind == layer_convolved_feed_forward);
         else if (kind == layer_downsample) downsample(layer);
         else if (kind == layer_norm_step) norm_step(layer);
+        else if (kind == layer_turn_step) turn_step(layer);
         else if (kind == layer_head) head(layer), classified = true;
         else fail("the model file has a layer of kind %u, which this engine does not know; install the engine that belongs to it", kind);
     }

@@ -175,6 +175,13 @@ struct Downsample {
     int patch() const { return kernel_height * kernel_width; }
 };
 
+// The stream turned, see Turning: only additions, and a factor for every channel.
+struct Turn {
+    int inner = 1;
+    Array<float> small, factor;
+    Array<int32_t> places;
+};
+
 // What a model says in the end: of the first token, the mean of the patches, the first two tokens (with a layer each), or all tokens as they are.
 enum class Pooling { first, mean, two, none };
 
@@ -203,6 +210,7 @@ struct Layers {
     std::vector<Attention> attention;
     std::vector<FeedForward> feed_forward;
     std::vector<Downsample> downsample;
+    std::vector<Turn> turns;
     Classifier classifier;
     std::vector<Step> steps;             // in order, without embedding and classifier
     size_t bytes = 0, largest_panel = 0; // largest_panel: bytes of a panel of weights that are kept in 4 bits

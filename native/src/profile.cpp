@@ -37,7 +37,7 @@ Profile::Profile(const Layers &layers) {
             const double tokens = layers.stages[size_t(step.stage) + 1].tokens;
             first.push_back(add(name + " downsampling", macs_of(*layers.downsample[size_t(step.index)].linear, tokens)));
         } else {
-            first.push_back(add(name + " norm", 0));
+            first.push_back(add(name + (step.kind == layer_turn_step ? " turn" : " norm"), 0));
         }
     }
     classifier = add("classifier", layers.classifier.linear ? macs_of(*layers.classifier.linear, 1) : 0);

@@ -54,6 +54,7 @@ class Reader {
     void feed_forward(int layer, bool convolved);
     void downsample(int layer);
     void norm_step(int layer);
+    void turn_step(int layer); // in turn.cpp
     void head(int layer);
 
     const File &file_;

@@ -17,6 +17,7 @@ TENSOR = np.dtype(
 LAYER = np.dtype([("kind", "<u4"), ("zero", "<u4"), ("ints", "<i4", 30), ("floats", "<f4", 32), ("tensors", "<i4", 32)])
 LINEAR, NORM, EMBED, ATTENTION, FEED_FORWARD, HEAD, NORM_STEP = 1, 2, 10, 11, 12, 13, 14
 DEPTHWISE, WINDOW_ATTENTION, DOWNSAMPLE, OVERLAPPING_EMBED, REDUCED_ATTENTION, CONVOLVED_FEED_FORWARD = 3, 15, 16, 17, 18, 19
+TURN_STEP = 20
 _erf = np.vectorize(erf, otypes=[float])
 
 Array = np.ndarray
@@ -163,6 +164,8 @@ class Reference:
             return self._embed(layer, stream)
         if kind == NORM_STEP:
             return self.norm(ints[0], stream)
+        if kind == TURN_STEP:
+            return self._turn(layer, stream)
         if kind == HEAD:
             return self._head(layer, stream)
         read = int(ints[6] if kind == ATTENTION else ints[5])
@@ -170,6 +173,13 @@ class Reference:
         x = self.norm(ints[0], stream)
         changed[:read] += self.attention(layer, x)[:read] if kind == ATTENTION else self._feed_forward(layer, x[:read])
         return changed
+
+    def _turn(self, layer: np.void, stream: Array) -> Array:
+        """x -> z H^T / C with z_j = sign_j (x H)_place_j, H made of the small matrix by doubling."""
+        matrix, places, signs = (self.named(layer, place) for place in range(3))
+        while len(matrix) < stream.shape[1]:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        return (stream @ matrix)[:, places.astype(int)] * signs @ matrix.T / len(matrix)
 
     def _embed(self, layer: np.void, picture: Array) -> Array:
         channels, height, width, ph, pw, linear, prefix, _ = (int(each) for each in layer["ints"][:8])

@@ -15,6 +15,7 @@ from vitfrost.deploy.native.format import write_model
 from vitfrost.methods.quantize.modules import QuantizedLayer
 from vitfrost.methods.quantize.quantizers import uniform_codes, uniform_values
 from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
+from vitfrost.methods.quantize.rotate import rotate
 from vitfrost.model import Model
 from vitfrost.vit.families import find_sites
 from vitfrost.vit.grids import image_size_of
@@ -68,6 +69,14 @@ def quantized_model(name: str, size: Any, options: dict[str, Any], settings: Qua
     """A model of any family with random weights, quantized on noise."""
     model = stirred(name, size, options, seed).module
     return quantize_model(model, find_sites(model), settings, noise(model, 4, seed=1))
+
+
+def turned(name: str, size: Any, options: dict[str, Any], settings: QuantizationSettings | None = None) -> nn.Module:
+    """A plain ViT, rotated by layers of its own where no weights can hold it, and then quantized on noise (None: as it is)."""
+    model = stirred(name, size, options).module
+    sites = find_sites(model)
+    rotate(model, sites, 0)
+    return model if settings is None else quantize_model(model, sites, settings, noise(model, 4, seed=1))
 
 
 def with_scales_of_heads(module: Any) -> nn.Module:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vitfrost.methods.quantize.repq import QuantizationSettings
 
-from .simulation import quantized, quantized_model, write
+from .simulation import quantized, quantized_model, turned, write
 
 HEADER = {"version": 8, "tensors": 12, "layers": 16, "size": 24}
 
@@ -28,12 +28,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Sound files of other families: windows that reach over the grid, keys of patches, heads of 3 bits among others."""
+    """Sound files of other families: windows that reach over the grid, keys of patches, heads of 3 bits among others; a turned stream."""
     folder, settings = tmp_path_factory.mktemp("families"), QuantizationSettings(4, 8, "strict", heads=("*:1=3",))
     swin: dict[str, Any] = {"embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3), "window_size": 4, "num_classes": 3}
     pvt: dict[str, Any] = {"depths": (1, 1), "embed_dims": (16, 36), "num_heads": (2, 3), "sr_ratios": (2, 1), "mlp_ratios": (2, 2)}
     models = (("swin_tiny_patch4_window7_224", swin), ("pvt_v2_b0", pvt | {"num_classes": 3}))
-    return [write(quantized_model(name, 36, options, settings), folder / f"{name}.vfn").read_bytes() for name, options in models]
+    made = [write(quantized_model(name, 36, options, settings), folder / f"{name}.vfn") for name, options in models]
+    plain = {"depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 0, "pre_norm": True}
+    made.append(write(turned("vit_tiny_patch16_224", 32, plain, settings), folder / "turned.vfn"))
+    return [path.read_bytes() for path in made]
 
 
 def refused(engine: Any, data: bytes) -> str:

@@ -36,15 +36,16 @@ static void end_run() {}
 #include "windowed.inl"
 #include "local.inl"
 #include "depthwise.inl"
+#include "turn.inl"
 // clang-format on
 
 namespace vf::VF_NAMESPACE {
 
 extern const Kernels table;
 const Kernels table = {
-    VF_NAME,       lanes,           tile_rows,    panel_columns, depth_unit, begin_run, end_run,     product,
-    product_sums,  norm_codes,      norm,         sum_rows,      quantize,   pack_keys, pack_values, attend,
-    attend_biased, attend_windowed, attend_mixed, constant,      local,      depthwise, smooth,      float_values,
+    VF_NAME,      lanes,    tile_rows, panel_columns, depth_unit, begin_run,    end_run, product,       product_sums,
+    norm_codes,   norm,     sum_rows,  quantize,      pack_keys,  pack_values,  attend,  attend_biased, attend_windowed,
+    attend_mixed, constant, local,     depthwise,     smooth,     float_values, turn,
 };
 
 } // namespace vf::VF_NAMESPACE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.low_rank.projection import CompactProjection
+from ...methods.quantize.turn import Turn
 from ...vit import plain
 from ...vit.attention import FusedAttention
 from ...vit.compat import import_timm
@@ -27,6 +28,7 @@ from .format import (
     HEAD,
     NONE,
     NORM_STEP,
+    TURN_STEP,
     WINDOW_ATTENTION,
     Activation,
     Layer,
@@ -50,7 +52,8 @@ def add_plain_vit(file: ModelFile, module: nn.Module) -> None:
     _embed(file, vit)
     patches, prefix = int(np.prod(vit.patch_embed.grid_size)), int(vit.num_prefix_tokens)  # type: ignore[union-attr, arg-type, operator]
     tokens = patches + prefix
-    add_norm_step(file, vit.norm_pre, "norm_pre")
+    for number, part in enumerate(parts_of(vit.norm_pre)):
+        add_norm_or_turn(file, part, f"norm_pre.{number}")
     blocks = list(vit.blocks)  # type: ignore[arg-type]
     for index, block in enumerate(blocks):
         read = tokens_read(vit) if index + 1 == len(blocks) else None
@@ -66,6 +69,20 @@ def add_norm_step(file: ModelFile, norm: Any, where: str) -> None:
     index = add_norm(file, norm, where)
     if index != NONE:
         file.add_layer(Layer(NORM_STEP, (index,)))
+
+
+def parts_of(norm: Any) -> list[Any]:
+    """A norm, and a turn of the stream beside it, in their order."""
+    return list(norm) if isinstance(norm, nn.Sequential) else [norm]
+
+
+def add_norm_or_turn(file: ModelFile, part: Any, where: str) -> None:
+    """X = norm(X), or X turned."""
+    if not isinstance(part, Turn):
+        add_norm_step(file, part, where)
+        return
+    named = [file.add_tensor(parts.to_array(each.float())) for each in (part.small, part.places, part.signs)]
+    file.add_layer(Layer(TURN_STEP, (len(part.small),), tensors=tuple(named)))
 
 
 def add_patches(file: ModelFile, embedding: Any, where: str) -> tuple[int, ...]:
@@ -227,27 +244,30 @@ def _activation(module: nn.Module, where: str) -> Activation:
 
 
 def _head(file: ModelFile, vit: Any, prefix: int) -> None:
+    *turns, last = parts_of(vit.norm)
+    for turn in turns:
+        add_norm_or_turn(file, turn, "norm.0")
     if isinstance(vit, plain.VisionTransformerDistilled):
-        norm, pooling, after = vit.norm, TWO_TOKENS, 0
+        norm, pooling, after = last, TWO_TOKENS, 0
     else:
         if vit.attn_pool is not None or vit.global_pool not in POOLING or (vit.pool_include_prefix and prefix):
             raise refuse("the head", f"it pools by {'attention' if vit.attn_pool is not None else vit.global_pool}", MEND)
         pooling = POOLING[vit.global_pool]
         if pooling == ALL_TOKENS:
-            _all_tokens(file, vit)
+            _all_tokens(file, vit, last)
             return
-        norm, after = (vit.norm, 0) if isinstance(vit.fc_norm, nn.Identity) else (vit.fc_norm, 1)
+        norm, after = (last, 0) if isinstance(vit.fc_norm, nn.Identity) else (vit.fc_norm, 1)
         if after:
-            add_norm_step(file, vit.norm, "norm")
+            add_norm_step(file, last, "norm")
     index, linear = add_norm(file, norm, "norm"), add_classifier(file, vit.head, "head")
     second = add_linear(file, vit.head_dist, "head_dist") if pooling == TWO_TOKENS else NONE
     file.add_layer(Layer(HEAD, (index, linear, pooling, second, prefix, after)))
 
 
-def _all_tokens(file: ModelFile, vit: Any) -> None:
-    """Tokens as they are behind the last norm."""
+def _all_tokens(file: ModelFile, vit: Any, norm: Any) -> None:
+    """Tokens as they are behind the last norms."""
     if not isinstance(vit.head, nn.Identity):
         raise refuse("the head", "it has classes for every token", MEND)
-    add_norm_step(file, vit.norm, "norm")
+    add_norm_step(file, norm, "norm")
     add_norm_step(file, vit.fc_norm, "fc_norm")
     file.add_layer(Layer(HEAD, (NONE, NONE, ALL_TOKENS, NONE, 0, 0)))
