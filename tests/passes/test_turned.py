@@ -11,17 +11,20 @@ from safetensors.numpy import load_file, save_file
 
 import vitfrost
 from vitfrost.artifact import Artifact
-from vitfrost.configs import Compress, Evaluate, Quantize
+from vitfrost.configs import Compact, Compress, Evaluate, FreezeHeads, Quantize
 from vitfrost.errors import VitfrostError
 from vitfrost.evaluation.features import features_of
 from vitfrost.evaluation.inspect import skeleton
+from vitfrost.methods.quantize.polish import PolishOptions
 from vitfrost.methods.quantize.turn import turned_places
 from vitfrost.model import Model
 from vitfrost.passes.left_models import LeftModels
+from vitfrost.passes.quantize_steps.polish import Polish
+from vitfrost.passes.quantizers import fast
 
 from ..conftest import unchecked_shapes
 from ..models import random_model
-from .test_quantize_chain import pixels
+from .test_quantize_chain import chained, pixels
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 FAST = Quantize(4, 8, method="fast")
@@ -126,6 +129,24 @@ def test_a_run_that_was_killed_finds_its_models(made: Made, tmp_path: Path) -> N
     found = left.find("key")
     assert found is not None
     assert torch.equal(found[0](pixels(2)), artifact.module(pixels(2)))
+
+
+@torch.no_grad()
+def test_frozen_layers_and_compact_blocks_go_along(tmp_path: Path) -> None:
+    model = opened("no projection")
+    plan = vitfrost.plan(model, FreezeHeads(0.5, unit="layer"), Compact(0.5, init="weights"), FAST)
+    artifact = vitfrost.compress(model, plan, images=list(pixels(12, 4)), config=Compress(0, 12), out=tmp_path / "made")
+    assert artifact.quantization is not None
+    assert artifact.quantization["steps"][1]["turned"] == ["norm_pre", "norm"]
+    assert torch.equal(Artifact.load(tmp_path / "made").module(pixels(3)), artifact.module(pixels(3)))
+
+
+def test_gradient_steps() -> None:
+    steps = (*fast.STEPS, Polish(PolishOptions(steps=2, batch=4, every=1)))
+    module, records = chained(opened("no projection"), 32, steps)
+    assert records[1]["rotated"]
+    assert [record["step"] for record in records][-1] == "polish"
+    assert bool(module(pixels(2)).isfinite().all())
 
 
 @pytest.mark.parametrize(("part", "change"), [("places", 1), ("signs", 0.5)])
