@@ -28,6 +28,8 @@ from vitfrost.deploy.native import parts
 from vitfrost.deploy.native.eight_bits import in_integers
 from vitfrost.deploy.native.families import to_native
 from vitfrost.deploy.native.format import write_model
+from vitfrost.methods.quantize.repq import QuantizationSettings, quantize_model
+from vitfrost.methods.quantize.rotate import rotate
 from vitfrost.vit.compat import import_timm
 from vitfrost.vit.families import find_sites
 
@@ -58,7 +60,7 @@ PYRAMID_PLANS = {
 }
 
 ARM = "aarch64-linux-gnu"
-ARM_SEEDS = ("computed", "bases", "windowed", "mixed", "entries")  # their sums meet no edge between two codes
+ARM_SEEDS = ("computed", "bases", "windowed", "mixed", "entries", "turned")  # their sums meet no edge between two codes
 PICTURES, TOLERANCE = 8, 1e-6
 
 
@@ -83,7 +85,7 @@ def make_pyramid() -> nn.Module:
 def write_seeds(folder: Path) -> list[Path]:
     """A small model file of every kind of map and family, with pixels and the artifact's logits beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = write_kernels(folder)
+    found = write_kernels(folder) + write_turned(folder)
     for make, plans in ((make_plain, PLANS), (make_swin, WINDOW_PLANS), (make_pyramid, PYRAMID_PLANS)):
         torch.manual_seed(0)
         found += write_seeds_of(make().eval(), plans, folder)
@@ -107,6 +109,21 @@ def write_kernels(folder: Path) -> list[Path]:
         with torch.no_grad():
             np.save(folder / f"{name}.npy", module(pixels).numpy())
     return found
+
+
+def write_turned(folder: Path) -> list[Path]:
+    """A model of tokens with a norm in front of the first block, whose stream is turned by layers of its own there and at its end."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0, "global_pool": ""}
+    net = VisionTransformer(**options, pre_norm=True).eval()
+    sites, pixels, path = find_sites(net), torch.randn(PICTURES, 3, 32, 32), folder / "turned.vfn"
+    rotate(net, sites, 0)
+    quantize_model(net, sites, QuantizationSettings(4, 8, "strict"), pixels)
+    write_model(to_native(net, "turned"), path)
+    pixels.numpy().astype("<f4").tofile(path.with_suffix(".pixels"))
+    with torch.no_grad():
+        np.save(path.with_suffix(".npy"), net(pixels).numpy())
+    return [path]
 
 
 def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Path) -> list[Path]:
