@@ -215,7 +215,8 @@ def test_a_graph_with_other_logits_leaves_nothing(
         (("--format", "openvino", "--precision", "int8", "--ranges", "dynamic"), "--ranges is 'dynamic', which is of int8 in ONNX Runtime"),
         (("--format", "onnx", "--precision", "int8", "--attention", "int8"), "ONNX Runtime's int8 covers layers with weights only"),
         (("--format", "onnx", "--precision", "fp32", "--graph", "thin"), "'thin' is none of lean, plain"),
-        (("--format", "onnx", "--precision", "bf16"), "--precision is 'bf16', which is of OpenVINO"),
+        (("--format", "onnx", "--precision", "bf16"), "which is of OpenVINO; give --format openvino, or --precision fp32"),
+        (("--format", "native", "--precision", "bf16"), "give --format openvino, or leave --precision out"),
         (
             ("--format", "onnx", "--precision", "fp32", "--calibration-images", "0"),
             "--calibration-images is 0; it should be greater than or equal to 1",

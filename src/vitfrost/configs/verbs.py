@@ -157,7 +157,8 @@ class Export:
     @model_validator(mode="after")
     def _runtime_has_it(self) -> Export:
         if self.precision == "bf16" and self.format != "openvino":
-            raise ValueError("precision is 'bf16', which is of OpenVINO; give format openvino, or precision fp32 or int8")
+            other = "leave precision out" if self.format == "native" else "precision fp32 or int8"
+            raise ValueError(f"precision is 'bf16', which is of OpenVINO; give format openvino, or {other}")
         if self.attention == "int8" and self.format == "onnx":
             raise ValueError("attention is 'int8', but ONNX Runtime's int8 covers layers with weights only; give float or leave it out")
         if self.ranges == "dynamic" and (self.format, self.precision) != ("onnx", "int8"):
