@@ -118,7 +118,7 @@ def write_turned(folder: Path) -> list[Path]:
     net = VisionTransformer(**options, pre_norm=True).eval()
     sites, pixels, path = find_sites(net), torch.randn(PICTURES, 3, 32, 32), folder / "turned.vfn"
     rotate(net, sites, 0)
-    quantize_model(net, sites, QuantizationSettings(4, 8, "strict"), pixels)
+    quantize_model(net, sites, QuantizationSettings(4, 4, "strict"), pixels)
     write_model(to_native(net, "turned"), path)
     pixels.numpy().astype("<f4").tofile(path.with_suffix(".pixels"))
     with torch.no_grad():
@@ -158,7 +158,7 @@ def check_arm(seeds: list[Path], build: Path) -> None:
             name, *logits = subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
             difference = np.abs(np.array(logits, np.float32).reshape(wanted.shape) - wanted).max()
             print(f"{seed.stem} on {name}: largest difference of a logit {difference:.2g}")
-            if name != isa or difference > TOLERANCE:
+            if name != isa or difference > TOLERANCE * max(1.0, np.ptp(wanted)):
                 raise SystemExit(f"the kernels {isa} are wrong")
 
 
