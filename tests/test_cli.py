@@ -109,13 +109,13 @@ def test_the_path_by_commands(call: Callable, pictures: Path, tmp_path: Path) ->
     header = Statistics.load(statistics).header
     assert (header.images, header.seed, header.precision) == (10, 1, "fp32")
     called = call(
-        "plan", "--statistics", statistics, "--freeze", 0.3, "--by", "variance", "--scope", "layer", "--unit", "entry",
+        "plan", "--statistics", statistics, "--freeze", 0.3, "--by", "random", "--scope", "layer", "--unit", "entry",
         "--frozen-bits", 32, "--weight-bits", 6, "--activation-bits", 8, "--seed", 2, "--out", plan,
     )  # fmt: skip
     assert called.status == 0, called.err
     assert "30,42" in called.out
     made = Plan.load(plan)
-    assert (made.freeze.ratio, made.freeze.by, made.freeze.scope, made.freeze.bits, made.freeze.seed) == (0.3, "variance", "layer", 32, 2)
+    assert (made.freeze.ratio, made.freeze.by, made.freeze.scope, made.freeze.bits, made.freeze.seed) == (0.3, "random", "layer", 32, 2)
     assert (made.quantize.weights, made.quantize.activations) == (6, 8)
     called = call("compress", *model, "--plan", plan, "--statistics", statistics, "--images", pictures, "--seed", 4, "--out", artifact)
     assert called.status == 0, called.err

@@ -114,7 +114,8 @@ def test_what_was_saved_is_loaded_with_the_same_bits(made: Artifact, tmp_path: P
 
 def test_bases_of_maps(shallow: Any, made: Artifact, tmp_path: Path) -> None:
     """Where it is asked for, up to 4 bits each head's maps have the base that leaves least; else there is one base, and files have none."""
-    four, eight = (compressed(shallow, Quantize(4, bits, method="fast", steps=(), map_base="searched")) for bits in (4, 8))
+    four = compressed(shallow, Quantize(4, 4, method="fast", steps=(), map_base="searched"))
+    eight = compressed(shallow, Quantize(4, 8, method="fast", steps=()))
     for name, artifact, some in (("one", made, False), ("four", four, True), ("eight", eight, False)):
         artifact.save(tmp_path / name)
         for module in (artifact.module, Artifact.load(tmp_path / name).module):
