@@ -105,10 +105,15 @@ def write_kernels(folder: Path) -> list[Path]:
         found.append(folder / f"{name}.vfn")
         with patch.object(parts, "WHOLE_MAPS_TOKENS", 0), patch.object(parts, "LARGEST_WHOLE_MAPS_TOKENS", 0):
             write_model(to_native(module, name), found[-1])
-        pixels.numpy().astype("<f4").tofile(folder / f"{name}.pixels")
-        with torch.no_grad():
-            np.save(folder / f"{name}.npy", module(pixels).numpy())
+        write_beside(found[-1], module, pixels)
     return found
+
+
+@torch.no_grad()
+def write_beside(path: Path, model: Any, pixels: torch.Tensor) -> None:
+    """Pixels, and what a model makes of them, beside its file."""
+    pixels.numpy().astype("<f4").tofile(path.with_suffix(".pixels"))
+    np.save(path.with_suffix(".npy"), model(pixels).numpy())
 
 
 def write_turned(folder: Path) -> list[Path]:
@@ -120,9 +125,7 @@ def write_turned(folder: Path) -> list[Path]:
     rotate(net, sites, 0)
     quantize_model(net, sites, QuantizationSettings(4, 4, "strict"), pixels)
     write_model(to_native(net, "turned"), path)
-    pixels.numpy().astype("<f4").tofile(path.with_suffix(".pixels"))
-    with torch.no_grad():
-        np.save(path.with_suffix(".npy"), net(pixels).numpy())
+    write_beside(path, net, pixels)
     return [path]
 
 
@@ -134,9 +137,7 @@ def write_seeds_of(net: nn.Module, plans: dict[str, tuple[Any, ...]], folder: Pa
     for name, methods in plans.items():
         artifact = vf.compress(model, vf.plan(statistics, *methods), images=pixels)
         write_model(to_native(artifact.module, name), folder / f"{name}.vfn")
-        pixels[0].numpy().astype("<f4").tofile(folder / f"{name}.pixels")
-        with torch.no_grad():
-            np.save(folder / f"{name}.npy", artifact(pixels[0]).numpy())
+        write_beside(folder / f"{name}.vfn", artifact, pixels[0])
     return [folder / f"{name}.vfn" for name in plans]
 
 

@@ -355,7 +355,7 @@ class Quantize:
         """Fields without effect."""
         if not self.parts.any:
             return dict.fromkeys(("method", "steps", "map_base"), "weights")
-        found = {} if self.parts.any_coarse_maps else {"map_base": "activations"}
+        found = {} if self.parts.any_bases else {"map_base": "activations"}
         return dict.fromkeys(("steps", "map_base"), "method") if self.method == REPQ else found
 
 

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import VitfrostError, shown
 
-FULL, COARSE = 32, 4
+FULL = 32
+MOST_BASE_BITS = 4  # up to so many, maps may have log grids of another base (Quantize.map_base)
 BITS = (2, 3, 4, 5, 6, 7, 8, FULL)
 _LAYER, _HEADS = re.compile(r"([^\s=]+)=(\d+)/(\d+)"), re.compile(r"([^\s=:]+)(?::(\d+(?:,\d+)*))?=(\d+)")
 
@@ -123,9 +124,9 @@ class BitsOfParts:
         return self.activations != FULL or any(each.bits != FULL for each in self.heads)
 
     @property
-    def any_coarse_maps(self) -> bool:
-        """Whether maps of any head have few levels, up to 4 bits, on a log grid."""
-        return any(bits <= COARSE for bits in (self.activations, *(each.bits for each in self.heads)))
+    def any_bases(self) -> bool:
+        """Whether maps of any head have so few bits that another base of their log grid is tried."""
+        return any(bits <= MOST_BASE_BITS for bits in (self.activations, *(each.bits for each in self.heads)))
 
     @property
     def of_activations(self) -> str:

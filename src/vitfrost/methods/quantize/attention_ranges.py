@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ...configs.mixed import MOST_BASE_BITS
 from ...vit.attention import MapAttention
 from .modules import LogQuantizer, UniformMapQuantizer, UniformQuantizer, quantize_heads
 from .quantizers import Levels
@@ -16,7 +17,6 @@ from .search import integer_parameters, search_range, search_step
 
 # From so many bits on, maps get the grid with the smaller error: the log-sqrt2 grid becomes no finer with bits, it reaches further down.
 LEAST_UNIFORM_MAP_BITS = 6
-MOST_BASE_BITS = 4
 OCTAVES = (2.0, 4 / 3, 1.0)  # levels to a factor of two: sqrt2 first
 PARTS = ("query_quantizer", "key_quantizer", "map_quantizer", "value_quantizer")
 
