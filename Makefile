@@ -28,8 +28,9 @@ $(VENV)/.native: $(VENV)/.installed $(wildcard native/CMakeLists.txt native/pypr
 demo: install
 	$(BIN)/vitfrost demo
 
+# Kept memory saves the system from handing out and clearing the pages of large tensors again and again.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	MALLOC_MMAP_THRESHOLD_=400000000 MALLOC_TRIM_THRESHOLD_=800000000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src benchmarks && $(BIN)/mypy native/python

@@ -41,6 +41,14 @@ settings.register_profile("vitfrost", deadline=None, max_examples=40, derandomiz
 settings.load_profile("vitfrost")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the folders that `exported` takes seconds to make run in one worker, so they are made once."""
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("exported"))
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now stays: the garbage collector need not look at it in every full collection."""
     gc.freeze()

@@ -46,7 +46,7 @@ MODELS: list[tuple[str, int | tuple[int, int], dict[str, Any], bool, bool, bool]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("name", "size", "options", "behind", "biased", "exported"), MODELS, ids=[row[0] for row in MODELS])
+@pytest.mark.parametrize(("name", "size", "options", "behind", "biased", "has_graph"), MODELS, ids=[row[0] for row in MODELS])
 @torch.no_grad()
 def test_what_can_be_done_to_a_model(
     name: str,
@@ -54,7 +54,7 @@ def test_what_can_be_done_to_a_model(
     options: dict[str, Any],
     behind: bool,
     biased: bool,
-    exported: bool,
+    has_graph: bool,
     pictures: Path,
     tmp_path: Path,
 ) -> None:
@@ -88,7 +88,7 @@ def test_what_can_be_done_to_a_model(
     else:
         changed = compress("changed", *methods, repair=Repair(images=4))
     assert {block.rank for block in changed.plan.feed_forward} == {round(site.width / 2) for site in sites.feed_forward}
-    if exported:
+    if has_graph:
         logits = open_export(vitfrost.export(changed, Export("onnx"), out=tmp_path / "onnx")).run(pixels.numpy())
         assert np.allclose(logits, changed.module(pixels).numpy(), atol=1e-4)
     # maps made of other heads' logits
@@ -99,7 +99,7 @@ def test_what_can_be_done_to_a_model(
         compress("mixed", Hallucinate(0.5))
     # integers, by the baseline and layer by layer
     compress("integers", FreezeEntries(0.3), Quantize(4, 4))
-    if exported:
+    if has_graph:
         fast = vitfrost.plan(statistics, FreezeHeads(0.5), Quantize(4, 8, method="fast", steps=("ridge",)))
         made = vitfrost.compress(model, fast, statistics=statistics, images=pictures, config=Compress(calibration_images=8))
         assert bool(torch.isfinite(made.module(pixels)).all())

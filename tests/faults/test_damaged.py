@@ -26,6 +26,9 @@ KINDS = (
 )  # fmt: skip
 
 
+pytestmark = pytest.mark.xdist_group("corpus")  # one worker writes it
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     return {kind.name: kind for kind in make_corpus(tmp_path_factory.mktemp("corpus"))}

@@ -39,6 +39,7 @@ from ..models import random_model
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 FAST = Quantize(method="fast")
+MADE_ONCE = pytest.mark.xdist_group("quantized by fast")  # by one worker
 
 
 def compressed(shallow: Any, *methods: Any, images: int = 10, source: Any = "pictures") -> Artifact:
@@ -61,6 +62,7 @@ def made(shallow: Any) -> Artifact:
         return compressed(shallow, FAST, images=24)
 
 
+@MADE_ONCE
 def test_every_step_is_measured_and_none_that_is_kept_makes_it_worse(made: Artifact) -> None:
     record = made.quantization
     assert (record["method"], record["weight_bits"], record["levels"], record["images"], record["held_out"]) == ("fast", 4, "strict", 24, 4)
@@ -83,6 +85,7 @@ def test_it_is_closer_than_nearest_levels_in_fixed_ranges(shallow: Any) -> None:
     assert lost[0] < lost[1], lost
 
 
+@MADE_ONCE
 def test_levels_are_strict_and_ranges_are_by_head(made: Artifact) -> None:
     for module in made.module.modules():
         if isinstance(module, UniformQuantizer):
@@ -103,6 +106,7 @@ def test_levels_are_strict_and_ranges_are_by_head(made: Artifact) -> None:
 
 
 @torch.no_grad()
+@MADE_ONCE
 def test_what_was_saved_is_loaded_with_the_same_bits(made: Artifact, tmp_path: Path) -> None:
     made.save(tmp_path / "made")
     loaded = Artifact.load(tmp_path / "made")
@@ -112,6 +116,7 @@ def test_what_was_saved_is_loaded_with_the_same_bits(made: Artifact, tmp_path: P
     assert loaded.plan_hash == made.plan_hash
 
 
+@MADE_ONCE
 def test_bases_of_maps(shallow: Any, made: Artifact, tmp_path: Path) -> None:
     """Where it is asked for, up to 4 bits each head's maps have the base that leaves least; else there is one base, and files have none."""
     four = compressed(shallow, Quantize(4, 4, method="fast", steps=(), map_base="searched"))
@@ -499,6 +504,7 @@ def test_maps_of_eight_bits_may_have_a_uniform_grid(shallow: Any, tmp_path: Path
 
 
 @torch.no_grad()
+@MADE_ONCE
 def test_relu_in_place_of_gelu(shallow: Any, made: Artifact, tmp_path: Path) -> None:
     relu = compressed(shallow, Quantize(3, 3, method="fast", relu=True))
     assert relu.passes["relu"] == {"blocks": len(find_sites(relu.blank()).feed_forward)}

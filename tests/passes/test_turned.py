@@ -26,7 +26,7 @@ from ..conftest import unchecked_shapes
 from ..models import random_model
 from .test_quantize_chain import chained, pixels
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.xdist_group("turned"), pytest.mark.usefixtures("unchecked")]  # one worker makes each model once
 FAST = Quantize(4, 8, method="fast")
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {

@@ -16,6 +16,7 @@ from vitfrost.plans.freeze_heads import freezing_error, structure_error
 from vitfrost.statistics.record import Statistics
 from vitfrost.statistics.site import SiteStatistics
 
+pytestmark = pytest.mark.xdist_group("real maps")  # one worker measures them
 SMALL, LARGE = Shape((14, 14), 1), Shape((20, 20), 1)
 
 
