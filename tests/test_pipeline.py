@@ -147,6 +147,15 @@ def test_parts_that_do_not_go_together_are_refused_in_one_line(tmp_path: Path, c
     assert "\n" not in str(refused.value)
 
 
+def test_a_seed_of_a_plan_that_draws_nothing_is_refused(tmp_path: Path) -> None:
+    recipe = {name: part for name, part in SEARCHED.items() if name != "search"}
+    (tmp_path / "drawn.yaml").write_text(yaml.safe_dump(recipe | {"plan": {"freeze": 0.1, "by": "random", "seed": 1}}))
+    assert load_recipe(tmp_path / "drawn.yaml").plan.methods()[0].seed == 1
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"plan": {"freeze": 0.1, "seed": 1}}))
+    with pytest.raises(VitfrostError, match=r"plan\.seed has no effect where plan\.by is entropy; leave it out"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
 def test_simulated_activations_are_not_exported(tmp_path: Path) -> None:
     with pytest.raises(VitfrostError, match=r"export refuses simulated activations; set plan.activation_bits to 32"):
         load_recipe(_write(tmp_path, plan={"freeze": 0.2}, export={"precision": "int8"}))

@@ -147,7 +147,7 @@ class PlanPart(_Flat):
                 if value != option.default or name in ("weight-bits", "activation-bits") or (name == "by" and self.unit != UNIT.default):
                     given[name] = value
         if self.freeze is None or self.by != "random":
-            given.pop("seed", None)  # a study gives every plan the seed of its images
+            given.pop("seed", None)  # a study gives every plan the seed of its images; a recipe refuses it
         made = list(methods_of(given, lambda name: name.replace("-", "_")))
         if self.compact is not None:
             made.append(self.compact if isinstance(self.compact, Compact) else Compact(self.compact))
@@ -228,6 +228,8 @@ class Recipe(Part):
             raise ValueError("search starts from the original; leave calibration.precision out")
         if self.repair is not None and self.compress.repair is not None:
             raise ValueError("repair stands in the recipe twice; leave compress.repair out")
+        if self.plan.seed and self.plan.by != "random":
+            raise ValueError(f"plan.seed has no effect where plan.by is {self.plan.by}; leave it out")
         exported = self.export is not None and self.export.format != "native"
         if exported and self.search is None and self.plan.quantize.parts.any_activations:
             raise ValueError(
