@@ -132,18 +132,6 @@ def test_quantized_windowed_heads_and_their_statistics(three_layers: Model, head
     assert [layer.heads_of("windowed") for layer in later.layers] == [layer.heads_of("windowed") for layer in plan.layers]
 
 
-def test_images_of_another_size_are_refused_until_the_artifact_is_resized(pictures: Path) -> None:
-    options = {"depth": 1, "num_classes": 10, "dynamic_img_size": True}
-    model = Model.open("deit_tiny_patch16_224", weights="random", image_size=(64, 96), options=options)
-    statistics = vitfrost.calibrate(model, pictures, Calibrate(limit=2, detail="heads"), progress=False)
-    made = vitfrost.compress(model, vitfrost.plan(statistics, WindowHeads(0.4, 3)), statistics=statistics)
-    pixels = torch.randn(1, 3, 96, 96)
-    with pytest.raises(VitfrostError, match=r"has frozen maps or windows of 25 tokens, and this image has 37; resize the artifact"):
-        made.module(pixels)
-    with torch.no_grad():
-        assert vitfrost.resize(made, 96).module(pixels).shape == (1, 10)
-
-
 def test_cost_grows_with_the_window_not_with_the_grid() -> None:
     small, large = Shape((32, 32), 1), Shape((64, 64), 1)
     assert windowed_macs(large, 64, 9) / windowed_macs(small, 64, 9) == pytest.approx(4, rel=0.01)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vitfrost
-from vitfrost.configs import FreezeEntries, FreezeHeads, Quantize
+from vitfrost.configs import FreezeEntries, Quantize
 from vitfrost.errors import UnsupportedModel, VitfrostError
 from vitfrost.model import Model
 from vitfrost.vit.families import allowed_pairs, find_sites, install_map_attention
@@ -211,14 +211,15 @@ def test_patches_that_are_no_squares_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_any_image_size_until_maps_are_frozen(pictures: Path) -> None:
+def test_any_image_size_until_entries_are_frozen(pictures: Path) -> None:
+    """Frozen heads go along (tests/vit/test_grid_seen.py)."""
     model = Model.open("test_vit", weights="random", options={"dynamic_img_size": True, "depth": 1})
     statistics = vitfrost.calibrate(model, pictures, vitfrost.Calibrate(limit=2), progress=False)
     larger = torch.zeros(1, 3, 192, 96)
     unchanged = vitfrost.compress(model, vitfrost.plan(statistics, Quantize(32, 32)))
     assert torch.allclose(unchanged(larger), model(larger), atol=1e-5)
-    for method in (FreezeHeads(0.5), FreezeEntries(0.5, bits=32)):
-        frozen = vitfrost.compress(model, vitfrost.plan(statistics, method, Quantize(32, 32)), statistics=statistics)
-        frozen(torch.zeros(1, 3, *model.image_size))
-        with pytest.raises(VitfrostError, match="frozen maps or windows of 101 tokens, and this image has 73; resize the artifact"):
-            frozen(larger)
+    plan = vitfrost.plan(statistics, FreezeEntries(0.5, bits=32), Quantize(32, 32))
+    frozen = vitfrost.compress(model, plan, statistics=statistics)
+    frozen(torch.zeros(1, 3, *model.image_size))
+    with pytest.raises(VitfrostError, match="frozen maps or windows of 101 tokens, and this image has 73; resize the artifact"):
+        frozen(larger)

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .constant_heads.constants import Shape
+from .constant_heads.constants import Shape, stretched_window
+from .constant_heads.elsewhere import Elsewhere
 
 BLOCK = 4  # patches, a side
 
@@ -41,6 +42,17 @@ class WindowedHeads(nn.Module):
         back[queries[inside] - shape.prefix_tokens] = torch.arange(queries.numel())[inside.flatten()]
         for name, part in (("queries", queries.clamp(min=0)), ("keys", keys.clamp(min=0)), ("seen", seen), ("back", back)):
             self.register_buffer(name, part, persistent=False)
+        self._elsewhere: Elsewhere[WindowedHeads] = Elsewhere()
+
+    def at(self, grid: tuple[int, int]) -> WindowedHeads:
+        """The heads on another patch grid, their windows grown as the grid has; those of the last few grids are kept."""
+        return self._elsewhere.get(grid, self.queries.device, lambda: self._carried(grid))
+
+    def _carried(self, grid: tuple[int, int]) -> WindowedHeads:
+        shape = Shape(grid, self.shape.prefix_tokens)
+        made = WindowedHeads(shape, len(self.outside), stretched_window(self.window, self.shape, shape)).to(self.outside.device)
+        made.outside = self.outside
+        return made.eval()
 
     def forward(
         self, q: Float[Tensor, "images heads tokens width"], k: Float[Tensor, "images heads tokens width"],

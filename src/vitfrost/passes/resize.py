@@ -58,8 +58,8 @@ def resize(
     state = {name: torch.from_numpy(value) for name, value in pack_state(given.module).items()}
     for name, module in given.module.named_modules():
         if isinstance(module, MapAttention) and isinstance(module.constants, ConstantHeads):
-            layer = next(layer for layer in given.plan.layers if layer.site == name)
-            state |= _constants(module.constants, f"{name}.constants", layer, before[name], sites[name])
+            carried_over = module.constants.at(_grids(before[name], sites[name])[1].grid)
+            state |= {f"{name}.constants.{key}": value for key, value in carried_over.state_dict().items()}
     identity = given.plan.model.model_copy(update={"image_size": size})
     unhashed = given.plan.model_copy(update={"layers": layers, "model": identity})
     state = fit_state(model, state, getattr(getattr(blank, "patch_embed", None), "grid_size", None), windows_of(blank))
@@ -120,15 +120,3 @@ def _carried(layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> t
     shape = dilated(old, layer)
     assert shape is not None
     return shape, carried(shape, new)
-
-
-def _constants(module: ConstantHeads, name: str, layer: LayerPlan, before: AttentionSite, after: AttentionSite) -> dict[str, torch.Tensor]:
-    """The state of a layer's constants on the new grid."""
-    shape, target = _carried(layer, before, after)
-    state: dict[str, torch.Tensor] = {}
-    for place, head in enumerate(module.constants()):
-        window = None if head.window is None else stretched_window(head.window, shape, target)
-        made = KINDS[head.kind].resized(head.constant(), shape, target, window)
-        for part, value in KINDS[head.kind].parts(made).items():
-            state[f"{name}.heads.{place}.{part}"] = torch.as_tensor(value, dtype=torch.float32)
-    return state

@@ -15,8 +15,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import VitfrostError
 from .by_head import HeadObserver, attend_by_head
+from .grid_seen import GridSeen, layer_at
+from .head_rows import head_channels, with_rows
 from .sites import AttentionSite
 
 MapObserver = Callable[[Tensor, Tensor], None]
@@ -56,7 +57,7 @@ class MapAttention(nn.Module):
 
     What happens to the maps is set by methods, and is None where nothing does: `hallucination` by `hallucinate`, modules of heads whose
     values are mixed apart (`constants`) by `mix_apart`, `frozen` by `freeze_entries`, the four quantizers by `quantize`, `observers` by
-    `observe`.
+    `observe`. `seen` knows the patch grid of the image, in models that take images of any size.
     """
 
     scale_queries_first = False
@@ -83,6 +84,7 @@ class MapAttention(nn.Module):
         self.windowed_heads = 0
         self.frozen: Any = None
         self.observers = Observers()
+        self.seen: GridSeen | None = None
 
     @abstractmethod
     def split_heads(self, order: Sequence[int], logit_heads: int) -> None:
@@ -268,11 +270,10 @@ class MapAttention(nn.Module):
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
-        if v.shape[2] != self.site.keys and (self.apart or self.frozen is not None or self.windowed is not None):
-            raise VitfrostError(
-                f"{self.site.name} has frozen maps or windows of {self.site.keys} tokens, and this image has {v.shape[2]}; resize the "
-                "artifact (vitfrost resize) for images of another size"
-            )
+        if self.apart or self.frozen is not None or self.windowed is not None:
+            grid = self.site.grid if self.seen is None else self.seen.grid_of(v.shape[2] - self.site.prefix_tokens, self.site.grid)
+            if grid != self.site.grid or v.shape[2] != self.site.keys:
+                return MapAttention.mixed(layer_at(self, grid, v.shape[2]), q, k, v, bias)
         if q is not None and self.scale_queries_first:
             q = self.scaled(q)
         if q is not None and self.query_quantizer is not None:
@@ -382,19 +383,3 @@ def masked_bias(bias: Tensor | None, mask: Tensor | None, rows: int) -> Tensor |
     mask = mask.view(1, len(mask), 1, *mask.shape[1:]).expand(rows // len(mask), -1, -1, -1, -1)
     mask = mask.reshape(rows, 1, *mask.shape[3:])
     return mask if bias is None else bias + mask
-
-
-def head_channels(heads: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """Positions of the channels of `heads` (each `width` wide), in their order."""
-    return (torch.tensor(list(heads), device=device)[:, None] * width + torch.arange(width, device=device)).flatten()
-
-
-def with_rows(layer: Any, rows: Tensor) -> Any:
-    """A linear layer (or convolution of 1 x 1) with some outputs of another, in the given order; dtype, device and bias as they were."""
-    inputs, bias = layer.weight.shape[1], layer.bias is not None
-    made: Any = nn.Conv2d(inputs, len(rows), 1, bias=bias) if isinstance(layer, nn.Conv2d) else nn.Linear(inputs, len(rows), bias)
-    made.to(layer.weight)
-    made.weight = nn.Parameter(layer.weight.detach()[rows], layer.weight.requires_grad)
-    if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias.detach()[rows], layer.bias.requires_grad)
-    return made

@@ -17,6 +17,7 @@ from ..errors import UnsupportedModel
 from . import coatnet, eva, hiera, maxvit, nextvit, plain, pvt_sites, qwen, relative, swin, swin_v2, tiny_vit
 from .attention import MapAttention
 from .forward import ForwardPass
+from .grid_seen import GridSeen
 from .kinds import is_kind, named
 from .sites import ModelSites
 
@@ -112,7 +113,17 @@ def install_map_attention(model: nn.Module) -> dict[str, MapAttention]:
     for site in sites.attention:
         modules[site.name] = family.map_attention(model.get_submodule(site.name), site)
         model.set_submodule(site.name, modules[site.name])
+    _tell_grids(model, modules)
     return modules
+
+
+def _tell_grids(model: Any, modules: dict[str, MapAttention]) -> None:
+    """Let the attention layers of a model that takes images of any size know how large an image is."""
+    if getattr(model, "dynamic_img_size", False):
+        seen = GridSeen()
+        model.patch_embed.register_forward_pre_hook(seen)
+        for module in modules.values():
+            module.seen = seen
 
 
 def fit_for_onnx(model: nn.Module) -> nn.Module:

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention import MapAttention, Projections, head_channels, with_rows
+from .attention import MapAttention, Projections
 from .compat import import_timm
+from .head_rows import head_channels, with_rows
 from .sites import AttentionSite, LinearRole, LinearSite
 
 import_timm()

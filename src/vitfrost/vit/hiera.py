@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from .attention import MapAttention, head_channels, with_rows
+from .attention import MapAttention
 from .compat import import_timm
 from .feed_forward import feed_forward
 from .forward import BlockCall, ForwardPass
 from .grids import Grid
+from .head_rows import head_channels, with_rows
 from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 

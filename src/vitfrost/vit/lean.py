@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import plain
-from .attention import FusedAttention, head_channels, with_rows
+from .attention import FusedAttention
 from .compat import import_timm
 from .families import install_map_attention
+from .head_rows import head_channels, with_rows
 
 import_timm()
 from timm.layers import PatchEmbed  # noqa: E402  (timm must be imported through the guard)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .attention import MapAttention, head_channels, with_rows
+from .attention import MapAttention
+from .head_rows import head_channels, with_rows
 from .sites import AttentionSite
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UnsupportedModel
-from .attention import MapAttention, Projections, head_channels, masked_bias, with_rows
+from .attention import MapAttention, Projections, masked_bias
 from .compat import import_timm
 from .forward import ForwardPass
+from .head_rows import head_channels, with_rows
 from .kinds import is_kind, named
 from .sites import AttentionSite, ModelSites
 from .swin import allowed_pairs as allowed_pairs

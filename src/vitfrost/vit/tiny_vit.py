@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from .attention import MapAttention, Projections, with_rows
+from .attention import MapAttention, Projections
 from .compat import import_timm
 from .feed_forward import feed_forward
 from .forward import BlockCall, ForwardPass, through_convolution
 from .grids import Grid, check_not_empty, convolved, image_size_of
+from .head_rows import with_rows
 from .kinds import has_affine_norm, is_kind, named
 from .sites import AttentionSite, FeedForwardSite, LinearSite, ModelSites
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import VitfrostError
-from .constants import Shape, triangles
+from .constants import Shape, carried, stretched_window, triangles
 from .cost import Form, best_form, kernels_together
+from .elsewhere import Elsewhere
 from .kinds import KINDS
 
 
@@ -83,6 +84,7 @@ class ConstantHeads(nn.Module):
         self._interpreted = False
         self._folded: dict[Form, dict[str, Tensor]] = {}
         self._folded_from: tuple[Any, ...] = ()
+        self._elsewhere: Elsewhere[ConstantHeads] = Elsewhere()
         self.use(form or best_form(shape, head_dim, kernels))
 
     def forms(self) -> list[Form]:
@@ -109,6 +111,26 @@ class ConstantHeads(nn.Module):
                 raise VitfrostError("the form triton needs triton; pip install 'vitfrost[gpu]'") from error
             self._kernel, self._interpreted = triton_kernels.local_heads, triton_kernels.INTERPRETED
         self.form: Form = form
+
+    def at(self, grid: tuple[int, int]) -> ConstantHeads:
+        """The heads on another patch grid, untrained; those of the last few grids are kept.
+
+        Raises ValueError for constants without a patch grid, and of masked windows.
+        """
+        return self._elsewhere.get(grid, self._state(), lambda: self._carried(grid))
+
+    @torch.no_grad()
+    def _carried(self, grid: tuple[int, int]) -> ConstantHeads:
+        if self.shape is None or self.allowed is not None:
+            raise ValueError("constants without a patch grid, or of masked windows, belong to their image size")
+        target, heads = carried(self.shape, Shape(grid, self.shape.prefix_tokens)), self.constants()
+        windows = [None if head.window is None else stretched_window(head.window, self.shape, target) for head in heads]
+        kinds = [(head.kind, window) for head, window in zip(heads, windows, strict=True)]
+        made = ConstantHeads(kinds, target, (1, target.tokens, target.tokens), self.head_dim)
+        for head, window, before in zip(made.constants(), windows, heads, strict=True):
+            head.set(KINDS[before.kind].resized(before.constant(), self.shape, target, window))
+        like = next(self.parameters())
+        return made.to(like.device, like.dtype).requires_grad_(False).eval()
 
     def constants(self) -> list[HeadConstant]:
         """The heads' constants, in order."""
