@@ -15,11 +15,12 @@ import torch
 import vitfrost
 from vitfrost.configs import Bench, FreezeEntries
 from vitfrost.errors import VitfrostError
+from vitfrost.images.source import open_images
 from vitfrost.model import Model
 from vitfrost.runtime.runtimes import OnnxRuntime, OpenVino
 from vitfrost.timing.benchmark import Benchmark, load_benchmark
 from vitfrost.timing.cells import plan_cells
-from vitfrost.timing.exports import with_exports
+from vitfrost.timing.exports import place_of, with_exports
 from vitfrost.timing.sessions import ModelSource
 from vitfrost.timing.subjects import Subject, open_subjects
 
@@ -169,6 +170,12 @@ def test_exported_folders_are_measured_as_they_are(
     assert rows[name].effective_precision == "int8+bf16" if name in rows else "this CPU has no bf16" in absent[name]
     with pytest.raises(VitfrostError, match="is exported for onnxruntime, which is not among the runtimes openvino"):
         vitfrost.bench(graph, Bench(runtime=("openvino",), precision=("bf16",)), json=tmp_path / "c.json", progress=False)
+
+
+def test_pictures_of_one_folder_are_told_apart(pictures: Path) -> None:
+    whole = open_images(pictures)
+    assert place_of(whole) == place_of(open_images(pictures))
+    assert len({place_of(each) for each in (whole, whole.subset(5, 0), whole.subset(5, 1))}) == 3
 
 
 @EXPORTS

@@ -91,16 +91,18 @@ def _key(cell: Cell, images: AnyImages | None, seed: int) -> str:
     """A folder's name that says what is in it and differs where anything differs that it is made from."""
     subject, runtime = cell.subject, RUNTIMES[cell.runtime]
     form = runtime.format
-    drawn = [ON_NOISE if images is None else _place(images), seed] if _is_calibrated(cell) else None
+    drawn = [ON_NOISE if images is None else place_of(images), seed] if _is_calibrated(cell) else None
     tools = [version(name) for name in ("torch", *runtime.needs(cell.precision))]
     kind = "-float-attention" if cell.attention == "float" else "-dynamic" if cell.ranges == "dynamic" else ""
     made_of = [identity_of(subject), list(subject.image_size), form, cell.precision, cell.attention, cell.graph, cell.ranges, drawn, tools]
     return f"{subject.original.model.replace('/', '_')}-{form}-{cell.precision}{kind}-{cell.graph}-{hash_of(made_of)[:12]}"
 
 
-def _place(images: AnyImages) -> str:
-    """Where images are; of those in memory a name that no other run gives."""
-    return str(Path(images.root).resolve()) if isinstance(images, ImageSet) else f"in memory {_PROCESS} {id(images)}"
+def place_of(images: AnyImages) -> str:
+    """Where images are, and which of the folder; of those in memory a name that no other run gives."""
+    if isinstance(images, ImageSet):
+        return f"{Path(images.root).resolve()} {hash_of(images.files)[:12]}"
+    return f"in memory {_PROCESS} {id(images)}"
 
 
 def identity_of(subject: Subject) -> list[object]:
