@@ -28,6 +28,15 @@ def written(folder: Path, changes: dict[str, Any] | None = None, name: str = "re
     return path
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "training").iterdir()), ids=lambda path: path.stem)
+def test_every_variant_of_the_recipes_of_the_project_is_one(path: Path) -> None:
+    """By itself, or after the one that makes it small."""
+    variants = yaml.safe_load(path.read_text()).get("variants", {})
+    for name in variants:
+        for first in [[], *([small] for small in ("quick", "cpu") if small in variants and small != name)]:
+            load_training_recipe(path, [*first, name])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -56,6 +65,7 @@ def written(folder: Path, changes: dict[str, Any] | None = None, name: str = "re
         ({"kind": "vitfrost recipe"}, "is not a training recipe"),
         ({"variants": ["a"]}, "variants is a mapping"),
         ({"plan": {"hallucinates": {}}}, "plan"),
+        ({"plan": {"hallucinate": {"share": 0.5, "inter_map": "copy", "bias": False}}}, "bias has no effect where inter_map is copy"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

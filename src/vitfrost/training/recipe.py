@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from ..configs import Compact, FreezeHeads, Hallucinate
+from ..configs import Compact, FreezeHeads, Hallucinate, refuse_idle
 from ..configs.model import ModelPart
 from ..errors import VitfrostError
 from ..files import write_text
@@ -194,6 +194,16 @@ class TrainingRecipe(Strict):
     @classmethod
     def _random_is_untrained(cls, value: ModelPart) -> ModelPart:
         return replace(value, weights=None) if value.weights == "random" else value
+
+    @model_validator(mode="after")
+    def _methods_have_an_effect(self) -> TrainingRecipe:
+        parts = (self.plan.constants, self.plan.hallucinate, self.plan.compact) if isinstance(self.plan, InlinePlan) else ()
+        for part in filter(None, parts):
+            try:
+                refuse_idle(part)
+            except VitfrostError as error:
+                raise ValueError(f"plan: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> TrainingRecipe:
