@@ -78,7 +78,7 @@ kind: vitfrost recipe
 version: 1
 model: {{name: vitfrost_digits}}
 calibration: {{images: {images}, limit: 12, precision: quantized}}
-plan: {{freeze: 0.2, seed: 3}}
+plan: {{freeze: 0.2, by: random, seed: 3}}
 compress: {{calibration_images: 8}}
 evaluation: {{images: {images}}}
 """
