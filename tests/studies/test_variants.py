@@ -98,6 +98,13 @@ def test_a_grid_needs_images_to_be_measured_on(tmp_path: Path) -> None:
         load_study(path)
 
 
+def test_a_seed_of_the_plan_would_have_no_effect_on_a_grid(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE | {"plan": {"by": "random", "seed": 3}, "grid": {"blocks": [{"name": "x"}]}}))
+    with pytest.raises(VitfrostError, match=r"plan\.seed has no effect in a grid, which has seeds of its own; write grid\.seeds"):
+        load_study(path)
+
+
 def test_quick_overlays_part_by_part_and_must_be_there(tmp_path: Path) -> None:
     path = _write(tmp_path, [{"name": "x", "freeze": [0.1, 0.2]}], seeds=[0, 1])
     with pytest.raises(VitfrostError, match="has no quick variant"):

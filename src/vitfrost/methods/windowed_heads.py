@@ -46,7 +46,7 @@ class WindowedHeads(nn.Module):
 
     def at(self, grid: tuple[int, int]) -> WindowedHeads:
         """The heads on another patch grid, their windows grown as the grid has; those of the last few grids are kept."""
-        return self._elsewhere.get(grid, self.queries.device, lambda: self._carried(grid))
+        return self._elsewhere.get(grid, (id(self.outside), self.queries.device), lambda: self._carried(grid))
 
     def _carried(self, grid: tuple[int, int]) -> WindowedHeads:
         shape = Shape(grid, self.shape.prefix_tokens)

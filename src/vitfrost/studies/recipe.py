@@ -100,6 +100,8 @@ class StudyRecipe(Recipe):
             raise ValueError(
                 "grid has variants of frozen maps; leave hallucinate, compact and whole heads out of its plan, or run without a grid"
             )
+        if self.plan.seed:
+            raise ValueError("plan.seed has no effect in a grid, which has seeds of its own; write grid.seeds")
         if self.compress.repair is not None:
             raise ValueError("grid has variants that are not repaired; leave compress.repair out, or repair without a grid")
         return self

@@ -270,7 +270,8 @@ class MapAttention(nn.Module):
     def mixed(self, q: Tensor | None, k: Tensor | None, v: Tensor, bias: Tensor | None = None) -> Float[Tensor, "rows queries channels"]:
         """Quantize and scale queries, keys and values, attend, and put the heads side by side. Queries and keys are None where no head
         has any."""
-        if self.apart or self.frozen is not None or self.windowed is not None:
+        fixed = self.apart or self.frozen is not None or self.windowed is not None
+        if fixed or (self.hallucination is not None and self.seen is not None):
             grid = self.site.grid if self.seen is None else self.seen.grid_of(v.shape[2] - self.site.prefix_tokens, self.site.grid)
             if grid != self.site.grid or v.shape[2] != self.site.keys:
                 return MapAttention.mixed(layer_at(self, grid, v.shape[2]), q, k, v, bias)

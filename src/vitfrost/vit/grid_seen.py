@@ -30,14 +30,16 @@ class GridSeen(threading.local):
 
 
 def layer_at(attention: Any, grid: tuple[int, int], tokens: int) -> Any:
-    """A MapAttention for images of another patch grid: it shares everything but its frozen and windowed heads, which are carried over by
-    their `at(grid)`. Raises VitfrostError where there is none, for single frozen entries, and in training."""
-    sources = {name: module for name, module in attention.map_sources().items() if name != "hallucination"}
+    """A MapAttention for images of another patch grid: it shares everything but what makes maps of other heads, which is carried over by
+    its `at(grid)`. Raises VitfrostError where there is none, and for single frozen entries."""
+    sources = attention.map_sources()
     known = attention.site.prefix_tokens + prod(grid) == tokens and all(hasattr(module, "at") for module in sources.values())
-    if not known or attention.frozen is not None or attention.training:
+    if not known or attention.frozen is not None:
+        own, here = (f"{height} x {width}" for height, width in (attention.site.grid, grid))
+        mend = "resize the artifact (vitfrost resize)" if attention.frozen is None else "freeze entries in a model opened at that size"
         raise VitfrostError(
-            f"{attention.site.name} has frozen maps or windows of {attention.site.keys} tokens, and this image has {tokens}; resize the "
-            "artifact (vitfrost resize) for images of another size"
+            f"{attention.site.name} has frozen maps or windows of {attention.site.keys} tokens ({own} patches), and this image has {tokens}"
+            f"{f' ({here})' if here != own else ''}; {mend} for images of another size"
         )
     made = copy.copy(attention)
     made.__dict__.update(_modules=attention._modules | {name: source.at(grid) for name, source in sources.items()}, seen=None)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-GRIDS = 8
+GRIDS = 4
 T = TypeVar("T")
 
 
 class Elsewhere(Generic[T]):
-    """What was made for the last few patch grids, for as long as what it was made of stays the same."""
+    """What was made for the last few patch grids, for as long as what it was made of stays the same. Copies and files begin without it."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, int], tuple[object, T]] = {}
@@ -24,3 +24,6 @@ class Elsewhere(Generic[T]):
         for old in list(self._made)[:-GRIDS]:
             self._made.pop(old, None)
         return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Elsewhere, ()

@@ -113,10 +113,12 @@ class ConstantHeads(nn.Module):
         self.form: Form = form
 
     def at(self, grid: tuple[int, int]) -> ConstantHeads:
-        """The heads on another patch grid, untrained; those of the last few grids are kept.
+        """The heads on another patch grid; those of the last few grids are kept.
 
-        Raises ValueError for constants without a patch grid, and of masked windows.
+        Raises ValueError for constants without a patch grid, and of masked windows; VitfrostError in training, which would not reach them.
         """
+        if self.training:
+            raise VitfrostError("frozen heads are trained at their own image size; give images of that size, or call eval() first")
         return self._elsewhere.get(grid, self._state(), lambda: self._carried(grid))
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ Shapes: B rows of the batch, g heads with logits, q hallucinated heads, N querie
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,14 @@ class HeadHallucination(nn.Module):
         self.options = options
         self.mix = HeadMix(logit_heads, sources, options)
         self.convolution = MapConvolution(len(sources), options, prefix_tokens, key_grid) if options.kernel else None
+
+    def at(self, grid: tuple[int, int]) -> HeadHallucination:
+        """The same for another patch grid of the keys, with the same weights."""
+        if self.convolution is None or not self.convolution.on_grid:
+            return self
+        made = copy.copy(self)
+        made.__dict__["_modules"] = self._modules | {"convolution": self.convolution.at(grid)}
+        return made
 
     def hallucinate(self, maps: Float[Tensor, "rows logit_heads queries keys"]) -> Float[Tensor, "rows hallucinated queries keys"]:
         """Mix across heads, then the residual convolution, of logits or maps."""

@@ -5,6 +5,7 @@ Shapes: B rows of the batch, g computed heads, q hallucinated heads, N queries, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -94,6 +95,12 @@ class MapConvolution(nn.Module):
         if self.on_grid and key_grid is None:
             raise VitfrostError("intra_map key-grid needs the patch grid of the keys, which this layer has not; take 3x3 or none")
         self.weight = nn.Parameter(torch.zeros(maps, 1, options.kernel, options.kernel))
+
+    def at(self, grid: tuple[int, int]) -> MapConvolution:
+        """The same for another patch grid of the keys, with the same weights."""
+        made = copy.copy(self)
+        made.key_grid = grid
+        return made
 
     def forward(self, maps: Float[Tensor, "rows hallucinated queries keys"]) -> Float[Tensor, "rows hallucinated queries keys"]:
         row, column = self.first_row, self.first_column
